@@ -1,0 +1,36 @@
+"""Everything that speaks is a `ChatModel`: the policy, a user, a judge; local weights or a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from collab.conversation import Key, Message, Reply
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw one reply.
+
+    Attributes:
+        max_new_tokens: Length limit, in tokens of the speaking model.
+        temperature: Softmax temperature; 0 is greedy.
+        top_p: Nucleus mass in (0, 1]; 1 leaves the distribution whole.
+        top_k: Number of likeliest tokens kept; 0 keeps all.
+        adapter: Speak with the trained adapter on; False is the reference model from the same weights.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    adapter: bool = True
+
+
+class ChatModel(Protocol):
+    """Anything that answers a list of messages."""
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+        """One reply to `messages`; its randomness is that of `key` alone."""
+        ...

@@ -1,0 +1,205 @@
+"""The words of the project as plain data: goal, conversation, context, candidate, group.
+
+Everything here is immutable where it can be forked: forward sampling branches one history into many futures
+(`t_{1:j} + t^f` of Eq. 1), and a branch must never be able to disturb its siblings. No torch in this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the user wants (`g` in the paper); the assistant never sees it.
+
+    Attributes:
+        id: Unique within its file.
+        prompt: What the user wants, in one message (`single_turn_prompt`).
+        reference: The artefact that would satisfy the user (`single_turn_completion`, `y_g` of Eq. 3).
+        metadata: Preferences and descriptions, e.g. title, tone, audience, length (`single_turn_metadata`).
+    """
+
+    id: str
+    prompt: str
+    reference: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat message. `token_ids`, where known, are the ids that were sampled: they are never re-tokenised."""
+
+    role: Role
+    content: str
+    token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a `ChatModel` returns for one request.
+
+    Attributes:
+        text: The decoded reply without special tokens, stripped.
+        token_ids: The sampled ids, the end-of-turn id included when the model produced it. Empty over HTTP.
+        logprobs: Log-probability of each id under the distribution that it was drawn from (temperature included).
+        finish_reason: "stop" when the model ended its turn, "length" when it was cut at `max_new_tokens`.
+        prompt_ids: The ids that the reply was conditioned on. Empty over HTTP.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish_reason: FinishReason = "stop"
+    prompt_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`t_j = (u_j, m_j)`: a user message and the response to it."""
+
+    user: str
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns so far, and maybe a user message that waits for its response.
+
+    With `pending` set it is a context, the history `t^h_j = t_{1:j-1} + u_j` of Eq. 1.
+
+    Attributes:
+        goal: What the simulated user wants.
+        system_prompt: The assistant's instruction; empty for none.
+        turns: Finished turns.
+        pending: The user message that the assistant has to answer next.
+        ended_by: Why it is over: "" (it is not), "satisfied", "patience", "max_turns" or "window".
+    """
+
+    goal: Goal
+    system_prompt: str = ""
+    turns: tuple[Turn, ...] = ()
+    pending: str | None = None
+    ended_by: str = ""
+
+    @property
+    def position(self) -> int:
+        """The number j, from 1, of the turn that is open or comes next."""
+        return len(self.turns) + 1
+
+    def with_user(self, text: str) -> Conversation:
+        return replace(self, pending=text)
+
+    def with_reply(self, reply: Reply) -> Conversation:
+        assert self.pending is not None, "a reply needs a user message to answer"
+        return replace(self, turns=(*self.turns, Turn(self.pending, reply)), pending=None)
+
+    def with_end(self, reason: str) -> Conversation:
+        return replace(self, ended_by=reason, pending=None)
+
+    @property
+    def assistant_texts(self) -> list[str]:
+        return [turn.reply.text for turn in self.turns]
+
+    def messages(self) -> list[Message]:
+        """The conversation as the assistant sees it: the goal is not in it."""
+        found = [Message("system", self.system_prompt)] if self.system_prompt else []
+        for turn in self.turns:
+            found.append(Message("user", turn.user))
+            found.append(Message("assistant", turn.reply.text, turn.reply.token_ids or None))
+        if self.pending is not None:
+            found.append(Message("user", self.pending))
+        return found
+
+
+@dataclass(frozen=True)
+class Score:
+    """The conversation-level reward `R*(t | g)` (Eq. 2) and what it is made of.
+
+    Attributes:
+        reward: The weighted sum; None when a part could not be had (a missing score is missing, never 0).
+        parts: Metric name -> its value in 0..1 before weighting, None where it could not be had.
+    """
+
+    reward: float | None
+    parts: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One response `m_j` to a context, with its simulated futures.
+
+    Attributes:
+        reply: The sampled response.
+        futures: Finished conversations `t_{1:j} + t^f`, one per forward sample.
+        scores: `R*` of each future.
+        mr: Mean of the rewards that could be had (Eq. 1), None if none could.
+    """
+
+    reply: Reply
+    futures: tuple[Conversation, ...] = ()
+    scores: tuple[Score, ...] = ()
+    mr: float | None = None
+
+    def part(self, name: str) -> float | None:
+        """Mean of one metric over the futures that have it; None if none has."""
+        values = [value for score in self.scores if (value := score.parts.get(name)) is not None]
+        return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Candidates for the same context: what an update compares. Candidates without MR have been left out."""
+
+    context: Conversation
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names one request's random stream, whatever batch the request happens to sit in.
+
+    Two requests with equal keys draw the same numbers. Common random numbers are had by leaving a field out:
+    paired sampling drops `candidate` from the simulated user's key.
+    """
+
+    seed: int
+    role: str = ""
+    split: str = ""
+    round: int = 0
+    goal: str = ""
+    turn: int = 0
+    candidate: int | None = None
+    sample: int = 0
+
+    def at(self, **changes: Any) -> Key:
+        return replace(self, **changes)
+
+    def stream(self) -> np.random.Generator:
+        """A counter-based generator (Philox) keyed by all fields."""
+        digest = hashlib.blake2b(repr(self).encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def as_record(conversation: Conversation, score: Score | None = None, **extra: Any) -> dict[str, Any]:
+    """A JSON-ready record of a conversation, as `transcripts.jsonl` holds it."""
+    messages: Sequence[Message] = conversation.messages()
+    record: dict[str, Any] = {
+        **extra,
+        "goal": conversation.goal.id,
+        "messages": [{"role": m.role, "content": m.content} for m in messages],
+        "finish_reasons": [turn.reply.finish_reason for turn in conversation.turns],
+        "ended_by": conversation.ended_by,
+    }
+    if score is not None:
+        record["reward"] = score.reward
+        record["parts"] = dict(score.parts)
+    return record

@@ -1,0 +1,5 @@
+"""One exception for everything a user can put right."""
+
+
+class BadInput(ValueError):
+    """What was given, the rule it breaks, and the way out. Entry points print the message without a stack trace."""
