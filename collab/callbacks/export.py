@@ -1,0 +1,61 @@
+"""What training leaves for use: the best validated policy and the last one, as ordinary model folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from collab.modules.export import export_policy
+
+
+class ExportBest(L.Callback):
+    """Exports to `<folder>/policy` whenever `val/mr` is the best so far, and to `<folder>/policy_last` at the end.
+
+    Without any validation `policy` is the last one too. Rank 0 writes; `val/mr` has to be the same on all ranks.
+
+    Args:
+        folder: Of the run.
+        merge: Write adapters merged into the base weights.
+
+    Attributes:
+        best_mr: The best `val/mr` so far, None before the first; goes into checkpoints.
+        best_step: Training batches that were done by then; goes into checkpoints.
+    """
+
+    def __init__(self, folder: Path | str, merge: bool = False) -> None:
+        self.folder = Path(folder)
+        self.merge = merge
+        self.best_mr: float | None = None
+        self.best_step: int | None = None
+        self._step = 0  # batches done
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._step = batch_idx + 1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        measured = trainer.callback_metrics.get("val/mr")
+        if measured is None or trainer.sanity_checking:
+            return
+        mr = float(measured)
+        if mr > (float("-inf") if self.best_mr is None else self.best_mr):  # never true of nan
+            self.best_mr, self.best_step = mr, self._step
+            self._export(trainer, pl_module, "policy")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._export(trainer, pl_module, "policy_last")
+        if self.best_mr is None:
+            self._export(trainer, pl_module, "policy")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_mr": self.best_mr, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_mr, self.best_step = state_dict["best_mr"], state_dict["best_step"]
+
+    def _export(self, trainer: L.Trainer, pl_module: Any, name: str) -> None:
+        if trainer.is_global_zero:
+            export_policy(pl_module.policy.lm, pl_module.tokenizer, self.folder / name, merge=self.merge)

@@ -1,0 +1,118 @@
+"""Every conversation of a run, one JSON object a line; and a few of them as a W&B table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+
+from collab.conversation import Conversation, Group, Score, as_record
+
+Scored = tuple[Conversation, Score | None]
+
+
+class TranscriptWriter:
+    """Appends to `transcripts.jsonl`; with several processes, rank n > 0 appends to `transcripts-rank{n}.jsonl`.
+
+    Nothing is kept open between calls: what was written stays readable whatever becomes of the run.
+
+    Args:
+        folder: Of the run; made if it is not there.
+        rank: Global rank of this process.
+    """
+
+    def __init__(self, folder: Path | str, rank: int = 0) -> None:
+        self.path = Path(folder) / (f"transcripts-rank{rank}.jsonl" if rank else "transcripts.jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, scored: Iterable[Scored], **extra: Any) -> None:
+        """One line for each conversation: `as_record` of it and its score, with `extra` (phase, policy, step) in it."""
+        lines = [json.dumps(as_record(talk, score, **extra), ensure_ascii=False) + "\n" for talk, score in scored]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+
+
+class TranscriptCallback(L.Callback):
+    """Writes what the rollouts of `fit` played: `batch.groups` in training, `batch.scored` in validation.
+
+    `step` in a record is the number of training batches that were done when it was written: the first rollout is
+    step 1, a validation after eight batches is step 8.
+
+    Args:
+        writer: Of this process.
+        num_conversations: Rows of each W&B table (`train/conversations`, `val/conversations`); 0 for no tables.
+        table_every_n_steps: Training batches between two tables; every validation has one.
+    """
+
+    def __init__(self, writer: TranscriptWriter, num_conversations: int = 4, table_every_n_steps: int = 1) -> None:
+        self.writer = writer
+        self.num_conversations = num_conversations
+        self.table_every_n_steps = table_every_n_steps
+        self._step = 0
+        self._validated: list[Scored] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._step = batch_idx + 1
+        for (group, candidate, sample), scored in futures(batch.groups):
+            where = {"group": group, "candidate": candidate, "sample": sample}
+            self.writer.write([scored], phase="train", policy="policy", step=self._step, **where)
+        if self._step % self.table_every_n_steps == 0:
+            # First one future of each context, then the next candidate of each: few rows show many goals.
+            spread = sorted(futures(batch.groups), key=lambda item: (item[0][1], item[0][2], item[0][0]))
+            self._table(trainer, "train/conversations", [scored for _, scored in spread])
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.writer.write(batch.scored, phase="validation", policy="policy", step=self._step)
+        self._validated.extend(batch.scored)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._table(trainer, "val/conversations", self._validated)
+
+    def _table(self, trainer: L.Trainer, key: str, scored: Sequence[Scored]) -> None:
+        columns, rows = conversation_table(self._step, scored[: self.num_conversations])
+        for logger in trainer.loggers:
+            if rows and isinstance(logger, WandbLogger):
+                logger.log_table(key, columns=columns, data=rows, step=self._step)
+
+
+def futures(groups: Sequence[Group]) -> list[tuple[tuple[int, int, int], tuple[Conversation, Score]]]:
+    """((group, candidate, sample), (conversation, score)) of each forward sample in `groups`, in that order."""
+    return [
+        ((g, c, s), scored)
+        for g, group in enumerate(groups)
+        for c, candidate in enumerate(group.candidates)
+        for s, scored in enumerate(zip(candidate.futures, candidate.scores, strict=True))
+    ]
+
+
+def conversation_table(step: int, scored: Sequence[Scored]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows for a table: step, goal, conversation, reward, then every part of the reward."""
+    parts = list(dict.fromkeys(name for _, score in scored if score for name in score.parts))
+    rows = [
+        [
+            step,
+            talk.goal.id,
+            "\n\n".join(f"{message.role}: {message.content}" for message in talk.messages()),
+            score.reward if score else None,
+            *(score.parts.get(name) if score else None for name in parts),
+        ]
+        for talk, score in scored
+    ]
+    return ["step", "goal", "conversation", "reward", *parts], rows

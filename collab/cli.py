@@ -1,0 +1,627 @@
+"""The command line of `train.py` and `evaluate.py`: Hydra composes, everything is checked, then the run begins.
+
+In this order, the cheapest first, each with one message for the user and no stack trace:
+
+1. the config is composed; Hydra's errors are told in our words, with the closest name and the valid ones;
+2. rules across fields (`collab.config.check`);
+3. the goals are read and checked;
+4. torch is imported: device, precision, the model's files and tokenizer, the length of the references;
+5. Hydra makes the run's folder, and `collab.train.train` or `collab.evaluate.evaluate` is called.
+
+`--help` and a misspelt override end before 2, so this file imports neither torch nor anything that does.
+
+A sweep (`-m`) runs each job as a process of its own, with the command that one would type for it alone. So job k is the
+same run whether or not others came before it (no seeds, thread counts or open loggers are left over), a job that
+crashes or is killed takes nobody with it, and Lightning may start the other ranks of a job by repeating its command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import CompactHydraException, HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from collab.config import Config, check, field_docs, register
+from collab.errors import BadInput
+from collab.paths import config_dir
+
+if TYPE_CHECKING:
+    from collab.datamodules.goals import GoalSplits
+
+Run = Callable[[Config], None]
+
+COMMON = (  # what --help lists; the doc lines are those of the schema
+    "seed",
+    "name",
+    "output_dir",
+    "precision",
+    "policies",
+    "model.path",
+    "model.attention",
+    "model.lora.enabled",
+    "task.train_file",
+    "task.val_file",
+    "task.test_file",
+    "task.max_turns",
+    "task.max_new_tokens",
+    "algorithm.lr",
+    "sampler.window",
+    "sampler.num_samples",
+    "sampler.group_size",
+    "sampler.paired",
+    "sampler.temperature",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.max_steps",
+    "trainer.goals_per_step",
+    "logger.wandb",
+    "evaluation.num_conversations",
+    "export.merge",
+)
+EXAMPLES = {
+    "train": (
+        ("experiment=doc_edit", "the quick start, on a CPU"),
+        ("experiment=doc_edit algorithm=grpo trainer.max_steps=40", "another algorithm, more steps"),
+        ("experiment=doc_edit model.path=Qwen/Qwen2.5-0.5B-Instruct", "another model, from the hub or a folder"),
+        ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
+        ("experiment=doc_edit -m algorithm=online_dpo,grpo seed=1,2", "a sweep over all pairs"),
+        ("experiment=paper/doc_edit --cfg job", "print the composed config, run nothing"),
+    ),
+    "evaluate": (
+        ("experiment=doc_edit", "base and proactive base"),
+        (
+            "experiment=doc_edit 'policies=[base,mine:outputs/doc_edit/RUN/policy]'",
+            "a trained policy against its base",
+        ),
+        ("experiment=doc_edit task.test_file=goals.jsonl seed=7", "on your own goals"),
+        ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
+        ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
+    ),
+}
+
+
+class JobFailed(CompactHydraException):
+    """A job of a sweep ended with an error; Hydra prints these without a stack trace."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One finished job of a sweep; `code` is its exit status, negative for the signal that ended it."""
+
+    overrides: list[str]
+    folder: Path
+    code: int
+
+
+def main(entry: str, run: Run | None = None) -> None:
+    """Run the command line `sys.argv`; leaves the process by SystemExit unless all went well.
+
+    Exit status: 0; 1 for a run that failed or input that was refused; 2 for an unknown flag; 130 when interrupted.
+
+    Args:
+        entry: "train" or "evaluate": the primary config in `conf/`, and which rules apply.
+        run: What to call with the checked config; default `collab.train.train` or `collab.evaluate.evaluate`.
+    """
+    try:
+        failed = _main(entry, run)
+    except BadInput as error:
+        _refuse(error)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(130)
+    if failed:
+        sys.exit(1)
+
+
+def _refuse(error: BadInput) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _main(entry: str, run: Run | None) -> bool:
+    """Whether a job of a sweep failed; a single run that fails raises."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(entry))
+        return False
+    args = get_args_parser().parse_args()
+    register()
+    # The start of the run, for the names of folders.
+    OmegaConf.register_new_resolver("stamp", stamp, replace=True)
+    folder = config_dir()
+    # A rerun is composed already; Hydra's own help and completion compose nothing.
+    if not (args.hydra_help or args.shell_completion or args.experimental_rerun):
+        _check_before_start(entry, args, folder)
+    if rank() > 0:
+        sys.argv.append("hydra.output_subdir=null")  # rank 0 writes the config
+
+    jobs: list[Job] = []
+
+    def job(composed: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            jobs.append(_run_in_own_process(args))
+            if jobs[-1].code != 0:
+                raise JobFailed(f"A job of the sweep failed: {' '.join(jobs[-1].overrides)} ({_ending(jobs[-1])})")
+            return
+        config = typed(composed, output_dir=HydraConfig.get().runtime.output_dir)
+        if rank() == 0:
+            OmegaConf.save(OmegaConf.structured(config), Path(config.output_dir) / "config.yaml")
+            for note in config.notes:
+                print(f"note: {note}", flush=True)
+        try:
+            (run or _entry_point(entry))(config)
+        except BadInput as error:  # here, since Hydra would print it with its trace
+            _refuse(error)
+
+    start = hydra.main(config_path=str(folder), config_name=entry, version_base=None)(job)
+    try:
+        start()
+    finally:
+        if jobs:
+            print(summary(jobs), flush=True)
+    return any(done.code != 0 for done in jobs)
+
+
+def _entry_point(entry: str) -> Run:
+    if entry == "train":
+        from collab.train import train
+
+        return train
+    from collab.evaluate import evaluate
+
+    return evaluate
+
+
+# --- before the start ------------------------------------------------------------------------------------------------
+
+
+def _check_before_start(entry: str, args: argparse.Namespace, folder: Path) -> None:
+    """Steps 1 to 4 of the module's docstring; of a sweep, and of a config that is only shown, step 1."""
+    folders = [folder]
+    searched = []
+    if args.config_dir:
+        folders.insert(0, Path(args.config_dir).absolute())
+        searched = [f"hydra.searchpath=[{_quoted(str(folders[0]))}]"]
+    sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    given = [text for text in args.overrides if not text.startswith("hydra.mode=")]
+    name = args.config_name or entry
+    with hydra.initialize_config_dir(str(args.config_path or folder), job_name=entry, version_base=None):
+        overrides = _parse(given)
+        if sweep and any(override.key_or_group == "hydra/sweeper" for override in overrides):
+            return  # only that sweeper knows what the jobs are
+        if sweep:
+            every = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+        else:
+            if several := [override.input_line for override in overrides if override.is_sweep_override()]:
+                raise BadInput(
+                    f"{' '.join(map(str, several))} lists several values, and a single run takes one. "
+                    "Add -m to run one job for each, or quote a value with a comma: 'key=\"a,b\"'."
+                )
+            every = [given]
+        configs = [compose(name, [*searched, *job], folders) for job in every]
+    if sweep or args.cfg or args.info:
+        return
+    config = typed(configs[0], output_dir="")  # the folder is named only once everything is right
+    check(config, entry)
+    from collab.datamodules.goals import load_splits
+
+    splits = load_splits(config.task)
+    check_machine(config, splits)
+
+
+def check_machine(config: Config, goals: GoalSplits) -> None:
+    """What needs torch and the tokenizer to be known; reads no weights.
+
+    Raises:
+        BadInput: Device, precision or attention cannot be had here; `model.path` is no model; a class that `target`
+            names is not there; a reference is longer than `task.max_new_tokens`.
+    """
+    from collab.datamodules.goals import check_reference_lengths
+    from collab.modules.loading import check_model, load_tokenizer, resolve_attention, resolve_device, resolve_dtype
+
+    device = resolve_device(config.trainer.accelerator)
+    _check_devices(config, device.type)
+    resolve_attention(config.model.attention, resolve_dtype(config.precision, device), device)
+    for key, target in targets(config).items():
+        load_target(target, key)
+    check_model(config.model)
+    tokenizer = load_tokenizer(config.model)
+    check_reference_lengths(
+        [*goals.train, *goals.val, *goals.test],
+        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        config.task.max_new_tokens,
+    )
+
+
+def _check_devices(config: Config, kind: str) -> None:
+    if kind != "cuda":
+        return
+    import torch
+
+    devices, there = config.trainer.devices, torch.cuda.device_count()
+    missing = devices != "auto" and (devices > there if isinstance(devices, int) else max(devices) >= there)
+    if missing:
+        raise BadInput(
+            f"trainer.devices ({devices}) asks for more than this machine has: {there} CUDA devices. "
+            "Set trainer.devices=auto."
+        )
+
+
+def targets(config: Config) -> dict[str, str]:
+    """Dotted key -> the class that it names, for all parts of a run that are chosen by config."""
+    found = {
+        "task.target": config.task.target,
+        "algorithm.target": config.algorithm.target,
+        "user.target": config.user.target,
+        "engine.target": config.engine.target,
+        **{f"task.metrics.{name}.target": metric.target for name, metric in config.task.metrics.items()},
+    }
+    if config.judge.target is not None:
+        found["judge.target"] = config.judge.target
+    return found
+
+
+def load_target(target: str, key: str) -> Any:
+    """The class that `package.module.Class` names.
+
+    Args:
+        target: Its full name.
+        key: The config field that holds it, for the message.
+
+    Raises:
+        BadInput: There is no such module or class.
+    """
+    import importlib
+
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(
+            f"{key}={target} cannot be imported ({error}). Write package.module.Class of something installed."
+        ) from error
+
+
+def typed(composed: DictConfig, output_dir: str) -> Config:
+    """The dataclasses behind a composed config, interpolations resolved.
+
+    Args:
+        composed: What Hydra composed.
+        output_dir: Of the run; takes the place of the composed one.
+
+    Raises:
+        BadInput: A field has no value, or an interpolation cannot be resolved.
+    """
+    OmegaConf.update(composed, "output_dir", output_dir)
+    if missing := sorted(OmegaConf.missing_keys(composed)):
+        raise BadInput(f"{', '.join(missing)}: no value, and one is needed. Set {missing[0]}=... .")
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise BadInput(f"The config cannot be resolved: {_lines(error)} Check what is written in ${{...}}.") from error
+    assert isinstance(config, Config), "the primary config starts from the schema"
+    return config
+
+
+# --- composing, and telling what went wrong --------------------------------------------------------------------------
+
+
+def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictConfig:
+    """One job's config; Hydra has to be initialised.
+
+    Raises:
+        BadInput: Names each override that does not fit, why, and what would.
+    """
+    try:
+        return hydra.compose(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(_explain(error, name, _parse(overrides), options(folders))) from error
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    loader = GlobalHydra.instance().config_loader()
+    try:
+        return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise BadInput(
+            f"{error.override} is not an override. Write key=value without spaces around =, and quotes around a value "
+            "that has =, commas or brackets of its own: 'policies=[base,\"mine:runs/lr=1/policy\"]'."
+        ) from error
+
+
+def options(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Group -> its options by the names that one types, nested ones in full (`paper/doc_edit`)."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for path in folder.rglob("*.yaml"):
+            group, *rest = path.relative_to(folder).with_suffix("").parts
+            if rest and group != "hydra":
+                found.setdefault(group, set()).add("/".join(rest))
+    return {group: sorted(names) for group, names in sorted(found.items())}
+
+
+def _explain(error: Exception, name: str, overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> str:
+    """Hydra's errors come in many shapes; what is wrong is found by trying the overrides one by one instead."""
+    ours = [override for override in overrides if not (override.key_or_group or "").startswith("hydra")]
+    chosen = [override for override in ours if override.key_or_group in groups]
+    problems = [text for override in chosen if (text := _option_problem(override, groups))]
+    if not problems:
+        problems = _field_problems(name, [override.input_line or "" for override in chosen], ours, groups)
+    if not problems:
+        return f"The config cannot be composed. {_lines(error)}"
+    return "\n".join(problems)
+
+
+def _option_problem(override: Override, groups: Mapping[str, Sequence[str]]) -> str:
+    group, value = str(override.key_or_group), override.value()
+    if value is None or isinstance(value, list | dict) or str(value) in groups[group] or override.is_delete():
+        return ""
+    names = groups[group]
+    return (
+        f"{override.input_line}: there is no such {group}.{_did_you_mean(str(value), names)} "
+        f"{group} is one of: {', '.join(names)}."
+    )
+
+
+def _field_problems(
+    name: str, chosen: list[str], overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    try:
+        config = hydra.compose(name, chosen)
+    except (HydraException, OmegaConfBaseException):
+        return []  # not the command line: a YAML file is wrong
+    known = list(_keys(config))
+    problems = []
+    for override in overrides:
+        key = str(override.key_or_group)
+        if key in groups:
+            continue
+        if key not in known:
+            if not _accepts(config, override):
+                problems.append(_unknown(override, key, known, groups))
+        elif not override.is_delete():
+            try:
+                OmegaConf.update(config, key, override.value())
+            except OmegaConfBaseException as error:
+                doc = _doc(config, key)
+                problems.append(f"{override.input_line}: wrong type. {_lines(error)}{f' {key}: {doc}.' if doc else ''}")
+    return problems
+
+
+def _accepts(config: DictConfig, override: Override) -> bool:
+    """Whether `+key=value` may add to this config: an entry of a dict, such as a metric."""
+    if not (override.is_add() or override.is_force_add()):
+        return False
+    try:
+        OmegaConf.update(config, str(override.key_or_group), override.value(), force_add=True)
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
+def _unknown(override: Override, key: str, known: Sequence[str], groups: Mapping[str, Sequence[str]]) -> str:
+    parent = key.rpartition(".")[0]
+    while parent and parent not in known:
+        parent = parent.rpartition(".")[0]
+    depth = parent.count(".") + 2 if parent else 1
+    if parent:
+        beside = [name for name in known if name.startswith(f"{parent}.") and name.count(".") + 1 == depth]
+        valid = f"Fields of {parent}: {', '.join(name.rpartition('.')[2] for name in beside)}."
+    else:
+        plain = [name for name in known if "." not in name and name not in groups]
+        valid = f"Groups: {', '.join(groups)}. Fields: {', '.join(plain)}."
+    what = "group" if "/" in key else "field"
+    return (
+        f"{override.input_line}: there is no {what} {key}.{_did_you_mean(key, [*known, *groups])} {valid} "
+        "`--help` lists the common ones, `--cfg job` all."
+    )
+
+
+def _did_you_mean(given: str, names: Sequence[str]) -> str:
+    """Closest names: by the whole of them, else by their last part, so that `lr` finds `algorithm.lr`."""
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.75)
+    if not close:
+        last = [name for name in names if name.replace("/", ".").rpartition(".")[2] == given.rpartition(".")[2]]
+        by_end = {name.replace("/", ".").rpartition(".")[2]: name for name in reversed(names)}
+        near = difflib.get_close_matches(given.rpartition(".")[2], list(by_end), n=1, cutoff=0.75)
+        close = last[:3] or [by_end[end] for end in near] or difflib.get_close_matches(given, names, n=1)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all nodes of a config."""
+    if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
+        for key in node:
+            yield f"{prefix}{key}"
+            yield from _keys(node._get_node(key), f"{prefix}{key}.")
+
+
+def _lines(error: BaseException) -> str:
+    """What an error and its causes say, once each, without the lines in which OmegaConf describes its own tree."""
+    told: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        for line in map(str.strip, str(cause).splitlines()):
+            if line and line not in told and not line.startswith(("full_key:", "object_type=", "reference_type=")):
+                told.append(line)
+        cause = cause.__cause__
+    return " ".join(line if line.endswith((".", ":", "?")) else f"{line}." for line in told)
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def help_text(entry: str) -> str:
+    """What `--help` prints: groups, experiments, common overrides with defaults and doc lines, examples."""
+    register()
+    folder = config_dir()
+    command = f"python {entry}.py"
+    with hydra.initialize_config_dir(str(folder), job_name=entry, version_base=None):
+        config = hydra.compose(entry)
+    groups = options([folder])
+    experiments = groups.pop("experiment", [])
+    first = {"train": "Train a policy and compare it with its base.", "evaluate": "Compare policies on the same goals."}
+    defaults = _default_options(folder)
+    swaps = []
+    for group, names in groups.items():
+        default = f"  (default: {defaults[group]})" if group in defaults and len(names) > 1 else ""
+        swaps.append((group, " | ".join(names) + default))
+    fields = [(f"{key}={_shown(_raw(config, key))}", _doc(config, key)) for key in _common(entry)]
+    return "\n".join(
+        [
+            first[entry],
+            "",
+            f"  {command} [experiment=NAME] [group=option ...] [field=value ...]",
+            "",
+            "Experiments (experiment=NAME), versioned sets of overrides:",
+            *(f"  {name}" for name in experiments),
+            "",
+            "Groups (group=option), one for each thing to swap:",
+            *_table(swaps),
+            "",
+            "Common fields (field=value), with their defaults:",
+            *_table(fields),
+            "",
+            "Flags:",
+            *_table(
+                [
+                    ("-m", "sweep: key=a,b runs one job for each value; a job that fails does not stop the others"),
+                    (
+                        "--cfg job",
+                        "print the composed config, all fields; --resolve fills in what refers to others",
+                    ),
+                    ("--info defaults", "where each part of the config comes from"),
+                    ("--hydra-help", "the flags of Hydra"),
+                ]
+            ),
+            "",
+            "Examples:",
+            *_table([(f"{command} {rest}", what) for rest, what in EXAMPLES[entry]]),
+        ]
+    )
+
+
+def _common(entry: str) -> list[str]:
+    return [key for key in COMMON if key != "policies" or entry == "evaluate"]  # training names its own rows
+
+
+def _default_options(folder: Path) -> dict[str, str]:
+    """Group -> the option that train.yaml, on which evaluate.yaml builds, takes for it."""
+    written: Any = OmegaConf.to_container(OmegaConf.load(folder / "train.yaml"))
+    return {key: value for line in written["defaults"] if isinstance(line, dict) for key, value in line.items()}
+
+
+def _doc(config: DictConfig, key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    schema = OmegaConf.get_type(OmegaConf.select(config, parent)) if parent else Config
+    return field_docs(schema).get(name, "") if schema is not None else ""
+
+
+def _raw(config: DictConfig, key: str) -> Any:
+    """The value of a field as it is written, interpolations left as they are."""
+    value: Any = OmegaConf.to_container(config)
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    rows = list(rows)
+    width = max(len(left) for left, _ in rows)
+    return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    """This process's number among all processes of the run, as its launcher (torchrun, SLURM, Lightning) tells it."""
+    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if variable in os.environ:
+            return int(os.environ[variable])
+    return 0
+
+
+@functools.cache
+def stamp() -> str:
+    """When this run started, as `2026-01-31_23-59-59`; the same in all of its processes, for they share a folder.
+
+    Processes that Lightning starts get their folder on the command line. Those of torchrun agree through its store,
+    where the first one's clock counts; those of SLURM take the number of their job step, which they share.
+    """
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch.distributed import TCPStore
+
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        return store.compare_set("collab/stamp", "", now).decode()
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
+    return now
+
+
+def _run_in_own_process(args: argparse.Namespace) -> Job:
+    """Run the sweep's current job with the command that one would type for it alone, in the folder it was given."""
+    import __main__
+
+    about = HydraConfig.get()
+    folder = Path(about.runtime.output_dir)
+    program = ["-m", __main__.__spec__.name] if __main__.__spec__ else [sys.argv[0]]
+    flags = ["--config-name", args.config_name] if args.config_name else []
+    flags += ["--config-dir", args.config_dir] if args.config_dir else []
+    ours = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
+    passed = [text for text in about.overrides.hydra if not text.lstrip("+~").startswith(ours)]
+    overrides = list(about.overrides.task)
+    command = [sys.executable, *program, *flags, *overrides, *passed, f"output_dir={_quoted(str(folder))}"]
+    env = dict(os.environ)
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun's store keeps what earlier jobs wrote for their process group: each job opens one on its own port.
+        env["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        env["MASTER_PORT"] = str(int(env["MASTER_PORT"]) + 1 + about.job.num)
+    return Job(overrides, folder, subprocess.run(command, env=env).returncode)
+
+
+def _quoted(text: str) -> str:
+    """`text` as a value in Hydra's grammar."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def summary(jobs: Sequence[Job]) -> str:
+    """One line for each job of a sweep: its overrides, how it ended, its folder."""
+    failed = sum(job.code != 0 for job in jobs)
+    rows = [(" ".join(job.overrides), f"{_ending(job)}  {os.path.relpath(job.folder)}") for job in jobs]
+    return "\n".join([f"Sweep: {len(jobs) - failed} of {len(jobs)} jobs finished, {failed} failed.", *_table(rows)])
+
+
+def _ending(job: Job) -> str:
+    if job.code < 0:
+        return f"FAILED by signal {-job.code}"
+    return f"FAILED with exit status {job.code}" if job.code else "finished"

@@ -1,0 +1,112 @@
+"""Goals as Lightning batches.
+
+A run is one epoch: the training loader holds the whole schedule, `max_steps` batches of goals, so that what step k
+trains on depends on the seed and k alone. Validation and test goals come in file order.
+
+Every loader is sequential. With several processes Lightning gives it a `DistributedSampler`, by which process r of W
+takes items r, r + W, ...: with `goals_per_step / W` goals a process, step k trains on the same goals whatever W is.
+For evaluation that sampler repeats some goals where W does not divide their number: count results by goal id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import lightning
+from torch.utils.data import DataLoader
+
+from collab.conversation import Conversation, Goal, Group, Key, Score
+from collab.datamodules.goals import GoalSplits
+from collab.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+EVAL_BATCH = 64  # goals whose conversations are played together
+
+
+class GoalBatch:
+    """Goals, and what is made of them while they are a batch.
+
+    A plain class, not a dataclass: Lightning would copy a dataclass field by field to move it to the device, and
+    what a callback had put on it before would be put on another object.
+
+    Attributes:
+        goals: At most as many as the loader's batch size.
+        groups: In training: scored candidates, which the rollout puts here.
+        scored: In evaluation: whole conversations with their scores, which the rollout puts here.
+    """
+
+    def __init__(self, goals: list[Goal], groups: list[Group] | None = None) -> None:
+        self.goals = goals
+        self.groups = groups
+        self.scored: list[tuple[Conversation, Score]] = []
+
+
+def schedule(goals: Sequence[Goal], goals_per_step: int, max_steps: int, seed: int) -> list[Goal]:
+    """The goals of a whole run in order, `max_steps * goals_per_step` of them.
+
+    They are passes over all `goals`, each pass shuffled anew. Where a step spans two passes, goals that it already
+    has wait for the next step, so a step repeats a goal only where `goals_per_step` exceeds the number of goals.
+    """
+    order: list[Goal] = []
+    waiting: list[int] = []
+    passes = 0
+    for _ in range(max_steps):
+        step: list[int] = []
+        while len(step) < goals_per_step:
+            if not waiting:
+                waiting = Key(seed, role="data", round=passes).stream().permutation(len(goals)).tolist()
+                passes += 1
+            chosen = next((index for index in waiting if index not in step), waiting[0])
+            waiting.remove(chosen)
+            step.append(chosen)
+        order += [goals[index] for index in step]
+    return order
+
+
+class GoalDataModule(lightning.LightningDataModule):
+    """Goals in, batches of goals out.
+
+    Args:
+        splits: As `load_splits` returns them.
+        goals_per_step: Goals of one update, over all processes.
+        max_steps: Updates of the run; use `Trainer(max_epochs=1)`.
+        seed: Orders the training goals.
+    """
+
+    def __init__(self, splits: GoalSplits, goals_per_step: int, max_steps: int, seed: int) -> None:
+        super().__init__()
+        self.splits = splits
+        self.goals_per_step = goals_per_step
+        self.max_steps = max_steps
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader[Goal]:
+        """`max_steps` batches of this process's share of `goals_per_step`.
+
+        Raises:
+            BadInput: The goals of a step cannot be shared out evenly.
+        """
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        if self.goals_per_step % world_size:
+            enough = (self.goals_per_step // world_size + 1) * world_size
+            raise BadInput(
+                f"trainer.goals_per_step ({self.goals_per_step}) must be a multiple of the number of processes "
+                f"({world_size}): each takes as many goals. Set it to {enough}."
+            )
+        order = schedule(self.splits.train, self.goals_per_step, self.max_steps, self.seed)
+        return _loader(order, self.goals_per_step // world_size)
+
+    def val_dataloader(self) -> DataLoader[Goal]:
+        """The validation goals in file order."""
+        return _loader(self.splits.val, EVAL_BATCH)
+
+    def test_dataloader(self) -> DataLoader[Goal]:
+        """The test goals in file order."""
+        return _loader(self.splits.test, EVAL_BATCH)
+
+
+def _loader(goals: list[Goal], batch_size: int) -> DataLoader[Goal]:
+    return DataLoader(cast("Dataset[Goal]", goals), batch_size=batch_size, collate_fn=GoalBatch)

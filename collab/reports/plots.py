@@ -1,0 +1,90 @@
+"""Training curves from the CSV that Lightning's CSVLogger writes."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+_QUANTITIES = {  # metric -> title of its panel
+    "mr": "multiturn-aware reward",
+    "bleu": "BLEU",
+    "interactivity": "interactivity",
+    "assistant_tokens": "assistant tokens",
+}
+# Blue and vermilion of Okabe and Ito's palette, told apart with any colour vision; markers differ for grey prints.
+_LINES = {
+    "train": {"color": "#0072B2", "marker": "o", "markersize": 3, "linewidth": 1.2},
+    "val": {"color": "#D55E00", "marker": "s", "markersize": 6, "linewidth": 1.8},
+}
+_MAX_MARKERS = 60  # points of a curve beyond which markers run into each other
+
+
+def training_curves(metrics_csv: Path, output: Path) -> Path | None:
+    """Draw train and validation curves over steps, one panel per quantity that was logged.
+
+    Args:
+        metrics_csv: CSVLogger's `metrics.csv`: a column `step` and any of `train/mr`, `val/mr`, `train/bleu`, ...;
+            train and validation stand in rows of their own, so most cells are blank.
+        output: The PNG to write.
+
+    Returns:
+        `output`, or None where there is nothing to draw (no such file, or none of these columns has a number).
+    """
+    curves = _read_curves(Path(metrics_csv))
+    shown = [quantity for quantity in _QUANTITIES if any((split, quantity) in curves for split in _LINES)]
+    if not shown:
+        return None
+
+    from matplotlib.figure import Figure  # not pyplot: no global state, and a PNG needs no display
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(2, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.7 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    handles = {}
+    for panel, quantity in zip(panels, shown, strict=False):
+        for split, style in _LINES.items():
+            if points := curves.get((split, quantity)):
+                (handles[split],) = panel.plot(*zip(*sorted(points.items()), strict=True), **style)
+                if len(points) > _MAX_MARKERS:
+                    handles[split].set_marker("")
+        panel.set_title(_QUANTITIES[quantity], loc="left", fontsize=10)
+        panel.grid(axis="y", color="0.9", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8, color="0.5")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    for panel in panels[len(shown) :]:
+        panel.set_visible(False)
+    for index in range(max(0, len(shown) - columns), len(shown)):  # the lowest panel of each column
+        panels[index].set_xlabel("step", fontsize=9)
+        panels[index].tick_params(labelbottom=True)
+    figure.legend(
+        [handles[split] for split in _LINES if split in handles],
+        [{"train": "training", "val": "validation"}[split] for split in _LINES if split in handles],
+        loc="outside upper right",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    return output
+
+
+def _read_curves(path: Path) -> dict[tuple[str, str], dict[int, float]]:
+    """(split, quantity) -> step -> value. Of a step that was logged twice, as after a resume, the later row counts."""
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    if not path.is_file():
+        return curves
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for split in _LINES:
+                for quantity in _QUANTITIES:
+                    cell = row.get(f"{split}/{quantity}")
+                    if row.get("step") and cell and math.isfinite(value := float(cell)):
+                        curves.setdefault((split, quantity), {})[int(row["step"])] = value
+    return curves

@@ -1,0 +1,202 @@
+"""From the scores of single conversations to `results.json`: means, 95 % intervals, differences to a baseline.
+
+The goal is the unit of everything here. A goal's value is the mean over its conversations, a policy's mean is the mean
+over its goals, and the bootstrap resamples goals: conversations on one goal are alike, and resampling them as if they
+were independent would make every interval too narrow.
+
+The intervals are percentile bootstrap intervals (Efron 1979): the 2.5th and 97.5th percentile of the means of
+`samples` draws of n goals with replacement. The difference to the baseline is paired: it resamples the per-goal
+differences of the goals that both policies have, so how hard a goal is drops out of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collab.conversation import Key
+from collab.errors import BadInput
+
+# metric -> goal id -> one value per conversation on that goal; None where it could not be had
+PolicyScores = dict[str, dict[str, list[float | None]]]
+
+SOURCE = "interactivity_source"  # the one entry of a policy that is a name, not a number
+_PERCENTILES = (2.5, 97.5)
+
+
+def summarise(
+    scores: Mapping[str, PolicyScores],
+    *,
+    baseline: str = "base",
+    samples: int,
+    seed: int,
+    interactivity_source: str,
+) -> dict[str, Any]:
+    """The parts "policies" and "difference" of `results.json`.
+
+    A row's numbers depend on its own scores (and the baseline's) and on the seed, never on which other rows there are
+    or on the order of goals.
+
+    Args:
+        scores: Policy name -> its scores, in the order of the table's rows.
+        baseline: The policy that the others are compared with; without it among the rows "difference" is empty.
+        samples: Bootstrap resamples behind each interval.
+        seed: The run's seed.
+        interactivity_source: What `interactivity` was read off, e.g. "agenda".
+
+    Raises:
+        BadInput: `samples` is below 1, or a value is NaN or infinite.
+    """
+    if samples < 1:
+        raise BadInput(f"bootstrap samples ({samples}) must be at least 1. Set evaluation.bootstrap_samples=2000.")
+    values = {
+        policy: {metric: _goal_means(goals, f"{metric} of {policy}") for metric, goals in metrics.items()}
+        for policy, metrics in scores.items()
+    }
+    policies: dict[str, dict[str, Any]] = {}
+    for policy, metrics in values.items():
+        policies[policy] = {metric: _estimate(goals, samples, seed) for metric, goals in metrics.items()}
+        if "interactivity" in metrics:
+            policies[policy][SOURCE] = interactivity_source
+    difference: dict[str, dict[str, Any]] = {}
+    if baseline in values:
+        base = values[baseline]
+        for policy, metrics in values.items():
+            if policy != baseline:
+                difference[policy] = {
+                    metric: _estimate(_paired(goals, base[metric]), samples, seed)
+                    for metric, goals in metrics.items()
+                    if metric in base
+                }
+    return {"policies": policies, "difference": difference}
+
+
+def _goal_means(goals: Mapping[str, list[float | None]], where: str) -> dict[str, float]:
+    """Goal id -> mean over its conversations that have a value; goals without any are left out."""
+    means = {}
+    for goal, values in goals.items():
+        present = [float(value) for value in values if value is not None]
+        if not all(map(math.isfinite, present)):
+            raise BadInput(f"{where}, goal {goal!r}, is {present}: scores must be finite; give None for a missing one.")
+        if present:
+            means[goal] = sum(present) / len(present)
+    return means
+
+
+def _paired(goals: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
+    return {goal: value - base[goal] for goal, value in goals.items() if goal in base}
+
+
+def _estimate(goals: Mapping[str, float], samples: int, seed: int) -> dict[str, Any]:
+    """Mean over goals with its interval. Every call draws the same stream, so no row disturbs another."""
+    n = len(goals)
+    if n == 0:
+        return {"mean": None, "ci95": [None, None], "n": 0}
+    values = np.array([goals[goal] for goal in sorted(goals)])
+    drawn = Key(seed, role="bootstrap").stream().integers(n, size=(samples, n))
+    low, high = np.percentile(values[drawn].mean(axis=1), _PERCENTILES)
+    return {"mean": float(values.mean()), "ci95": [float(low), float(high)], "n": n}
+
+
+def write_results(
+    path: Path, policies_and_difference: Mapping[str, Any], config: dict[str, Any], seconds: dict[str, float]
+) -> None:
+    """Write `results.json` in one move: a reader finds the old file or the whole new one.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        policies_and_difference: What `summarise` returned.
+        config: The resolved config, plain types only.
+        seconds: Phase -> wall time in seconds.
+    """
+    write_json(path, {**policies_and_difference, "config": config, "seconds": seconds})
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write strict JSON (no NaN) atomically, floats in full precision."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: os.replace is atomic within one disk
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def baseline_of(results: Mapping[str, Any]) -> str | None:
+    """The policy that valid results compare with: the one without a difference. None if nothing is compared."""
+    difference = results.get("difference")
+    return next(policy for policy in results["policies"] if policy not in difference) if difference else None
+
+
+def validate_results(obj: Any) -> None:
+    """Check that `obj` is a whole `results.json`.
+
+    Raises:
+        BadInput: Names the first wrong place, what stands there and what should.
+    """
+    _need(isinstance(obj, dict), "the file", "must hold one object", obj)
+    for part in ("policies", "config", "seconds"):
+        _need(part in obj, part, "is missing")
+        _need(isinstance(obj[part], dict), part, "must be an object", obj[part])
+    policies, difference = obj["policies"], obj.get("difference", {})
+    _need(bool(policies), "policies", "must have one policy at least", policies)
+    for policy, metrics in policies.items():
+        place = f"policies.{policy}"
+        _need(isinstance(metrics, dict), place, "must be an object of metrics", metrics)
+        _need("mr" in metrics, f"{place}.mr", "is missing")
+        _need("interactivity" not in metrics or SOURCE in metrics, f"{place}.{SOURCE}", "is missing")
+        for metric, entry in metrics.items():
+            if metric == SOURCE:
+                named = isinstance(entry, str) and entry != ""
+                _need(named, f"{place}.{metric}", "must be a name like 'agenda'", entry)
+            else:
+                _check_estimate(entry, f"{place}.{metric}")
+    _need(isinstance(difference, dict), "difference", "must be an object", difference)
+    for policy, metrics in difference.items():
+        place = f"difference.{policy}"
+        _need(policy in policies, place, f"must be one of the policies ({', '.join(policies)})")
+        _need(isinstance(metrics, dict), place, "must be an object of metrics", metrics)
+        for metric, entry in metrics.items():
+            _need(metric in policies[policy], f"{place}.{metric}", "must be a metric of the policy too")
+            _check_estimate(entry, f"{place}.{metric}")
+    if difference:
+        complete = len(difference) == len(policies) - 1
+        _need(complete, "difference", "must have every policy but the baseline", list(difference))
+    for phase, value in obj["seconds"].items():
+        _need(_is_number(value) and value >= 0, f"seconds.{phase}", "must be a number of seconds", value)
+
+
+def _check_estimate(entry: Any, place: str) -> None:
+    _need(isinstance(entry, dict), place, "must be an object with mean, ci95 and n", entry)
+    for part in ("mean", "ci95", "n"):
+        _need(part in entry, f"{place}.{part}", "is missing")
+    mean, interval, n = entry["mean"], entry["ci95"], entry["n"]
+    _need(isinstance(n, int) and not isinstance(n, bool) and n >= 0, f"{place}.n", "must be a number of goals", n)
+    _need(isinstance(interval, list) and len(interval) == 2, f"{place}.ci95", "must be a list of two", interval)
+    if n == 0:
+        _need(mean is None, f"{place}.mean", "must be null where n is 0", mean)
+        _need(interval == [None, None], f"{place}.ci95", "must be [null, null] where n is 0", interval)
+    else:
+        _need(_is_number(mean), f"{place}.mean", "must be a finite number", mean)
+        _need(all(map(_is_number, interval)), f"{place}.ci95", "must be two finite numbers", interval)
+        _need(interval[0] <= interval[1], f"{place}.ci95", "must rise", interval)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _need(holds: bool, place: str, rule: str, *found: Any) -> None:
+    """Raise BadInput unless `holds`; `found` is what stands at `place`, if anything."""
+    if not holds:
+        shown = "".join(f" ({repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + '...'})" for value in found)
+        raise BadInput(f"not a results.json: {place}{shown} {rule}. Give a file that train.py or evaluate.py wrote.")

@@ -1,0 +1,54 @@
+"""Reading English chat messages: sentences, questions, content words. Shared by extraction and by the agenda user."""
+
+from __future__ import annotations
+
+import re
+
+_SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+[\"')\]*]*(?=\s|$)|[^.!?\n]+|[.!?]+)")
+_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+
+_STOPWORDS = frozenset(
+    """
+    a about above after again all also am an and any are as at be because been before being below between both but by
+    can could did do does doing down during each else few for from further get give go had has have having he her here
+    hers him his how i if in into is it its itself just know let like make may me might more most must my myself need no
+    nor not now of off on once one only or other our ours out over own please same shall she should so some something
+    such tell than thank thanks that the their theirs them then there these they this those through to too under until up
+    us very want was we well were what when where which while who whom why will with would yes you your yours
+    help write writing provide
+    """.split()
+)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers, in order."""
+    return _WORD.findall(text.lower())
+
+
+def stem(word: str) -> str:
+    """Fold the commonest English endings: enough to match "opens" with "open", no linguistics."""
+    word = word.split("'")[0]
+    for ending in ("ing", "ers", "ies", "ed", "es", "er", "s", "e", "y"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
+def content_words(text: str) -> frozenset[str]:
+    """Stems of the words that carry meaning."""
+    return frozenset(stem(word) for word in words(text) if word not in _STOPWORDS)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences and line fragments, stripped, in order; end marks stay with their sentence."""
+    return [found for part in _SENTENCE.findall(text) if (found := part.strip())]
+
+
+def questions(text: str) -> list[str]:
+    """The sentences that ask something."""
+    return [sentence for sentence in sentences(text) if "?" in sentence]
+
+
+def without_questions(text: str) -> str:
+    """The text with the sentences that ask something left out; "" if nothing else is there."""
+    return " ".join(sentence for sentence in sentences(text) if "?" not in sentence)

@@ -1,0 +1,406 @@
+"""Callbacks in tiny Lightning runs, and the terminal chat over a tiny random Llama."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from collab.callbacks.checkpoint import BatchCheckpoint
+from collab.callbacks.export import ExportBest
+from collab.callbacks.progress import Progress, RolloutProgress, sampled_tokens
+from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter, conversation_table
+from collab.chat import terminal
+from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score
+from collab.errors import BadInput
+
+WORDS = ["<s>", "</s>", "<unk>", "user", "assistant", "system", "hi", "there", "be", "brief", *"abcdefghij"]
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def tiny_lm() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=1.0,  # sharp enough that greedy replies depend on what was said before
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def talk(goal: str, *lengths: int, ended_by: str = "window") -> Conversation:
+    """A conversation whose replies have so many tokens."""
+    conversation = Conversation(Goal(goal, "prompt", "reference"))
+    for j, length in enumerate(lengths):
+        reply = Reply(f"reply {j}", token_ids=tuple(range(length)), finish_reason="length" if length > 9 else "stop")
+        conversation = conversation.with_user(f"user {j}").with_reply(reply)
+    return conversation.with_end(ended_by)
+
+
+def group(goal: str) -> Group:
+    """Context with one turn of 5 tokens; candidates of 3 and 4 tokens; the second's two futures add 7 and 10."""
+    first = Candidate(Reply("a", token_ids=(0,) * 3), (talk(goal, 5, 3),), (Score(0.25, {"bleu": 0.5}),), 0.25)
+    futures = (talk(goal, 5, 4, 7), talk(goal, 5, 4, 10))
+    scores = (Score(0.75, {"bleu": 1.0, "tone": None}), Score(None, {"bleu": None}))
+    second = Candidate(Reply("b", token_ids=(0,) * 4), futures, scores, 0.75)
+    return Group(talk(goal, 5).with_user("user 1"), (first, second))
+
+
+class Played(L.Callback):
+    """Stands for the rollout: ready groups and scored conversations, `val/mr` from a list."""
+
+    def __init__(self, val_mr: list[float] | None = None) -> None:
+        self.val_mr = list(val_mr or [])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        batch.groups = [group("g1"), group("g2")]
+        pl_module.log("train/mr", 0.5, on_step=True, batch_size=1)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        batch.scored = [(talk("v1", 2, 2), Score(0.1, {"bleu": 0.2})), (talk("v2", 2), Score(None, {"bleu": None}))]
+        if self.val_mr:
+            pl_module.log("val/mr", self.val_mr.pop(0), on_epoch=True, batch_size=1)
+
+
+class Tiny(L.LightningModule):
+    """Counts its batches into the embedding; every second batch makes no optimizer step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = torch.nn.Module()
+        self.policy.lm = tiny_lm()
+        self.tokenizer = tiny_tokenizer()
+        self.seen: list[int] = []
+
+    def training_step(self, batch, batch_idx) -> None:
+        self.seen.append(batch_idx)
+        with torch.no_grad():
+            self.policy.lm.model.embed_tokens.weight.fill_(batch_idx + 1)
+        self.log("train/loss", 1.5, on_step=True, batch_size=1)
+        if batch_idx % 2:
+            self.optimizers().step()
+
+    def validation_step(self, batch, batch_idx) -> None:
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def loader(batches: int) -> DataLoader:
+    return DataLoader(range(batches), batch_size=1, collate_fn=lambda items: SimpleNamespace(items=items))
+
+
+def fit(callbacks, batches=6, val_every=None, logger=False, ckpt_path=None, root=None) -> tuple[L.Trainer, Tiny]:
+    module = Tiny()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        callbacks=callbacks,
+        logger=logger,
+        log_every_n_steps=1,
+        val_check_interval=val_every,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, BatchCheckpoint) for callback in callbacks),
+        default_root_dir=root,
+    )
+    trainer.fit(module, loader(batches), loader(1) if val_every else None, ckpt_path=ckpt_path, weights_only=True)
+    return trainer, module
+
+
+def embedded(folder: Path) -> float:
+    """Number of batches that the policy in `folder` had seen."""
+    return AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight[0, 0].item()
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+def test_progress_leaves_plain_lines_where_there_is_no_terminal():
+    out = io.StringIO()
+    with Progress(console=Console(file=out, width=40)) as progress:
+        progress.phase("base", 3)
+        for _ in range(3):
+            progress.advance()
+        progress.done(mr=torch.tensor(0.25), bleu=None)
+        progress.steps(24)
+        progress.phase("rollout", 8)
+        progress.advance(8, mr=0.4)
+        progress.step(3, 17.4, **{"mr": 0.4123, "loss": None, "tokens/s": 812})
+    assert not progress.animated
+    assert out.getvalue() == "base  3 conversations  mr 0.250  0 s\nstep 3/24  mr 0.412  tokens/s 812  17 s\n"
+
+
+def test_progress_animates_both_bars_on_a_terminal():
+    out = io.StringIO()
+    with Progress(console=Console(file=out, width=200, force_terminal=True)) as progress:
+        progress.steps(24, completed=2)
+        progress.phase("rollout", 8)
+        progress.advance(5, mr=0.4)
+        progress.step(3, 17.4, loss=0.25)
+    assert progress.animated
+    last = out.getvalue().split("step")[-1]  # the bars as they stood at the end
+    assert "3/24" in last and "loss 0.250" in last and "rollout" in last and "5/8" in last and "mr 0.400" in last
+    assert "17 s" not in out.getvalue()
+
+
+def test_progress_is_silent_on_other_ranks(capsys):
+    with Progress(rank=1) as progress:
+        progress.steps(2)
+        progress.phase("rollout", 8)
+        progress.step(1, 1.0, mr=0.4)
+        progress.done()
+    assert capsys.readouterr().out == ""
+
+
+def test_sampled_tokens_counts_what_futures_share_once():
+    assert sampled_tokens([group("g")]) == 5 + 3 + 4 + 7 + 10
+
+
+def test_rollout_progress_reports_each_step_and_validation():
+    out = io.StringIO()
+    progress = Progress(console=Console(file=out, width=40))
+    callback = RolloutProgress(progress, conversations_per_step=8, conversations_per_validation=4)
+    with progress:
+        fit([callback, Played([0.75])], batches=2, val_every=2)
+    lines = out.getvalue().splitlines()
+    assert [line.split("  tokens/s")[0] for line in lines[:2]] == [
+        "step 1/2  mr 0.500  loss 1.500",
+        "step 2/2  mr 0.500  loss 1.500",
+    ]
+    assert all("tokens/s " in line for line in lines[:2])
+    assert lines[2].startswith("validation  0 conversations  mr 0.750")
+
+
+# --- transcripts -----------------------------------------------------------------------------------------------------
+
+
+def test_transcript_writer_appends_and_names_the_rank(tmp_path):
+    for _ in range(2):  # as a run that is taken up again
+        TranscriptWriter(tmp_path / "run").write([(talk("ä", 1), None)], phase="test", policy="base")
+    TranscriptWriter(tmp_path / "run", rank=1).write([(talk("g", 12), Score(0.5, {"bleu": 1.0}))])
+    lines = (tmp_path / "run/transcripts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 and "ä" in lines[0]
+    assert json.loads(lines[0]) == {
+        "phase": "test",
+        "policy": "base",
+        "goal": "ä",
+        "messages": [{"role": "user", "content": "user 0"}, {"role": "assistant", "content": "reply 0"}],
+        "finish_reasons": ["stop"],
+        "ended_by": "window",
+    }
+    other = json.loads((tmp_path / "run/transcripts-rank1.jsonl").read_text())
+    assert (other["reward"], other["parts"], other["finish_reasons"]) == (0.5, {"bleu": 1.0}, ["length"])
+
+
+def test_transcripts_hold_every_future_and_validation_and_wandb_gets_tables(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    writer = TranscriptWriter(tmp_path)
+    callback = TranscriptCallback(writer, num_conversations=3, table_every_n_steps=2)
+    try:
+        fit([Played([0.5]), callback], batches=3, val_every=3, logger=logger)
+    finally:
+        logger.experiment.finish()
+    records = [json.loads(line) for line in writer.path.read_text().splitlines()]
+    train = [record for record in records if record["phase"] == "train"]
+    assert [(r["step"], r["group"], r["candidate"], r["sample"]) for r in train] == [
+        (step, g, c, s) for step in (1, 2, 3) for g in (0, 1) for c, s in ((0, 0), (1, 0), (1, 1))
+    ]
+    assert [r["reward"] for r in train[:3]] == [0.25, 0.75, None]
+    validation = records[len(train) :]
+    assert [(r["phase"], r["step"], r["goal"]) for r in validation] == [
+        ("validation", 3, "v1"),
+        ("validation", 3, "v2"),
+    ]
+
+    tables = [json.loads(path.read_text())["data"] for path in tmp_path.rglob("*.table.json")]
+    assert sorted([row[:2] + row[3:] for row in table] for table in tables) == [
+        # One future of each context first: both goals are seen before a second candidate is.
+        [[2, "g1", 0.25, 0.5, None], [2, "g2", 0.25, 0.5, None], [2, "g1", 0.75, 1.0, None]],
+        [[3, "v1", 0.1, 0.2], [3, "v2", None, None]],
+    ]
+
+
+def test_conversation_table_has_a_column_for_every_part():
+    scored = [
+        (talk("g1", 1), Score(0.5, {"bleu": 0.5})),
+        (talk("g2", 1), Score(None, {"tone": 0.25})),
+        (talk("g3"), None),
+    ]
+    columns, rows = conversation_table(7, scored)
+    assert columns == ["step", "goal", "conversation", "reward", "bleu", "tone"]
+    assert rows == [
+        [7, "g1", "user: user 0\n\nassistant: reply 0", 0.5, 0.5, None],
+        [7, "g2", "user: user 0\n\nassistant: reply 0", None, None, 0.25],
+        [7, "g3", "", None, None, None],
+    ]
+
+
+# --- checkpoints and export ------------------------------------------------------------------------------------------
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_checkpoints_go_by_batches_and_training_continues_from_one(tmp_path):
+    folder = tmp_path / "checkpoints"
+    _, module = fit([Played(), BatchCheckpoint(folder, every_n_steps=2)], batches=5)
+    assert module.seen == [0, 1, 2, 3, 4]
+    assert names(folder) == ["step-000004.ckpt", "step-000005.ckpt"]  # 2 is pruned, 5 is the end, no half file is left
+
+    resumed = BatchCheckpoint(folder, every_n_steps=1, keep=3)
+    trainer, module = fit([Played(), resumed], batches=6, ckpt_path=folder / "step-000004.ckpt")
+    assert module.seen == [4, 5]
+    assert trainer.global_step == 3  # optimizer steps of batches 1, 3 and 5
+    assert names(folder) == ["step-000004.ckpt", "step-000005.ckpt", "step-000006.ckpt"]
+
+
+def test_a_run_that_stops_early_leaves_its_last_state(tmp_path):
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            trainer.should_stop = batch_idx == 2
+
+    fit([Played(), Stop(), BatchCheckpoint(tmp_path, every_n_steps=2)], batches=8)
+    assert names(tmp_path) == ["step-000002.ckpt", "step-000003.ckpt"]
+
+
+def test_newest_checkpoints_stay_where_an_earlier_run_left_higher_numbers(tmp_path):
+    fit([Played(), BatchCheckpoint(tmp_path, every_n_steps=3)], batches=6)
+    fit([Played(), BatchCheckpoint(tmp_path, every_n_steps=1)], batches=2)
+    assert names(tmp_path) == ["step-000001.ckpt", "step-000002.ckpt"]
+
+
+def test_export_keeps_the_best_validated_policy_and_the_last(tmp_path):
+    export = ExportBest(tmp_path)
+    fit([Played([0.2, float("nan"), 0.5, 0.3]), export], batches=8, val_every=2)
+    assert (export.best_mr, export.best_step) == (pytest.approx(0.5), 6)
+    assert embedded(tmp_path / "policy") == 6
+    assert embedded(tmp_path / "policy_last") == 8
+    assert (tmp_path / "policy/tokenizer_config.json").is_file()
+
+
+def test_a_continued_run_has_to_beat_the_best_of_the_whole_run(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    fit([Played([0.5, 0.2, 0.1]), ExportBest(tmp_path), BatchCheckpoint(checkpoints, 2, keep=3)], 6, val_every=2)
+    for step, played in ((2, [2, 3, 4, 5]), (6, [])):  # from within the run, and from its end
+        export = ExportBest(tmp_path)
+        mrs = [0.4, 0.3]  # no validation is repeated at step 2: it had been saved with what was measured there
+        _, module = fit([Played(mrs), export], 6, val_every=2, ckpt_path=checkpoints / f"step-{step:06d}.ckpt")
+        assert module.seen == played
+        assert (export.best_mr, export.best_step) == (pytest.approx(0.5), 2)
+        assert embedded(tmp_path / "policy") == 2
+        assert embedded(tmp_path / "policy_last") == 6
+
+
+def test_export_takes_the_last_policy_when_nothing_was_validated(tmp_path):
+    fit([Played(), ExportBest(tmp_path)], batches=3)
+    assert embedded(tmp_path / "policy") == embedded(tmp_path / "policy_last") == 3
+
+
+# --- terminal chat ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A run's output folder with an exported policy."""
+    folder = tmp_path_factory.mktemp("run")
+    tiny_lm().save_pretrained(folder / "policy")
+    tiny_tokenizer().save_pretrained(folder / "policy")
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra/config.yaml").write_text("task:\n  system_prompt: be brief\n")
+    return folder
+
+
+def chat(monkeypatch, capsys, typed: str, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    code = terminal.main(arguments)
+    return code, *capsys.readouterr()
+
+
+def test_chat_answers_resets_and_ends_with_the_input(run_folder, monkeypatch, capsys):
+    typed = "hi there\nhi there\n\n/reset\nhi there\n"
+    arguments = f"policy={run_folder / 'policy'}", "temperature=0", "max_new_tokens=8"
+    code, out, _ = chat(monkeypatch, capsys, typed, *arguments)
+    assert code == 0
+    assert "system> be brief" in out
+    replies = [line.split("assistant> ")[1] for line in out.splitlines() if "assistant> " in line]
+    assert len(replies) == 3
+    assert replies[0] == replies[2] != replies[1]  # the second one had heard more
+    _, out, _ = chat(monkeypatch, capsys, "/quit\nhi there\n", *arguments, "system_prompt=")
+    assert "system>" not in out and "assistant>" not in out
+
+
+def test_chat_that_outgrows_the_model_says_so_and_goes_on(run_folder, monkeypatch, capsys):
+    typed = "hi " * 60 + "\nhi\n"
+    code, out, _ = chat(monkeypatch, capsys, typed, f"policy={run_folder / 'policy'}", "max_new_tokens=4")
+    assert code == 0
+    assert "/reset" in out.split("you> ")[1]
+    assert "assistant> " in out.split("you> ")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "policy=base"),
+        (("polcy=base",), "'polcy=base' is no option"),
+        (("base",), "'base' is no option"),
+        (("policy=base", "temperature=hot"), "a number"),
+        (("policy=base", "temperature=-1"), "0 or more"),
+        (("policy=base", "temperature=nan"), "0 or more"),
+        (("policy=base", "max_new_tokens=1.5"), "a whole number"),
+        (("policy=base", "max_new_tokens=0"), "at least 1"),
+        (("policy=/no/such/folder",), "no such folder"),
+    ],
+)
+def test_chat_refuses_bad_input_before_loading_anything(arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "load_engine", lambda policy: pytest.fail("loaded"))
+    with pytest.raises(BadInput, match=said):
+        terminal.parse(arguments)
+    assert terminal.main(arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_chat_names_a_folder_that_is_no_model(run_folder, capsys):
+    assert terminal.main([f"policy={run_folder}"]) == 1
+    err = capsys.readouterr().err
+    assert "is no model folder" in err and "policy=" in err and "model.path" not in err
+
+
+def test_chat_help_needs_no_torch():
+    code = "import sys, runpy; sys.argv = ['chat', '--help']\n"
+    code += "try: runpy.run_module('collab.chat', run_name='__main__')\n"
+    code += "except SystemExit as end: sys.exit(end.code or ('torch' in sys.modules))\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "policy=base" in done.stdout

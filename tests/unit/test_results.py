@@ -1,0 +1,419 @@
+"""results.json, its tables and curves, and the merging of seeds."""
+
+import copy
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from collab import merge
+from collab.errors import BadInput
+from collab.reports.plots import _read_curves, training_curves
+from collab.reports.results import SOURCE, PolicyScores, baseline_of, summarise, validate_results, write_results
+from collab.reports.tables import markdown_table, results_table
+
+
+def summary(scores: dict[str, PolicyScores], seed: int = 1, samples: int = 500, **options: Any) -> dict[str, Any]:
+    return summarise(scores, samples=samples, seed=seed, interactivity_source="agenda", **options)
+
+
+def whole() -> dict[str, Any]:
+    """A small valid results.json."""
+    scores: dict[str, PolicyScores] = {
+        "base": {
+            "mr": {"a": [0.1, 0.3], "b": [0.0], "c": [0.25]},
+            "interactivity": {"a": [0.5], "b": [0.25], "c": [0.0]},
+            "assistant_tokens": {"a": [130.0], "b": [140.0], "c": [144.0]},
+        },
+        "trained": {
+            "mr": {"a": [0.6], "b": [0.5], "c": [None]},
+            "interactivity": {"a": [1.0], "b": [0.5], "c": [0.75]},
+            "assistant_tokens": {"a": [80.0], "b": [90.0], "c": [100.0]},
+        },
+    }
+    return {**summary(scores), "config": {"seed": 1, "output_dir": "x"}, "seconds": {"total": 12.5}}
+
+
+# -- summarise
+
+
+def test_means_are_over_goals_and_missing_values_are_left_out() -> None:
+    found = summary({"base": {"mr": {"a": [0.0, 1.0, 0.5], "b": [1.0, None], "c": [None, None], "d": []}}})
+    # a: 1.5 / 3 = 0.5; b: 1.0; c and d have no value. A mean over conversations would be 2.5 / 4.
+    assert found["policies"]["base"]["mr"]["mean"] == 0.75
+    assert found["policies"]["base"]["mr"]["n"] == 2
+    low, high = found["policies"]["base"]["mr"]["ci95"]
+    assert 0.5 <= low < 0.75 < high <= 1.0
+
+
+def test_no_goal_and_one_goal() -> None:
+    metrics = summary({"base": {"mr": {"a": [None]}, "bleu": {"a": [0.3, 0.1]}}})["policies"]["base"]
+    assert metrics["mr"] == {"mean": None, "ci95": [None, None], "n": 0}
+    assert metrics["bleu"] == {"mean": 0.2, "ci95": [0.2, 0.2], "n": 1}
+
+
+def test_difference_pairs_the_goals_that_both_have() -> None:
+    base: dict[str, list[float | None]] = {"a": [0.0], "b": [1.0], "c": [0.5], "only_base": [9.0]}
+    other: dict[str, list[float | None]] = {"c": [0.75], "b": [1.25], "a": [0.25], "only_other": [-9.0]}
+    found = summary({"base": {"mr": base}, "other": {"mr": other, "bleu": {"a": [1.0]}}})
+    # Goals differ by up to 1, every pair by exactly 0.25: an unpaired interval would be wide.
+    assert found["difference"] == {"other": {"mr": {"mean": 0.25, "ci95": [0.25, 0.25], "n": 3}}}
+
+
+def test_difference_needs_the_baseline_among_the_rows() -> None:
+    scores: dict[str, PolicyScores] = {"x": {"mr": {"a": [0.0]}}, "y": {"mr": {"a": [1.0]}}}
+    assert summary(scores)["difference"] == {}
+    assert list(summary(scores, baseline="y")["difference"]) == ["x"]
+    assert summary(scores, baseline="y")["difference"]["x"]["mr"]["mean"] == -1.0
+
+
+def test_interval_spans_the_resampled_means() -> None:
+    """Two goals 0 and 1: a resampled mean is 0, 0.5 or 1 with odds 1:2:1, so the interval spans all of it."""
+    assert summary({"base": {"mr": {"a": [0.0], "b": [1.0]}}})["policies"]["base"]["mr"]["ci95"] == [0.0, 1.0]
+
+
+def test_interval_covers_the_truth_in_about_95_percent_of_draws() -> None:
+    draws = np.random.default_rng(0)
+    truth, covered = 0.3, 0
+    for _ in range(300):
+        values = draws.gamma(shape=2.0, scale=truth / 2, size=50)
+        goals: dict[str, list[float | None]] = {str(index): [float(value)] for index, value in enumerate(values)}
+        low, high = summary({"base": {"mr": goals}}, samples=300)["policies"]["base"]["mr"]["ci95"]
+        covered += low <= truth <= high
+    assert 0.9 <= covered / 300 <= 0.99
+
+
+def test_repeats_and_depends_on_the_seed_alone() -> None:
+    draws = np.random.default_rng(1)
+    goals: dict[str, list[float | None]] = {str(index): [float(draws.normal())] for index in range(20)}
+    backwards = dict(reversed(goals.items()))
+    alone = summary({"base": {"mr": goals}})["policies"]["base"]["mr"]
+    assert summary({"base": {"mr": goals}})["policies"]["base"]["mr"] == alone
+    beside = summary({"first": {"mr": {"0": [1.0]}, "bleu": goals}, "base": {"mr": backwards}})
+    assert beside["policies"]["base"]["mr"] == alone
+    assert summary({"base": {"mr": goals}}, seed=2)["policies"]["base"]["mr"]["ci95"] != alone["ci95"]
+
+
+def test_source_stands_beside_interactivity() -> None:
+    policies = summary({"base": {"mr": {}, "interactivity": {}}, "other": {"mr": {}}})["policies"]
+    assert policies["base"][SOURCE] == "agenda"
+    assert SOURCE not in policies["other"]
+
+
+def test_bad_scores_are_named() -> None:
+    with pytest.raises(BadInput, match="mr of base, goal 'a'"):
+        summary({"base": {"mr": {"a": [float("nan")]}}})
+    with pytest.raises(BadInput, match="evaluation.bootstrap_samples"):
+        summary({"base": {"mr": {"a": [1.0]}}}, samples=0)
+
+
+# -- write and validate
+
+
+def test_written_file_is_valid_whole_and_exact(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "results.json"
+    results = whole()
+    parts = {"policies": results["policies"], "difference": results["difference"]}
+    write_results(path, parts, results["config"], results["seconds"])
+    write_results(path, parts, results["config"], results["seconds"])  # over the old one
+    found = json.loads(path.read_text())
+    assert found == results
+    validate_results(found)
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("old")
+
+    def full_disk(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        write_results(path, {"policies": {}, "difference": {}}, {}, {})
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("policies", MISSING, "policies is missing"),
+        ("config", [], r"config \(\[\]\)"),
+        ("seconds", MISSING, "seconds is missing"),
+        ("seconds.total", -1, "seconds.total"),
+        ("seconds.total", "long", "seconds.total"),
+        ("policies", {}, "policies"),
+        ("policies.base", 3, r"policies.base \(3\)"),
+        ("policies.base.mr", MISSING, "policies.base.mr is missing"),
+        ("policies.base.mr", 0.5, r"policies.base.mr \(0.5\)"),
+        ("policies.base.mr.n", MISSING, "policies.base.mr.n is missing"),
+        ("policies.base.mr.n", 2.0, "policies.base.mr.n"),
+        ("policies.base.mr.n", True, "policies.base.mr.n"),
+        ("policies.base.mr.n", 0, "policies.base.mr.mean .* null"),
+        ("policies.base.mr.mean", None, "policies.base.mr.mean"),
+        ("policies.base.mr.mean", float("nan"), "policies.base.mr.mean"),
+        ("policies.base.mr.ci95", [0.1], "policies.base.mr.ci95"),
+        ("policies.base.mr.ci95", [0.1, None], "policies.base.mr.ci95"),
+        ("policies.base.mr.ci95", [0.2, 0.1], "policies.base.mr.ci95"),
+        ("policies.base.interactivity_source", MISSING, "policies.base.interactivity_source is missing"),
+        ("policies.base.interactivity_source", 1.0, "policies.base.interactivity_source"),
+        ("difference", [], "difference"),
+        ("difference.trained.mr.ci95", "wide", "difference.trained.mr.ci95"),
+        ("difference.trained.other", {"mean": 1.0, "ci95": [1.0, 1.0], "n": 1}, "difference.trained.other"),
+        ("difference.stranger", {}, "difference.stranger"),
+        ("difference.base", {}, "every policy but the baseline"),
+    ],
+)
+def test_validate_names_the_damaged_place(place: str, value: Any, message: str) -> None:
+    results = copy.deepcopy(whole())
+    validate_results(results)
+    *parents, last = place.split(".")
+    holder = results
+    for parent in parents:
+        holder = holder[parent]
+    if value is MISSING:
+        del holder[last]
+    else:
+        holder[last] = value
+    with pytest.raises(BadInput, match=message):
+        validate_results(results)
+
+
+def test_validate_allows_what_may_be_absent() -> None:
+    results = whole()
+    del results["difference"]
+    validate_results(results)
+    validate_results({"policies": summary({"x": {"mr": {}}})["policies"], "config": {}, "seconds": {}})
+    with pytest.raises(BadInput, match="one object"):
+        validate_results([results])
+
+
+# -- tables
+
+
+def text_of(table: Any, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def estimate(mean: float, low: float, high: float, n: int = 24) -> dict[str, Any]:
+    return {"mean": mean, "ci95": [low, high], "n": n}
+
+
+def known() -> dict[str, Any]:
+    """Results with numbers that can be told apart, and as wide as they get."""
+    base = {
+        "turns": estimate(2.691, 2.592, 2.813),
+        "assistant_tokens": estimate(138.4, 130.6, 144.2),
+        "mr": estimate(-0.0123, -0.0312, 0.0321),
+        "bleu": estimate(0.0161, 0.0052, 0.0303, n=23),
+        "interactivity": estimate(0.1411, 0.0922, 0.2083),
+        SOURCE: "agenda",
+    }
+    proactive = {**base, "bleu": {"mean": None, "ci95": [None, None], "n": 0}}
+    difference = {"mr": estimate(-0.1111, -0.1601, -0.0831), "turns": estimate(-0.2101, -0.3604, -0.0802)}
+    return {
+        "policies": {"base": base, "proactive": proactive},
+        "difference": {"proactive": difference},
+        "config": {"seed": 1},
+        "seconds": {},
+    }
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_table_shows_every_number_unbroken(width: int) -> None:
+    validate_results(known())
+    text = text_of(results_table(known()), width)
+    for shown in ("-0.012", "[-0.031,0.032]", "0.016", "[0.005,0.030]", "n=23", "138", "[131,144]", "2.69", "(agenda)"):
+        assert shown in text
+    for shown in ("proactive", "− base", "-0.111", "[-0.160,-0.083]", "-0.21", "[-0.36,-0.08]", "24 goals"):
+        assert shown in text
+    assert "…" not in text
+    assert text.index("MR") < text.index("BLEU") < text.index("turns")
+
+
+def test_table_takes_names_as_they_are() -> None:
+    results = known()
+    results["policies"]["[bold]mine|v2"] = results["policies"].pop("proactive")
+    results["difference"] = {"[bold]mine|v2": results["difference"]["proactive"]}
+    assert "[bold]mine|v2" in text_of(results_table(results), 100)
+    assert "[bold]mine\\|v2 − base" in markdown_table(results)
+
+
+def test_markdown_has_the_same_numbers() -> None:
+    lines = markdown_table(known()).splitlines()
+    assert lines[0] == "| policy | MR | BLEU | interactivity (agenda) | assistant tokens | turns |"
+    assert lines[2] == (
+        "| base | -0.012 [-0.031, 0.032] | 0.016 [0.005, 0.030] n=23 | 0.141 [0.092, 0.208] | 138 [131, 144] |"
+        " 2.69 [2.59, 2.81] |"
+    )
+    assert lines[3].split(" | ")[2] == "– n=0"
+    assert lines[4] == "| proactive − base | -0.111 [-0.160, -0.083] | – | – | – | -0.21 [-0.36, -0.08] |"
+    assert "24 goals" in lines[6]
+
+
+def test_differences_show_their_sign_and_zero_has_none() -> None:
+    results = known()
+    results["difference"]["proactive"]["mr"] = estimate(0.25, -0.00001, 0.5)
+    assert "+0.250 [0.000, 0.500]" in markdown_table(results)
+
+
+def test_table_without_a_baseline_has_policies_only() -> None:
+    results = {"policies": known()["policies"], "config": {}, "seconds": {}}
+    assert baseline_of(results) is None
+    assert "−" not in markdown_table(results)
+    assert baseline_of(known()) == "base"
+
+
+# -- merge
+
+
+def save(path: Path, results: dict[str, Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results))
+    return str(path)
+
+
+def seeds(folder: Path) -> list[str]:
+    """Seeds 1 and 2: MR 0.2 and 0.5; only the second has `trained` and BLEU."""
+    one = {"base": {"mr": estimate(0.2, 0.1, 0.3), "interactivity": estimate(0.5, 0.5, 0.5), SOURCE: "agenda"}}
+    two = copy.deepcopy(one)
+    two["base"] |= {"mr": estimate(0.5, 0.4, 0.6), "bleu": estimate(0.125, 0.1, 0.15)}
+    two["trained"] = {"mr": estimate(0.75, 0.7, 0.8)}
+    difference = {"trained": {"mr": estimate(0.25, 0.125, 0.375)}}
+    rest: dict[str, Any] = {"seconds": {"total": 1}}
+    return [
+        save(folder / "1" / "results.json", {"policies": one, "config": {"seed": 1, "output_dir": "o1"}, **rest}),
+        save(
+            folder / "2" / "results.json",
+            {"policies": two, "difference": difference, "config": {"seed": 2, "output_dir": "o2"}, **rest},
+        ),
+    ]
+
+
+def test_merge_shows_mean_range_and_each_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "merged.json"
+    assert merge.main([*seeds(tmp_path), "--output", str(output), "--markdown"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert printed.err == ""  # seed and output_dir are meant to differ
+    assert lines[2] == "| base | 0.350 (0.200..0.500) | 0.125 (0.125..0.125) | 0.500 (0.500..0.500) |"
+    assert lines[3] == "| · seed 1 | 0.200 [0.100, 0.300] | – | 0.500 [0.500, 0.500] |"
+    assert lines[4] == "| · seed 2 | 0.500 [0.400, 0.600] | 0.125 [0.100, 0.150] | 0.500 [0.500, 0.500] |"
+    assert lines[5:7] == ["| trained | 0.750 (0.750..0.750) | – | – |", "| · seed 2 | 0.750 [0.700, 0.800] | – | – |"]
+    assert lines[7] == "| trained − base | +0.250 (0.250..0.250) | – | – |"
+    assert lines[8] == "| · seed 2 | +0.250 [0.125, 0.375] | – | – |"
+    merged = json.loads(output.read_text())
+    mr = merged["policies"]["base"]["mr"]
+    assert (mr["mean"], mr["min"], mr["max"]) == (0.35, 0.2, 0.5)
+    assert mr["runs"]["seed 2"] == estimate(0.5, 0.4, 0.6)
+    assert merged["policies"]["base"][SOURCE] == "agenda"
+    assert list(merged["difference"]["trained"]["mr"]["runs"]) == ["seed 2"]
+
+
+def test_merge_draws_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert merge.main(seeds(tmp_path)) == 0
+    text = capsys.readouterr().out
+    for shown in ("0.350", "0.200..0.500", "· seed 1", "[0.100,0.300]", "+0.250", "[0.125,0.375]", "− base"):
+        assert shown in text
+
+
+def test_merge_leaves_a_missing_mean_out() -> None:
+    none = {"mean": None, "ci95": [None, None], "n": 0}
+    runs = {
+        label: {"policies": {"base": {"mr": entry}}, "config": {}, "seconds": {}}
+        for label, entry in (("a", none), ("b", estimate(0.5, 0.4, 0.6)))
+    }
+    found = merge.merge(runs)["policies"]["base"]["mr"]
+    assert (found["mean"], found["min"], found["max"]) == (0.5, 0.5, 0.5)
+    nothing = merge.merge({"a": runs["a"]})["policies"]["base"]["mr"]
+    assert (nothing["mean"], nothing["min"], nothing["max"]) == (None, None, None)
+
+
+def test_merge_warns_of_what_should_not_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = known(), known()
+    first["config"] = {"seed": 1, "trainer": {"max_steps": 24, "seed": 5}, "same": [1]}
+    second["config"] = {"seed": 1, "trainer": {"max_steps": 8, "seed": 6}, "same": [1], "extra": None}
+    second["policies"]["base"][SOURCE] = "judge"
+    paths = [save(tmp_path / "a.json", first), save(tmp_path / "b.json", second)]
+    assert merge.main([*paths, "--markdown"]) == 0
+    printed = capsys.readouterr()
+    assert ": trainer.max_steps, trainer.seed, extra." in printed.err
+    assert "interactivity of base is of several kinds (agenda, judge)" in printed.err
+    assert "share a seed" in printed.err
+    assert f"seed 1 ({paths[1]})" in printed.out
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[]", b'{"policies": {}}'])
+def test_merge_refuses_missing_and_foreign_files(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert merge.main([*seeds(tmp_path), str(path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {path}: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_merge_refuses_what_would_mislead_or_destroy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = seeds(tmp_path)
+    before = Path(one).read_text()
+    assert merge.main([one, two, one]) == 1
+    assert "given twice" in capsys.readouterr().err
+    assert merge.main([one, two, "--output", one]) == 1
+    assert "one of the files" in capsys.readouterr().err
+    assert Path(one).read_text() == before
+    assert merge.main([one, two, "--output", str(tmp_path)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    other = json.loads(Path(two).read_text())
+    other["difference"] = {"base": {"mr": estimate(-0.25, -0.375, -0.125)}}
+    assert merge.main([two, save(tmp_path / "other.json", other)]) == 1
+    assert "different baselines" in capsys.readouterr().err
+
+
+# -- curves
+
+
+def test_curves_are_drawn_from_sparse_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    columns = ["epoch", "step", "train/loss", "train/mr", "train/bleu", "val/mr"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for step in range(10):
+            writer.writerow({"epoch": 0, "step": step, "train/loss": 1.0, "train/mr": 0.1 * step, "train/bleu": "nan"})
+        writer.writerow({"epoch": 0, "step": 9, "val/mr": 0.8})
+    picture = training_curves(path, tmp_path / "plots" / "curves.png")
+    assert picture == tmp_path / "plots" / "curves.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_keep_the_later_row_of_a_repeated_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/mr,val/mr\n0,0.1,\n1,0.2,\n1,,0.5\n1,0.3,\n,9,9\n")
+    assert _read_curves(path) == {("train", "mr"): {0: 0.1, 1: 0.3}, ("val", "mr"): {1: 0.5}}
+
+
+def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert training_curves(path, tmp_path / "curves.png") is None
+    path.write_text("step,train/loss,train/mr\n0,1.0,\n")
+    assert training_curves(path, tmp_path / "curves.png") is None
+    assert not (tmp_path / "curves.png").exists()
