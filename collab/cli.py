@@ -20,11 +20,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ COMMON = (  # what --help lists; the doc lines are those of the schema
     "evaluation.num_conversations",
     "export.merge",
 )
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # one job after the other, from here
 EXAMPLES = {
     "train": (
         ("experiment=doc_edit", "the quick start, on a CPU"),
@@ -120,7 +122,8 @@ def main(entry: str, run: Run | None = None) -> None:
 
     Args:
         entry: "train" or "evaluate": the primary config in `conf/`, and which rules apply.
-        run: What to call with the checked config; default `collab.train.train` or `collab.evaluate.evaluate`.
+        run: What to call with the checked config instead of `collab.train.train` or `collab.evaluate.evaluate`; it is
+            taken to need neither model nor device, so step 4 of the module's docstring is left out.
     """
     try:
         failed = _main(entry, run)
@@ -143,14 +146,16 @@ def _main(entry: str, run: Run | None) -> bool:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(entry))
         return False
-    args = get_args_parser().parse_args()
+    args = get_args_parser().parse_intermixed_args()
+    # Hydra parses again, and takes no flag between two overrides: flags first.
+    sys.argv[1:] = [text for text in sys.argv[1:] if text not in args.overrides] + args.overrides
     register()
     # The start of the run, for the names of folders.
     OmegaConf.register_new_resolver("stamp", stamp, replace=True)
     folder = config_dir()
     # A rerun is composed already; Hydra's own help and completion compose nothing.
     if not (args.hydra_help or args.shell_completion or args.experimental_rerun):
-        _check_before_start(entry, args, folder)
+        _check_before_start(entry, args, folder, machine=run is None)
     if rank() > 0:
         sys.argv.append("hydra.output_subdir=null")  # rank 0 writes the config
 
@@ -159,7 +164,8 @@ def _main(entry: str, run: Run | None) -> bool:
     def job(composed: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             jobs.append(_run_in_own_process(args))
-            if jobs[-1].code != 0:
+            # `jobs` is told at the end, but another launcher runs this elsewhere and has to be told by an exception.
+            if jobs[-1].code != 0 and HydraConfig.get().launcher._target_ != BASIC_LAUNCHER:
                 raise JobFailed(f"A job of the sweep failed: {' '.join(jobs[-1].overrides)} ({_ending(jobs[-1])})")
             return
         config = typed(composed, output_dir=HydraConfig.get().runtime.output_dir)
@@ -176,7 +182,7 @@ def _main(entry: str, run: Run | None) -> bool:
     try:
         start()
     finally:
-        if jobs:
+        if jobs and rank() == 0:
             print(summary(jobs), flush=True)
     return any(done.code != 0 for done in jobs)
 
@@ -194,7 +200,7 @@ def _entry_point(entry: str) -> Run:
 # --- before the start ------------------------------------------------------------------------------------------------
 
 
-def _check_before_start(entry: str, args: argparse.Namespace, folder: Path) -> None:
+def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, machine: bool) -> None:
     """Steps 1 to 4 of the module's docstring; of a sweep, and of a config that is only shown, step 1."""
     folders = [folder]
     searched = []
@@ -211,9 +217,9 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path) -> N
         if sweep:
             every = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
         else:
-            if several := [override.input_line for override in overrides if override.is_sweep_override()]:
+            if several := [_line(override) for override in overrides if override.is_sweep_override()]:
                 raise BadInput(
-                    f"{' '.join(map(str, several))} lists several values, and a single run takes one. "
+                    f"{' '.join(several)} lists several values, and a single run takes one. "
                     "Add -m to run one job for each, or quote a value with a comma: 'key=\"a,b\"'."
                 )
             every = [given]
@@ -225,7 +231,8 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path) -> N
     from collab.datamodules.goals import load_splits
 
     splits = load_splits(config.task)
-    check_machine(config, splits)
+    if machine:
+        check_machine(config, splits)
 
 
 def check_machine(config: Config, goals: GoalSplits) -> None:
@@ -290,14 +297,12 @@ def load_target(target: str, key: str) -> Any:
     Raises:
         BadInput: There is no such module or class.
     """
-    import importlib
-
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(
-            f"{key}={target} cannot be imported ({error}). Write package.module.Class of something installed."
+            f"{key}={target} cannot be imported: {_lines(error)} Write package.module.Class of something installed."
         ) from error
 
 
@@ -312,9 +317,9 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
         BadInput: A field has no value, or an interpolation cannot be resolved.
     """
     OmegaConf.update(composed, "output_dir", output_dir)
-    if missing := sorted(OmegaConf.missing_keys(composed)):
-        raise BadInput(f"{', '.join(missing)}: no value, and one is needed. Set {missing[0]}=... .")
     try:
+        if missing := sorted(OmegaConf.missing_keys(composed)):
+            raise BadInput(f"{', '.join(missing)}: no value, and one is needed. Set {missing[0]}=... .")
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise BadInput(f"The config cannot be resolved: {_lines(error)} Check what is written in ${{...}}.") from error
@@ -332,9 +337,30 @@ def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictCon
         BadInput: Names each override that does not fit, why, and what would.
     """
     try:
-        return hydra.compose(name, overrides)
+        config = hydra.compose(name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(_explain(error, name, _parse(overrides), options(folders))) from error
+    if strangers := _strangers(config):  # Hydra lets + add them even to a schema
+        refusal = HydraException(f"There is no field {', '.join(strangers)}.")
+        raise BadInput(_explain(refusal, name, _parse(overrides), options(folders)))
+    return config
+
+
+def load_config(entry: str, overrides: Sequence[str] = (), output_dir: str = "") -> Config:
+    """The config that the command line `overrides` would give, for tests and notebooks: composed, not yet checked.
+
+    Args:
+        entry: "train" or "evaluate".
+        overrides: As typed, e.g. `["experiment=doc_edit", "seed=2"]`.
+        output_dir: Of the run; no folder is made.
+
+    Raises:
+        BadInput: As `compose` and `typed`.
+    """
+    register()
+    folder = config_dir()
+    with hydra.initialize_config_dir(str(folder), job_name=entry, version_base=None):
+        return typed(compose(entry, list(overrides), [folder]), output_dir)
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -361,25 +387,25 @@ def options(folders: Sequence[Path]) -> dict[str, list[str]]:
 
 def _explain(error: Exception, name: str, overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> str:
     """Hydra's errors come in many shapes; what is wrong is found by trying the overrides one by one instead."""
-    ours = [override for override in overrides if not (override.key_or_group or "").startswith("hydra")]
-    chosen = [override for override in ours if override.key_or_group in groups]
-    problems = [text for override in chosen if (text := _option_problem(override, groups))]
-    if not problems:
-        problems = _field_problems(name, [override.input_line or "" for override in chosen], ours, groups)
-    if not problems:
-        return f"The config cannot be composed. {_lines(error)}"
-    return "\n".join(problems)
+    chosen = [override for override in overrides if override.key_or_group in groups]
+    bad = {id(override): text for override in chosen if (text := _option_problem(override, groups))}
+    good = [_line(override) for override in chosen if id(override) not in bad]
+    ours = [o for o in overrides if o.key_or_group not in groups and not str(o.key_or_group).startswith("hydra")]
+    problems = [*bad.values(), *_field_problems(name, good, ours, groups)]
+    return "\n".join(problems) or f"The config cannot be composed. {_lines(error)}"
 
 
 def _option_problem(override: Override, groups: Mapping[str, Sequence[str]]) -> str:
-    group, value = str(override.key_or_group), override.value()
-    if value is None or isinstance(value, list | dict) or str(value) in groups[group] or override.is_delete():
-        return ""
+    group: str = override.key_or_group
+    value: Any = override.value()
     names = groups[group]
-    return (
-        f"{override.input_line}: there is no such {group}.{_did_you_mean(str(value), names)} "
-        f"{group} is one of: {', '.join(names)}."
-    )
+    if value is not None and str(value) not in names:
+        close = difflib.get_close_matches(str(value), names, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"{_line(override)}: there is no such {group}.{hint} {group} is one of: {', '.join(names)}."
+    if override.is_add():
+        return f"{_line(override)}: {group} is there already. Write {group}={value}, without the +."
+    return ""
 
 
 def _field_problems(
@@ -393,64 +419,86 @@ def _field_problems(
     problems = []
     for override in overrides:
         key = str(override.key_or_group)
-        if key in groups:
+        if override.is_delete():
             continue
-        if key not in known:
-            if not _accepts(config, override):
-                problems.append(_unknown(override, key, known, groups))
-        elif not override.is_delete():
-            try:
-                OmegaConf.update(config, key, override.value())
-            except OmegaConfBaseException as error:
-                doc = _doc(config, key)
-                problems.append(f"{override.input_line}: wrong type. {_lines(error)}{f' {key}: {doc}.' if doc else ''}")
+        try:
+            OmegaConf.update(config, key, override.value(), force_add=not override.is_add())
+            unknown = bool(_strangers(config)) or (
+                key not in known and not (override.is_add() or override.is_force_add())
+            )
+        except OmegaConfBaseException as error:
+            unknown = key not in known
+            if not unknown:
+                problems.append(f"{_line(override)}: wrong type. {_described(config, key)}{_lines(error)}")
+        if unknown:
+            problems.append(_unknown(override, name, chosen, known, groups))
+            config = hydra.compose(name, chosen)
     return problems
 
 
-def _accepts(config: DictConfig, override: Override) -> bool:
-    """Whether `+key=value` may add to this config: an entry of a dict, such as a metric."""
-    if not (override.is_add() or override.is_force_add()):
-        return False
-    try:
-        OmegaConf.update(config, str(override.key_or_group), override.value(), force_add=True)
-    except OmegaConfBaseException:
-        return False
-    return True
+def _described(config: DictConfig, key: str) -> str:
+    """Type and doc line of a field, as a sentence; "" if it belongs to no schema."""
+    parent, _, name = key.rpartition(".")
+    schema = OmegaConf.get_type(OmegaConf.select(config, parent)) if parent else Config
+    if not (isinstance(schema, type) and is_dataclass(schema)):
+        return ""
+    kind = next(field.type for field in fields(schema) if field.name == name)
+    return f"{key} takes {kind}{f' ({doc})' if (doc := field_docs(schema).get(name)) else ''}. "
 
 
-def _unknown(override: Override, key: str, known: Sequence[str], groups: Mapping[str, Sequence[str]]) -> str:
+def _strangers(node: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the entries that the schema of their node does not have."""
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+        return []
+    schema = OmegaConf.get_type(node)
+    own = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
+    found = [f"{prefix}{key}" for key in map(str, node) if key not in own]
+    for key in map(str, node):
+        found += _strangers(node._get_node(key), f"{prefix}{key}.")
+    return found
+
+
+def _unknown(
+    override: Override, name: str, chosen: list[str], known: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> str:
+    key = str(override.key_or_group)
     parent = key.rpartition(".")[0]
     while parent and parent not in known:
         parent = parent.rpartition(".")[0]
-    depth = parent.count(".") + 2 if parent else 1
-    if parent:
-        beside = [name for name in known if name.startswith(f"{parent}.") and name.count(".") + 1 == depth]
-        valid = f"Fields of {parent}: {', '.join(name.rpartition('.')[2] for name in beside)}."
+    prefix = f"{parent}." if parent else ""
+    beside = [name.removeprefix(prefix) for name in known if name.rpartition(".")[0] == parent]
+    fields_beside = [name for name in beside if parent or name not in groups]
+    misspelt = key.removeprefix(prefix).split(".")[0]
+    close = difflib.get_close_matches(misspelt, [*beside, *groups] if not parent else beside, n=1, cutoff=0.7)
+    # else the right field in the wrong place, or without its place: `lr` for `algorithm.lr`
+    elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    meant = [f"{prefix}{name}" for name in close] or elsewhere[:3]
+    hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
+    group = key.split(".")[0]
+    for option in groups.get(group, ()):
+        if group != "experiment" and key in _keys(hydra.compose(name, [*chosen, f"{group}={option}"])):
+            hint = f" It is a field of {group}={option}."
+    if parent == "task.metrics":  # OmegaConf cannot add to a dict of schemas from the command line
+        valid = f"Metrics: {', '.join(beside)}; a new one is written in a YAML file of conf/task or conf/experiment."
+    elif parent and not beside:
+        valid = f"{parent} has none; add it with +{_line(override)}."
+    elif parent:
+        valid = f"Fields of {parent}: {', '.join(beside)}."
     else:
-        plain = [name for name in known if "." not in name and name not in groups]
-        valid = f"Groups: {', '.join(groups)}. Fields: {', '.join(plain)}."
+        valid = f"Groups: {', '.join(groups)}. Fields: {', '.join(fields_beside)}."
     what = "group" if "/" in key else "field"
-    return (
-        f"{override.input_line}: there is no {what} {key}.{_did_you_mean(key, [*known, *groups])} {valid} "
-        "`--help` lists the common ones, `--cfg job` all."
-    )
+    return f"{_line(override)}: there is no {what} {key}.{hint} {valid} `--cfg job` prints all fields."
 
 
-def _did_you_mean(given: str, names: Sequence[str]) -> str:
-    """Closest names: by the whole of them, else by their last part, so that `lr` finds `algorithm.lr`."""
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.75)
-    if not close:
-        last = [name for name in names if name.replace("/", ".").rpartition(".")[2] == given.rpartition(".")[2]]
-        by_end = {name.replace("/", ".").rpartition(".")[2]: name for name in reversed(names)}
-        near = difflib.get_close_matches(given.rpartition(".")[2], list(by_end), n=1, cutoff=0.75)
-        close = last[:3] or [by_end[end] for end in near] or difflib.get_close_matches(given, names, n=1)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+def _line(override: Override) -> str:
+    """The override as it was typed."""
+    return str(override.input_line)
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     """Dotted names of all nodes of a config."""
     if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
-        for key in node:
+        for key in map(str, node):
             yield f"{prefix}{key}"
             yield from _keys(node._get_node(key), f"{prefix}{key}.")
 
@@ -617,7 +665,8 @@ def _quoted(text: str) -> str:
 def summary(jobs: Sequence[Job]) -> str:
     """One line for each job of a sweep: its overrides, how it ended, its folder."""
     failed = sum(job.code != 0 for job in jobs)
-    rows = [(" ".join(job.overrides), f"{_ending(job)}  {os.path.relpath(job.folder)}") for job in jobs]
+    width = max(len(_ending(job)) for job in jobs)
+    rows = [(" ".join(job.overrides), f"{_ending(job):<{width}}  {os.path.relpath(job.folder)}") for job in jobs]
     return "\n".join([f"Sweep: {len(jobs) - failed} of {len(jobs)} jobs finished, {failed} failed.", *_table(rows)])
 
 

@@ -69,7 +69,7 @@ class AlgorithmConfig:
     target: str = MISSING  # class of the LightningModule
     compares_candidates: bool = True  # needs at least two candidates of one context
     lr: float = 3e-4  # peak learning rate
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of AdamW, decoupled
     warmup_steps: int = 2  # optimizer steps of linear warm-up
     schedule: str = "constant"  # constant | cosine | linear, after the warm-up
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 leaves them

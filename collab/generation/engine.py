@@ -68,18 +68,17 @@ class _Rows:
     def __init__(self, layers: int) -> None:
         self.data: torch.Tensor | None = None
         self.layers = layers
+        self.wanted = (0, 0)  # rows, positions
         self.first = self.last = self.reach = 0
         self.row_index = self.positions = torch.empty(0)
         self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(layers)])
 
     def reserve(self, rows: int, positions: int) -> None:
         """Grow (never shrink) to hold so many rows and positions."""
-        self.wanted = (rows, -(-positions // 64) * 64)
+        self.wanted = (max(self.wanted[0], rows), max(self.wanted[1], -(-positions // 64) * 64))
         data = self.data
-        if data is not None and (data.shape[2] < rows or data.shape[4] < self.wanted[1]):
-            shape = list(data.shape)
-            shape[2], shape[4] = max(shape[2], rows), max(shape[4], self.wanted[1])
-            self.data = data.new_zeros(shape)
+        if data is not None and (data.shape[2], data.shape[4]) != self.wanted:
+            self.data = data.new_zeros(*data.shape[:2], self.wanted[0], data.shape[3], self.wanted[1], data.shape[5])
             self.data[:, :, : data.shape[2], :, : data.shape[4]] = data
 
     def aim(self, first: int, last: int, positions: torch.Tensor) -> None:
@@ -131,6 +130,7 @@ class LocalEngine:
         self._stops = {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}
         self._rows = _Rows(self._config.num_hidden_layers)
         self._waiting: list[_Request] = []
+        self._joining: list[_Request] = []
         self._running: list[_Request] = []
         self._kept: OrderedDict[tuple[bool, tuple[int, ...]], torch.Tensor] = OrderedDict()
         self._kept_bytes = 0
@@ -156,7 +156,7 @@ class LocalEngine:
         """Drop all kept keys and values. Call it whenever the weights have changed."""
         self._kept.clear()
         self._kept_bytes = 0
-        self._rows.data = None
+        self._rows.data, self._rows.wanted = None, (0, 0)
 
     async def _serve(self) -> None:
         try:
@@ -168,10 +168,10 @@ class LocalEngine:
                 for _ in range(4):
                     await asyncio.sleep(0)
         except BaseException as error:
-            for request in (*self._running, *self._waiting):
+            for request in (*self._running, *self._joining, *self._waiting):
                 if not request.done.done():
                     request.done.set_exception(error if isinstance(error, Exception) else RuntimeError(str(error)))
-            self._running, self._waiting = [], []
+            self._running, self._joining, self._waiting = [], [], []
             if not isinstance(error, Exception):
                 raise
 
@@ -188,6 +188,7 @@ class LocalEngine:
         fitting = [r for r in self._waiting if r.sampling.adapter == adapter][: self.max_batch - len(self._running)]
         if not fitting:
             return
+        self._joining = fitting
         chosen = {id(request) for request in fitting}
         self._waiting = [request for request in self._waiting if id(request) not in chosen]
         base = len(self._running)
@@ -213,7 +214,7 @@ class LocalEngine:
         for i, (prompt, requests) in enumerate(same.items()):
             if len(requests) > 1:  # a context's candidates: a next one may come in another batch
                 self._keep(adapter, prompt, base + sources.index(i))
-        self._running += flat
+        self._running, self._joining = self._running + flat, []
         self._draw(flat, logits[sources])
         self._retire()
 

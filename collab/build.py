@@ -1,0 +1,123 @@
+"""From the checked config to the objects of a run. `train.py` and `evaluate.py` build the same things here."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_class
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from collab.callbacks.rollout import Simulation
+from collab.chat.base import Sampling
+from collab.config import Config, ModelConfig
+from collab.datamodules.base import GoalDataModule
+from collab.datamodules.goals import load_splits
+from collab.modules.base import PolicyModule
+from collab.modules.loading import load_model, resolve_device, resolve_dtype
+from collab.rewards.reward import ConversationReward
+
+
+def start(config: Config) -> None:
+    """Seed everything and set threads; call it before anything is built."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+
+
+def data(config: Config) -> GoalDataModule:
+    target: Any = get_class(config.task.target)
+    return target(load_splits(config.task), config.trainer.goals_per_step, config.trainer.max_steps, config.seed)
+
+
+def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulation:
+    sampler, task = config.sampler, config.task
+    user_class: Any = get_class(config.user.target)
+    engine_class: Any = get_class(config.engine.target)
+    metrics: dict[str, Any] = {
+        name: (metric.weight, get_class(metric.target)(**metric.options)) for name, metric in task.metrics.items()
+    }
+    return Simulation(
+        user=user_class(config.user, task.max_turns),
+        reward=ConversationReward(metrics),
+        sampling=Sampling(task.max_new_tokens, sampler.temperature, sampler.top_p, sampler.top_k),
+        max_turns=task.max_turns,
+        window=sampler.window,
+        num_samples=sampler.num_samples,
+        group_size=sampler.group_size,
+        paired=sampler.paired,
+        seed=config.seed,
+        make_engine=lambda lm, tokenizer: engine_class(lm, tokenizer, max_batch=config.engine.max_batch),
+        on_conversation=on_conversation,
+    )
+
+
+def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool = True) -> PolicyModule:
+    """The algorithm's module around `model`; `adapter=False` adds no fresh LoRA (a policy that is only evaluated)."""
+    target: Any = get_class(config.algorithm.target)
+    device = resolve_device(config.trainer.accelerator)
+    dtype = resolve_dtype(config.precision, device)
+
+    def load() -> Any:
+        return load_model(model, dtype, device, adapter=adapter)
+
+    return target(config.algorithm, load, tokenizer, config.sampler.temperature, config.trainer.max_steps)
+
+
+def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) -> L.Trainer:
+    accelerator = resolve_device(config.trainer.accelerator).type
+    devices = config.trainer.devices
+    if devices == "auto" and accelerator == "cpu":
+        devices = 1
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=config.strategy.name,
+        max_epochs=1,  # the run is one pass over its schedule of goals: `max_steps` batches
+        val_check_interval=min(config.trainer.val_every, config.trainer.max_steps),
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        deterministic="warn" if config.trainer.deterministic else False,
+        default_root_dir=config.output_dir,
+    )
+
+
+def loggers(config: Config) -> list[Logger]:
+    """CSV always; W&B online with a key, offline without one."""
+    folder = Path(config.output_dir)
+    found: list[Logger] = [CSVLogger(folder, name="", version="csv")]
+    if config.logger.wandb != "disabled":
+        offline = config.logger.wandb == "offline" or (config.logger.wandb == "auto" and not _has_wandb_key())
+        wandb_logger = WandbLogger(
+            project=config.logger.project,
+            name=folder.name,
+            save_dir=folder,
+            offline=offline,
+            config=asdict(config),
+            settings={"silent": True, "console": "off"},
+        )
+        found.append(wandb_logger)
+    return found
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

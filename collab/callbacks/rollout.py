@@ -1,0 +1,251 @@
+"""Where simulation meets training: goals of a batch become scored groups before `training_step` sees them.
+
+A training batch: (1) each goal is played on-policy to a drawn turn, a context; (2) `group_size` candidates answer it;
+(3) the future of each is played `num_samples` times, up to `window` turns; (4) finished conversations are scored and
+averaged, which is MR (Eq. 1); (5) the groups are put on the batch. A batch of validation or test goals is played as
+whole conversations instead. All conversations of a batch run at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+
+from collab.chat.base import Sampling
+from collab.conversation import Conversation, Goal, Group, Key, Score
+from collab.datamodules.base import GoalBatch
+from collab.generation.engine import LocalEngine
+from collab.rewards.metrics import assistant_tokens
+from collab.rewards.reward import ConversationReward
+from collab.simulation.rollout import (
+    Players,
+    as_group,
+    draw_context,
+    multiturn_reward,
+    play_goals,
+    sample_candidates,
+)
+from collab.simulation.user import UserSimulator
+
+Scored = tuple[Conversation, Score]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Everything about a conversation except the policy's weights; built from the config in `collab.build`.
+
+    Attributes:
+        user: Plays the user.
+        reward: `R*` of a finished conversation.
+        sampling: How the policy's replies are drawn.
+        max_turns: Turns of a conversation at most.
+        window: w of Eq. 1, in turns.
+        num_samples: Forward samples per candidate.
+        group_size: Candidates per context.
+        paired: Candidates of one context face the same user randomness.
+        seed: Of the run.
+        make_engine: (causal LM, tokenizer) -> the engine that decodes.
+        on_conversation: Called whenever a conversation is over.
+    """
+
+    user: UserSimulator
+    reward: ConversationReward
+    sampling: Sampling
+    max_turns: int
+    window: int
+    num_samples: int
+    group_size: int
+    paired: bool
+    seed: int
+    make_engine: Callable[[Any, Any], LocalEngine]
+    on_conversation: Callable[[], None] = field(default=lambda: None)
+
+    def players(self, engine: Any) -> Players:
+        return Players(engine, self.user, self.sampling, self.max_turns, self.on_conversation)
+
+
+class RolloutCallback(L.Callback):
+    """Plays conversations with the policy of the module it is attached to.
+
+    Args:
+        simulation: The other side of the conversations, and the rules.
+        system_prompt: The assistant's instruction.
+        num_conversations: Times that each test goal is played.
+
+    Attributes:
+        tested: Conversations of the last `trainer.test` on this process, with their scores.
+    """
+
+    def __init__(self, simulation: Simulation, system_prompt: str, num_conversations: int = 1) -> None:
+        self.simulation, self.system_prompt = simulation, system_prompt
+        self.num_conversations = num_conversations
+        self.tested: list[Scored] = []
+        self._engine: LocalEngine | None = None
+        self._validated: list[Scored] = []
+
+    # --- hooks ---------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: GoalBatch, batch_idx: int
+    ) -> None:
+        started = time.monotonic()
+        first = (batch_idx * trainer.world_size + trainer.global_rank) * len(batch.goals)
+        with self._rollout(pl_module) as engine:
+            tokens = engine.new_tokens
+            batch.groups = asyncio.run(self.groups(engine, batch.goals, batch_idx, first))
+            tokens = engine.new_tokens - tokens
+        metrics = group_metrics(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
+        seconds = time.monotonic() - started
+        metrics |= {"rollout_seconds": seconds, "rollout_tokens_per_s": tokens / seconds}
+        pl_module.log_dict(
+            {f"train/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=trainer.world_size > 1
+        )
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = []
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: GoalBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        with self._rollout(pl_module) as engine:
+            batch.scored = asyncio.run(self.conversations(engine, batch.goals, "val", 1))
+        pl_module.log_dict(
+            {f"val/{name}": value for name, value in conversation_metrics(batch.scored).items()},
+            batch_size=len(batch.goals),
+            sync_dist=trainer.world_size > 1,
+        )
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.tested = []
+
+    def on_test_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: GoalBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        with self._rollout(pl_module) as engine:
+            batch.scored = asyncio.run(self.conversations(engine, batch.goals, "test", self.num_conversations))
+        self.tested += batch.scored
+
+    @contextmanager
+    def _rollout(self, pl_module: Any) -> Iterator[LocalEngine]:
+        """Enter and exit of a rollout: the only place besides `configure_model` that has to know of sharding."""
+        lm = pl_module.policy.lm
+        if self._engine is None or self._engine.lm is not lm:
+            self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)
+        pl_module.policy.eval()
+        try:
+            yield self._engine
+        finally:
+            self._engine.forget()
+
+    # --- what is played ------------------------------------------------------------------------------------------
+
+    async def groups(self, engine: Any, goals: Sequence[Goal], step: int, first: int) -> list[Group]:
+        """Scored groups, one for each goal. `first` is the number in the run of the first goal."""
+        return list(await asyncio.gather(*(self._group(engine, g, step, first + i) for i, g in enumerate(goals))))
+
+    async def _group(self, engine: Any, goal: Goal, step: int, number: int) -> Group:
+        simulation = self.simulation
+        players = simulation.players(engine)
+        # `number` keeps apart a goal that comes twice in one step.
+        key = Key(simulation.seed, split=f"train/{number}", round=step, goal=goal.id)
+        position = context_position(simulation.seed, number, simulation.max_turns)
+        context = await draw_context(players, goal, self.system_prompt, position, key.at(split=f"context/{number}"))
+        replies = await sample_candidates(players, context, simulation.group_size, key)
+        candidates = await multiturn_reward(
+            context,
+            replies,
+            players=players,
+            reward=simulation.reward,
+            window=simulation.window,
+            num_samples=simulation.num_samples,
+            key=key,
+            paired=simulation.paired,
+        )
+        return as_group(context, candidates)
+
+    async def conversations(self, engine: Any, goals: Sequence[Goal], split: str, count: int) -> list[Scored]:
+        """Whole conversations and their `R*`. The draws do not depend on the step or on the policy's name."""
+        players = self.simulation.players(engine)
+        key = Key(self.simulation.seed, split=split)
+        played = await play_goals(players, goals, self.system_prompt, key, count)
+        scores = await asyncio.gather(*(self.simulation.reward(conversation) for conversation in played))
+        return list(zip(played, scores, strict=True))
+
+
+def context_position(seed: int, number: int, max_turns: int) -> int:
+    """The turn, from 1, at which the `number`-th context of a run is drawn.
+
+    Each run of `max_turns` contexts holds every turn once, in random order: no position is drawn more often than
+    another.
+    """
+    cycle, place = divmod(number, max_turns)
+    return int(Key(seed, role="context", round=cycle).stream().permutation(max_turns)[place]) + 1
+
+
+def group_metrics(groups: Sequence[Group], weights: dict[str, float]) -> dict[str, float]:
+    """What a rollout was like. `*_spread` is the mean over groups of the standard deviation of a part, times its weight.
+
+    Spreads tell which part of MR the comparison of candidates is made by. Missing values are left out; what nobody has
+    is nan.
+    """
+    candidates = [candidate for group in groups for candidate in group.candidates]
+    futures = [future for candidate in candidates for future in candidate.futures]
+    replies = [candidate.reply for candidate in candidates]
+    spoken = [turn.reply for future in futures for turn in future.turns]
+    found = {
+        "mr": _mean([c.mr for c in candidates]),
+        "mr_spread": _mean([_spread([c.mr for c in g.candidates]) for g in groups]),
+        "assistant_tokens": _mean([float(assistant_tokens(future)) for future in futures]),
+        "turns": _mean([float(len(future.turns)) for future in futures]),
+        "context_turn": _mean([float(group.context.position) for group in groups]),
+        "reply_tokens": _mean([float(len(reply.token_ids)) for reply in replies]),
+        "cut_replies": _mean([float(reply.finish_reason == "length") for reply in spoken]),
+        "candidates": float(len(candidates)),
+    }
+    for name, weight in weights.items():
+        found[name] = _mean([c.part(name) for c in candidates])
+        found[f"{name}_spread"] = abs(weight) * _mean([_spread([c.part(name) for c in g.candidates]) for g in groups])
+    if "token_penalty" in weights:
+        values = [score.parts["token_penalty"] for c in candidates for score in c.scores]
+        found["token_penalty_saturated"] = _mean([float(value >= 1) for value in values if value is not None])
+    return found
+
+
+def conversation_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """Means over whole conversations: `mr` (R*), every part, tokens, turns, share of replies cut at the limit."""
+    names = scored[0][1].parts if scored else {}
+    replies = [turn.reply for conversation, _ in scored for turn in conversation.turns]
+    return {
+        "mr": _mean([score.reward for _, score in scored]),
+        **{name: _mean([score.parts[name] for _, score in scored]) for name in names},
+        "assistant_tokens": _mean([float(assistant_tokens(conversation)) for conversation, _ in scored]),
+        "turns": _mean([float(len(conversation.turns)) for conversation, _ in scored]),
+        "cut_replies": _mean([float(reply.finish_reason == "length") for reply in replies]),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None and value == value]
+    return statistics.fmean(known) if known else float("nan")
+
+
+def _spread(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.pstdev(known) if known else None

@@ -1,0 +1,119 @@
+"""Whole conversations with several policies on the same goals, and the table that compares them.
+
+All rows meet the same goals, user randomness, caps and sampling. `python evaluate.py --help` tells the command line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from collab import build
+from collab.callbacks.progress import Progress
+from collab.callbacks.rollout import RolloutCallback, Scored, conversation_metrics
+from collab.callbacks.transcripts import TranscriptWriter
+from collab.config import Config, named_policies
+from collab.modules.loading import load_tokenizer
+from collab.reports.results import SOURCE, PolicyScores, summarise, write_results
+from collab.reports.tables import results_table
+from collab.rewards.metrics import assistant_tokens
+
+
+def evaluate(config: Config) -> None:
+    """Play the test goals with every policy of `config.policies`; writes `results.json` and `transcripts.jsonl`."""
+    build.start(config)
+    started = time.monotonic()
+    scores: dict[str, PolicyScores] = {}
+    seconds: dict[str, float] = {}
+    with Progress(animate=config.callbacks.progress_bar) as progress:
+        for name, path in named_policies(config.policies).items():
+            scores[name], seconds[name] = play_row(config, name, path, progress)
+    seconds["total"] = time.monotonic() - started
+    report(config, scores, seconds, progress)
+
+
+def play_row(
+    config: Config, name: str, path: Path | None, progress: Progress
+) -> tuple[PolicyScores, float]:
+    """Play the test goals with one policy, write its transcripts, and return its scores and the seconds it took.
+
+    Args:
+        config: The checked config.
+        name: Of the row. `proactive` speaks under the proactive instruction, every other row under the usual one.
+        path: Folder of the policy; None for the model of the config as it is.
+        progress: Shows each finished conversation.
+    """
+    started = time.monotonic()
+    model = replace(config.model, path=str(path)) if path else config.model
+    tokenizer = load_tokenizer(model)
+    prompt = config.task.proactive_prompt if name == "proactive" else config.task.system_prompt
+    data = build.data(config)
+    count = config.evaluation.num_conversations
+    rollouts = RolloutCallback(build.simulation(config, progress.advance), prompt, count)
+    module = build.module(config, model, tokenizer, adapter=False)
+    module.needs_reference = False  # it is not trained
+    trainer = build.trainer(config, [], [rollouts])
+    progress.phase(name, len(data.splits.test) * count)
+    trainer.test(module, datamodule=data, verbose=False)
+    scored = _gathered(rollouts.tested)
+    if trainer.is_global_zero:
+        TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
+    found = conversation_metrics(scored)
+    progress.done(mr=found["mr"], tokens=found["assistant_tokens"])
+    return policy_scores(scored), time.monotonic() - started
+
+
+def report(config: Config, scores: dict[str, PolicyScores], seconds: dict[str, float], progress: Progress) -> None:
+    """Write `results.json` and print the table; rank 0 alone."""
+    if not _is_rank_zero():
+        return
+    folder = Path(config.output_dir)
+    summary = summarise(
+        scores, samples=config.evaluation.bootstrap_samples, seed=config.seed, interactivity_source=config.user.name
+    )
+    settings = asdict(config)
+    write_results(folder / "results.json", summary, config=settings, seconds=seconds)
+    progress.console.print(results_table({**summary, "config": settings, "seconds": seconds}))
+
+
+def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
+    """Metric -> goal -> values of its conversations, as the report wants them."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for conversation, score in scored:
+        values: dict[str, float | None] = {
+            "mr": score.reward,
+            **{name: value for name, value in score.parts.items() if name != "token_penalty"},
+            "assistant_tokens": float(assistant_tokens(conversation)),
+            "turns": float(len(conversation.turns)),
+        }
+        for metric, value in values.items():
+            found.setdefault(metric, {}).setdefault(conversation.goal.id, []).append(value)
+    return found
+
+
+def _gathered(scored: list[Scored]) -> list[Scored]:
+    """The conversations of all ranks. A goal that filled up another rank's share is taken once."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return scored
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, scored)
+    unique = {(c.goal.id, repr(c.messages())): (c, s) for part in parts for c, s in part}
+    return list(unique.values())
+
+
+def _is_rank_zero() -> bool:
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
+        torch.distributed.get_rank() == 0
+    )
+
+
+if __name__ == "__main__":
+    from collab.cli import main
+
+    main("evaluate")

@@ -1,0 +1,197 @@
+"""`PolicyModule`: what all algorithms share. It receives scored groups and makes one optimizer step of them.
+
+A subclass says which replies of a group it learns from (`examples`) and what their loss is (`loss`). Neither users nor
+judges nor HTTP are known here.
+
+Optimisation is manual so that a step may hold any number of micro-batches. A step's loss is a sum over units (pairs or
+tokens) of all its micro-batches, divided by the number of units in the whole step, on all processes; the gradients of
+micro-batches and of processes then simply add up.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from collab.config import AlgorithmConfig
+from collab.conversation import Group, Reply
+from collab.modules.losses import kl_estimates
+from collab.modules.packing import PackedBatch, pack
+from collab.modules.policy import Policy, PolicyOutput
+
+
+@dataclass(frozen=True)
+class Example:
+    """Replies to one context that are learned from together, and a number for each.
+
+    Attributes:
+        replies: Share their `prompt_ids`.
+        weights: What the algorithm attaches to each: an advantage, or +1 and -1 for chosen and rejected.
+    """
+
+    replies: tuple[Reply, ...]
+    weights: tuple[float, ...]
+
+
+class PolicyModule(L.LightningModule):
+    """A policy that learns from scored groups.
+
+    Args:
+        config: The algorithm's fields.
+        load: Makes the causal LM; called once, in `configure_model`.
+        tokenizer: Its tokenizer, kept for export.
+        temperature: Temperature of the distribution that candidates are sampled from.
+        max_steps: Steps of the run, for the schedule.
+    """
+
+    needs_reference = True
+
+    def __init__(
+        self, config: Any, load: Callable[[], Any], tokenizer: Any, temperature: float, max_steps: int
+    ) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.tokenizer = tokenizer
+        self.temperature, self.max_steps = temperature, max_steps
+        self.policy: Policy | None = None
+        self._load = load
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold trainable weights only
+
+    # --- what an algorithm says ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def examples(self, groups: Sequence[Group]) -> list[Example]:
+        """What to learn from; groups that teach nothing are left out."""
+
+    @abstractmethod
+    def units(self, example: Example) -> int:
+        """By how many units (pairs, tokens) an example counts in the step's mean."""
+
+    @abstractmethod
+    def loss(
+        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Sum of the losses of all units in the micro-batch, a scalar."""
+
+    # --- the model -----------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            self.policy = Policy(self._load(), self.needs_reference)
+
+    def configure_optimizers(self) -> Any:
+        config: AlgorithmConfig = self.config
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        scale = learning_rate_scale(config.schedule, config.warmup_steps, self.max_steps)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, scale)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+
+    # --- one step ------------------------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # goals and conversations; tensors are made and moved when they are packed
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        assert self.policy is not None and batch.groups is not None
+        examples = self.examples(batch.groups)
+        total = self._over_ranks(sum(self.units(example) for example in examples))
+        if not total:  # no rank has anything to learn from
+            self._log_update(examples, 0.0, 0.0, 0.0, 0.0, len(batch.groups))
+            return
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        size = self.config.groups_per_micro_batch
+        loss_sum = kl = entropy = tokens = 0.0
+        self.policy.train()
+        for start in range(0, len(examples), size):
+            chosen = examples[start : start + size]
+            packed = pack([example.replies for example in chosen], self.temperature).to(self.device)
+            ref_logprobs = None
+            if self.needs_reference:
+                with torch.no_grad():
+                    ref_logprobs = self.policy(packed, reference=True).logprobs
+            output: PolicyOutput = self.policy(packed)
+            loss = self.loss(chosen, packed, output, ref_logprobs) / total
+            self.manual_backward(loss)
+            loss_sum += loss.item()
+            if ref_logprobs is not None:
+                kl += kl_estimates(output.logprobs.detach(), ref_logprobs).sum().item()
+            entropy += output.entropy.sum().item()
+            tokens += len(packed.targets)
+        self.policy.eval()
+        self._sum_gradients()
+        limit = self.config.max_grad_norm or math.inf
+        norm = clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+        optimizer.step()
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        tokens = max(tokens, 1)
+        self._log_update(examples, loss_sum, kl / tokens, entropy / tokens, float(norm), len(batch.groups))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """The rollout callback has played and scored the batch; there is nothing to compute on the weights."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """As `validation_step`."""
+
+    def on_fit_start(self) -> None:
+        # DDP would average after every backward pass, and wait for ranks that have fewer micro-batches than others.
+        # Gradients are summed once a step instead, in `_sum_gradients`.
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            self.trainer.model.require_backward_grad_sync = False
+
+    def _sum_gradients(self) -> None:
+        """Add up the gradients of all ranks: each divided its losses by the units of the whole step already."""
+        if not isinstance(self.trainer.model, DistributedDataParallel):
+            return
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                torch.distributed.all_reduce(parameter.grad)
+
+    def _over_ranks(self, count: int) -> int:
+        """The sum of a count over all processes."""
+        value = torch.tensor(float(count), device=self.device)
+        return int(self.trainer.strategy.reduce(value, reduce_op="sum").item())
+
+    def _log_update(
+        self, examples: list[Example], loss: float, kl: float, entropy: float, norm: float, num_groups: int
+    ) -> None:
+        # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
+        self.log_dict(
+            {
+                "train/loss": loss,
+                "train/kl": kl,
+                "train/entropy": entropy,
+                "train/grad_norm": norm,
+                "train/lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+                "train/groups_without_spread": 1 - len(examples) / max(num_groups, 1),
+            },
+            batch_size=1,
+        )
+
+
+def learning_rate_scale(schedule: str, warmup_steps: int, max_steps: int) -> Callable[[int], float]:
+    """Step -> factor of the peak rate: linear from 1/warmup_steps up, then constant, cosine or linear down to 0."""
+
+    def scale(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+        if schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - progress if schedule == "linear" else 1.0
+
+    return scale

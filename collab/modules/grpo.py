@@ -1,0 +1,46 @@
+"""GRPO: every candidate of a context against the mean of its group (Shao et al. 2024), with MR as the reward.
+
+Departs from that paper in its normalisation: the loss is a mean over all tokens of the step, not first over each
+sequence, so that a token counts the same in a short reply as in a long one (as in DAPO, Yu et al. 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from collab.conversation import Group
+from collab.modules.base import Example, PolicyModule
+from collab.modules.losses import clipped_policy_losses, group_advantages, kl_estimates
+from collab.modules.packing import PackedBatch
+from collab.modules.policy import PolicyOutput
+
+
+class GRPO(PolicyModule):
+    """See the module's docstring; fields in `GRPOConfig`."""
+
+    def examples(self, groups: Sequence[Group]) -> list[Example]:
+        found = []
+        for group in groups:
+            rewards = torch.tensor([candidate.mr for candidate in group.candidates], dtype=torch.float64)
+            if len(rewards) < 2 or rewards.max() == rewards.min():
+                continue
+            advantages = group_advantages(rewards, self.config.scale_by_std)
+            found.append(Example(tuple(c.reply for c in group.candidates), tuple(advantages.tolist())))
+        return found
+
+    def units(self, example: Example) -> int:
+        return sum(len(reply.token_ids) for reply in example.replies)
+
+    def loss(
+        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
+    ) -> torch.Tensor:
+        weights = torch.tensor([w for e in examples for w in e.weights], device=output.logprobs.device)
+        losses = clipped_policy_losses(
+            output.logprobs, batch.sampled_logprobs, weights[batch.sequence], self.config.clip_epsilon
+        )
+        if self.config.kl_coef:
+            assert ref_logprobs is not None
+            losses = losses + self.config.kl_coef * kl_estimates(output.logprobs, ref_logprobs)
+        return losses.sum()

@@ -1,0 +1,77 @@
+"""What a finished conversation is measured by. Each metric is in 0..1 and knows nothing of its weight.
+
+A metric is a class whose instances are awaited with a conversation and return a number, or None when the value could
+not be had. `assistant_tokens` is counted on sampled ids.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sacrebleu.metrics.bleu import BLEU
+
+from collab.conversation import Conversation
+from collab.simulation.agenda import agenda_of, read
+from collab.text import without_questions
+
+
+class Metric(Protocol):
+    async def __call__(self, conversation: Conversation) -> float | None: ...
+
+
+def extract(conversation: Conversation) -> str:
+    """`Extract(t)` of Eq. 3: the latest assistant message with its questions removed; "" if nothing is left."""
+    texts = conversation.assistant_texts
+    return without_questions(texts[-1]) if texts else ""
+
+
+def assistant_tokens(conversation: Conversation) -> int:
+    """Tokens that the assistant spent in the whole conversation, end-of-turn tokens included."""
+    return sum(len(turn.reply.token_ids) for turn in conversation.turns)
+
+
+class Bleu:
+    """`S(Extract(t), y_g)` of Eq. 3: sentence BLEU (sacrebleu) against the reference, 0..1."""
+
+    def __init__(self) -> None:
+        self._bleu = BLEU(effective_order=True)
+
+    async def __call__(self, conversation: Conversation) -> float | None:
+        artefact = extract(conversation)
+        if not artefact:
+            return 0.0
+        return self._bleu.sentence_score(artefact, [conversation.goal.reference]).score / 100
+
+
+class TokenPenalty:
+    """`min(lambda * TokenCount(t), 1)` of Eq. 4. At 1 it is saturated and no longer tells long from longer.
+
+    Args:
+        coefficient: lambda, per token of the assistant.
+    """
+
+    def __init__(self, coefficient: float) -> None:
+        self.coefficient = coefficient
+
+    async def __call__(self, conversation: Conversation) -> float | None:
+        return min(self.coefficient * assistant_tokens(conversation), 1.0)
+
+
+class AgendaInteractivity:
+    """Share of the hidden agenda that the assistant's questions brought to light, 0..1; stands in for `R_LLM`.
+
+    A question counts once the user has answered it: the last message of a finished conversation earns nothing.
+
+    Args:
+        items_per_answer: As the simulated user has it (`user.items_per_answer`).
+    """
+
+    def __init__(self, items_per_answer: int = 2) -> None:
+        self.items_per_answer = items_per_answer
+
+    async def __call__(self, conversation: Conversation) -> float | None:
+        items = agenda_of(conversation.goal)
+        answered = conversation.assistant_texts
+        if conversation.pending is None:
+            answered = answered[:-1]
+        return len(read(conversation.goal, answered, self.items_per_answer).given) / len(items) if items else None

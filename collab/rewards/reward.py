@@ -1,0 +1,29 @@
+"""The conversation-level reward `R*` (Eq. 2-4): a weighted sum of metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from collab.conversation import Conversation, Score
+from collab.rewards.metrics import Metric
+
+
+class ConversationReward:
+    """`R*(t | g) = R_ext + R_int = sum over metrics of weight * value`.
+
+    Args:
+        metrics: Name -> (weight, metric). In the paper's terms: BLEU is the extrinsic part; the token penalty (with
+            weight -1) and interactivity are the intrinsic one.
+    """
+
+    def __init__(self, metrics: Mapping[str, tuple[float, Metric]]) -> None:
+        self.metrics = dict(metrics)
+
+    async def __call__(self, conversation: Conversation) -> Score:
+        """Score a finished conversation. A metric that has no value leaves the whole reward without one."""
+        values = await asyncio.gather(*(metric(conversation) for _, metric in self.metrics.values()))
+        parts = dict(zip(self.metrics, values, strict=True))
+        if any(value is None for value in values):
+            return Score(None, parts)
+        return Score(sum(weight * parts[name] for name, (weight, _) in self.metrics.items()), parts)  # type: ignore[operator]

@@ -1,0 +1,246 @@
+"""A simulated user that needs no language model: an agenda of things to bring up, and rules for when to do so.
+
+The idea is Schatzmann et al., "Agenda-Based User Simulation for Bootstrapping a POMDP Dialogue System" (NAACL 2007).
+The agenda of a goal holds the sentences of its reference and the preferences in its metadata. The user opens with the
+topic alone, and an item comes to light only when the assistant asks a question that earns it:
+
+- it ends in a question mark and has at least four words;
+- it names something of the topic, of the form, or of an item that is still hidden;
+- it was not asked before (in nearly the same words).
+
+One answer gives two items at most: those that the question concerns, or the next ones where it asks what to include
+or about the topic as a whole. A draft earns no content: at most the *kind* of what it misses is named.
+
+The user has no memory of its own. Its state is read off the conversation each time, so a history can be forked into
+any number of futures, and a finished conversation can be scored by the same reading (`read`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from collab.config import AgendaUserConfig
+from collab.conversation import Conversation, Goal, Key
+from collab.simulation.user import UserTurn
+from collab.text import content_words, questions, sentences, stem, without_questions, words
+
+CONTENT = "content"
+_DESCRIBES = frozenset({"title", "form"})  # metadata that the opening gives away
+
+# What a question may call the thing to be written, and its parts.
+_FORM = frozenset(
+    stem(word)
+    for word in """document text email letter post article note notice draft message piece introduction invitation review
+    story blurb announcement flyer sign label guide bio""".split()
+)
+_INCLUDE = frozenset(
+    stem(word)
+    for word in """include mention cover contain content key main important point details fact information idea topic
+    theme focus subject specific about""".split()
+)
+_KINDS = {
+    "tone": "tone style voice mood formal casual feel sound friendly",
+    "audience": "audience reader readers read aimed target",
+    "length": "length long short words brief size",
+    "purpose": "purpose aim reason goal",
+    "format": "format layout structure",
+    "avoid": "avoid leave",
+    "style": "style tone",
+    "call_to_action": "action",
+}
+_NEARLY_SAME = 0.7  # Jaccard index of content words from which on a question counts as asked before
+_COVERED = 0.6  # share of a sentence's content words that a draft must hold to cover it
+_DRAFT_WORDS = 8  # shorter leftovers beside a question are small talk, not a draft
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing on the agenda. `kind` is "content" for a sentence of the reference, else the metadata's key."""
+
+    kind: str
+    text: str
+
+    @property
+    def hints(self) -> frozenset[str]:
+        """Stems by which a question can ask for this item."""
+        own = content_words(self.text)
+        if self.kind == CONTENT:
+            return own
+        names = f"{self.kind.replace('_', ' ')} {_KINDS.get(self.kind, '')}"
+        return own | frozenset(stem(word) for word in names.split())
+
+
+@dataclass(frozen=True)
+class State:
+    """What a reading of the conversation finds.
+
+    Attributes:
+        given: Indices of the items that came to light, in order.
+        answered: The items that the last assistant message has just earned.
+        asked: Content words of every question so far.
+        drafted: Whether the last assistant message holds a draft.
+        covered: Share of the reference's sentences that the best draft so far covers.
+        idle: Turns in a row, up to the last, that brought nothing.
+        repeated: Whether the last message asked only what had been asked before.
+    """
+
+    given: tuple[int, ...] = ()
+    answered: tuple[int, ...] = ()
+    asked: tuple[frozenset[str], ...] = ()
+    drafted: bool = False
+    covered: float = 0.0
+    idle: int = 0
+    repeated: bool = False
+
+
+def agenda_of(goal: Goal) -> list[Item]:
+    """The sentences of the reference, then the preferences, in file order."""
+    content = [Item(CONTENT, sentence) for sentence in sentences(goal.reference)]
+    preferences = [Item(key, str(value)) for key, value in goal.metadata.items() if key not in _DESCRIBES and value]
+    return content + preferences
+
+
+def topic_of(goal: Goal) -> str:
+    """What the opening calls the subject: the title, else the first words of the prompt."""
+    title = str(goal.metadata.get("title") or "").strip()
+    return title or " ".join(goal.prompt.split()[:6])
+
+
+def form_of(goal: Goal) -> str:
+    return str(goal.metadata.get("form") or "text")
+
+
+def read(goal: Goal, replies: Sequence[str], items_per_answer: int = 2) -> State:
+    """Go through the assistant's messages in order, as the user did, and return where that leaves the agenda."""
+    items = agenda_of(goal)
+    general = content_words(topic_of(goal)) | content_words(form_of(goal)) | _FORM | _INCLUDE
+    state = State()
+    for reply in replies:
+        answered: list[int] = []
+        asked = list(state.asked)
+        repeated = False
+        for question in questions(reply):
+            meaning = content_words(question)
+            if any(_alike(meaning, earlier) for earlier in asked):
+                repeated = True
+                continue
+            asked.append(meaning)
+            if len(words(question)) < 4:
+                continue
+            hidden = [i for i in range(len(items)) if i not in state.given and i not in answered]
+            concerned = [i for i in hidden if items[i].hints & (meaning - general)]
+            if not concerned and meaning & general:
+                concerned = hidden
+            answered += concerned[: items_per_answer - len(answered)]
+        draft = without_questions(reply)
+        drafted = len(words(draft)) >= _DRAFT_WORDS
+        covered = coverage(goal, draft) if drafted else 0.0
+        progress = bool(answered) or covered > state.covered
+        state = State(
+            given=(*state.given, *answered),
+            answered=tuple(answered),
+            asked=tuple(asked),
+            drafted=drafted,
+            covered=max(covered, state.covered),
+            idle=0 if progress else state.idle + 1,
+            repeated=repeated and not answered,
+        )
+    return state
+
+
+def coverage(goal: Goal, draft: str) -> float:
+    """Share of the reference's sentences whose content words are mostly in the draft, 0..1."""
+    have = content_words(draft)
+    wanted = [content_words(sentence) for sentence in sentences(goal.reference)]
+    hits = [len(words_ & have) >= _COVERED * len(words_) for words_ in wanted if words_]
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
+    if not one or not other:
+        return one == other
+    return len(one & other) / len(one | other) >= _NEARLY_SAME
+
+
+class AgendaUser:
+    """The agenda-based `UserSimulator`.
+
+    Args:
+        config: Patience, generosity and what counts as satisfied.
+        max_turns: At this turn the user asks for the final text (`task.max_turns`).
+    """
+
+    def __init__(self, config: AgendaUserConfig, max_turns: int) -> None:
+        self.config, self.max_turns = config, max_turns
+
+    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+        goal, draws = conversation.goal, key.stream()
+        if not conversation.turns:
+            text = _pick(draws, _OPENINGS).format(form=_with_article(form_of(goal)), topic=topic_of(goal))
+        else:
+            state = read(goal, conversation.assistant_texts, self.config.items_per_answer)
+            if state.drafted and state.covered >= self.config.satisfied_at:
+                return UserTurn("", "satisfied")
+            if state.idle >= self.config.patience:
+                return UserTurn("", "patience")
+            text = self._answer(goal, state, draws)
+        if conversation.position == self.max_turns:
+            text += " " + _pick(draws, _FINALS).format(form=form_of(goal))
+        return UserTurn(text)
+
+    def _answer(self, goal: Goal, state: State, draws: Generator) -> str:
+        items = agenda_of(goal)
+        if state.answered:
+            told = [
+                item.text if item.kind == CONTENT else _pick(draws, _PREFERENCES).format(kind=_name(item), value=item.text)
+                for item in (items[i] for i in state.answered)
+            ]
+            return _pick(draws, _LEADS) + " " + " ".join(told)
+        if state.drafted:
+            missing = sorted({_name(items[i]) for i in range(len(items)) if i not in state.given})
+            return _pick(draws, _UNHAPPY).format(kind=_pick(draws, missing) if missing else "wording")
+        if state.repeated:
+            return _pick(draws, _REPEATED)
+        return _pick(draws, _LOST)
+
+
+def _name(item: Item) -> str:
+    """How the user names a kind of item without giving it away."""
+    return "content" if item.kind == CONTENT else item.kind.replace("_", " ")
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def _pick(draws: Generator, options: Sequence[str]) -> str:
+    return options[int(draws.integers(len(options)))]
+
+
+_OPENINGS = (
+    "Hi, can you help me write {form} about {topic}?",
+    "I need {form} about {topic}. Can you help?",
+    "Hello! I want to write {form} about {topic}.",
+    "Could you help me with {form}? It is about {topic}.",
+)
+_LEADS = ("Sure.", "Good question.", "Let me see.", "Here is what I have in mind:", "Right.", "It should say this:")
+_PREFERENCES = ("For the {kind}: {value}.", "The {kind} should be {value}.", "As for {kind}, {value}.")
+_UNHAPPY = (
+    "That is not what I had in mind. The {kind} is not right yet.",
+    "Hmm, no. You are missing things, the {kind} for one.",
+    "This does not fit. I had another {kind} in mind.",
+)
+_REPEATED = ("You asked me that already.", "I have answered that before.")
+_LOST = (
+    "I am not sure what you mean.",
+    "That does not help me much.",
+    "Hmm, that is not really the point.",
+)
+_FINALS = (
+    "Please write the final {form} now.",
+    "That is all, please give me the finished {form}.",
+    "Now write the final {form}, please.",
+)

@@ -1,0 +1,166 @@
+"""Conversations as coroutines: whole chats, and the forward sampling behind Eq. 1.
+
+A conversation reads as it is defined: await the user, await the policy, append. `asyncio.gather` plays all contexts,
+candidates and samples at once, and the engine batches whatever requests wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from collab.chat.base import ChatModel, Sampling
+from collab.conversation import Candidate, Conversation, Goal, Group, Key, Reply
+from collab.rewards.reward import ConversationReward
+from collab.simulation.user import UserSimulator
+
+_CONTEXT_TRIES = 4
+
+
+@dataclass(frozen=True)
+class Players:
+    """Who talks and under which rules.
+
+    Attributes:
+        policy: Plays the assistant.
+        user: Plays the user.
+        sampling: How the policy's replies are drawn.
+        max_turns: Turns of a conversation at most (`task.max_turns`).
+        on_conversation: Called whenever one conversation is over, for progress bars.
+    """
+
+    policy: ChatModel
+    user: UserSimulator
+    sampling: Sampling
+    max_turns: int
+    on_conversation: Callable[[], None] = field(default=lambda: None)
+
+
+async def play(
+    players: Players,
+    conversation: Conversation,
+    key: Key,
+    *,
+    turns: int | None = None,
+    until_context: int | None = None,
+    user_key: Key | None = None,
+) -> Conversation:
+    """Play on from `conversation` until it ends.
+
+    Args:
+        conversation: Where to start; a message that waits in it is answered first.
+        key: Randomness of this conversation; `turn` and `role` are filled in here.
+        turns: Further turns to play at most (the window); None plays to `max_turns`.
+        until_context: Stop as soon as the user has opened the turn of this number, its message `pending`.
+        user_key: Key of the user's draws where it differs from the policy's (paired sampling).
+
+    Returns:
+        The conversation, `ended_by` set, except where `until_context` was reached.
+    """
+    user_key = user_key or key
+    last = players.max_turns if turns is None else min(players.max_turns, len(conversation.turns) + turns)
+    while True:
+        if conversation.pending is None:
+            if len(conversation.turns) >= last:
+                reason = "max_turns" if len(conversation.turns) >= players.max_turns else "window"
+                return conversation.with_end(reason)
+            turn = await players.user.respond(conversation, user_key.at(role="user", turn=conversation.position))
+            if turn.end:
+                return conversation.with_end(turn.end)
+            conversation = conversation.with_user(turn.text)
+        if conversation.position == until_context:
+            return conversation
+        conversation = conversation.with_reply(await _reply(players, conversation, key))
+
+
+async def play_goals(
+    players: Players, goals: Sequence[Goal], system_prompt: str, key: Key, num_conversations: int = 1
+) -> list[Conversation]:
+    """Whole conversations, `num_conversations` for each goal, goal by goal: the evaluation."""
+
+    async def one(goal: Goal, sample: int) -> Conversation:
+        done = await play(players, Conversation(goal, system_prompt), key.at(goal=goal.id, sample=sample))
+        players.on_conversation()
+        return done
+
+    return list(await asyncio.gather(*(one(goal, sample) for goal in goals for sample in range(num_conversations))))
+
+
+async def draw_context(players: Players, goal: Goal, system_prompt: str, position: int, key: Key) -> Conversation:
+    """Play on-policy until the user has opened turn `position`: a context `t^h_j`.
+
+    A chat that the user ends before that is played again with other draws; after a few tries the context is taken at
+    the last turn that was opened.
+    """
+    conversation = Conversation(goal, system_prompt)
+    for attempt in range(_CONTEXT_TRIES):
+        found = await play(players, conversation, key.at(goal=goal.id, sample=attempt), until_context=position)
+        if found.pending is not None:
+            return found
+    last = found.turns[-1]
+    return replace(found, turns=found.turns[:-1], pending=last.user, ended_by="")
+
+
+async def sample_candidates(players: Players, context: Conversation, group_size: int, key: Key) -> list[Reply]:
+    """`group_size` independent responses to one context."""
+    return list(
+        await asyncio.gather(*(_reply(players, context, key.at(candidate=i)) for i in range(group_size)))
+    )
+
+
+async def multiturn_reward(
+    context: Conversation,
+    candidates: Sequence[Reply],
+    *,
+    players: Players,
+    reward: ConversationReward,
+    window: int,
+    num_samples: int,
+    key: Key,
+    paired: bool = True,
+) -> list[Candidate]:
+    """Eq. 1: `MR(m_j | t^h_j, g)`, the mean of `R*(t_{1:j} + t^f | g)` over forward conversations `t^f`.
+
+    Usable without Lightning: anything that satisfies `ChatModel` plays the policy.
+
+    Args:
+        context: A conversation whose user message waits for its response.
+        candidates: Responses `m_j` to it.
+        players: Policy and user that play the future, and the rules.
+        reward: `R*` of a finished conversation.
+        window: w, further turns at most; 0 scores `t_{1:j}` at once.
+        num_samples: Forward samples per candidate. With `window=0` nothing is sampled, and one is enough.
+        key: Randomness; all draws are functions of it.
+        paired: Leave the candidate out of the user's key, so that all candidates face the same user randomness.
+
+    Returns:
+        One `Candidate` for each response, in order. `mr` is None where no future could be scored.
+    """
+
+    async def future(index: int, reply: Reply, sample: int) -> Conversation:
+        policy_key = key.at(candidate=index, sample=sample)
+        user_key = policy_key.at(candidate=None) if paired else policy_key
+        done = await play(players, context.with_reply(reply), policy_key, turns=window, user_key=user_key)
+        players.on_conversation()
+        return done
+
+    async def one(index: int, reply: Reply) -> Candidate:
+        samples = range(num_samples if window else 1)
+        futures = await asyncio.gather(*(future(index, reply, sample) for sample in samples))
+        scores = await asyncio.gather(*(reward(conversation) for conversation in futures))
+        rewards = [score.reward for score in scores if score.reward is not None]
+        mr = sum(rewards) / len(rewards) if rewards else None
+        return Candidate(reply, tuple(futures), tuple(scores), mr)
+
+    return list(await asyncio.gather(*(one(index, reply) for index, reply in enumerate(candidates))))
+
+
+def as_group(context: Conversation, candidates: Sequence[Candidate]) -> Group:
+    """A group of the candidates that could be scored; the others leave it."""
+    return Group(context, tuple(candidate for candidate in candidates if candidate.mr is not None))
+
+
+async def _reply(players: Players, conversation: Conversation, key: Key) -> Reply:
+    request = key.at(role="policy", turn=conversation.position)
+    return await players.policy.complete(conversation.messages(), players.sampling, request)

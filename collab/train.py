@@ -1,0 +1,80 @@
+"""The main job: base and proactive on the test goals, fit, trained on the test goals, one table.
+
+`python train.py --help` tells the command line.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import lightning as L
+
+from collab import build
+from collab.callbacks.checkpoint import BatchCheckpoint
+from collab.callbacks.export import ExportBest
+from collab.callbacks.progress import Progress, RolloutProgress
+from collab.callbacks.rollout import RolloutCallback
+from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
+from collab.config import Config
+from collab.evaluate import play_row, report
+from collab.modules.loading import load_tokenizer
+from collab.reports.plots import training_curves
+from collab.reports.results import PolicyScores
+
+
+def train(config: Config) -> None:
+    """Train a policy; writes everything into `config.output_dir`."""
+    build.start(config)
+    started = time.monotonic()
+    folder = Path(config.output_dir)
+    scores: dict[str, PolicyScores] = {}
+    seconds: dict[str, float] = {}
+    with Progress(animate=config.callbacks.progress_bar) as progress:
+        for name in ("base", "proactive"):
+            scores[name], seconds[name] = play_row(config, name, None, progress)
+        seconds["fit"] = fit(config, progress)
+        scores["trained"], seconds["trained"] = play_row(config, "trained", folder / "policy", progress)
+    seconds["total"] = time.monotonic() - started
+    report(config, scores, seconds, progress)
+    curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png")
+    for what, path in (
+        ("results", folder / "results.json"),
+        ("conversations", folder / "transcripts.jsonl"),
+        ("best policy", folder / "policy"),
+        ("last policy", folder / "policy_last"),
+        ("curves", curves),
+        ("W&B run", next(iter(sorted(folder.glob("wandb/*run-*"))), None)),
+    ):
+        if path is not None:
+            progress.console.print(f"{what:>15}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def fit(config: Config, progress: Progress) -> float:
+    """Roll out and update for `trainer.max_steps` steps, validating on the way; returns the seconds it took."""
+    started = time.monotonic()
+    folder = Path(config.output_dir)
+    L.seed_everything(config.seed, workers=True, verbose=False)  # whatever was played before, training starts alike
+    tokenizer = load_tokenizer(config.model)
+    data = build.data(config)
+    sampler = config.sampler
+    per_step = config.trainer.goals_per_step * sampler.group_size * (sampler.num_samples if sampler.window else 1)
+    loggers = build.loggers(config)
+    callbacks: list[L.Callback] = [
+        RolloutProgress(progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "loss")),
+        RolloutCallback(build.simulation(config, progress.advance), config.task.system_prompt),
+        TranscriptCallback(TranscriptWriter(folder), config.logger.num_conversations),
+        ExportBest(folder, merge=config.export.merge),
+        BatchCheckpoint(folder / "checkpoints", config.checkpoint.every_n_steps),
+    ]
+    trainer = build.trainer(config, loggers, callbacks)
+    trainer.fit(build.module(config, config.model, tokenizer), datamodule=data)
+    for logger in loggers:
+        logger.finalize("success")
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    from collab.cli import main
+
+    main("train")

@@ -1,0 +1,201 @@
+"""The command line as one types it: help, refusals, runs and sweeps. Commands run in processes of their own."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from collab.cli import load_config
+from collab.config import Config
+from collab.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import json, os, signal, sys
+from collab.cli import main
+from collab.errors import BadInput
+
+def run(config):
+    with open("ran.jsonl", "a") as file:
+        file.write(json.dumps({"seed": config.seed, "dir": config.output_dir, "lr": config.algorithm.lr}) + "\\n")
+    if config.seed == 2:
+        raise BadInput("seed two is refused.")
+    if config.seed == 3:
+        sys.exit(5)
+    if config.seed == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.seed == 5:
+        raise RuntimeError("a defect")
+    if config.seed == 6:
+        raise KeyboardInterrupt
+    assert "torch" not in sys.modules
+
+main("train", run)
+"""
+
+
+def command(*arguments, cwd, program=ROOT / "train.py"):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, str(program), *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def ran(folder):
+    return [json.loads(line) for line in (folder / "ran.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("sampler.grup_size=4",)])
+def test_help_and_a_typo_answer_at_once(arguments, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command(*arguments, cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of CPU: others share the machine
+    assert done.stdout or done.stderr
+    assert seconds < 2
+
+
+def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
+    probe = tmp_path / "probe.py"
+    probe.write_text(
+        "import sys\nfrom collab.cli import main\nsys.argv[1:] = ['--help']\nmain('train')\n"
+        "print(sorted({'torch', 'transformers', 'lightning', 'datasets', 'peft'} & set(sys.modules)))\n"
+    )
+    done = command(cwd=tmp_path, program=probe)
+    assert done.returncode == 0, done.stderr
+    *shown, heavy = done.stdout.strip().splitlines()
+    assert heavy == "[]"
+    text = "\n".join(shown)
+    assert "\n  paper/doc_edit\n" in text and "\n  doc_edit\n" in text
+    assert "llama31_8b | smollm2" in text and "schema_" not in text
+    assert "candidates per context" in text  # a doc line of the schema
+    assert "-m seed=1,2,3" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sampler.grup_size=4"], ["no field sampler.grup_size", "Did you mean sampler.group_size?", "num_samples"]),
+        (["group_size=4"], ["no field group_size", "Did you mean sampler.group_size?"]),
+        (["modle=smollm2"], ["Did you mean model?", "Groups: algorithm"]),
+        (["+foo=1"], ["no field foo"]),
+        (["++sampler.foo=1"], ["no field sampler.foo", "group_size"]),
+        (["algorithm.clip_epsilon=0.1"], ["It is a field of algorithm=grpo"]),
+        (["algorithm=grpo", "algorithm.beta=0.1"], ["It is a field of algorithm=online_dpo"]),
+        (["model=smolm2"], ["no such model", "Did you mean smollm2?", "one of: llama31_8b, smollm2"]),
+        (["experiment=paper/doc_edt"], ["Did you mean paper/doc_edit?", "one of: doc_edit, paper/doc_edit"]),
+        (["+experiment=doc_edit"], ["Write experiment=doc_edit, without the +"]),
+        (["~model"], ["cannot be resolved", "model.name"]),
+        (["trainer.max_steps=many"], ["wrong type", "trainer.max_steps takes int", "updates; each", "'many'"]),
+        (["policies=base"], ["policies takes list[str]"]),
+        (["policies=[a=b]"], ["is not an override", "quotes around"]),
+        (["seed"], ["seed is not an override", "key=value"]),
+        (["name=${nowhere}"], ["cannot be resolved", "nowhere"]),
+        (["task.metrics.blue.weight=1"], ["Did you mean task.metrics.bleu?", "YAML"]),
+        (
+            ["model=smolm2", "sampler.windw=1", "trainer.max_steps=x"],
+            ["Did you mean smollm2?", "Did you mean sampler.window?", "takes int"],
+        ),
+    ],
+)
+def test_an_override_that_does_not_fit_is_told_in_one_message(overrides, said):
+    with pytest.raises(BadInput) as error:
+        load_config("train", overrides)
+    for text in said:
+        assert text in str(error.value)
+    assert "full_key" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sampler.grup_size=4"], "Did you mean sampler.group_size?"),
+        (["seed=1,2"], "Add -m to run one job for each"),
+        (["experiment=doc_edit", "sampler.group_size=1", "sampler.window=-1"], "2 problems in the config"),
+        (["task.train_file=nowhere.jsonl"], "There is no file nowhere.jsonl"),
+        (["-m", "seed=1,2", "model=smollm2,smolm2"], "Did you mean smollm2?"),
+    ],
+)
+def test_bad_input_ends_with_one_message_and_leaves_no_folder(arguments, said, tmp_path):
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_has_one_folder_with_its_resolved_config(program, tmp_path):
+    done = command("experiment=doc_edit", "seed=7", "algorithm.lr=0.5", cwd=tmp_path, program=program)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "doc_edit").iterdir()
+    assert folder.name.endswith("-seed7")
+    assert ran(tmp_path) == [{"seed": 7, "dir": str(folder), "lr": 0.5}]
+    saved = (folder / "config.yaml").read_text()
+    assert f"output_dir: {folder}" in saved and "${" not in saved
+    assert (folder / ".hydra" / "overrides.yaml").is_file()
+
+
+@pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir"])
+def test_the_folder_can_be_named_either_way(key, program, tmp_path):
+    done = command("seed=7", f"{key}=mine", cwd=tmp_path, program=program)
+    assert done.returncode == 0, done.stderr
+    assert ran(tmp_path)[0]["dir"] == str(tmp_path / "mine")
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("seed", "code", "said"),
+    [(2, 1, "error: seed two is refused."), (5, 1, "RuntimeError: a defect"), (6, 130, "Interrupted.")],
+)
+def test_how_a_run_ends(seed, code, said, program, tmp_path):
+    done = command(f"seed={seed}", cwd=tmp_path, program=program)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == (seed == 5)  # a defect keeps its trace
+
+
+def test_a_sweep_goes_on_past_failed_jobs_and_tells_them(program, tmp_path):
+    # flags may stand between overrides; seed 2 is refused, seed 4 is killed
+    done = command("algorithm.lr=0.5", "-m", "seed=2,4,7", cwd=tmp_path, program=program)
+    assert done.returncode == 1
+    assert [job["seed"] for job in ran(tmp_path)] == [2, 4, 7]
+    assert len({job["dir"] for job in ran(tmp_path)}) == 3
+    assert ran(tmp_path)[2]["lr"] == 0.5
+    head, *lines = done.stdout[done.stdout.index("Sweep:") :].splitlines()
+    assert head == "Sweep: 1 of 3 jobs finished, 2 failed."
+    for line, seed, ending in zip(lines, (2, 4, 7), ("exit status 1", "signal 9", "finished"), strict=True):
+        assert f"seed={seed}" in line and ending in line
+    assert "error: seed two is refused." in done.stderr and "Traceback" not in done.stderr
+
+
+def test_job_k_of_a_sweep_is_the_run_that_one_types_alone(program, tmp_path):
+    assert command("-m", "seed=7,8", "name=x", cwd=tmp_path, program=program).returncode == 0
+    assert command("seed=8", "name=x", cwd=tmp_path, program=program).returncode == 0
+    (swept,) = tmp_path.glob("multirun/*/1-x-seed8/config.yaml")
+    (alone,) = tmp_path.glob("outputs/x/*-seed8/config.yaml")
+    different = set(swept.read_text().splitlines()) ^ set(alone.read_text().splitlines())
+    assert {line.split(":")[0] for line in different} == {"output_dir"}
+
+
+def test_hydras_own_flags_work(program, tmp_path):
+    done = command("--cfg", "job", "--resolve", "seed=7", cwd=tmp_path, program=program)
+    assert done.returncode == 0, done.stderr
+    assert "seed: 7" in done.stdout and "-seed7" in done.stdout
+    assert list(tmp_path.iterdir()) == [program]
+
+
+def test_load_config_gives_the_schema():
+    config = load_config("evaluate", ["experiment=doc_edit", "+task.metrics.bleu.options.x=1"], output_dir="here")
+    assert isinstance(config, Config) and config.output_dir == "here"
+    assert config.task.metrics["bleu"].options == {"x": 1}

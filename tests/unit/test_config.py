@@ -1,0 +1,162 @@
+"""Every shipped config composes and passes its checks; every rule refuses what breaks it, in words."""
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from collab.cli import load_config, load_target, options, targets
+from collab.config import AgendaUserConfig, Config, GRPOConfig, check, field_docs, named_policies
+from collab.errors import BadInput
+from collab.paths import config_dir
+
+OPTIONS = [f"{group}={name}" for group, names in options([config_dir()]).items() for name in names]
+
+
+@functools.cache
+def composed(entry: str, override: str) -> Config:
+    return load_config(entry, [override])
+
+
+@pytest.mark.parametrize("entry", ["train", "evaluate"])
+@pytest.mark.parametrize("override", ["seed=1", *OPTIONS])
+def test_every_option_composes_and_passes(entry, override):
+    config = composed(entry, override)
+    check(config, entry)
+    assert isinstance(config, Config)
+    assert isinstance(config.user, AgendaUserConfig)  # the schema's class, not a bag
+
+
+def test_there_are_options_to_compose():
+    assert {"experiment=doc_edit", "experiment=paper/doc_edit", "algorithm=grpo", "strategy=ddp"} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("override", [text for text in OPTIONS if text.split("=")[0] != "trainer"])
+def test_every_class_that_an_option_names_can_be_imported(override):
+    for key, target in targets(composed("train", override)).items():
+        assert callable(load_target(target, key))
+
+
+@pytest.mark.parametrize("name", options([config_dir()])["experiment"])
+def test_an_experiment_says_its_command(name):
+    lines = (config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert lines[:2] == ["# @package _global_", f"# python train.py experiment={name}"]
+
+
+def test_the_command_line_wins_over_the_experiment():
+    paper = load_config("train", ["experiment=paper/doc_edit"])
+    assert (paper.model.path, paper.sampler.window, paper.sampler.num_samples) == (
+        "meta-llama/Llama-3.1-8B-Instruct",
+        2,
+        3,
+    )
+    assert (paper.model.lora.r, paper.model.lora.alpha, paper.model.lora.dropout) == (32, 16, 0.1)
+    assert (paper.algorithm.lr, paper.trainer.goals_per_step) == (5e-6, 32)
+    assert any("judge" in note for note in paper.notes) and any("user" in note for note in paper.notes)
+    other = load_config("train", ["experiment=paper/doc_edit", "algorithm=grpo", "sampler.window=0"])
+    assert isinstance(other.algorithm, GRPOConfig) and other.sampler.window == 0
+
+
+def test_evaluate_writes_beside_training_not_into_it():
+    # output_dir itself is named at the start of a run; what differs is in the file
+    assert "evaluate" in (config_dir() / "evaluate.yaml").read_text().split("output_dir:")[1].splitlines()[0]
+
+
+def test_every_field_has_a_doc_line():
+    def schemas(config):
+        yield type(config)
+        for value in vars(config).values():
+            if hasattr(value, "__dataclass_fields__"):
+                yield from schemas(value)
+
+    for override in ("algorithm=online_dpo", "algorithm=grpo"):
+        config = load_config("train", [override])
+        for schema in schemas(config):
+            nested = {name for name, field in schema.__dataclass_fields__.items() if "Config" in str(field.type)}
+            assert set(schema.__dataclass_fields__) - nested <= set(field_docs(schema)), schema.__name__
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "sampler.group_size=1",
+            "group_size (1) must be at least 2 for online_dpo: it compares candidates. Set sampler.",
+        ),
+        ("sampler.window=-1", "sampler.window (-1) must be at least 0"),
+        ("sampler.num_samples=0", "sampler.num_samples (0) must be at least 1"),
+        ("sampler.temperature=0", "must be above 0 for online_dpo"),
+        ("sampler.temperature=nan", "sampler.temperature (nan) must be at least 0"),
+        ("sampler.top_p=0.9", "Set sampler.top_p=1 sampler.top_k=0"),
+        ("sampler.top_k=50", "sampler.top_k=50"),
+        ("sampler.top_p=1.5", "sampler.top_p (1.5) must be above 0 and at most 1"),
+        ("task.max_turns=0", "task.max_turns (0) must be at least 1"),
+        ("task.metrics.bleu.weight=inf", "task.metrics.bleu.weight (inf) must be a finite number"),
+        ("algorithm.lr=0", "algorithm.lr (0.0) must be a number above 0"),
+        ("algorithm.warmup_steps=25", "warmup_steps (25) must be at most trainer.max_steps (24)"),
+        ("algorithm.schedule=cosin", "must be one of constant, cosine, linear"),
+        ("algorithm.minimum_gap=-0.1", "algorithm.minimum_gap (-0.1) must be at least 0"),
+        ("precision=fp16", "precision (fp16) must be one of auto, bf16, fp32"),
+        ("model.attention=flash", "model.attention (flash) must be one of"),
+        ("strategy.name=fsdp", "strategy.name (fsdp) must be one of auto, ddp"),
+        ("trainer.accelerator=tpu", "must be one of auto, cpu, cuda"),
+        ("trainer.devices=0", "trainer.devices (0) must be auto"),
+        ("trainer.devices=[0,0]", "different indices"),
+        ("trainer.max_steps=0", "trainer.max_steps (0) must be at least 1"),
+        ("trainer.goals_per_step=0", "trainer.goals_per_step (0) must be at least 1"),
+        ("evaluation.num_conversations=0", "evaluation.num_conversations (0) must be at least 1"),
+        ("evaluation.bootstrap_samples=10", "evaluation.bootstrap_samples (10) must be at least 100"),
+        ("engine.max_batch=0", "engine.max_batch (0) must be at least 1"),
+        ("seed=-1", "seed (-1) must be from 0 to 4294967295"),
+        ("user.satisfied_at=0", "user.satisfied_at (0.0) must be above 0 and at most 1"),
+        ("model.lora.dropout=1", "model.lora.dropout (1.0) must be at least 0 and below 1"),
+        ("model.lora.target_modules=[]", "model.lora.target_modules ([])"),
+        ("model.path=./nowhere", "model.path=./nowhere is not there"),
+        ("task.proactive_prompt=''", "task.proactive_prompt is empty"),
+        ("policies=[]", "policies is empty"),
+        ("policies=[base,base]", "base is there twice"),
+        ("policies=[base,mine:nowhere]", "nowhere is not a folder"),
+    ],
+)
+def test_a_broken_rule_is_told(override, said):
+    with pytest.raises(BadInput) as error:
+        check(load_config("train", [override]))
+    assert said in str(error.value)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(BadInput, match="3 problems") as error:
+        check(load_config("train", ["sampler.window=-1", "sampler.group_size=1", "algorithm.lr=-1"]))
+    assert all(key in str(error.value) for key in ("sampler.window", "group_size", "algorithm.lr"))
+
+
+@pytest.mark.parametrize("override", ["sampler.group_size=1", "sampler.top_p=0.9", "sampler.temperature=0"])
+def test_rules_of_the_update_do_not_bind_an_evaluation(override):
+    check(load_config("evaluate", [override]), "evaluate")
+
+
+def test_a_model_folder_is_told_from_any_other(tmp_path):
+    with pytest.raises(BadInput, match=r"neither config\.json nor adapter_config\.json"):
+        check(load_config("train", [f"model.path={tmp_path}"]))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    check(load_config("train", [f"model.path={tmp_path}"]))
+    with pytest.raises(BadInput, match="is a file, and a model is a folder"):
+        check(load_config("train", [f"model.path={tmp_path}/adapter_config.json"]))
+    check(load_config("train", ["model.path=owner/name"]))  # may be on the hub
+
+
+def test_policies_are_named_by_themselves_or_by_their_run(tmp_path):
+    for run in ("run-seed1", "run-seed2"):
+        (tmp_path / run / "policy").mkdir(parents=True)
+        (tmp_path / run / "policy" / "config.json").write_text("{}")
+    first, second = (str(tmp_path / run / "policy") for run in ("run-seed1", "run-seed2"))
+    assert named_policies(["base", "proactive", first, f"mine:{second}"]) == {
+        "base": None,
+        "proactive": None,
+        "run-seed1": Path(first),
+        "mine": Path(second),
+    }
+    with pytest.raises(BadInput, match="twice"):
+        named_policies([first, f"run-seed1:{second}"])
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        named_policies([str(tmp_path)])
