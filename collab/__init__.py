@@ -1,3 +1,3 @@
-"""Train language models to collaborate: multiturn-aware rewards from simulated futures (CollabLLM, arXiv 2502.00640)."""
+"""Train language models to collaborate: rewards from simulated futures (CollabLLM, arXiv 2502.00640)."""
 
 __version__ = "0.1.0"

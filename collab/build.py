@@ -21,11 +21,13 @@ from collab.datamodules.base import GoalDataModule
 from collab.datamodules.goals import load_splits
 from collab.modules.base import PolicyModule
 from collab.modules.loading import load_model, resolve_device, resolve_dtype
+from collab.quiet import quiet
 from collab.rewards.reward import ConversationReward
 
 
 def start(config: Config) -> None:
-    """Seed everything and set threads; call it before anything is built."""
+    """Seed everything, set threads, quiet the libraries; call it before anything is built."""
+    quiet()
     if config.threads:
         torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -108,6 +110,8 @@ def loggers(config: Config) -> list[Logger]:
             config=asdict(config),
             settings={"silent": True, "console": "off"},
         )
+        # Lightning passes anonymous=None, and W&B warns of that argument whatever its value.
+        wandb_logger._wandb_init.pop("anonymous", None)
         found.append(wandb_logger)
     return found
 

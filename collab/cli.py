@@ -522,7 +522,7 @@ def help_text(entry: str) -> str:
     """What `--help` prints: groups, experiments, common overrides with defaults and doc lines, examples."""
     register()
     folder = config_dir()
-    command = f"python {entry}.py"
+    command = f"python -m collab.{entry}" if _module() == f"collab.{entry}" else f"python {entry}.py"
     with hydra.initialize_config_dir(str(folder), job_name=entry, version_base=None):
         config = hydra.compose(entry)
     groups = options([folder])
@@ -638,11 +638,10 @@ def stamp() -> str:
 
 def _run_in_own_process(args: argparse.Namespace) -> Job:
     """Run the sweep's current job with the command that one would type for it alone, in the folder it was given."""
-    import __main__
-
     about = HydraConfig.get()
     folder = Path(about.runtime.output_dir)
-    program = ["-m", __main__.__spec__.name] if __main__.__spec__ else [sys.argv[0]]
+    module = _module()
+    program = ["-m", module] if module else [sys.argv[0]]
     flags = ["--config-name", args.config_name] if args.config_name else []
     flags += ["--config-dir", args.config_dir] if args.config_dir else []
     ours = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
@@ -655,6 +654,13 @@ def _run_in_own_process(args: argparse.Namespace) -> Job:
         env["TORCHELASTIC_USE_AGENT_STORE"] = "False"
         env["MASTER_PORT"] = str(int(env["MASTER_PORT"]) + 1 + about.job.num)
     return Job(overrides, folder, subprocess.run(command, env=env).returncode)
+
+
+def _module() -> str | None:
+    """NAME, where this process runs `python -m NAME`."""
+    import __main__
+
+    return __main__.__spec__.name if __main__.__spec__ else None
 
 
 def _quoted(text: str) -> str:

@@ -1,6 +1,7 @@
 """Whole conversations with several policies on the same goals, and the table that compares them.
 
 All rows meet the same goals, user randomness, caps and sampling. `python evaluate.py --help` tells the command line.
+`python -m collab.evaluate --help` runs this file, so what imports torch is imported inside functions.
 """
 
 from __future__ import annotations
@@ -9,24 +10,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
-import torch
-
-from collab import build
-from collab.callbacks.progress import Progress
-from collab.callbacks.rollout import RolloutCallback, Scored, conversation_metrics
-from collab.callbacks.transcripts import TranscriptWriter
 from collab.config import Config, named_policies
-from collab.modules.loading import load_tokenizer
-from collab.reports.results import SOURCE, PolicyScores, summarise, write_results
+from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
 from collab.rewards.metrics import assistant_tokens
+
+if TYPE_CHECKING:
+    from collab.callbacks.progress import Progress
+    from collab.callbacks.rollout import Scored
 
 
 def evaluate(config: Config) -> None:
     """Play the test goals with every policy of `config.policies`; writes `results.json` and `transcripts.jsonl`."""
+    from collab import build
+    from collab.callbacks.progress import Progress
+
     build.start(config)
     started = time.monotonic()
     scores: dict[str, PolicyScores] = {}
@@ -38,9 +38,7 @@ def evaluate(config: Config) -> None:
     report(config, scores, seconds, progress)
 
 
-def play_row(
-    config: Config, name: str, path: Path | None, progress: Progress
-) -> tuple[PolicyScores, float]:
+def play_row(config: Config, name: str, path: Path | None, progress: Progress) -> tuple[PolicyScores, float]:
     """Play the test goals with one policy, write its transcripts, and return its scores and the seconds it took.
 
     Args:
@@ -49,6 +47,11 @@ def play_row(
         path: Folder of the policy; None for the model of the config as it is.
         progress: Shows each finished conversation.
     """
+    from collab import build
+    from collab.callbacks.rollout import RolloutCallback, conversation_metrics
+    from collab.callbacks.transcripts import TranscriptWriter
+    from collab.modules.loading import load_tokenizer
+
     started = time.monotonic()
     model = replace(config.model, path=str(path)) if path else config.model
     tokenizer = load_tokenizer(model)
@@ -99,18 +102,20 @@ def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
 
 def _gathered(scored: list[Scored]) -> list[Scored]:
     """The conversations of all ranks. A goal that filled up another rank's share is taken once."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
         return scored
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, scored)
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, scored)
     unique = {(c.goal.id, repr(c.messages())): (c, s) for part in parts for c, s in part}
     return list(unique.values())
 
 
 def _is_rank_zero() -> bool:
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
-        torch.distributed.get_rank() == 0
-    )
+    from torch import distributed
+
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def _range_cell(entry: Mapping[str, Any] | None, metric: str, signed: bool) -> t
 
 
 def _label(path: Path, results: Mapping[str, Any], seeds: Sequence[Any]) -> str:
-    """"seed 1" where one run alone has that seed, else with the file's name."""
+    """The name of a run: `seed 1` where it alone has that seed, else with the file's name."""
     seed = results["config"].get("seed")
     if seed is None:
         return str(path)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-_SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+[\"')\]*]*(?=\s|$)|[^.!?\n]+|[.!?]+)")
-_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+# A full stop inside a number, a time or an address (3.5, a.m., example.org) ends nothing.
+_SENTENCE = re.compile(r"""(?:[^.!?\n]|\.(?=[\da-z]))*+(?:[.!?]+["')\]*”’»]*)?""")
+_WORD = re.compile(r"[^\W_]+(?:'[a-z]+)?")  # letters and digits of any script
 
 _STOPWORDS = frozenset(
     """
@@ -13,8 +14,8 @@ _STOPWORDS = frozenset(
     can could did do does doing down during each else few for from further get give go had has have having he her here
     hers him his how i if in into is it its itself just know let like make may me might more most must my myself need no
     nor not now of off on once one only or other our ours out over own please same shall she should so some something
-    such tell than thank thanks that the their theirs them then there these they this those through to too under until up
-    us very want was we well were what when where which while who whom why will with would yes you your yours
+    such tell than thank thanks that the their theirs them then there these they this those through to too under until
+    up us very want was we well were what when where which while who whom why will with would yes you your yours
     help write writing provide
     """.split()
 )

@@ -1,30 +1,29 @@
 """The main job: base and proactive on the test goals, fit, trained on the test goals, one table.
 
-`python train.py --help` tells the command line.
+`python train.py --help` tells the command line. `python -m collab.train --help` runs this file, so what imports torch
+is imported inside functions.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightning as L
-
-from collab import build
-from collab.callbacks.checkpoint import BatchCheckpoint
-from collab.callbacks.export import ExportBest
-from collab.callbacks.progress import Progress, RolloutProgress
-from collab.callbacks.rollout import RolloutCallback
-from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
 from collab.config import Config
 from collab.evaluate import play_row, report
-from collab.modules.loading import load_tokenizer
 from collab.reports.plots import training_curves
 from collab.reports.results import PolicyScores
+
+if TYPE_CHECKING:
+    from collab.callbacks.progress import Progress
 
 
 def train(config: Config) -> None:
     """Train a policy; writes everything into `config.output_dir`."""
+    from collab import build
+    from collab.callbacks.progress import Progress
+
     build.start(config)
     started = time.monotonic()
     folder = Path(config.output_dir)
@@ -52,6 +51,16 @@ def train(config: Config) -> None:
 
 def fit(config: Config, progress: Progress) -> float:
     """Roll out and update for `trainer.max_steps` steps, validating on the way; returns the seconds it took."""
+    import lightning as L
+
+    from collab import build
+    from collab.callbacks.checkpoint import BatchCheckpoint
+    from collab.callbacks.export import ExportBest
+    from collab.callbacks.progress import RolloutProgress
+    from collab.callbacks.rollout import RolloutCallback
+    from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
+    from collab.modules.loading import load_tokenizer
+
     started = time.monotonic()
     folder = Path(config.output_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)  # whatever was played before, training starts alike

@@ -200,7 +200,7 @@ def context_position(seed: int, number: int, max_turns: int) -> int:
 
 
 def group_metrics(groups: Sequence[Group], weights: dict[str, float]) -> dict[str, float]:
-    """What a rollout was like. `*_spread` is the mean over groups of the standard deviation of a part, times its weight.
+    """What a rollout was like. `*_spread`: standard deviation of a part times its weight, mean over groups.
 
     Spreads tell which part of MR the comparison of candidates is made by. Missing values are left out; what nobody has
     is nan.

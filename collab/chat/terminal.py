@@ -93,13 +93,12 @@ def load_engine(policy: str) -> ChatModel:
     Raises:
         BadInput: There is no such model, or it has no chat template.
     """
-    from transformers.utils import logging
-
     from collab.config import ModelConfig
     from collab.generation.engine import LocalEngine
     from collab.modules.loading import check_model, load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.quiet import quiet
 
-    logging.disable_progress_bar()
+    quiet()
     model = ModelConfig(name=policy, path=None if policy in ("base", "smollm2") else policy)
     try:
         check_model(model)

@@ -52,8 +52,11 @@ class ChatFormat:
         They are what the template puts behind a marked reply; the end-of-turn token is left out where the reply already
         holds it (it was sampled), and put in where the reply was cut.
         """
-        text = self._render([*opening, Message("assistant", _MARK), *added], generate=True)
-        ids = self._tokenize(text[text.rindex(_MARK) + len(_MARK) :])
+        mark = _MARK
+        while any(mark in message.content for message in added):
+            mark += "~"
+        text = self._render([*opening, Message("assistant", mark), *added], generate=True)
+        ids = self._tokenize(text[text.rindex(mark) + len(mark) :])
         return ids[1:] if reply and ids and reply[-1] == ids[0] else ids
 
     def _render(self, messages: Sequence[Message], generate: bool) -> str:

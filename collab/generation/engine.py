@@ -128,6 +128,7 @@ class LocalEngine:
         stops = inner.generation_config.eos_token_id if inner.generation_config else None
         stops = stops if isinstance(stops, list) else [stops]
         self._stops = {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}
+        self._limit = getattr(self._config, "max_position_embeddings", None)
         self._rows = _Rows(self._config.num_hidden_layers)
         self._waiting: list[_Request] = []
         self._joining: list[_Request] = []
@@ -140,11 +141,11 @@ class LocalEngine:
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
         """One reply; see `ChatModel`. Raises `BadInput` when the prompt does not fit the model's positions."""
         prompt, boundaries = self.format.encode(messages)
-        limit = getattr(self._config, "max_position_embeddings", None)
+        limit = self._limit
         if limit and len(prompt) + sampling.max_new_tokens > limit:
             raise BadInput(
-                f"A conversation of {len(prompt)} tokens plus max_new_tokens={sampling.max_new_tokens} does not fit the "
-                f"model's {limit} positions. Lower task.max_turns or task.max_new_tokens."
+                f"A conversation of {len(prompt)} tokens plus max_new_tokens={sampling.max_new_tokens} does not fit "
+                f"the model's {limit} positions. Lower task.max_turns or task.max_new_tokens."
             )
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(prompt, boundaries, sampling, key.stream(), done))
@@ -259,15 +260,17 @@ class LocalEngine:
         positions = (torch.tensor(starts)[:, None] + torch.arange(width)).to(device)
         self._rows.reserve(first + len(new), int(positions.max()) + 1)
         self._rows.aim(first, first + len(new), positions)
-        hidden_from = torch.arange(self._rows.reach, device=device) > positions[:, :, None]  # [N, T, L]
-        dtype = self._head.weight.dtype
-        mask = torch.zeros(hidden_from.shape, dtype=dtype, device=device)
-        mask = mask.masked_fill_(hidden_from, torch.finfo(dtype).min)[:, None]
-        off = contextlib.nullcontext() if adapter or not hasattr(self.lm, "disable_adapter") else self.lm.disable_adapter()
-        with off:
+        mask = None
+        if any(starts):  # otherwise whole prompts: plainly causal, whatever pads a short row lies behind its end
+            hidden_from = torch.arange(self._rows.reach, device=device) > positions[:, :, None]  # [N, T, L]
+            dtype = self._head.weight.dtype
+            mask = torch.zeros(hidden_from.shape, dtype=dtype, device=device)
+            mask = mask.masked_fill_(hidden_from, torch.finfo(dtype).min)[:, None]
+        as_it_is = adapter or not hasattr(self.lm, "disable_adapter")
+        with contextlib.nullcontext() if as_it_is else self.lm.disable_adapter():
             hidden = self._trunk(
                 input_ids=ids,
-                position_ids=positions,
+                position_ids=positions.clamp(max=self._limit - 1) if self._limit else positions,  # of the surplus
                 attention_mask=mask,
                 past_key_values=self._rows.cache,
                 use_cache=True,
@@ -285,8 +288,10 @@ class LocalEngine:
                 scaled[i] = _filtered(scaled[i], request.sampling)
         logprobs = scaled.log_softmax(-1)
         mass = logprobs.exp().cumsum(-1)
-        drawn = torch.searchsorted(mass, (uniforms * mass[:, -1])[:, None], right=True)[:, 0]
-        drawn = torch.where(temperatures > 0, drawn.clamp(max=logits.shape[-1] - 1), logits.argmax(-1))
+        # Strictly below the whole mass, which rounding may reach: what lies behind it is impossible or no token at all.
+        points = torch.minimum(uniforms * mass[:, -1], mass[:, -1].nextafter(mass.new_zeros(())))
+        drawn = torch.searchsorted(mass, points[:, None], right=True)[:, 0]
+        drawn = torch.where(temperatures > 0, drawn, logits.argmax(-1))
         chosen = logprobs.gather(-1, drawn[:, None])[:, 0]
         for request, token, logprob in zip(requests, drawn.tolist(), chosen.tolist(), strict=True):
             request.ids.append(token)

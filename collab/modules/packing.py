@@ -10,7 +10,8 @@ Shapes: R rows (groups), T positions, S sequences (candidates) over all rows, N 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -44,8 +45,9 @@ class PackedBatch:
     temperature: float
 
     def to(self, device: torch.device) -> PackedBatch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, torch.Tensor)})
+        held = ((field.name, getattr(self, field.name)) for field in fields(self))
+        moved: dict[str, Any] = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in held}
+        return PackedBatch(**moved)
 
 
 def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:

@@ -22,7 +22,7 @@ _CHUNK = 256  # tokens whose [tokens, vocabulary] logits exist at one time
 
 @dataclass(frozen=True)
 class PolicyOutput:
-    """Of every candidate token: `logprobs` [N], and the `entropy` [N] of the distribution it was drawn from (no gradient)."""
+    """Of every candidate token: its `logprobs` [N], and (no gradient) the `entropy` [N] of what it was drawn from."""
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
@@ -44,10 +44,17 @@ class Policy(nn.Module):
         self.reference: Any = None
         if with_reference and not hasattr(lm, "disable_adapter"):
             self.reference = copy.deepcopy(lm).requires_grad_(False).eval()
-        # The policy that is sampled and the policy that is updated must be one distribution.
+
+    def train(self, mode: bool = True) -> Policy:
+        """Training mode for layers that recompute activations, which act in no other; all else stays in evaluation.
+
+        All dropout is thereby off: the policy that is sampled and the one that is updated must be one distribution.
+        """
+        super().train(False)
         for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+            if hasattr(module, "gradient_checkpointing"):
+                module.training = mode
+        return self
 
     def forward(self, batch: PackedBatch, reference: bool = False) -> PolicyOutput:
         """Log-probs of the candidates' tokens at `batch.temperature`; with `reference`, those of the reference."""

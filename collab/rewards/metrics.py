@@ -40,7 +40,8 @@ class Bleu:
         artefact = extract(conversation)
         if not artefact:
             return 0.0
-        return self._bleu.sentence_score(artefact, [conversation.goal.reference]).score / 100
+        score = self._bleu.sentence_score(artefact, [conversation.goal.reference]).score
+        return min(score / 100, 1.0)  # a perfect match comes out as 100.00000000000004
 
 
 class TokenPenalty:

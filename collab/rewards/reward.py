@@ -24,6 +24,7 @@ class ConversationReward:
         """Score a finished conversation. A metric that has no value leaves the whole reward without one."""
         values = await asyncio.gather(*(metric(conversation) for _, metric in self.metrics.values()))
         parts = dict(zip(self.metrics, values, strict=True))
-        if any(value is None for value in values):
+        known = {name: value for name, value in parts.items() if value is not None}
+        if len(known) < len(parts):
             return Score(None, parts)
-        return Score(sum(weight * parts[name] for name, (weight, _) in self.metrics.items()), parts)  # type: ignore[operator]
+        return Score(sum(weight * known[name] for name, (weight, _) in self.metrics.items()), parts)

@@ -6,7 +6,7 @@ topic alone, and an item comes to light only when the assistant asks a question 
 
 - it ends in a question mark and has at least four words;
 - it names something of the topic, of the form, or of an item that is still hidden;
-- it was not asked before (in nearly the same words).
+- it was not asked before (in nearly the same words), and is not the user's own opening given back.
 
 One answer gives two items at most: those that the question concerns, or the next ones where it asks what to include
 or about the topic as a whole. A draft earns no content: at most the *kind* of what it misses is named.
@@ -33,8 +33,8 @@ _DESCRIBES = frozenset({"title", "form"})  # metadata that the opening gives awa
 # What a question may call the thing to be written, and its parts.
 _FORM = frozenset(
     stem(word)
-    for word in """document text email letter post article note notice draft message piece introduction invitation review
-    story blurb announcement flyer sign label guide bio""".split()
+    for word in """document text email letter post article note notice draft message piece introduction invitation
+    review story blurb announcement flyer sign label guide bio""".split()
 )
 _INCLUDE = frozenset(
     stem(word)
@@ -104,9 +104,8 @@ def agenda_of(goal: Goal) -> list[Item]:
 
 
 def topic_of(goal: Goal) -> str:
-    """What the opening calls the subject: the title, else the first words of the prompt."""
-    title = str(goal.metadata.get("title") or "").strip()
-    return title or " ".join(goal.prompt.split()[:6])
+    """What the opening calls the subject: the title; "" without one, since the prompt would give content away."""
+    return str(goal.metadata.get("title") or "").strip()
 
 
 def form_of(goal: Goal) -> str:
@@ -117,12 +116,15 @@ def read(goal: Goal, replies: Sequence[str], items_per_answer: int = 2) -> State
     """Go through the assistant's messages in order, as the user did, and return where that leaves the agenda."""
     items = agenda_of(goal)
     general = content_words(topic_of(goal)) | content_words(form_of(goal)) | _FORM | _INCLUDE
+    own = {tuple(words(question)) for opening in _openings(goal) for question in questions(opening)}
     state = State()
     for reply in replies:
         answered: list[int] = []
         asked = list(state.asked)
         repeated = False
         for question in questions(reply):
+            if tuple(words(question)) in own:
+                continue
             meaning = content_words(question)
             if any(_alike(meaning, earlier) for earlier in asked):
                 repeated = True
@@ -179,7 +181,7 @@ class AgendaUser:
     async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
         goal, draws = conversation.goal, key.stream()
         if not conversation.turns:
-            text = _pick(draws, _OPENINGS).format(form=_with_article(form_of(goal)), topic=topic_of(goal))
+            text = _pick(draws, _openings(goal))
         else:
             state = read(goal, conversation.assistant_texts, self.config.items_per_answer)
             if state.drafted and state.covered >= self.config.satisfied_at:
@@ -195,7 +197,9 @@ class AgendaUser:
         items = agenda_of(goal)
         if state.answered:
             told = [
-                item.text if item.kind == CONTENT else _pick(draws, _PREFERENCES).format(kind=_name(item), value=item.text)
+                item.text
+                if item.kind == CONTENT
+                else _pick(draws, _PREFERENCES).format(kind=_name(item), value=item.text)
                 for item in (items[i] for i in state.answered)
             ]
             return _pick(draws, _LEADS) + " " + " ".join(told)
@@ -205,6 +209,12 @@ class AgendaUser:
         if state.repeated:
             return _pick(draws, _REPEATED)
         return _pick(draws, _LOST)
+
+
+def _openings(goal: Goal) -> list[str]:
+    topic = topic_of(goal)
+    templates = _OPENINGS if topic else _OPENINGS_WITHOUT_TOPIC
+    return [template.format(form=_with_article(form_of(goal)), topic=topic) for template in templates]
 
 
 def _name(item: Item) -> str:
@@ -225,6 +235,11 @@ _OPENINGS = (
     "I need {form} about {topic}. Can you help?",
     "Hello! I want to write {form} about {topic}.",
     "Could you help me with {form}? It is about {topic}.",
+)
+_OPENINGS_WITHOUT_TOPIC = (
+    "Hi, can you help me write {form}?",
+    "I need {form}. Can you help?",
+    "Hello! I want to write {form}.",
 )
 _LEADS = ("Sure.", "Good question.", "Let me see.", "Here is what I have in mind:", "Right.", "It should say this:")
 _PREFERENCES = ("For the {kind}: {value}.", "The {kind} should be {value}.", "As for {kind}, {value}.")

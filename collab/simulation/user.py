@@ -1,4 +1,4 @@
-"""What a simulated user is: a function of the goal and of the conversation so far, so no state can leak between chats."""
+"""What a simulated user is: a function of the goal and of the conversation so far, so chats share no state."""
 
 from __future__ import annotations
 

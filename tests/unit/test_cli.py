@@ -66,6 +66,19 @@ def test_help_and_a_typo_answer_at_once(arguments, tmp_path):
     assert seconds < 2
 
 
+@pytest.mark.parametrize("module", ["collab.train", "collab.evaluate"])
+def test_the_modules_too_answer_at_once(module, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command("importtime", "-m", module, "--help", cwd=tmp_path, program="-X")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m {module} experiment=doc_edit" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "collab.cli" in imported
+    assert not imported & {"torch", "transformers", "lightning", "datasets", "peft"}
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
 def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
     probe = tmp_path / "probe.py"
     probe.write_text(

@@ -1,0 +1,96 @@
+"""One small training run of the real model, which several tests look at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collab.reports.results import validate_results
+
+ROOT = Path(__file__).parents[2]
+ROWS = {
+    "train": [("kiln", "The kiln fires on Tuesday."), ("ferry", "Ferry tickets cost two euros.")],
+    "val": [("pear", "Pears are ripe in August."), ("choir", "The choir sings at noon.")],
+    "test": [("bakery", "We bake rye bread daily."), ("library", "The library opens at nine.")],
+}
+SMALL = (
+    "experiment=doc_edit",
+    "precision=fp32",
+    "seed=3",
+    "task.max_turns=2",
+    "task.max_new_tokens=12",
+    "evaluation.num_conversations=1",
+    "evaluation.bootstrap_samples=100",
+    "callbacks=quiet",
+)
+TRAINING = (
+    "trainer.max_steps=2",
+    "trainer.goals_per_step=2",
+    "trainer.val_every=1",
+    "checkpoint.every_n_steps=1",
+    "sampler.group_size=3",
+    "model.lora.r=4",
+    "algorithm.warmup_steps=0",
+    "algorithm.lr=0.005",  # so that two steps already change what is said
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and what it printed."""
+
+    folder: Path
+    output: str
+
+    @property
+    def results(self) -> dict[str, Any]:
+        found = json.loads((self.folder / "results.json").read_text())
+        validate_results(found)
+        return found
+
+    @property
+    def transcripts(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "transcripts.jsonl").read_text().splitlines()]
+
+
+class Runner:
+    """Runs the two commands on six goals with short references."""
+
+    def __init__(self, goals: Path) -> None:
+        self.files = []
+        for split, rows in ROWS.items():
+            file = goals / f"{split}.jsonl"
+            records = [
+                {
+                    "id": f"{split}-{title}",
+                    "single_turn_prompt": f"Write a notice about the {title}.",
+                    "single_turn_completion": reference,
+                    "single_turn_metadata": {"title": f"the {title}", "form": "notice", "tone": "friendly"},
+                }
+                for title, reference in rows
+            ]
+            file.write_text("".join(json.dumps(record) + "\n" for record in records))
+            self.files.append(f"task.{split}_file={file}")
+
+    def __call__(self, script: str, folder: Path, *overrides: str) -> Run:
+        command = [sys.executable, script, *SMALL, *self.files, *overrides, f"output_dir={folder}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return Run(folder, done.stdout)
+
+
+@pytest.fixture(scope="session")
+def runner(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("goals"))
+
+
+@pytest.fixture(scope="session")
+def trained(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`train.py`, two steps."""
+    return runner("train.py", tmp_path_factory.mktemp("run") / "first", *TRAINING)

@@ -1,0 +1,18 @@
+"""The README's Python example runs as it stands, with the real model, and shows what the README says of it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_example_runs_and_the_question_comes_out_ahead(smollm2, tmp_path):
+    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    program = tmp_path / "example.py"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{example}", encoding="utf-8")
+    done = subprocess.run([sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found = {text: float(mr) for mr, text in re.findall(r"^MR (\S+)  (.*)$", done.stdout, re.MULTILINE)}
+    assert found["What should the sign say to visitors?"] > found["Welcome to the bench! Enjoy the lovely view."]

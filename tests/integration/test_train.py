@@ -1,0 +1,118 @@
+"""`python train.py`: a few steps on the real SmolLM2, and everything that they leave behind."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+if TYPE_CHECKING:
+    from conftest import Run, Runner
+
+# Runs of the real model: on a busy machine one test may take longer than tests otherwise may.
+pytestmark = pytest.mark.timeout(900)
+
+METRICS = {"mr", "bleu", "interactivity", "interactivity_source", "assistant_tokens", "turns"}
+
+
+def test_results_compare_trained_with_its_base(trained: Run) -> None:
+    results = trained.results  # validated
+    assert list(results["policies"]) == ["base", "proactive", "trained"]
+    assert list(results["difference"]) == ["proactive", "trained"]
+    for policy, metrics in results["policies"].items():
+        assert set(metrics) == METRICS
+        assert metrics["interactivity_source"] == "agenda"
+        assert {entry["n"] for name, entry in metrics.items() if name != "interactivity_source"} == {2}
+        assert 1 <= metrics["turns"]["mean"] <= 2 and 1 <= metrics["assistant_tokens"]["mean"] <= 32
+        if policy != "base":
+            gained = metrics["mr"]["mean"] - results["policies"]["base"]["mr"]["mean"]
+            assert results["difference"][policy]["mr"]["mean"] == pytest.approx(gained)
+    assert results["policies"]["trained"] != results["policies"]["base"]  # it has learned something, good or bad
+    assert results["config"]["seed"] == 3 and results["config"]["precision"] == "fp32"
+    assert {"base", "proactive", "fit", "trained", "total"} <= set(results["seconds"])
+    assert sum(v for k, v in results["seconds"].items() if k != "total") <= results["seconds"]["total"]
+
+
+def test_the_table_and_the_paths_are_printed(trained: Run) -> None:
+    for text in ("base", "proactive", "trained", "bleu", str(trained.folder / "results.json")):
+        assert text in trained.output
+    assert str(trained.folder / "policy") in trained.output
+
+
+def test_every_conversation_is_on_record(trained: Run) -> None:
+    records = trained.transcripts
+    phases = [(record["phase"], record["policy"]) for record in records]
+    tests = [phases.count(("test", policy)) for policy in ("base", "proactive", "trained")]
+    assert tests == [2, 2, 2]  # goals
+    assert phases.count(("validation", "policy")) == 2 * 2  # validations, goals
+    assert phases.count(("train", "policy")) == 2 * 2 * 3  # steps, goals, candidates
+    assert len(records) == 22
+    for record in records:
+        roles = [message["role"] for message in record["messages"]]
+        assert roles == ["system", *["user", "assistant"] * len(record["finish_reasons"])] and 3 <= len(roles) <= 5
+        assert record["ended_by"] in ("satisfied", "patience", "max_turns", "window")
+        assert record["reward"] is not None and record["parts"].keys() == {"bleu", "token_penalty", "interactivity"}
+    prompts = {p: {r["messages"][0]["content"] for r in records if r["policy"] == p} for p in ("base", "proactive")}
+    assert prompts["base"] != prompts["proactive"]
+    for policy in ("base", "proactive", "trained"):
+        rewards = [r["reward"] for r in records if (r["phase"], r["policy"]) == ("test", policy)]
+        assert trained.results["policies"][policy]["mr"]["mean"] == pytest.approx(statistics.fmean(rewards))
+
+
+@pytest.mark.parametrize("name", ["policy", "policy_last"])
+def test_transformers_and_peft_load_what_was_exported(trained: Run, smollm2: Path, name: str) -> None:
+    folder = trained.folder / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("Hi, can you help me write a notice?", return_tensors="pt")["input_ids"]
+    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    with torch.no_grad():
+        before = base(ids).logits
+        direct = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits
+        adapted = peft.PeftModel.from_pretrained(base, folder).eval()(ids).logits
+    torch.testing.assert_close(direct, adapted)
+    assert (direct - before).abs().max() > 0.01
+    assert tokenizer.chat_template
+
+
+def test_checkpoints_hold_the_adapter_alone(trained: Run) -> None:
+    found = sorted((trained.folder / "checkpoints").iterdir())
+    assert [path.name for path in found] == ["step-000001.ckpt", "step-000002.ckpt"]
+    for path in found:
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert state and all("lora_" in name for name in state)
+
+
+def test_metrics_are_logged_for_every_step(trained: Run) -> None:
+    with (trained.folder / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for part in ("mr", "bleu", "interactivity", "token_penalty"):
+        for name in (f"train/{part}", f"train/{part}_spread", f"val/{part}"):
+            assert sum(bool(row[name]) for row in rows) == 2, name
+    for name in ("loss", "kl", "entropy", "grad_norm", "lr", "reply_tokens", "groups_without_spread", "cut_replies"):
+        assert sum(bool(row[f"train/{name}"]) for row in rows) == 2, name
+    kl = [float(row["train/kl"]) for row in rows if row["train/kl"]]
+    assert kl[0] == pytest.approx(0, abs=1e-5) and kl[1] > 0
+
+
+def test_an_offline_wandb_run_is_there(trained: Run) -> None:
+    (run,) = (trained.folder / "wandb").glob("offline-run-*")
+    (record,) = run.glob("run-*.wandb")
+    written = record.read_bytes()
+    assert b"train/mr" in written and b"val/mr" in written
+    tables = {path.name.split("_")[0] for path in run.glob("files/media/table/*/*.table.json")}
+    assert tables == {"conversations"}
+
+
+def test_the_same_seed_repeats_the_run(trained: Run, runner: Runner, tmp_path: Path) -> None:
+    from conftest import TRAINING
+
+    again = runner("train.py", tmp_path / "again", *TRAINING)
+    assert again.results["policies"] == trained.results["policies"]
+    assert again.results["difference"] == trained.results["difference"]
+    assert again.transcripts == trained.transcripts

@@ -1,0 +1,125 @@
+"""Policies and users that follow a script: what they say is a function of the conversation that they see."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from collab.chat.base import Sampling
+from collab.conversation import Conversation, Key, Message, Reply
+from collab.simulation.user import UserTurn
+from collab.text import sentences, words
+
+Script = Callable[[Sequence[Message], Key], str]
+
+
+def spoken(text: str, max_new_tokens: int = 10**6) -> Reply:
+    """A reply whose tokens are its words, cut at the limit."""
+    tokens = text.split()
+    cut = len(tokens) > max_new_tokens
+    return Reply(
+        text=" ".join(tokens[:max_new_tokens]) if cut else text,
+        token_ids=tuple(range(min(len(tokens), max_new_tokens))),
+        finish_reason="length" if cut else "stop",
+    )
+
+
+class ScriptedModel:
+    """A `ChatModel` that says what its script returns; it can stand where a rollout expects a `LocalEngine`.
+
+    Args:
+        script: (messages, key) -> text.
+        lm: The model that a rollout would decode with.
+        hurry: (key) -> how many times the event loop goes round before the reply is there.
+
+    Attributes:
+        requests: Key of every request, in the order in which they came.
+    """
+
+    def __init__(self, script: Script, lm: Any = None, hurry: Callable[[Key], int] = lambda key: 0) -> None:
+        self.script, self.lm, self.hurry = script, lm, hurry
+        self.requests: list[Key] = []
+        self.new_tokens = 0
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+        self.requests.append(key)
+        for _ in range(self.hurry(key)):
+            await asyncio.sleep(0)
+        reply = spoken(self.script(messages, key), sampling.max_new_tokens)
+        self.new_tokens += len(reply.token_ids)
+        return reply
+
+    def forget(self) -> None:
+        pass
+
+
+class ScriptedUser:
+    """A user that says what `script(conversation, key)` returns; a string, or a `UserTurn` to leave."""
+
+    def __init__(self, script: Callable[[Conversation, Key], str | UserTurn]) -> None:
+        self.script = script
+        self.requests: list[Key] = []
+
+    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+        self.requests.append(key)
+        turn = self.script(conversation, key)
+        return UserTurn(turn) if isinstance(turn, str) else turn
+
+
+def says(*texts: str) -> Script:
+    """Says these texts turn by turn, the last one for ever."""
+    return lambda messages, key: texts[min(len(heard(messages)), len(texts)) - 1]
+
+
+def heard(messages: Sequence[Message]) -> list[str]:
+    """What the user said so far."""
+    return [message.content for message in messages if message.role == "user"]
+
+
+# --- a good collaborator, and cheap tricks ---------------------------------------------------------------------------
+
+QUESTIONS = ("What key points should the text include?", "Which other facts or details are important?")
+
+
+def good_collaborator(messages: Sequence[Message], key: Key) -> str:
+    """Asks two different pertinent questions, then writes what the user told, and nothing else."""
+    answers = heard(messages)[1:]
+    if len(answers) < len(QUESTIONS) and not _wants_final(heard(messages)[-1]):
+        return QUESTIONS[len(answers)]
+    told = [sentence.rpartition(": ")[2] for answer in answers for sentence in sentences(answer)]
+    return " ".join(sentence for sentence in told if len(words(sentence)) > 3 and not _wants_final(sentence))
+
+
+def _wants_final(text: str) -> bool:
+    return any(word in text for word in ("final", "finished"))
+
+
+def asks_the_same(messages: Sequence[Message], key: Key) -> str:
+    return QUESTIONS[0]
+
+
+def asks_and_never_writes(messages: Sequence[Message], key: Key) -> str:
+    more = (*QUESTIONS, "Which tone and which readers do you have in mind?", "How long should the text be?")
+    return more[(len(heard(messages)) - 1) % len(more)]
+
+
+def dumps_text(messages: Sequence[Message], key: Key) -> str:
+    """A long text about whatever the user opened with."""
+    opening = heard(messages)[0].replace("?", ".")
+    return (
+        f"{opening} Dear friends and neighbours, we are happy to tell you all about it. Come to the town hall at noon "
+        "on the second Saturday of June. It costs five euros, children are free, and there is room for everyone. "
+        "Please bring your own cup and a warm coat, and ask us if there is anything that you would like to know. "
+    ) * 4
+
+
+def says_nothing(messages: Sequence[Message], key: Key) -> str:
+    return ""
+
+
+def echoes(messages: Sequence[Message], key: Key) -> str:
+    return heard(messages)[-1]
+
+
+TRICKS = (asks_the_same, asks_and_never_writes, dumps_text, says_nothing, echoes)

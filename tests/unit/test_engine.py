@@ -1,0 +1,485 @@
+"""The rollout engine against the slow and plain way: `generate`, and one forward pass over the whole conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from collab.chat.base import Sampling
+from collab.conversation import Key, Message, Reply
+from collab.errors import BadInput
+from collab.generation.engine import LocalEngine, final_logits
+
+T = TypeVar("T")
+
+WORDS = "kiln glaze origami dumpling railway museum harbour ferry orchard pear violin concert lantern river".split()
+USERS = (
+    "Hi, can you help me write a notice about the {}?",
+    "Yes. The {} opens at nine, and 12 people may come.",
+    "Please write the final text about the {} now.",
+    "Thanks!",
+)
+
+
+def run(work: Coroutine[Any, Any, T], seconds: float = 120) -> T:
+    """Await `work`; a hang fails instead of waiting for ever."""
+
+    async def limited() -> T:
+        return await asyncio.wait_for(work, seconds)
+
+    return asyncio.run(limited())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def sharp(tiny_model: Path) -> Any:
+    """The tiny model made peaked and chaotic: what it says next depends on all that was said, and one token in twelve
+    ends its turn, so replies are of very different lengths."""
+    lm = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.mul_(15)
+            elif "embed" in name:
+                parameter.mul_(30)
+    stops = [lm.config.eos_token_id, *range(20, len(AutoTokenizer.from_pretrained(tiny_model)), 12)]
+    lm.generation_config.eos_token_id = stops
+    return lm
+
+
+@pytest.fixture
+def adapted(sharp: Any) -> Any:
+    """A copy of `sharp` under an adapter that has learned something."""
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        lm = peft.get_peft_model(copy.deepcopy(sharp), lora).eval()
+        for name, parameter in lm.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return lm
+
+
+async def talk(
+    engine: LocalEngine, number: int, turns: int, sampling: Sampling, system: str = "", pause: bool = False
+) -> list[Reply]:
+    """A chat of so many turns; chats with one `number` modulo 14 say the same."""
+    messages = [Message("system", system)] if system else []
+    replies = []
+    for turn in range(turns):
+        messages.append(Message("user", USERS[turn].format(WORDS[number % len(WORDS)])))
+        if pause:
+            await asyncio.sleep(0.001 * (number % 5))
+        key = Key(7, role="policy", goal=str(number), turn=turn)
+        replies.append(await engine.complete(messages, sampling, key))
+        messages.append(Message("assistant", replies[-1].text, replies[-1].token_ids))
+    return replies
+
+
+async def many_talks(engine: LocalEngine, temperature: float, count: int = 20, longest: int = 30) -> list[Reply]:
+    """Chats of one to four turns, with and without a system prompt, some of them alike; length limits differ."""
+    chats = [
+        talk(
+            engine,
+            number % 14,
+            turns=1 + number % 4,
+            sampling=Sampling(3 + (7 * number) % longest, temperature),
+            system="Be brief. " * (number % 3),
+            pause=number % 2 == 0,
+        )
+        for number in range(count)
+    ]
+    return [reply for replies in await asyncio.gather(*chats) for reply in replies]
+
+
+def greedy_reference(lm: Any, reply: Reply, max_new_tokens: int) -> list[int]:
+    prompt = torch.tensor([reply.prompt_ids])
+    made = lm.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=0,
+    )
+    return made[0, prompt.shape[1] :].tolist()
+
+
+def plain_logits(lm: Any, reply: Reply) -> torch.Tensor:
+    """`[T, V]` logits that each token of the reply was drawn from, by one forward pass without any cache."""
+    ids = torch.tensor([[*reply.prompt_ids, *reply.token_ids]])
+    with torch.no_grad():
+        logits = lm(input_ids=ids, use_cache=False).logits[0].float()
+    return logits[len(reply.prompt_ids) - 1 : -1]
+
+
+def assert_logprobs_are_plain(lm: Any, replies: Sequence[Reply], temperature: float) -> None:
+    for reply in replies:
+        assert len(reply.logprobs) == len(reply.token_ids)
+        expected = (plain_logits(lm, reply) / temperature).log_softmax(-1)
+        expected = expected.gather(1, torch.tensor(reply.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(reply.logprobs), expected, atol=1e-4, rtol=0)
+
+
+class Fed:
+    """Counts what a model's trunk is fed."""
+
+    def __init__(self, lm: Any) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+        self.handle = inner.get_decoder().register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def _see(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.shapes.append(tuple(kwargs["input_ids"].shape))
+
+    def __enter__(self) -> Fed:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.handle.remove()
+
+
+# --- the same tokens as generate -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_batch", [64, 3])
+def test_greedy_replies_are_those_of_generate(sharp: Any, tokenizer: Any, max_batch: int) -> None:
+    engine = LocalEngine(sharp, tokenizer, max_batch=max_batch)
+    replies = run(many_talks(engine, temperature=0))
+    limits = [3 + (7 * n) % 30 for n in range(20) for _ in range(1 + n % 4)]
+    assert len(replies) == len(limits) == 50
+    for reply, limit in zip(replies, limits, strict=True):
+        assert list(reply.token_ids) == greedy_reference(sharp, reply, limit)
+    # The run was worth it: cut and finished replies of many lengths.
+    assert {reply.finish_reason for reply in replies} == {"stop", "length"}
+    assert len({len(reply.token_ids) for reply in replies}) > 8
+    assert engine.new_tokens == sum(len(reply.token_ids) for reply in replies)
+
+
+def test_prompts_grow_by_exactly_what_was_sampled(sharp: Any, tokenizer: Any) -> None:
+    engine = LocalEngine(sharp, tokenizer)
+    replies = run(talk(engine, 3, 4, Sampling(12, 1.0)))
+    for earlier, later in zip(replies, replies[1:], strict=False):
+        said = earlier.prompt_ids + earlier.token_ids
+        assert later.prompt_ids[: len(said)] == said and len(later.prompt_ids) > len(said)
+
+
+def test_finish_reason_tells_whether_the_turn_was_ended(sharp: Any, tokenizer: Any) -> None:
+    stops = set(sharp.generation_config.eos_token_id)
+    replies = run(many_talks(LocalEngine(sharp, tokenizer), temperature=1.0))
+    for reply in replies:
+        assert not stops & set(reply.token_ids[:-1])
+        assert (reply.finish_reason == "stop") == (reply.token_ids[-1] in stops)
+    assert {reply.finish_reason for reply in replies} == {"stop", "length"}
+
+
+def test_a_stop_at_the_length_limit_is_a_stop(sharp: Any, tokenizer: Any) -> None:
+    def reply(number: int, max_new_tokens: int) -> Reply:
+        engine = LocalEngine(sharp, tokenizer)
+        return run(engine.complete([Message("user", "Hello")], Sampling(max_new_tokens), Key(number)))
+
+    number, free = next((n, found) for n in range(99) if len((found := reply(n, 99)).token_ids) > 3)
+    assert free.finish_reason == "stop"
+    assert reply(number, len(free.token_ids)) == free
+    short = reply(number, len(free.token_ids) - 1)
+    assert short.finish_reason == "length" and short.token_ids == free.token_ids[:-1]
+
+
+def test_the_real_model_with_requests_that_come_and_go(smollm2: Path) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    limits = [30, 5, 14, 24]
+
+    async def chats(temperature: float) -> list[Reply]:
+        engine = LocalEngine(lm, tokenizer, max_batch=3)
+        work = [
+            talk(engine, n // 2, 1 + n % 2, Sampling(limit, temperature), "Ask a short question." * (n < 2), n == 1)
+            for n, limit in enumerate(limits)
+        ]
+        return [reply for replies in await asyncio.gather(*work) for reply in replies]
+
+    greedy = run(chats(0))
+    assert [len(reply.token_ids) for reply in greedy if reply.finish_reason == "length"]
+    for reply in greedy:  # what `generate` gives is the likeliest token each time
+        assert list(reply.token_ids) == plain_logits(lm, reply).argmax(-1).tolist()
+    assert list(greedy[0].token_ids) == greedy_reference(lm, greedy[0], limits[0])
+    ended = next(reply for reply in greedy if reply.finish_reason == "stop")
+    assert ended.token_ids[-1] == tokenizer.eos_token_id and ended.text == tokenizer.decode(list(ended.token_ids[:-1]))
+    assert_logprobs_are_plain(lm, run(chats(0.7)), 0.7)
+
+
+# --- the right distribution ------------------------------------------------------------------------------------------
+
+
+def test_logprobs_are_those_of_a_plain_forward_pass(sharp: Any, tokenizer: Any) -> None:
+    replies = run(many_talks(LocalEngine(sharp, tokenizer, max_batch=6), temperature=0.7))
+    assert len(replies) == 50
+    assert_logprobs_are_plain(sharp, replies, 0.7)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_tokens_come_as_often_as_softmax_says(sharp: Any, tokenizer: Any, temperature: float) -> None:
+    engine, draws = LocalEngine(sharp, tokenizer, max_batch=256), 4000
+    message = [Message("user", "Hello")]
+
+    async def sample() -> list[Reply]:
+        sampling = Sampling(1, temperature)
+        keys = (Key(1, candidate=i) for i in range(draws))
+        return list(await asyncio.gather(*(engine.complete(message, sampling, key) for key in keys)))
+
+    replies = run(sample())
+    probabilities = (plain_logits(sharp, replies[0]) / temperature).softmax(-1)[0].double().numpy()
+    # The 15 likeliest tokens on their own, all others in 15 bins of equal probability.
+    likeliest = np.argsort(-probabilities)[:15]
+    rest = probabilities.copy()
+    rest[likeliest] = 0
+    bins = np.minimum(np.floor(15 * (np.cumsum(rest) - rest / 2) / rest.sum()), 14).astype(int)
+    bins[likeliest] = 15 + np.arange(15)
+    expected = np.bincount(bins, probabilities, 30) * draws
+    found = np.bincount(bins[[reply.token_ids[0] for reply in replies]], minlength=30)
+    assert expected.min() > 5
+    # 99.9 % of correct samplers lie below the quantile of chi-square with 29 degrees of freedom.
+    assert ((found - expected) ** 2 / expected).sum() < 58.3
+
+
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "warpers"),
+    [
+        (0.6, 0, [TopPLogitsWarper(0.6)]),
+        (1.0, 7, [TopKLogitsWarper(7)]),
+        (0.5, 20, [TopKLogitsWarper(20), TopPLogitsWarper(0.5)]),
+    ],
+)
+def test_filtered_sampling_is_that_of_transformers(
+    sharp: Any, tokenizer: Any, top_p: float, top_k: int, warpers: list[Any]
+) -> None:
+    engine = LocalEngine(sharp, tokenizer)
+
+    async def sample() -> list[Reply]:
+        sampling, message = Sampling(10, 0.8, top_p, top_k), [Message("user", "Hello")]
+        return list(await asyncio.gather(*(engine.complete(message, sampling, Key(2, sample=i)) for i in range(12))))
+
+    for reply in run(sample()):
+        logits = plain_logits(sharp, reply) / 0.8
+        for warper in warpers:
+            logits = warper(None, logits)
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(reply.token_ids)[:, None])[:, 0]
+        assert expected.isfinite().all()
+        torch.testing.assert_close(torch.tensor(reply.logprobs), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 1e-12])
+def test_the_ends_of_the_distribution_draw_a_possible_token(
+    sharp: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    class Fixed:
+        def random(self) -> float:
+            return number
+
+    monkeypatch.setattr(Key, "stream", lambda self: Fixed())
+    engine = LocalEngine(sharp, tokenizer)
+    for sampling in (Sampling(4), Sampling(4, top_k=3), Sampling(4, top_p=0.3)):
+        reply = run(engine.complete([Message("user", "Hello")], sampling, Key(0)))
+        assert all(math.isfinite(logprob) for logprob in reply.logprobs)
+
+
+def test_final_logits_caps_where_the_model_does() -> None:
+    class Capped:
+        final_logit_softcapping = 30.0
+
+    logits = torch.tensor([0.0, 15.0, 300.0])
+    expected = torch.tensor([0.0, 30 * math.tanh(0.5), 30.0])
+    torch.testing.assert_close(final_logits(logits, Capped()), expected)
+    assert final_logits(logits, object()) is logits
+
+
+# --- independence of a request ---------------------------------------------------------------------------------------
+
+
+def test_a_request_draws_the_same_alone_and_in_company(sharp: Any, tokenizer: Any) -> None:
+    sampling = Sampling(20, 0.7)
+
+    async def together() -> list[list[Reply]]:
+        engine = LocalEngine(sharp, tokenizer, max_batch=7)
+        return list(await asyncio.gather(*(talk(engine, n, 2, sampling, pause=n % 2 == 0) for n in range(10))))
+
+    def same(one: Reply, other: Reply) -> bool:
+        return (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
+
+    company = run(together())
+    for number in range(10):
+        alone = run(talk(LocalEngine(sharp, tokenizer), number, 2, sampling))
+        assert all(map(same, alone, company[number]))
+    assert run(together()) == company  # bit for bit, log-probs too
+    # Same words, other keys: other draws.
+    assert len({reply[0].token_ids for reply in company}) == 10
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1, 60_000])
+def test_kept_prefixes_change_nothing(sharp: Any, tokenizer: Any, cache_bytes: int) -> None:
+    with_cache = run(many_talks(LocalEngine(sharp, tokenizer, max_batch=5), temperature=0.7))
+    small = LocalEngine(sharp, tokenizer, max_batch=5, cache_bytes=cache_bytes)
+    without = run(many_talks(small, temperature=0.7))
+    assert [reply.token_ids for reply in with_cache] == [reply.token_ids for reply in without]
+    assert small._kept_bytes == sum(kept.nbytes for kept in small._kept.values()) <= cache_bytes
+
+
+def test_what_is_shared_is_computed_once(sharp: Any, tokenizer: Any) -> None:
+    engine = LocalEngine(sharp, tokenizer)
+    message = [Message("user", USERS[0].format("kiln"))]
+
+    async def candidates(first: int) -> list[Reply]:
+        keys = (Key(3, candidate=i) for i in range(first, first + 6))
+        return list(await asyncio.gather(*(engine.complete(message, Sampling(5), key) for key in keys)))
+
+    with Fed(sharp) as fed:
+        replies = run(candidates(0))
+    prompt = len(replies[0].prompt_ids)
+    assert fed.shapes[0] == (1, prompt) and all(width == 1 for _, width in fed.shapes[1:])
+    with Fed(sharp) as fed:  # candidates of the same context that come later
+        run(candidates(6))
+    assert fed.shapes[0] == (1, 1)
+    reply = replies[0]
+    longer = [*message, Message("assistant", reply.text, reply.token_ids), Message("user", "Go on.")]
+    with Fed(sharp) as fed:  # the next turn: the reply's last token, and what is new
+        following = run(engine.complete(longer, Sampling(1), Key(3)))
+    assert fed.shapes == [(1, len(following.prompt_ids) - len(reply.prompt_ids) - len(reply.token_ids) + 1)]
+
+
+# --- which weights answer --------------------------------------------------------------------------------------------
+
+
+def test_adapter_on_and_off_mixed_in_one_run(adapted: Any, tokenizer: Any) -> None:
+    engine = LocalEngine(adapted, tokenizer, max_batch=8)
+
+    async def mixed() -> list[list[Reply]]:
+        # The same words to both, so that a prefix kept of one would fit the other.
+        work = [talk(engine, n // 2, 3, Sampling(8, 0, adapter=n % 2 == 0), pause=n % 3 == 0) for n in range(12)]
+        return list(await asyncio.gather(*work))
+
+    for number, replies in enumerate(run(mixed())):
+        for reply in replies:
+            if number % 2 == 0:
+                expected = greedy_reference(adapted, reply, 8)
+            else:
+                with adapted.disable_adapter():
+                    expected = greedy_reference(adapted, reply, 8)
+            assert list(reply.token_ids) == expected
+    on, off = run(mixed())[:2]
+    assert on[0].prompt_ids == off[0].prompt_ids and on[0].token_ids != off[0].token_ids
+
+
+def test_new_weights_answer_after_forget(sharp: Any, tokenizer: Any) -> None:
+    lm = copy.deepcopy(sharp)
+    engine = LocalEngine(lm, tokenizer)
+
+    async def candidates(speaker: LocalEngine) -> list[Reply]:
+        keys, message = [Key(n) for n in range(3)], [Message("user", "Hello")]
+        return list(await asyncio.gather(*(speaker.complete(message, Sampling(6, 0.7), key) for key in keys)))
+
+    run(candidates(engine))
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "v_proj" in name:
+                parameter.neg_()
+    stale = run(candidates(engine))
+    engine.forget()
+    fresh = run(candidates(engine))
+    assert fresh == run(candidates(LocalEngine(lm, tokenizer)))
+    assert_logprobs_are_plain(lm, fresh, 0.7)
+    assert stale != fresh  # it had to be called
+
+
+# --- when it goes wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("calls", [0, 2, 9])
+def test_a_failure_in_the_model_reaches_every_caller(
+    sharp: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    engine = LocalEngine(sharp, tokenizer, max_batch=4)
+    left = [calls]
+
+    def fail(*args: Any) -> None:
+        if left[0] == 0:
+            raise RuntimeError("out of memory, say")
+        left[0] -= 1
+
+    async def ask(number: int) -> Reply:
+        return await engine.complete([Message("user", WORDS[number])], Sampling(30, 0), Key(number))
+
+    async def all_of_them() -> list[Any]:
+        return list(await asyncio.gather(*(ask(n) for n in range(10)), return_exceptions=True))
+
+    handle = sharp.get_decoder().layers[1].register_forward_pre_hook(fail)
+    try:
+        found = run(all_of_them(), seconds=30)
+    finally:
+        handle.remove()
+    failed = [result for result in found if isinstance(result, BaseException)]
+    assert failed and all(str(error) == "out of memory, say" for error in failed)
+    assert len(failed) + sum(isinstance(result, Reply) for result in found) == 10
+    # The engine is as good as new.
+    for reply in run(all_of_them()):
+        assert list(reply.token_ids) == greedy_reference(sharp, reply, 30)
+
+
+def test_a_conversation_that_does_not_fit_is_refused(sharp: Any, tokenizer: Any) -> None:
+    engine = LocalEngine(sharp, tokenizer)
+    messages = [Message("user", "word " * 100)]
+    prompt = len(engine.format.encode(messages)[0])
+    with pytest.raises(BadInput, match=rf"{prompt} tokens plus max_new_tokens={2049 - prompt} .* 2048 positions"):
+        run(engine.complete(messages, Sampling(2049 - prompt), Key(1)))
+
+
+def test_a_model_with_learned_positions_speaks_to_its_last_one(tokenizer: Any) -> None:
+    size = len(tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=size, n_positions=128, n_embd=32, n_layer=2, n_head=2, initializer_range=0.5)
+        lm = GPT2LMHeadModel(config).eval()
+    lm.generation_config.eos_token_id = tokenizer.eos_token_id
+    engine = LocalEngine(lm, tokenizer)
+
+    async def at_once() -> list[Reply]:
+        start = [Message("user", "word " * 50)]
+        first = await engine.complete(start, Sampling(5, 0), Key(1))
+        # Joined to a long new prompt, whose width would lead the continued one past the end.
+        longer = [*start, Message("assistant", first.text, first.token_ids), Message("user", "Go on.")]
+        left = 128 - len(engine.format.encode(longer)[0])
+        work = [engine.complete(longer, Sampling(left, 0), Key(2))]
+        work.append(engine.complete([Message("user", "other " * 60)], Sampling(5, 0), Key(3)))
+        return [first, *await asyncio.gather(*work)]
+
+    replies = run(at_once())
+    assert len(replies[1].prompt_ids) + len(replies[1].token_ids) == 128
+    for reply in replies:
+        assert list(reply.token_ids) == plain_logits(lm, reply).argmax(-1).tolist()
+
+
+def test_requests_beyond_the_batch_all_get_their_turn(sharp: Any, tokenizer: Any) -> None:
+    engine = LocalEngine(sharp, tokenizer, max_batch=2)
+    with Fed(sharp) as fed:
+        replies = run(many_talks(engine, temperature=0, count=9))
+    assert len(replies) == sum(1 + n % 4 for n in range(9))
+    assert max(rows for rows, _ in fed.shapes) == 2

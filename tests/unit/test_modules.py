@@ -1,0 +1,367 @@
+"""One optimizer step of scored groups: what it learns from, what it changes, what it logs and what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import peft
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from collab.callbacks.checkpoint import BatchCheckpoint
+from collab.config import GRPOConfig, OnlineDPOConfig
+from collab.conversation import Candidate, Conversation, Goal, Group, Reply
+from collab.datamodules.base import GoalBatch
+from collab.modules.base import PolicyModule
+from collab.modules.grpo import GRPO
+from collab.modules.online_dpo import OnlineDPO
+from collab.modules.packing import pack
+
+VOCABULARY = 61
+TEMPERATURE = 0.7
+
+
+def make_lm(adapter: bool = True) -> Any:
+    """A tiny random Llama, under a fresh adapter (which changes nothing yet)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+            tie_word_embeddings=True,
+        )
+        lm: Any = LlamaForCausalLM(config)
+        if adapter:
+            lora = peft.LoraConfig(
+                task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.5, target_modules="all-linear"
+            )
+            lm = peft.get_peft_model(lm, lora)
+    return lm.eval()
+
+
+def make(kind: str, adapter: bool = True, max_steps: int = 4, **fields: Any) -> PolicyModule:
+    fields = {"lr": 1e-2, "warmup_steps": 0, "max_grad_norm": 0.0, **fields}
+    target: Any = {"grpo": GRPO, "online_dpo": OnlineDPO}[kind]
+    config = {"grpo": GRPOConfig, "online_dpo": OnlineDPOConfig}[kind](**fields)
+    return target(config, lambda: make_lm(adapter), None, TEMPERATURE, max_steps)
+
+
+def group(number: int, rewards: Sequence[float], lengths: Sequence[int] = (3, 5, 1, 4)) -> Group:
+    """Random replies to a random context, with the log-probs that the untrained policy gives them."""
+    draw = torch.Generator().manual_seed(number)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(VOCABULARY, (count,), generator=draw).tolist())
+
+    prompt, lm = ids(4 + number), make_lm(adapter=False)
+    candidates = []
+    for reward, length in zip(rewards, lengths, strict=False):
+        tokens = ids(length)
+        with torch.no_grad():
+            logits = lm(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+        logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+        candidates.append(Candidate(Reply("", tokens, tuple(logprobs.tolist()), "stop", prompt), mr=reward))
+    return Group(Conversation(Goal(str(number), "p", "r")), tuple(candidates))
+
+
+REWARDS = [(0.1, 0.5, 0.2, 0.4), (0.9, 0.3, 0.3, 0.7), (0.2, 0.25, 0.8, 0.1)]
+FLAT = (0.5, 0.5, 0.5, 0.5)
+
+
+def groups(rewards: Sequence[Sequence[float]] = REWARDS) -> list[Group]:
+    return [group(number, mrs) for number, mrs in enumerate(rewards, start=1)]
+
+
+def update_gradient(module: PolicyModule, found: Sequence[Group]) -> dict[str, torch.Tensor]:
+    """Gradient of the sum of losses, straight from what an algorithm says."""
+    module.configure_model()
+    assert module.policy is not None
+    module.zero_grad()
+    examples = module.examples(found)
+    batch = pack([example.replies for example in examples], TEMPERATURE)
+    with torch.no_grad():
+        ref_logprobs = module.policy(batch, reference=True).logprobs
+    module.loss(examples, batch, module.policy(batch), ref_logprobs).backward()
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], factor: float = 1.0) -> None:
+    assert found.keys() == expected.keys() and found
+    for name in expected:
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(found[name], factor * expected[name], atol=2e-4 * abs(factor) * scale, rtol=0)
+
+
+class Scored(L.Callback):
+    """Stands for the rollout: puts ready groups on each batch, and keeps gradients and logs."""
+
+    def __init__(self, per_step: Callable[[int], list[Group]]) -> None:
+        self.per_step = per_step
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        batch.groups = self.per_step(batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        names = ("loss", "kl", "entropy", "grad_norm", "lr", "groups_without_spread")
+        self.logged.append({name: float(trainer.callback_metrics[f"train/{name}"]) for name in names})
+
+
+def fit(
+    module: PolicyModule,
+    per_step: Callable[[int], list[Group]] | list[Group],
+    steps: int = 1,
+    callbacks: Sequence[L.Callback] = (),
+    ckpt_path: str | None = None,
+) -> tuple[L.Trainer, Scored]:
+    given = per_step
+    scored = Scored(given if callable(given) else lambda _: given)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        callbacks=[scored, *callbacks],
+        enable_checkpointing=any(isinstance(c, BatchCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader: Any = torch.utils.data.DataLoader(
+        [Goal(str(n), "p", "r") for n in range(steps)],  # type: ignore[arg-type]
+        batch_size=1,
+        collate_fn=GoalBatch,
+    )
+    trainer.fit(module, loader, ckpt_path=ckpt_path)
+    return trainer, scored
+
+
+def weights(module: PolicyModule) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def logprobs(module: PolicyModule, reply: Reply) -> torch.Tensor:
+    assert module.policy is not None
+    with torch.no_grad():
+        return module.policy(pack([[reply]], TEMPERATURE)).logprobs
+
+
+# --- which replies are learned from ----------------------------------------------------------------------------------
+
+
+def test_dpo_takes_the_best_against_the_worst() -> None:
+    module = make("online_dpo")
+    (example,) = module.examples([group(1, (0.1, 0.5, 0.2, 0.4))])
+    replies = [candidate.reply for candidate in group(1, REWARDS[0]).candidates]
+    assert example.replies == (replies[1], replies[0]) and example.weights == (1.0, -1.0)
+    assert module.units(example) == 1
+
+
+def test_dpo_leaves_out_pairs_that_hardly_differ() -> None:
+    found = [group(1, (0.5, 0.25)), group(2, (0.5, 0.5)), group(3, (-0.25, -1.0)), group(4, (0.5,)), group(5, ())]
+    kept = [example.replies[0].prompt_ids for example in make("online_dpo").examples(found)]
+    assert kept == [found[0].candidates[0].reply.prompt_ids, found[2].candidates[0].reply.prompt_ids]
+    (example,) = make("online_dpo", minimum_gap=0.25).examples(found)  # a gap has to be larger
+    assert example.replies[0] == found[2].candidates[0].reply
+
+
+def test_grpo_weighs_every_candidate_against_its_group() -> None:
+    (example,) = make("grpo", scale_by_std=False).examples([group(1, (0.1, 0.5, 0.2, 0.4)), group(2, FLAT)])
+    assert example.weights == pytest.approx((-0.2, 0.2, -0.1, 0.1))
+    assert make("grpo").units(example) == 3 + 5 + 1 + 4
+    (scaled,) = make("grpo").examples([group(1, (0.1, 0.5, 0.2, 0.4))])
+    std = math.sqrt((0.04 + 0.04 + 0.01 + 0.01) / 3)
+    assert scaled.weights == pytest.approx((-0.2 / std, 0.2 / std, -0.1 / std, 0.1 / std), rel=1e-4)
+    assert make("grpo").examples([group(1, (0.5,)), group(2, ())]) == []
+
+
+# --- the gradient ----------------------------------------------------------------------------------------------------
+
+
+def test_negated_rewards_negate_the_gradient_of_grpo() -> None:
+    plain = update_gradient(make("grpo"), groups())
+    assert all("lora_" in name for name in plain)
+    negated = update_gradient(make("grpo"), groups([[-mr for mr in mrs] for mrs in REWARDS]))
+    assert_same(negated, plain, factor=-1)
+
+
+def test_on_policy_grpo_is_the_plain_policy_gradient() -> None:
+    module = make("grpo", scale_by_std=False)
+    found = update_gradient(module, groups())
+    module.zero_grad()
+    assert module.policy is not None
+    for one in groups():
+        mean = sum(c.mr or 0 for c in one.candidates) / 4
+        for candidate in one.candidates:
+            batch = pack([[candidate.reply]], TEMPERATURE)
+            (-(candidate.mr - mean) * module.policy(batch).logprobs.sum()).backward()  # type: ignore[operator]
+    assert_same(found, {n: p.grad.clone() for n, p in module.named_parameters() if n in found and p.grad is not None})
+
+
+def test_swapping_best_and_worst_turns_the_gradient_of_dpo_round() -> None:
+    plain = update_gradient(make("online_dpo"), [group(1, (0.0, 1.0)), group(2, (1.0, 0.0))])
+    swapped = update_gradient(make("online_dpo"), [group(1, (1.0, 0.0)), group(2, (0.0, 1.0))])
+    assert_same(swapped, plain, factor=-1)
+
+
+def test_dpo_starts_at_log_two_for_each_pair() -> None:
+    module = make("online_dpo", groups_per_micro_batch=2)
+    _, scored = fit(module, groups())
+    assert scored.logged[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "fields"), [("grpo", {"kl_coef": 0.1}), ("online_dpo", {})])
+def test_the_size_of_micro_batches_does_not_change_the_update(kind: str, fields: dict[str, Any]) -> None:
+    # Two steps, so that policy and reference differ in the second.
+    runs = [fit(make(kind, groups_per_micro_batch=size, **fields), groups(), steps=2)[1] for size in (1, 2, 5)]
+    for run in runs[1:]:
+        for step in range(2):
+            expected = runs[0].gradients[step]
+            nonzero = {name for name, gradient in expected.items() if gradient.abs().max() > 0}
+            assert_same({n: run.gradients[step][n] for n in nonzero}, {n: expected[n] for n in nonzero})
+            assert run.logged[step] == pytest.approx(runs[0].logged[step], rel=1e-3, abs=1e-5)
+    assert runs[0].logged[1]["kl"] > 1e-4
+
+
+def test_a_step_is_the_mean_over_its_units() -> None:
+    total = update_gradient(make("grpo"), groups())
+    _, scored = fit(make("grpo"), groups())
+    units = sum(len(c.reply.token_ids) for g in groups() for c in g.candidates)
+    assert_same({name: scored.gradients[0][name] for name in total}, total, factor=1 / units)
+
+
+def test_the_kl_term_pulls_back_to_the_reference() -> None:
+    reply = groups()[0].candidates[1].reply
+    free, held = make("grpo", lr=3e-2), make("grpo", lr=3e-2, kl_coef=5.0)
+    start = make("grpo")
+    start.configure_model()
+    before = logprobs(start, reply)
+    moved = []
+    for module in (free, held):
+        fit(module, groups(), steps=4)
+        moved.append(float((logprobs(module, reply) - before).abs().mean()))
+    assert moved[1] < 0.7 * moved[0]
+
+
+# --- a step through Lightning ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["grpo", "online_dpo"])
+def test_a_step_changes_the_adapter_alone_and_helps_the_better_reply(kind: str) -> None:
+    module = make(kind)
+    module.configure_model()
+    before = weights(module)
+    one = group(1, (0.0, 1.0))
+    worse, better = (candidate.reply for candidate in one.candidates)
+    gap = (logprobs(module, better).sum() - logprobs(module, worse).sum()).item()
+    trainer, _ = fit(module, [one])
+    changed = {name for name, weight in weights(module).items() if not torch.equal(weight, before[name])}
+    assert changed and changed == {name for name in before if "lora_B" in name}  # lora_A moves once B is not zero
+    assert (logprobs(module, better).sum() - logprobs(module, worse).sum()).item() > gap
+    assert trainer.global_step == 1
+
+
+def test_full_fine_tuning_moves_the_policy_and_not_its_reference() -> None:
+    module = make("grpo", adapter=False)
+    module.configure_model()
+    before = weights(module)
+    _, scored = fit(module, groups(), steps=2)
+    changed = {name for name, weight in weights(module).items() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if name.startswith("policy.lm.")}
+    assert scored.logged[0]["kl"] == pytest.approx(0, abs=1e-6) and scored.logged[1]["kl"] > 1e-4
+
+
+def test_what_is_logged() -> None:
+    module = make("grpo", warmup_steps=4, max_grad_norm=1e-3)
+    found = [*groups(), group(4, FLAT)]
+    module.configure_model()
+    assert module.policy is not None
+    with torch.no_grad():
+        batch = pack([[c.reply for c in g.candidates] for g in groups()], TEMPERATURE)
+        entropy = module.policy(batch).entropy.mean().item()
+    _, scored = fit(module, found, steps=2)
+    first, second = scored.logged
+    assert first["entropy"] == pytest.approx(entropy, rel=1e-4)
+    assert first["kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter changes nothing
+    assert first["groups_without_spread"] == second["groups_without_spread"] == 0.25
+    norm = math.sqrt(sum(float(g.square().sum()) for g in scored.gradients[0].values()))
+    assert norm == pytest.approx(1e-3, rel=1e-2) and first["grad_norm"] > 10 * norm  # logged before it is clipped
+    # On-policy the loss is the mean over tokens of -advantage.
+    examples = module.examples(groups())
+    total = sum(w * len(r.token_ids) for e in examples for w, r in zip(e.weights, e.replies, strict=True))
+    assert first["loss"] == pytest.approx(-total / len(batch.targets), abs=1e-4)
+
+
+def test_the_learning_rate_follows_the_steps() -> None:
+    rates: list[float] = []
+
+    class Rates(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    fit(make("grpo", lr=0.1, warmup_steps=2, schedule="linear", max_steps=6), groups(), 6, [Rates()])
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
+
+
+def test_a_step_without_spread_changes_nothing() -> None:
+    module = make("online_dpo")
+    module.configure_model()
+    before = weights(module)
+    trainer, scored = fit(module, [group(1, FLAT), group(2, FLAT)])
+    assert trainer.global_step == 0 and not scored.gradients
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(module).items())
+    assert scored.logged[0]["groups_without_spread"] == 1 and scored.logged[0]["loss"] == 0
+
+
+def test_groups_without_spread_do_not_water_down_the_others() -> None:
+    _, alone = fit(make("grpo"), groups())
+    _, mixed = fit(make("grpo"), [group(7, FLAT), *groups(), group(8, (0.5,))])
+    nonzero = {name for name, gradient in alone.gradients[0].items() if gradient.abs().max() > 0}
+    assert_same({n: mixed.gradients[0][n] for n in nonzero}, {n: alone.gradients[0][n] for n in nonzero})
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_checkpoint_holds_the_trained_weights_alone(tmp_path: Path, adapter: bool) -> None:
+    module = make("online_dpo", adapter=adapter)
+    trainer, _ = fit(module, groups(), steps=2)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert set(state) == trained
+    assert all(("lora_" in name) == adapter and "reference" not in name for name in state)
+    fresh = make("online_dpo", adapter=adapter)
+    fresh.configure_model()
+    fresh.load_state_dict(state, strict=False)
+    reply = groups()[0].candidates[0].reply
+    assert torch.equal(logprobs(fresh, reply), logprobs(module, reply))
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_run_that_is_taken_up_ends_as_if_it_had_not_stopped(tmp_path: Path, adapter: bool) -> None:
+    def per_step(step: int) -> list[Group]:
+        return [group(10 + step, REWARDS[step % 3])]
+
+    whole = make("grpo", adapter=adapter, schedule="cosine", warmup_steps=1)
+    fit(whole, per_step, 4, [BatchCheckpoint(tmp_path, every_n_steps=2)])
+    again = make("grpo", adapter=adapter, schedule="cosine", warmup_steps=1)
+    _, scored = fit(again, per_step, 4, ckpt_path=str(tmp_path / "step-000002.ckpt"))
+    assert len(scored.gradients) == 2
+    expected = weights(whole)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(again).items())

@@ -1,0 +1,262 @@
+"""R* (Eq. 2-4) by hand arithmetic, missing scores, and cheap tricks that must not pay."""
+
+import asyncio
+import math
+from dataclasses import replace
+
+import pytest
+from scripted import (
+    QUESTIONS,
+    TRICKS,
+    ScriptedModel,
+    asks_and_never_writes,
+    asks_the_same,
+    dumps_text,
+    echoes,
+    good_collaborator,
+    says_nothing,
+    spoken,
+)
+
+from collab import build
+from collab.cli import load_config
+from collab.conversation import Candidate, Conversation, Goal, Key, Reply
+from collab.datamodules.goals import load_splits
+from collab.rewards.metrics import AgendaInteractivity, Bleu, TokenPenalty, assistant_tokens, extract
+from collab.rewards.reward import ConversationReward
+from collab.simulation.rollout import Players, multiturn_reward, play
+
+# Eight words, so that n-gram counts are easy; an agenda of three items.
+GOAL = Goal(
+    "mill", "A note.", "we meet at noon by the old mill", {"title": "the walk", "tone": "warm", "audience": "hikers"}
+)
+OPEN = "What should the text include?"
+ONE_WORD_OFF = "we meet at noon by the new mill"
+# Matching 1- to 4-grams of ONE_WORD_OFF: 7/8, 5/7, 4/6, 3/5; their product is 1/4, and BLEU its fourth root.
+BLEU_OF_ONE_WORD_OFF = 0.25**0.25
+
+
+def finished(*replies: str, goal: Goal = GOAL) -> Conversation:
+    conversation = Conversation(goal)
+    for reply in replies:
+        conversation = conversation.with_user("(whatever the user said)").with_reply(spoken(reply))
+    return conversation.with_end("max_turns")
+
+
+def value(metric, conversation: Conversation) -> float | None:
+    return asyncio.run(metric(conversation))
+
+
+# --- extraction, Eq. 3 -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replies", "artefact"),
+    [
+        ((), ""),
+        (("A first draft.", "Dear all, we meet at noon."), "Dear all, we meet at noon."),
+        (("Sure! Which day? Dear all, we meet.\nIs that fine?",), "Sure! Dear all, we meet."),
+        (("A good draft.", "Which day? Which place?"), ""),
+        (("A good draft.", ""), ""),
+    ],
+)
+def test_extraction_takes_the_latest_message_without_its_questions(replies, artefact):
+    assert extract(finished(*replies)) == artefact
+
+
+@pytest.mark.parametrize(
+    ("replies", "bleu"),
+    [
+        ((GOAL.reference,), 1.0),
+        ((ONE_WORD_OFF,), BLEU_OF_ONE_WORD_OFF),
+        ((f"{ONE_WORD_OFF}\nIs that what you had in mind?",), BLEU_OF_ONE_WORD_OFF),
+        (("we meet at noon",), math.exp(1 - 8 / 4)),  # every n-gram matches, at half the length
+        ((GOAL.reference, "Is that what you had in mind?"), 0.0),
+        ((GOAL.reference, ""), 0.0),
+    ],
+)
+def test_bleu(replies, bleu):
+    assert value(Bleu(), finished(*replies)) == pytest.approx(bleu, abs=1e-12)
+
+
+def test_bleu_stays_within_one():
+    goal = replace(GOAL, reference="Bring a red cup. We meet under the old oak at noon.")
+    assert value(Bleu(), finished(goal.reference, goal=goal)) == 1.0
+
+
+# --- the intrinsic part, Eq. 4 ---------------------------------------------------------------------------------------
+
+
+def test_token_penalty_counts_the_assistants_tokens_of_all_turns():
+    conversation = finished(OPEN, ONE_WORD_OFF)
+    assert assistant_tokens(conversation) == 5 + 8
+    assert value(TokenPenalty(0.01), conversation) == pytest.approx(0.13)
+    assert value(TokenPenalty(0.01), finished("")) == 0
+
+
+def test_token_penalty_saturates_at_one():
+    assert value(TokenPenalty(0.2), finished(OPEN)) == 1.0
+    assert value(TokenPenalty(0.2), finished(OPEN, ONE_WORD_OFF)) == 1.0
+
+
+def test_a_reply_cut_at_the_limit_is_scored_as_it_stands():
+    reply = spoken(GOAL.reference + " and more of it", max_new_tokens=8)
+    assert reply.finish_reason == "length"
+    conversation = Conversation(GOAL).with_user("(opening)").with_reply(reply).with_end("max_turns")
+    assert value(Bleu(), conversation) == 1.0
+    assert value(TokenPenalty(0.01), conversation) == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize(
+    ("replies", "share"),
+    [
+        ((), 0),
+        ((OPEN,), 0),  # the last message was never answered
+        ((OPEN, GOAL.reference), 2 / 3),
+        ((OPEN, OPEN, OPEN), 2 / 3),
+        ((OPEN, "Who is going to read it?", GOAL.reference), 1),
+        (("Here you are.", GOAL.reference), 0),
+    ],
+)
+def test_interactivity_is_the_share_of_the_agenda_that_questions_brought_to_light(replies, share):
+    assert value(AgendaInteractivity(items_per_answer=2), finished(*replies)) == pytest.approx(share)
+
+
+def test_interactivity_of_a_context_counts_the_answer_that_waits():
+    context = replace(finished(OPEN), ended_by="").with_user("(the answer)")
+    assert value(AgendaInteractivity(), context) == pytest.approx(2 / 3)
+
+
+# --- R*, Eq. 2 -------------------------------------------------------------------------------------------------------
+
+
+def reward_of(**metrics) -> ConversationReward:
+    return ConversationReward(metrics)
+
+
+def test_reward_of_a_scripted_conversation_by_hand():
+    reward = reward_of(
+        bleu=(2.0, Bleu()), token_penalty=(-1.0, TokenPenalty(0.01)), interactivity=(0.6, AgendaInteractivity())
+    )
+    score = value(reward, finished(OPEN, ONE_WORD_OFF))
+    # bleu 0.25^(1/4) = 0.70710678; 13 tokens at 0.01; two of three items: 2 * 0.70710678 - 0.13 + 0.6 * 2/3
+    assert score.reward == pytest.approx(1.68421356)
+    assert score.parts == pytest.approx({"bleu": 0.70710678, "token_penalty": 0.13, "interactivity": 2 / 3})
+
+
+class Sometimes:
+    """A metric whose value is had only for conversations that end with a given text."""
+
+    def __init__(self, values: dict[str, float]) -> None:
+        self.values = values
+
+    async def __call__(self, conversation: Conversation) -> float | None:
+        return self.values.get(conversation.assistant_texts[-1])
+
+
+def test_missing_part_leaves_the_reward_missing():
+    reward = reward_of(bleu=(2.0, Bleu()), judge=(1.0, Sometimes({})))
+    score = value(reward, finished(GOAL.reference))
+    assert score.reward is None
+    assert score.parts == {"bleu": 1.0, "judge": None}
+
+
+def test_zero_is_a_value():
+    score = value(reward_of(judge=(1.0, Sometimes({"no": 0.0}))), finished("no"))
+    assert score.reward == 0.0
+
+
+def test_mean_of_a_part_leaves_missing_values_out():
+    reward = reward_of(judge=(1.0, Sometimes({"a": 0.5, "b": 0.0})))
+    scores = tuple(value(reward, finished(text)) for text in ("a", "b", "c"))
+    assert Candidate(Reply(""), scores=scores).part("judge") == 0.25
+    assert Candidate(Reply(""), scores=scores[2:]).part("judge") is None
+
+
+# --- cheap tricks, under the task's own weights ----------------------------------------------------------------------
+
+# Two questions and the document take three turns.
+CONFIG = load_config("train", ["experiment=doc_edit", "task.max_turns=3"])
+SIMULATION = build.simulation(CONFIG, lambda: None)
+GOALS = load_splits(CONFIG.task).test[::5]
+
+
+def players(script) -> Players:
+    return SIMULATION.players(ScriptedModel(script))
+
+
+def whole(script, goal: Goal, seed: int = 1) -> Conversation:
+    key = Key(seed, split="test", goal=goal.id)
+    return asyncio.run(play(players(script), Conversation(goal, CONFIG.task.system_prompt), key))
+
+
+def context_of(script, goal: Goal, turn: int) -> Conversation:
+    start = Conversation(goal, CONFIG.task.system_prompt)
+    return asyncio.run(play(players(script), start, Key(1), until_context=turn))
+
+
+def responses(context: Conversation, scripts, future, window: int) -> list[Candidate]:
+    """MR of what each script says next, where `future` goes on."""
+    return asyncio.run(
+        multiturn_reward(
+            context,
+            [spoken(script(context.messages(), Key(1)), CONFIG.task.max_new_tokens) for script in scripts],
+            players=players(future),
+            reward=SIMULATION.reward,
+            window=window,
+            num_samples=2,
+            key=Key(1, split="train", goal=context.goal.id),
+        )
+    )
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.id)
+def test_good_collaborator_learns_the_document_by_asking(goal):
+    done = whole(good_collaborator, goal)
+    assert done.assistant_texts[:2] == list(QUESTIONS)
+    score = value(SIMULATION.reward, done)
+    assert score.parts["bleu"] > 0.9 and score.parts["interactivity"] > 0.4
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.id)
+@pytest.mark.parametrize("trick", TRICKS, ids=lambda trick: trick.__name__)
+def test_trick_scores_below_a_good_collaborator_over_whole_conversations(trick, goal):
+    for seed in range(4):  # of the user's phrasing
+        good, cheap = (value(SIMULATION.reward, whole(s, goal, seed)).reward for s in (good_collaborator, trick))
+        assert cheap < good / 2
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.id)
+def test_dump_that_nothing_cuts_scores_no_better(goal):
+    text = dumps_text(Conversation(goal).with_user("Hello!").messages(), Key(1))
+    score = value(SIMULATION.reward, finished(text, text, text, goal=goal))
+    assert assistant_tokens(finished(text)) > 4 * CONFIG.task.max_new_tokens
+    assert score.reward < value(SIMULATION.reward, whole(good_collaborator, goal)).reward / 2
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.id)
+@pytest.mark.parametrize("trick", TRICKS, ids=lambda trick: trick.__name__)
+def test_trick_scores_below_a_good_collaborator_in_mr_of_the_first_response(trick, goal):
+    """Each first response with the futures that its own speaker makes of it, to the end of the conversation."""
+    context = context_of(trick, goal, 1)
+    [good] = responses(context, [good_collaborator], future=good_collaborator, window=2)
+    [cheap] = responses(context, [trick], future=trick, window=2)
+    assert cheap.mr < good.mr / 2
+
+
+# What a policy that is good otherwise may say at one turn. At turn 1 any pertinent question is good; the last turn is
+# for writing.
+AT_TURN = [
+    *((1, trick) for trick in (dumps_text, says_nothing, echoes)),
+    *((2, trick) for trick in (asks_the_same, dumps_text, says_nothing, echoes)),
+    *((3, trick) for trick in (asks_the_same, asks_and_never_writes, dumps_text, says_nothing, echoes)),
+]
+
+
+@pytest.mark.parametrize("window", sorted({CONFIG.sampler.window, 2}))
+@pytest.mark.parametrize(("turn", "trick"), AT_TURN, ids=lambda given: getattr(given, "__name__", given))
+def test_one_cheap_response_costs_a_good_collaborator_mr(turn, trick, window):
+    for goal in GOALS:
+        context = context_of(good_collaborator, goal, turn)
+        good, cheap = responses(context, [good_collaborator, trick], future=good_collaborator, window=window)
+        assert cheap.mr < good.mr
