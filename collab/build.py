@@ -33,6 +33,13 @@ def start(config: Config) -> None:
     L.seed_everything(config.seed, workers=True, verbose=False)
 
 
+def describe(config: Config) -> str:
+    """One line: which model, in which precision, on which device."""
+    device = resolve_device(config.trainer.accelerator)
+    dtype = str(resolve_dtype(config.precision, device)).removeprefix("torch.")
+    return f"{config.model.path or config.model.name} in {dtype} on {device.type}"
+
+
 def data(config: Config) -> GoalDataModule:
     target: Any = get_class(config.task.target)
     return target(load_splits(config.task), config.trainer.goals_per_step, config.trainer.max_steps, config.seed)

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collab.cli import rank
 from collab.config import Config, named_policies
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
@@ -31,7 +32,8 @@ def evaluate(config: Config) -> None:
     started = time.monotonic()
     scores: dict[str, PolicyScores] = {}
     seconds: dict[str, float] = {}
-    with Progress(animate=config.callbacks.progress_bar) as progress:
+    with Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress:
+        progress.console.print(build.describe(config), markup=False)
         for name, path in named_policies(config.policies).items():
             scores[name], seconds[name] = play_row(config, name, path, progress)
     seconds["total"] = time.monotonic() - started
@@ -108,8 +110,11 @@ def _gathered(scored: list[Scored]) -> list[Scored]:
         return scored
     parts: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, scored)
-    unique = {(c.goal.id, repr(c.messages())): (c, s) for part in parts for c, s in part}
-    return list(unique.values())
+    found: list[Scored] = []
+    for part in parts:
+        before = {conversation.goal.id for conversation, _ in found}
+        found += [(conversation, score) for conversation, score in part if conversation.goal.id not in before]
+    return found
 
 
 def _is_rank_zero() -> bool:

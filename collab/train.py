@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collab.cli import rank
 from collab.config import Config
 from collab.evaluate import play_row, report
 from collab.reports.plots import training_curves
@@ -29,13 +30,16 @@ def train(config: Config) -> None:
     folder = Path(config.output_dir)
     scores: dict[str, PolicyScores] = {}
     seconds: dict[str, float] = {}
-    with Progress(animate=config.callbacks.progress_bar) as progress:
+    with Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress:
+        progress.console.print(build.describe(config), markup=False)
         for name in ("base", "proactive"):
             scores[name], seconds[name] = play_row(config, name, None, progress)
         seconds["fit"] = fit(config, progress)
         scores["trained"], seconds["trained"] = play_row(config, "trained", folder / "policy", progress)
     seconds["total"] = time.monotonic() - started
     report(config, scores, seconds, progress)
+    if rank() > 0:
+        return
     curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png")
     for what, path in (
         ("results", folder / "results.json"),
@@ -72,7 +76,7 @@ def fit(config: Config, progress: Progress) -> float:
     callbacks: list[L.Callback] = [
         RolloutProgress(progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "loss")),
         RolloutCallback(build.simulation(config, progress.advance), config.task.system_prompt),
-        TranscriptCallback(TranscriptWriter(folder), config.logger.num_conversations),
+        TranscriptCallback(TranscriptWriter(folder, rank()), config.logger.num_conversations),
         ExportBest(folder, merge=config.export.merge),
         BatchCheckpoint(folder / "checkpoints", config.checkpoint.every_n_steps),
     ]

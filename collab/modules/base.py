@@ -103,6 +103,10 @@ class PolicyModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         assert self.policy is not None and batch.groups is not None
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            # DDP would average after every backward pass, and wait for ranks that have fewer micro-batches than others.
+            # Gradients are summed once a step instead. Lightning sets this flag anew after every step.
+            self.trainer.model.require_backward_grad_sync = False
         examples = self.examples(batch.groups)
         total = self._over_ranks(sum(self.units(example) for example in examples))
         if not total:  # no rank has anything to learn from
@@ -142,12 +146,6 @@ class PolicyModule(L.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """As `validation_step`."""
-
-    def on_fit_start(self) -> None:
-        # DDP would average after every backward pass, and wait for ranks that have fewer micro-batches than others.
-        # Gradients are summed once a step instead, in `_sum_gradients`.
-        if isinstance(self.trainer.model, DistributedDataParallel):
-            self.trainer.model.require_backward_grad_sync = False
 
     def _sum_gradients(self) -> None:
         """Add up the gradients of all ranks: each divided its losses by the units of the whole step already."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from collab.chat.base import ChatModel, Sampling
 from collab.conversation import Candidate, Conversation, Goal, Group, Key, Reply
+from collab.errors import BadInput
 from collab.rewards.reward import ConversationReward
 from collab.simulation.user import UserSimulator
 
@@ -98,15 +99,15 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, positio
         found = await play(players, conversation, key.at(goal=goal.id, sample=attempt), until_context=position)
         if found.pending is not None:
             return found
+    if not found.turns:
+        raise BadInput(f"The simulated user left {_CONTEXT_TRIES} times before saying anything (goal {goal.id}).")
     last = found.turns[-1]
     return replace(found, turns=found.turns[:-1], pending=last.user, ended_by="")
 
 
 async def sample_candidates(players: Players, context: Conversation, group_size: int, key: Key) -> list[Reply]:
     """`group_size` independent responses to one context."""
-    return list(
-        await asyncio.gather(*(_reply(players, context, key.at(candidate=i)) for i in range(group_size)))
-    )
+    return list(await asyncio.gather(*(_reply(players, context, key.at(candidate=i)) for i in range(group_size))))
 
 
 async def multiturn_reward(
