@@ -88,7 +88,6 @@ class RolloutCallback(L.Callback):
         self.num_conversations = num_conversations
         self.tested: list[Scored] = []
         self._engine: LocalEngine | None = None
-        self._validated: list[Scored] = []
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -96,10 +95,12 @@ class RolloutCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: GoalBatch, batch_idx: int
     ) -> None:
         started = time.monotonic()
-        first = (batch_idx * trainer.world_size + trainer.global_rank) * len(batch.goals)
+        # The numbers in the run of this process's goals: Lightning deals a step's goals out to the ranks in turn.
+        world, local = trainer.world_size, len(batch.goals)
+        numbers = [batch_idx * world * local + i * world + trainer.global_rank for i in range(local)]
         with self._rollout(pl_module) as engine:
             tokens = engine.new_tokens
-            batch.groups = asyncio.run(self.groups(engine, batch.goals, batch_idx, first))
+            batch.groups = asyncio.run(self.groups(engine, batch.goals, batch_idx, numbers))
             tokens = engine.new_tokens - tokens
         metrics = group_metrics(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
         seconds = time.monotonic() - started
@@ -107,9 +108,6 @@ class RolloutCallback(L.Callback):
         pl_module.log_dict(
             {f"train/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=trainer.world_size > 1
         )
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validated = []
 
     def on_validation_batch_start(
         self,
@@ -156,9 +154,10 @@ class RolloutCallback(L.Callback):
 
     # --- what is played ------------------------------------------------------------------------------------------
 
-    async def groups(self, engine: Any, goals: Sequence[Goal], step: int, first: int) -> list[Group]:
-        """Scored groups, one for each goal. `first` is the number in the run of the first goal."""
-        return list(await asyncio.gather(*(self._group(engine, g, step, first + i) for i, g in enumerate(goals))))
+    async def groups(self, engine: Any, goals: Sequence[Goal], step: int, numbers: Sequence[int]) -> list[Group]:
+        """Scored groups, one for each goal. `numbers` count the goals of the run, over all processes."""
+        played = (self._group(engine, goal, step, n) for goal, n in zip(goals, numbers, strict=True))
+        return list(await asyncio.gather(*played))
 
     async def _group(self, engine: Any, goal: Goal, step: int, number: int) -> Group:
         simulation = self.simulation

@@ -77,6 +77,7 @@ class Runner:
             ]
             file.write_text("".join(json.dumps(record) + "\n" for record in records))
             self.files.append(f"task.{split}_file={file}")
+        self.training = [*SMALL, *self.files, *TRAINING]  # all overrides of a small training run
 
     def __call__(self, script: str, folder: Path, *overrides: str) -> Run:
         command = [sys.executable, script, *SMALL, *self.files, *overrides, f"output_dir={folder}"]

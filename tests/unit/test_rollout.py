@@ -244,7 +244,7 @@ def test_pairing_holds_while_the_candidates_differ():
 def test_pairing_is_the_simulations(paired, users):
     user = ScriptedUser(lambda conversation, key: f"{key.stream().random():.9f}")
     rollout = RolloutCallback(simulation(user=user, paired=paired, num_samples=1, window=1), "")
-    groups = asyncio.run(rollout.groups(ScriptedModel(says("hm")), [GOAL] * 3, 0, 0))
+    groups = asyncio.run(rollout.groups(ScriptedModel(says("hm")), [GOAL] * 3, 0, range(3)))
     [first] = [group for group in groups if group.context.position == 1]
     assert len({candidate.futures[0].turns[1].user for candidate in first.candidates}) == users
 
@@ -273,11 +273,11 @@ def test_groups_do_not_depend_on_what_else_is_played_nor_on_who_is_served_first(
     rollout = RolloutCallback(simulation(), "be brief")
 
     async def together(hurry) -> list:
-        return await rollout.groups(ScriptedModel(random_words, hurry=hurry), [GOAL, OTHER, GOAL], 4, 10)
+        return await rollout.groups(ScriptedModel(random_words, hurry=hurry), [GOAL, OTHER, GOAL], 4, range(10, 13))
 
     async def alone() -> list:
         one_by_one = [
-            await rollout.groups(ScriptedModel(random_words), [goal], 4, 10 + i)
+            await rollout.groups(ScriptedModel(random_words), [goal], 4, [10 + i])
             for i, goal in enumerate((GOAL, OTHER, GOAL))
         ]
         return [group for [group] in one_by_one]
@@ -292,7 +292,7 @@ def test_groups_do_not_depend_on_what_else_is_played_nor_on_who_is_served_first(
 
 def test_a_goal_that_comes_twice_in_a_step_meets_other_users_and_replies():
     rollout = RolloutCallback(simulation(group_size=1), "")
-    groups = asyncio.run(rollout.groups(ScriptedModel(random_words), [GOAL] * 6, 0, 0))
+    groups = asyncio.run(rollout.groups(ScriptedModel(random_words), [GOAL] * 6, 0, range(6)))
     assert Counter(group.context.position for group in groups) == {1: 2, 2: 2, 3: 2}
     said = [text for g in groups for text in (*g.context.assistant_texts, g.candidates[0].reply.text)]
     assert len(set(said)) == len(said)
@@ -301,7 +301,7 @@ def test_a_goal_that_comes_twice_in_a_step_meets_other_users_and_replies():
 def test_draws_change_with_seed_and_step():
     def texts(step: int = 0, **changes) -> list[str]:
         rollout = RolloutCallback(simulation(**changes), "")
-        [group] = asyncio.run(rollout.groups(ScriptedModel(random_words), [GOAL], step, 0))
+        [group] = asyncio.run(rollout.groups(ScriptedModel(random_words), [GOAL], step, [0]))
         return [candidate.reply.text for candidate in group.candidates]
 
     assert texts() == texts()
