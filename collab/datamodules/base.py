@@ -97,7 +97,10 @@ class GoalDataModule(lightning.LightningDataModule):
                 f"({world_size}): each takes as many goals. Set it to {enough}."
             )
         order = schedule(self.splits.train, self.goals_per_step, self.max_steps, self.seed)
-        return _loader(order, self.goals_per_step // world_size)
+        # On resume Lightning counts on from the step it had reached, but starts the loader anew.
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0
+        done *= self.goals_per_step
+        return _loader(order[done:] + order[:done], self.goals_per_step // world_size)
 
     def val_dataloader(self) -> DataLoader[Goal]:
         """The validation goals in file order."""

@@ -108,9 +108,9 @@ class PolicyModule(L.LightningModule):
             # Gradients are summed once a step instead. Lightning sets this flag anew after every step.
             self.trainer.model.require_backward_grad_sync = False
         examples = self.examples(batch.groups)
-        total = self._over_ranks(sum(self.units(example) for example in examples))
+        total = self._over_ranks([sum(self.units(example) for example in examples)])[0]
         if not total:  # no rank has anything to learn from
-            self._log_update(examples, 0.0, 0.0, 0.0, 0.0, len(batch.groups))
+            self._log_update(0.0, 0.0, 0.0, 0.0, 1.0)
             return
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
@@ -136,10 +136,11 @@ class PolicyModule(L.LightningModule):
         self._sum_gradients()
         limit = self.config.max_grad_norm or math.inf
         norm = clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+        counts = [loss_sum, kl, entropy, tokens, len(batch.groups) - len(examples), len(batch.groups)]
+        loss_sum, kl, entropy, tokens, flat, groups = self._over_ranks(counts)
+        self._log_update(loss_sum, kl / tokens, entropy / tokens, float(norm), flat / groups)
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        tokens = max(tokens, 1)
-        self._log_update(examples, loss_sum, kl / tokens, entropy / tokens, float(norm), len(batch.groups))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """The rollout callback has played and scored the batch; there is nothing to compute on the weights."""
@@ -156,14 +157,14 @@ class PolicyModule(L.LightningModule):
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 torch.distributed.all_reduce(parameter.grad)
 
-    def _over_ranks(self, count: int) -> int:
-        """The sum of a count over all processes."""
-        value = torch.tensor(float(count), device=self.device)
-        return int(self.trainer.strategy.reduce(value, reduce_op="sum").item())
+    def _over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Each value's sum over all processes."""
+        summed: torch.Tensor = self.trainer.strategy.reduce(
+            torch.tensor(values, dtype=torch.float64, device=self.device), reduce_op="sum"
+        )
+        return summed.tolist()
 
-    def _log_update(
-        self, examples: list[Example], loss: float, kl: float, entropy: float, norm: float, num_groups: int
-    ) -> None:
+    def _log_update(self, loss: float, kl: float, entropy: float, norm: float, without_spread: float) -> None:
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self.log_dict(
             {
@@ -172,7 +173,7 @@ class PolicyModule(L.LightningModule):
                 "train/entropy": entropy,
                 "train/grad_norm": norm,
                 "train/lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
-                "train/groups_without_spread": 1 - len(examples) / max(num_groups, 1),
+                "train/groups_without_spread": without_spread,
             },
             batch_size=1,
         )

@@ -5,7 +5,9 @@ The agenda of a goal holds the sentences of its reference and the preferences in
 topic alone, and an item comes to light only when the assistant asks a question that earns it:
 
 - it ends in a question mark and has at least four words;
-- it names something of the topic, of the form, or of an item that is still hidden;
+- it concerns an item that is still hidden, or it is an open one: it names the topic or a part of the text (a fact, a
+  key point), or asks what, which, who, when, where, why or how about the form;
+- it is no offer or check ("Would you like me to write it?", "Is this draft okay?");
 - it was not asked before (in nearly the same words), and is not the user's own opening given back.
 
 One answer gives two items at most: those that the question concerns, or the next ones where it asks what to include
@@ -17,6 +19,7 @@ any number of futures, and a finished conversation can be scored by the same rea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +42,13 @@ _FORM = frozenset(
 _INCLUDE = frozenset(
     stem(word)
     for word in """include mention cover contain content key main important point details fact information idea topic
-    theme focus subject specific about""".split()
+    theme focus subject specific""".split()
+)
+_ASKS = frozenset("what which who whom when where why how tell describe".split())
+_OFFER = re.compile(
+    r"\b(?:would you like|do you want|shall|can|may|could|should) (?:me to|i|we) "
+    r"(?:help|assist|write|draft|create|make|start|begin|proceed|continue|send|show|give|offer|provide|do)\b"
+    r"|\bhow (?:can|may|could) i (?:help|assist)\b"
 )
 _KINDS = {
     "tone": "tone style voice mood formal casual feel sound friendly",
@@ -115,7 +124,8 @@ def form_of(goal: Goal) -> str:
 def read(goal: Goal, replies: Sequence[str], items_per_answer: int = 2) -> State:
     """Go through the assistant's messages in order, as the user did, and return where that leaves the agenda."""
     items = agenda_of(goal)
-    general = content_words(topic_of(goal)) | content_words(form_of(goal)) | _FORM | _INCLUDE
+    form = content_words(form_of(goal)) | _FORM
+    open_words = content_words(topic_of(goal)) | _INCLUDE
     own = {tuple(words(question)) for opening in _openings(goal) for question in questions(opening)}
     state = State()
     for reply in replies:
@@ -123,6 +133,8 @@ def read(goal: Goal, replies: Sequence[str], items_per_answer: int = 2) -> State
         asked = list(state.asked)
         repeated = False
         for question in questions(reply):
+            if len(answered) == items_per_answer:
+                break  # the user has said enough for one message; what was not answered may be asked again
             if tuple(words(question)) in own:
                 continue
             meaning = content_words(question)
@@ -130,11 +142,11 @@ def read(goal: Goal, replies: Sequence[str], items_per_answer: int = 2) -> State
                 repeated = True
                 continue
             asked.append(meaning)
-            if len(words(question)) < 4:
+            if len(words(question)) < 4 or _OFFER.search(question.lower()):
                 continue
             hidden = [i for i in range(len(items)) if i not in state.given and i not in answered]
-            concerned = [i for i in hidden if items[i].hints & (meaning - general)]
-            if not concerned and meaning & general:
+            concerned = [i for i in hidden if items[i].hints & (meaning - form - open_words)]
+            if not concerned and (meaning & open_words or (meaning & form and _ASKS & set(words(question)))):
                 concerned = hidden
             answered += concerned[: items_per_answer - len(answered)]
         draft = without_questions(reply)
