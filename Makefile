@@ -19,7 +19,7 @@ install: $(STAMP) ## create .venv with the tested versions; does nothing when it
 quickstart: $(STAMP) ## install, train on doc_edit with a real model, show the table of base against trained
 	$(BIN)/python train.py experiment=doc_edit
 
-test: $(STAMP) ## install, run the tests (add ARGS='-m slow' or ARGS='-m gpu' for those)
+test: $(STAMP) ## install, run the tests (ARGS='...' is passed to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## install, check style and formatting

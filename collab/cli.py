@@ -5,7 +5,8 @@ In this order, the cheapest first, each with one message for the user and no sta
 1. the config is composed; Hydra's errors are told in our words, with the closest name and the valid ones;
 2. rules across fields (`collab.config.check`);
 3. the goals are read and checked;
-4. torch is imported: device, precision, the model's files and tokenizer, the length of the references;
+4. torch is imported: device, precision, processes, metrics, the model's files and tokenizer, the length of the
+   references;
 5. Hydra makes the run's folder, and `collab.train.train` or `collab.evaluate.evaluate` is called.
 
 `--help` and a misspelt override end before 2, so this file imports neither torch nor anything that does.
@@ -25,7 +26,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from collab.config import Config, check, field_docs, register
+from collab.config import Config, ModelConfig, check, field_docs, named_policies, register
 from collab.errors import BadInput
 from collab.paths import config_dir
 
@@ -83,10 +84,10 @@ BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # 
 EXAMPLES = {
     "train": (
         ("experiment=doc_edit", "the quick start, on a CPU"),
-        ("experiment=doc_edit algorithm=grpo trainer.max_steps=40", "another algorithm, more steps"),
+        ("experiment=doc_edit trainer.max_steps=56 sampler.group_size=4", "more steps, fewer candidates"),
         ("experiment=doc_edit model.path=Qwen/Qwen2.5-0.5B-Instruct", "another model, from the hub or a folder"),
         ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
-        ("experiment=doc_edit -m algorithm=online_dpo,grpo seed=1,2", "a sweep over all pairs"),
+        ("experiment=doc_edit -m sampler.window=1,2 seed=1,2", "a sweep over all pairs"),
         ("experiment=paper/doc_edit --cfg job", "print the composed config, run nothing"),
     ),
     "evaluate": (
@@ -144,7 +145,10 @@ def _refuse(error: BadInput) -> None:
 def _main(entry: str, run: Run | None) -> bool:
     """Whether a job of a sweep failed; a single run that fails raises."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(entry))
+        try:
+            print(help_text(entry), flush=True)
+        except BrokenPipeError:  # the reader has seen enough (`| head`); what is left is flushed to nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     args = get_args_parser().parse_intermixed_args()
     # Hydra parses again, and takes no flag between two overrides: flags first.
@@ -232,25 +236,39 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
 
     splits = load_splits(config.task)
     if machine:
-        check_machine(config, splits)
+        check_machine(config, splits, entry)
 
 
-def check_machine(config: Config, goals: GoalSplits) -> None:
+def check_machine(config: Config, goals: GoalSplits, entry: str = "train") -> None:
     """What needs torch and the tokenizer to be known; reads no weights.
 
     Raises:
-        BadInput: Device, precision or attention cannot be had here; `model.path` is no model; a class that `target`
-            names is not there; a reference is longer than `task.max_new_tokens`.
+        BadInput: Device, precision or attention cannot be had here; the processes cannot share a step's goals evenly;
+            a class that `target` names is not there, or a metric does not take its options; `model.path` or one of an
+            evaluation's policies is no model, or has too few positions for a conversation; a reference is longer than
+            `task.max_new_tokens`.
     """
     from collab.datamodules.goals import check_reference_lengths
     from collab.modules.loading import check_model, load_tokenizer, resolve_attention, resolve_device, resolve_dtype
 
     device = resolve_device(config.trainer.accelerator)
-    _check_devices(config, device.type)
+    _check_devices(config, device.type, entry)
     resolve_attention(config.model.attention, resolve_dtype(config.precision, device), device)
     for key, target in targets(config).items():
         load_target(target, key)
+    _check_metrics(config)
     check_model(config.model)
+    _check_positions(config, config.model, "model.path")
+    if entry == "evaluate":
+        for name, path in named_policies(config.policies).items():
+            if path is None:
+                continue
+            model = replace(config.model, path=str(path))
+            try:
+                check_model(model)
+            except BadInput as error:
+                raise BadInput(f"policies: {name} cannot be played. {error}") from error
+            _check_positions(config, model, "policies")
     tokenizer = load_tokenizer(config.model)
     check_reference_lengths(
         [*goals.train, *goals.val, *goals.test],
@@ -259,32 +277,62 @@ def check_machine(config: Config, goals: GoalSplits) -> None:
     )
 
 
-def _check_devices(config: Config, kind: str) -> None:
-    if kind != "cuda":
-        return
+def _check_devices(config: Config, kind: str, entry: str) -> None:
     import torch
 
-    devices, there = config.trainer.devices, torch.cuda.device_count()
-    missing = devices != "auto" and (devices > there if isinstance(devices, int) else max(devices) >= there)
-    if missing:
+    devices, nodes, goals = config.trainer.devices, config.trainer.num_nodes, config.trainer.goals_per_step
+    on_each = devices if isinstance(devices, int) else 1 if devices == "auto" else len(devices)
+    if kind == "cuda":
+        there = torch.cuda.device_count()
+        if devices == "auto":
+            on_each = there
+        elif devices > there if isinstance(devices, int) else max(devices) >= there:
+            raise BadInput(
+                f"trainer.devices ({devices}) asks for more than this machine has: {there} CUDA devices. "
+                "Set trainer.devices=auto."
+            )
+    processes = on_each * nodes
+    if entry == "train" and goals % processes:
         raise BadInput(
-            f"trainer.devices ({devices}) asks for more than this machine has: {there} CUDA devices. "
-            "Set trainer.devices=auto."
+            f"trainer.goals_per_step ({goals}) must be a multiple of the number of processes ({processes}, by "
+            f"trainer.devices={devices} and trainer.num_nodes={nodes}): each takes as many goals. "
+            f"Set trainer.goals_per_step={(goals // processes + 1) * processes}."
+        )
+
+
+def _check_metrics(config: Config) -> None:
+    for name, metric in config.task.metrics.items():
+        try:
+            load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
+        except (TypeError, BadInput) as error:
+            raise BadInput(
+                f"task.metrics.{name}.options ({metric.options}) do not fit {metric.target}: {_lines(error)} "
+                f"Set task.metrics.{name}.options to what the class takes."
+            ) from error
+
+
+def _check_positions(config: Config, model: ModelConfig, key: str) -> None:
+    from collab.modules.loading import num_positions
+
+    task, positions = config.task, num_positions(model)
+    if positions is not None and task.max_turns * task.max_new_tokens > positions:
+        raise BadInput(
+            f"task.max_turns ({task.max_turns}) times task.max_new_tokens ({task.max_new_tokens}) is "
+            f"{task.max_turns * task.max_new_tokens} tokens for the assistant alone, and {key} "
+            f"({model.path or model.name}) has {positions} positions for the whole conversation. "
+            f"Set task.max_new_tokens={positions // (2 * task.max_turns)} or less, or fewer turns."
         )
 
 
 def targets(config: Config) -> dict[str, str]:
     """Dotted key -> the class that it names, for all parts of a run that are chosen by config."""
-    found = {
+    return {
         "task.target": config.task.target,
         "algorithm.target": config.algorithm.target,
         "user.target": config.user.target,
         "engine.target": config.engine.target,
         **{f"task.metrics.{name}.target": metric.target for name, metric in config.task.metrics.items()},
     }
-    if config.judge.target is not None:
-        found["judge.target"] = config.judge.target
-    return found
 
 
 def load_target(target: str, key: str) -> Any:

@@ -28,7 +28,8 @@ class LoraConfig:
     enabled: bool = True  # False fine-tunes every weight
     r: int = 32  # rank
     alpha: int = 16  # scale is alpha / r
-    dropout: float = 0.1  # on the adapter's input; switched off while log-probs are compared
+    # written into the exported adapter; never applied online: the policy sampled and the one updated must be the same
+    dropout: float = 0.1
     target_modules: Any = "all-linear"  # all-linear, a regular expression, or a list of module names
 
 
@@ -110,8 +111,7 @@ class AgendaUserConfig(UserConfig):
 
 @dataclass
 class JudgeConfig:
-    name: str = MISSING  # shown in tables
-    target: str | None = None  # class of the judge; null: interactivity is read off the user's agenda, no judge
+    name: str = MISSING  # where interactivity comes from, for the record; none: it is read off the user's agenda
 
 
 @dataclass
@@ -127,7 +127,7 @@ class SamplerConfig:
 
 @dataclass
 class EngineConfig:
-    name: str = "local"  # shown in messages
+    name: str = "local"  # of the option, for the record
     target: str = "collab.generation.engine.LocalEngine"  # class of the rollout engine
     max_batch: int = 64  # sequences decoded together at most
 
@@ -307,11 +307,17 @@ def check(config: Config, entry: str = "train") -> None:
     if problem := _model_problem(config.model):
         problems.append(problem)
     problems += _named_policies(config.policies)[1]
-    if "proactive" in config.policies and not config.task.proactive_prompt.strip():
-        problems.append(
-            "task.proactive_prompt is empty, and policies has proactive: it would be another base. Write the "
-            "instruction, or set 'policies=[base]'."
-        )
+    if not config.task.proactive_prompt.strip():
+        if entry == "train":
+            problems.append(
+                "task.proactive_prompt is empty, and training compares base, proactive and trained: proactive would be "
+                "another base. Write the instruction."
+            )
+        elif "proactive" in config.policies:
+            problems.append(
+                "task.proactive_prompt is empty, and policies has proactive: it would be another base. Write the "
+                "instruction, or set 'policies=[base]'."
+            )
     if entry == "train":
         problems += _update_problems(config)
     if len(problems) == 1:
@@ -427,6 +433,14 @@ def _update_problems(config: Config) -> Iterable[str]:
             f"algorithm.warmup_steps ({algorithm.warmup_steps}) must be at most trainer.max_steps "
             f"({config.trainer.max_steps}): the learning rate would never get to its peak. Set a shorter warm-up."
         )
+    steps, every = config.trainer.max_steps, config.trainer.val_every
+    if 1 <= every < steps and steps % every:
+        near = min((n for n in range(1, steps + 1) if steps % n == 0), key=lambda n: abs(n - every))
+        yield (
+            f"trainer.val_every ({every}) must divide trainer.max_steps ({steps}) or be at least as much: what is "
+            "learned after the last validation could never be the best policy. "
+            f"Set trainer.val_every={near}, or trainer.max_steps={(steps // every + 1) * every}."
+        )
 
 
 def _model_problem(model: ModelConfig) -> str:
@@ -465,6 +479,11 @@ def _named_policies(policies: Sequence[str]) -> tuple[dict[str, Path | None], li
             folder = Path(path).expanduser()
             resolved = folder.resolve()
             name = name or (resolved.parent.name if resolved.name in ("policy", "policy_last") else resolved.name)
+            if name in ("base", "proactive"):
+                problems.append(
+                    f"policies: {policy} would be called {name}, and that is the model of the config as it is. Write "
+                    f"another name before the path, as in my_{name}:{path}."
+                )
             if not folder.is_dir() or not is_model_folder(folder):
                 what = "has no config.json or adapter_config.json" if folder.is_dir() else "is not a folder"
                 problems.append(

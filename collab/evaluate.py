@@ -20,7 +20,7 @@ from collab.rewards.metrics import assistant_tokens
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
-    from collab.callbacks.rollout import Scored
+    from collab.datamodules.base import Scored
 
 
 def evaluate(config: Config) -> None:
@@ -76,7 +76,7 @@ def play_row(config: Config, name: str, path: Path | None, progress: Progress) -
 
 def report(config: Config, scores: dict[str, PolicyScores], seconds: dict[str, float], progress: Progress) -> None:
     """Write `results.json` and print the table; rank 0 alone."""
-    if not _is_rank_zero():
+    if rank() > 0:
         return
     folder = Path(config.output_dir)
     summary = summarise(
@@ -115,12 +115,6 @@ def _gathered(scored: list[Scored]) -> list[Scored]:
         before = {conversation.goal.id for conversation, _ in found}
         found += [(conversation, score) for conversation, score in part if conversation.goal.id not in before]
     return found
-
-
-def _is_rank_zero() -> bool:
-    from torch import distributed
-
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any
 import lightning as L
 
 from collab.chat.base import Sampling
-from collab.conversation import Conversation, Goal, Group, Key, Score
-from collab.datamodules.base import GoalBatch
+from collab.conversation import Goal, Group, Key, Score
+from collab.datamodules.base import GoalBatch, Scored
 from collab.generation.engine import LocalEngine
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
@@ -33,8 +33,6 @@ from collab.simulation.rollout import (
     sample_candidates,
 )
 from collab.simulation.user import UserSimulator
-
-Scored = tuple[Conversation, Score]
 
 
 @dataclass(frozen=True)
@@ -222,22 +220,33 @@ def group_metrics(groups: Sequence[Group], weights: dict[str, float]) -> dict[st
         found[name] = _mean([c.part(name) for c in candidates])
         found[f"{name}_spread"] = abs(weight) * _mean([_spread([c.part(name) for c in g.candidates]) for g in groups])
     if "token_penalty" in weights:
-        values = [score.parts["token_penalty"] for c in candidates for score in c.scores]
-        found["token_penalty_saturated"] = _mean([float(value >= 1) for value in values if value is not None])
+        found["token_penalty_saturated"] = _saturated([score for c in candidates for score in c.scores])
     return found
 
 
 def conversation_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """Means over whole conversations: `mr` (R*), every part, tokens, turns, share of replies cut at the limit."""
+    """Means over whole conversations: `mr` (R*), every part, tokens, turns, share of replies cut at the limit.
+
+    With a token penalty among the parts, also the share of conversations in which it is saturated.
+    """
     names = scored[0][1].parts if scored else {}
     replies = [turn.reply for conversation, _ in scored for turn in conversation.turns]
-    return {
+    found = {
         "mr": _mean([score.reward for _, score in scored]),
         **{name: _mean([score.parts[name] for _, score in scored]) for name in names},
         "assistant_tokens": _mean([float(assistant_tokens(conversation)) for conversation, _ in scored]),
         "turns": _mean([float(len(conversation.turns)) for conversation, _ in scored]),
         "cut_replies": _mean([float(reply.finish_reason == "length") for reply in replies]),
     }
+    if "token_penalty" in names:
+        found["token_penalty_saturated"] = _saturated([score for _, score in scored])
+    return found
+
+
+def _saturated(scores: Sequence[Score]) -> float:
+    """Share of the token penalties that are at their limit."""
+    values = [score.parts["token_penalty"] for score in scores]
+    return _mean([float(value >= 1) for value in values if value is not None])
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -11,8 +11,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from collab.conversation import Conversation, Group, Score, as_record
-
-Scored = tuple[Conversation, Score | None]
+from collab.datamodules.base import Scored
 
 
 class TranscriptWriter:
@@ -104,14 +103,14 @@ def futures(groups: Sequence[Group]) -> list[tuple[tuple[int, int, int], tuple[C
 
 def conversation_table(step: int, scored: Sequence[Scored]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows for a table: step, goal, conversation, reward, then every part of the reward."""
-    parts = list(dict.fromkeys(name for _, score in scored if score for name in score.parts))
+    parts = list(dict.fromkeys(name for _, score in scored for name in score.parts))
     rows = [
         [
             step,
             talk.goal.id,
             "\n\n".join(f"{message.role}: {message.content}" for message in talk.messages()),
-            score.reward if score else None,
-            *(score.parts.get(name) if score else None for name in parts),
+            score.reward,
+            *(score.parts.get(name) for name in parts),
         ]
         for talk, score in scored
     ]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 EVAL_BATCH = 64  # goals whose conversations are played together
 
+Scored = tuple[Conversation, Score]
+
 
 class GoalBatch:
     """Goals, and what is made of them while they are a batch.
@@ -41,7 +43,7 @@ class GoalBatch:
     def __init__(self, goals: list[Goal], groups: list[Group] | None = None) -> None:
         self.goals = goals
         self.groups = groups
-        self.scored: list[tuple[Conversation, Score]] = []
+        self.scored: list[Scored] = []
 
 
 def schedule(goals: Sequence[Goal], goals_per_step: int, max_steps: int, seed: int) -> list[Goal]:

@@ -30,15 +30,15 @@ from collab.modules.policy import Policy, PolicyOutput
 
 @dataclass(frozen=True)
 class Example:
-    """Replies to one context that are learned from together, and a number for each.
+    """Replies to one context that are learned from together.
 
     Attributes:
         replies: Share their `prompt_ids`.
-        weights: What the algorithm attaches to each: an advantage, or +1 and -1 for chosen and rejected.
+        weights: An advantage for each, where the algorithm has one.
     """
 
     replies: tuple[Reply, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float, ...] = ()
 
 
 class PolicyModule(L.LightningModule):
@@ -52,7 +52,7 @@ class PolicyModule(L.LightningModule):
         max_steps: Steps of the run, for the schedule.
     """
 
-    needs_reference = True
+    needs_reference = True  # set to False where nothing is trained: full weights then have no frozen copy
 
     def __init__(
         self, config: Any, load: Callable[[], Any], tokenizer: Any, temperature: float, max_steps: int
@@ -78,7 +78,7 @@ class PolicyModule(L.LightningModule):
 
     @abstractmethod
     def loss(
-        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
+        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor
     ) -> torch.Tensor:
         """Sum of the losses of all units in the micro-batch, a scalar."""
 
@@ -120,16 +120,13 @@ class PolicyModule(L.LightningModule):
         for start in range(0, len(examples), size):
             chosen = examples[start : start + size]
             packed = pack([example.replies for example in chosen], self.temperature).to(self.device)
-            ref_logprobs = None
-            if self.needs_reference:
-                with torch.no_grad():
-                    ref_logprobs = self.policy(packed, reference=True).logprobs
+            with torch.no_grad():
+                ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
             loss = self.loss(chosen, packed, output, ref_logprobs) / total
             self.manual_backward(loss)
             loss_sum += loss.item()
-            if ref_logprobs is not None:
-                kl += kl_estimates(output.logprobs.detach(), ref_logprobs).sum().item()
+            kl += kl_estimates(output.logprobs.detach(), ref_logprobs).sum().item()
             entropy += output.entropy.sum().item()
             tokens += len(packed.targets)
         self.policy.eval()

@@ -34,13 +34,12 @@ class GRPO(PolicyModule):
         return sum(len(reply.token_ids) for reply in example.replies)
 
     def loss(
-        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
+        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor
     ) -> torch.Tensor:
         weights = torch.tensor([w for e in examples for w in e.weights], device=output.logprobs.device)
         losses = clipped_policy_losses(
             output.logprobs, batch.sampled_logprobs, weights[batch.sequence], self.config.clip_epsilon
         )
         if self.config.kl_coef:
-            assert ref_logprobs is not None
             losses = losses + self.config.kl_coef * kl_estimates(output.logprobs, ref_logprobs)
         return losses.sum()

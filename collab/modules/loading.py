@@ -37,7 +37,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
-from collab.config import ModelConfig
+from collab.config import ModelConfig, is_model_folder
 from collab.errors import BadInput
 from collab.generation.attention import FLASH_WHERE_UNMASKED
 
@@ -195,6 +195,13 @@ def check_model(config: ModelConfig) -> None:
     load_tokenizer(config)
 
 
+def num_positions(config: ModelConfig) -> int | None:
+    """How many tokens a sequence may have by the model's own config; None where that says nothing."""
+    base, _ = _locate(config)
+    found: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+    return getattr(found.get_text_config(), "max_position_embeddings", None)
+
+
 def resolve_attention(attention: str, dtype: torch.dtype, device: torch.device) -> str | None:
     """The `attn_implementation` for transformers.
 
@@ -350,7 +357,7 @@ def _locate(config: ModelConfig) -> tuple[str, str | None]:
         return str(smollm2_folder()), None
     folder = Path(config.path).expanduser()
     path = str(folder.absolute()) if folder.exists() else config.path
-    if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if folder.exists() and not is_model_folder(folder):
         raise BadInput(
             f"model.path={config.path!r} is no model folder: it has neither config.json nor adapter_config.json. Point "
             "it at a folder that `save_pretrained` or a run wrote, or at a Hugging Face id."

@@ -29,16 +29,15 @@ class OnlineDPO(PolicyModule):
             worst, best = ranked[0], ranked[-1]
             assert worst.mr is not None and best.mr is not None
             if best.mr - worst.mr > self.config.minimum_gap:
-                found.append(Example((best.reply, worst.reply), (1.0, -1.0)))
+                found.append(Example((best.reply, worst.reply)))
         return found
 
     def units(self, example: Example) -> int:
         return 1  # a pair
 
     def loss(
-        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
+        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor
     ) -> torch.Tensor:
-        assert ref_logprobs is not None
         chosen, rejected = sequence_sums(output.logprobs, batch.sequence, batch.num_sequences).view(-1, 2).unbind(1)
         reference = sequence_sums(ref_logprobs, batch.sequence, batch.num_sequences)
         ref_chosen, ref_rejected = reference.view(-1, 2).unbind(1)

@@ -6,11 +6,13 @@ not be had. `assistant_tokens` is counted on sampled ids.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from sacrebleu.metrics.bleu import BLEU
 
 from collab.conversation import Conversation
+from collab.errors import BadInput
 from collab.simulation.agenda import agenda_of, read
 from collab.text import without_questions
 
@@ -49,9 +51,15 @@ class TokenPenalty:
 
     Args:
         coefficient: lambda, per token of the assistant.
+
+    Raises:
+        BadInput: `coefficient` is not a finite number of at least 0.
     """
 
     def __init__(self, coefficient: float) -> None:
+        number = isinstance(coefficient, int | float) and not isinstance(coefficient, bool)
+        if not number or not (math.isfinite(coefficient) and coefficient >= 0):
+            raise BadInput(f"coefficient ({coefficient!r}) must be a finite number of at least 0. Set it to one.")
         self.coefficient = coefficient
 
     async def __call__(self, conversation: Conversation) -> float | None:

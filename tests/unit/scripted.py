@@ -122,4 +122,17 @@ def echoes(messages: Sequence[Message], key: Key) -> str:
     return heard(messages)[-1]
 
 
-TRICKS = (asks_the_same, asks_and_never_writes, dumps_text, says_nothing, echoes)
+OFFERS = (  # and checks: questions that learn nothing
+    "Would you like me to write the text?",
+    "Is this text okay for you?",
+    "Do you like this draft so far?",
+    "How can I help you with {topic}?",
+)
+
+
+def offers(messages: Sequence[Message], key: Key) -> str:
+    """An offer or a check at each turn, all of them different."""
+    return OFFERS[(len(heard(messages)) - 1) % len(OFFERS)].format(topic="the text")
+
+
+TRICKS = (asks_the_same, asks_and_never_writes, dumps_text, says_nothing, echoes, offers)

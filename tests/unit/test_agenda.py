@@ -5,7 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted import ScriptedModel, asks_and_never_writes, dumps_text, good_collaborator, says, says_nothing, spoken
+from scripted import (
+    OFFERS,
+    ScriptedModel,
+    asks_and_never_writes,
+    dumps_text,
+    good_collaborator,
+    says,
+    says_nothing,
+    spoken,
+)
 
 import collab.datamodules
 from collab.chat.base import Sampling
@@ -146,6 +155,13 @@ def test_one_message_earns_two_items_whatever_it_asks():
     assert revealed(respond("Let me ask. What tone do you want for it? " + OPEN).text) == [0, TONE]
 
 
+def test_what_one_message_asked_too_much_may_be_asked_again():
+    tone, audience, length = "What tone do you want for it?", "Who is going to read it?", "How long should it be?"
+    assert read(GOAL, [f"{tone} {audience} {length}"]).given == (TONE, AUDIENCE)
+    assert revealed(respond(f"{tone} {audience} {length}", length).text) == [LENGTH]
+    assert not read(GOAL, [f"{tone} {audience} {length}", tone]).answered  # what was answered may not
+
+
 @pytest.mark.parametrize("items_per_answer", [1, 3])
 def test_generosity_is_the_configs(items_per_answer):
     assert len(revealed(respond(OPEN, items_per_answer=items_per_answer).text)) == items_per_answer
@@ -185,6 +201,22 @@ def test_earns_nothing(replies):
         turn = respond(*replies, key=key)
         assert turn.text and not turn.end
         assert not content_words(turn.text) & content_words(" ".join(item.text for item in agenda_of(GOAL)))
+
+
+BREAD = Goal("bread", "A flyer.", "Bring an apron. We knead until noon. Ask Ana.", {"title": "the bread class"})
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_offers_and_checks_earn_nothing(offer):
+    for goal in (GOAL, BREAD):
+        assert read(goal, [offer.format(topic=topic_of(goal))]).given == ()
+
+
+@pytest.mark.parametrize("question", [OPEN, "Can you tell me more about {topic}?"])
+def test_questions_that_look_like_offers_still_earn(question):
+    for goal in (GOAL, BREAD):
+        assert read(goal, [question.format(topic=topic_of(goal))]).given == (0, 1)
+        assert read(goal, [OFFERS[0], question.format(topic=topic_of(goal))]).given == (0, 1)  # and after one
 
 
 def test_the_users_own_opening_given_back_earns_nothing():

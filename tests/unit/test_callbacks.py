@@ -206,7 +206,9 @@ def test_rollout_progress_reports_each_step_and_validation():
 
 def test_transcript_writer_appends_and_names_the_rank(tmp_path):
     for _ in range(2):  # as a run that is taken up again
-        TranscriptWriter(tmp_path / "run").write([(talk("ä", 1), None)], phase="test", policy="base")
+        TranscriptWriter(tmp_path / "run").write(
+            [(talk("ä", 1), Score(None, {"bleu": None}))], phase="test", policy="base"
+        )
     TranscriptWriter(tmp_path / "run", rank=1).write([(talk("g", 12), Score(0.5, {"bleu": 1.0}))])
     lines = (tmp_path / "run/transcripts.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 and "ä" in lines[0]
@@ -217,6 +219,8 @@ def test_transcript_writer_appends_and_names_the_rank(tmp_path):
         "messages": [{"role": "user", "content": "user 0"}, {"role": "assistant", "content": "reply 0"}],
         "finish_reasons": ["stop"],
         "ended_by": "window",
+        "reward": None,
+        "parts": {"bleu": None},
     }
     other = json.loads((tmp_path / "run/transcripts-rank1.jsonl").read_text())
     assert (other["reward"], other["parts"], other["finish_reasons"]) == (0.5, {"bleu": 1.0}, ["length"])
@@ -255,7 +259,7 @@ def test_conversation_table_has_a_column_for_every_part():
     scored = [
         (talk("g1", 1), Score(0.5, {"bleu": 0.5})),
         (talk("g2", 1), Score(None, {"tone": 0.25})),
-        (talk("g3"), None),
+        (talk("g3"), Score(None, {})),
     ]
     columns, rows = conversation_table(7, scored)
     assert columns == ["step", "goal", "conversation", "reward", "bleu", "tone"]

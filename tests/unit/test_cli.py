@@ -66,6 +66,18 @@ def test_help_and_a_typo_answer_at_once(arguments, tmp_path):
     assert seconds < 2
 
 
+def test_help_may_be_cut_short_by_its_reader(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does when it has seen enough
+    try:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), "--help"], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("module", ["collab.train", "collab.evaluate"])
 def test_the_modules_too_answer_at_once(module, tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

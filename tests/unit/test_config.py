@@ -1,11 +1,13 @@
 """Every shipped config composes and passes its checks; every rule refuses what breaks it, in words."""
 
 import functools
+import itertools
+import shlex
 from pathlib import Path
 
 import pytest
 
-from collab.cli import load_config, load_target, options, targets
+from collab.cli import EXAMPLES, load_config, load_target, options, targets
 from collab.config import AgendaUserConfig, Config, GRPOConfig, check, field_docs, named_policies
 from collab.errors import BadInput
 from collab.paths import config_dir
@@ -41,6 +43,17 @@ def test_every_class_that_an_option_names_can_be_imported(override):
 def test_an_experiment_says_its_command(name):
     lines = (config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert lines[:2] == ["# @package _global_", f"# python train.py experiment={name}"]
+
+
+@pytest.mark.parametrize(("entry", "line"), [(entry, line) for entry in EXAMPLES for line, _ in EXAMPLES[entry]])
+def test_the_examples_of_help_compose_and_pass(entry, line):
+    typed = [text for text in shlex.split(line) if "=" in text and "RUN" not in text]
+    for job in itertools.product(*([f"{key}={one}" for one in value.split(",")] for key, value in map(split, typed))):
+        check(load_config(entry, list(job)), entry)
+
+
+def split(override: str) -> list[str]:
+    return override.split("=", 1)
 
 
 def test_the_command_line_wins_over_the_experiment():
@@ -94,6 +107,11 @@ def test_every_field_has_a_doc_line():
         ("task.metrics.bleu.weight=inf", "task.metrics.bleu.weight (inf) must be a finite number"),
         ("algorithm.lr=0", "algorithm.lr (0.0) must be a number above 0"),
         ("algorithm.warmup_steps=25", "warmup_steps (25) must be at most trainer.max_steps (24)"),
+        (
+            "trainer.val_every=7",
+            "trainer.val_every (7) must divide trainer.max_steps (24) or be at least as much: what is learned after "
+            "the last validation could never be the best policy. Set trainer.val_every=6, or trainer.max_steps=28.",
+        ),
         ("algorithm.schedule=cosin", "must be one of constant, cosine, linear"),
         ("algorithm.minimum_gap=-0.1", "algorithm.minimum_gap (-0.1) must be at least 0"),
         ("precision=fp16", "precision (fp16) must be one of auto, bf16, fp32"),
@@ -116,6 +134,7 @@ def test_every_field_has_a_doc_line():
         ("policies=[]", "policies is empty"),
         ("policies=[base,base]", "base is there twice"),
         ("policies=[base,mine:nowhere]", "nowhere is not a folder"),
+        ("policies=[proactive:nowhere]", "would be called proactive"),
     ],
 )
 def test_a_broken_rule_is_told(override, said):
@@ -124,13 +143,29 @@ def test_a_broken_rule_is_told(override, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("every", [1, 12, 24, 25])
+def test_the_last_step_is_validated_or_none_is_before_it(every):
+    check(load_config("train", [f"trainer.val_every={every}"]))
+
+
+def test_training_needs_a_proactive_prompt_whatever_policies_says():
+    overrides = ["task.proactive_prompt=' '", "policies=[base]"]
+    with pytest.raises(BadInput, match="training compares base, proactive and trained"):
+        check(load_config("train", overrides))
+    check(load_config("evaluate", overrides), "evaluate")
+    with pytest.raises(BadInput, match="policies has proactive"):
+        check(load_config("evaluate", overrides[:1]), "evaluate")
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(BadInput, match="3 problems") as error:
         check(load_config("train", ["sampler.window=-1", "sampler.group_size=1", "algorithm.lr=-1"]))
     assert all(key in str(error.value) for key in ("sampler.window", "group_size", "algorithm.lr"))
 
 
-@pytest.mark.parametrize("override", ["sampler.group_size=1", "sampler.top_p=0.9", "sampler.temperature=0"])
+@pytest.mark.parametrize(
+    "override", ["sampler.group_size=1", "sampler.top_p=0.9", "sampler.temperature=0", "trainer.val_every=7"]
+)
 def test_rules_of_the_update_do_not_bind_an_evaluation(override):
     check(load_config("evaluate", [override]), "evaluate")
 
@@ -160,3 +195,8 @@ def test_policies_are_named_by_themselves_or_by_their_run(tmp_path):
         named_policies([first, f"run-seed1:{second}"])
     with pytest.raises(BadInput, match=r"no config\.json"):
         named_policies([str(tmp_path)])
+    with pytest.raises(BadInput, match=f"would be called base.* as in my_base:{first}"):
+        named_policies([f"base:{first}"])
+    (tmp_path / "run-seed1").rename(tmp_path / "proactive")
+    with pytest.raises(BadInput, match="would be called proactive"):
+        named_policies([str(tmp_path / "proactive" / "policy")])

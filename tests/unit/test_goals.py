@@ -284,7 +284,9 @@ def module(count=10, goals_per_step=4, max_steps=5, seed=1, world_size=None):
 
     data = DocEditData(GoalSplits(numbered(count), numbered(70), numbered(3)), goals_per_step, max_steps, seed)
     if world_size is not None:
-        data.trainer = SimpleNamespace(world_size=world_size)
+        current = SimpleNamespace(ready=0)
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current)))
+        data.trainer = SimpleNamespace(world_size=world_size, fit_loop=loop)
     return data
 
 
@@ -348,9 +350,12 @@ def test_processes_share_a_step_evenly():
         assert part in str(caught.value)
 
 
-def test_lightning_hands_on_the_very_batch_that_a_callback_filled(tmp_path):
+def seen_by_lightning(folder, ckpt_path=None):
+    """What `training_step` got, by step: the batch index that a callback put on the batch, and the goals' ids."""
     import lightning
     import torch
+
+    from collab.callbacks.checkpoint import BatchCheckpoint
 
     class Fill(lightning.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -369,9 +374,22 @@ def test_lightning_hands_on_the_very_batch_that_a_callback_filled(tmp_path):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     trainer = lightning.Trainer(
-        max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False, callbacks=[Fill()],
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False,
+        callbacks=[Fill(), BatchCheckpoint(folder, every_n_steps=1, keep=9)],
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     policy = Record()
-    trainer.fit(policy, datamodule=module())
-    assert policy.seen == [([step], goals) for step, goals in enumerate(ids(module().train_dataloader()))]
+    trainer.fit(policy, datamodule=module(), ckpt_path=ckpt_path)
+    return policy.seen
+
+
+def test_lightning_hands_on_the_very_batch_that_a_callback_filled(tmp_path):
+    steps = ids(module().train_dataloader())
+    assert seen_by_lightning(tmp_path) == [([step], goals) for step, goals in enumerate(steps)]
+
+
+@pytest.mark.parametrize("done", [1, 2, 4])
+def test_a_run_that_is_taken_up_sees_the_goals_of_the_steps_that_remain(done, tmp_path):
+    whole = seen_by_lightning(tmp_path / "whole")
+    again = seen_by_lightning(tmp_path / "again", ckpt_path=tmp_path / "whole" / f"step-{done:06d}.ckpt")
+    assert len(whole) == 5 and again == whole[done:]

@@ -22,6 +22,7 @@ from collab import build
 from collab.cli import load_config
 from collab.conversation import Candidate, Conversation, Goal, Key, Reply
 from collab.datamodules.goals import load_splits
+from collab.errors import BadInput
 from collab.rewards.metrics import AgendaInteractivity, Bleu, TokenPenalty, assistant_tokens, extract
 from collab.rewards.reward import ConversationReward
 from collab.simulation.rollout import Players, multiturn_reward, play
@@ -97,6 +98,13 @@ def test_token_penalty_counts_the_assistants_tokens_of_all_turns():
 def test_token_penalty_saturates_at_one():
     assert value(TokenPenalty(0.2), finished(OPEN)) == 1.0
     assert value(TokenPenalty(0.2), finished(OPEN, ONE_WORD_OFF)) == 1.0
+
+
+@pytest.mark.parametrize("coefficient", [-1e-4, math.inf, math.nan, "1e-4", None, True])
+def test_a_coefficient_that_is_none_is_refused(coefficient):
+    with pytest.raises(BadInput, match="must be a finite number of at least 0"):
+        TokenPenalty(coefficient)
+    assert value(TokenPenalty(0), finished(OPEN)) == 0
 
 
 def test_a_reply_cut_at_the_limit_is_scored_as_it_stands():

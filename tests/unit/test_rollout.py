@@ -545,6 +545,14 @@ def test_saturated_share(coefficient, saturated):
     assert metrics["token_penalty_saturated"] == saturated
 
 
+def test_saturated_share_of_whole_conversations():
+    done = replace(open_context(2), pending=None)
+    scores = [Score(0.0, {"token_penalty": value}) for value in (1.0, 0.99, 0.2, 1.0)]
+    scored = [(done, score) for score in [*scores, Score(None, {"token_penalty": None})]]
+    assert conversation_metrics(scored)["token_penalty_saturated"] == 0.5
+    assert "token_penalty_saturated" not in conversation_metrics([(done, Score(0.5, {"judge": 0.5}))])
+
+
 def test_cut_replies_are_counted_over_all_of_a_future():
     at = replace(players(says("one two three")), sampling=Sampling(2))
     candidates = mr_of(open_context(1), ["whole", "whole"], at=at, window=1)

@@ -1,0 +1,119 @@
+"""What is refused once torch and the model's files are at hand, and before any weight is read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from collab.cli import check_machine, load_config
+from collab.config import Config
+from collab.datamodules.goals import load_splits
+from collab.errors import BadInput
+from collab.modules import loading
+
+
+@pytest.fixture
+def checked(tiny_model, monkeypatch):
+    """Composes a config around the tiny model, on a CPU unless told otherwise, and checks it."""
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were read"))
+
+    def check(*overrides: str, entry: str = "train") -> Config:
+        given = [f"model.path={tiny_model}", "trainer.accelerator=cpu", "precision=fp32", *overrides]
+        config = load_config(entry, given)
+        check_machine(config, load_splits(config.task), entry)
+        return config
+
+    return check
+
+
+def refusal(checked, *overrides: str, entry: str = "train") -> str:
+    with pytest.raises(BadInput) as caught:
+        checked(*overrides, entry=entry)
+    return str(caught.value)
+
+
+def test_what_is_right_passes(checked):
+    checked()
+    checked("trainer.devices=2", "strategy=ddp")
+    checked(entry="evaluate")
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "enough"),
+    [
+        (["trainer.devices=3"], 3, 6),
+        (["trainer.devices=[0,1,2]"], 3, 6),
+        (["trainer.devices=2", "trainer.num_nodes=4"], 8, 8),
+        (["trainer.devices=auto", "trainer.num_nodes=3"], 3, 6),  # a CPU is one device
+    ],
+)
+def test_processes_that_cannot_share_a_step_are_refused(overrides, processes, enough, checked):
+    message = refusal(checked, *overrides)
+    assert "trainer.goals_per_step (4)" in message and f"number of processes ({processes}," in message
+    assert f"Set trainer.goals_per_step={enough}." in message
+    checked(*overrides, f"trainer.goals_per_step={enough}")
+    checked(*overrides, entry="evaluate")  # which has no steps
+
+
+def test_auto_is_every_cuda_device(checked, monkeypatch):
+    monkeypatch.setattr(loading, "resolve_device", lambda accelerator: torch.device("cuda"))
+    monkeypatch.setattr(loading, "_has_native_bf16", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert "number of processes (3," in refusal(checked)
+    assert "number of processes (3," in refusal(checked, "trainer.devices=3")
+    checked("trainer.devices=[0,2]")
+    assert "asks for more than this machine has: 3 CUDA devices" in refusal(checked, "trainer.devices=4")
+    assert "asks for more than this machine has: 3 CUDA devices" in refusal(checked, "trainer.devices=[0,3]")
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+task.metrics.bleu.options.smooth=1", ["task.metrics.bleu.options", "smooth", "collab.rewards.metrics.Bleu"]),
+        ("~task.metrics.token_penalty.options.coefficient", ["task.metrics.token_penalty.options ({})", "coefficient"]),
+        (
+            "task.metrics.token_penalty.options.coefficient=-1",
+            ["task.metrics.token_penalty.options", "coefficient (-1) must be a finite number of at least 0"],
+        ),
+    ],
+)
+def test_options_that_a_metric_does_not_take_are_told(override, said, checked):
+    message = refusal(checked, override)
+    assert all(text in message for text in said), message
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_conversations_longer_than_the_model_are_refused(checked):
+    checked("task.max_turns=4", "task.max_new_tokens=512")  # 2048, as many as it has
+    message = refusal(checked, "task.max_turns=4", "task.max_new_tokens=513")
+    for text in ("task.max_turns (4)", "task.max_new_tokens (513)", "is 2052 tokens", "model.path", "2048 positions"):
+        assert text in message
+    assert "Set task.max_new_tokens=256 or less" in message
+
+
+def test_a_model_that_does_not_say_its_positions_is_let_through(checked, tiny_model, monkeypatch):
+    monkeypatch.setattr(loading, "num_positions", lambda config: None)
+    checked("task.max_turns=4", "task.max_new_tokens=5130")
+
+
+def test_every_policy_of_an_evaluation_is_looked_at_first(checked, tiny_model, tmp_path):
+    good, empty, short = (Path(shutil.copytree(tiny_model, tmp_path / name)) for name in ("good", "empty", "short"))
+    for weights in empty.glob("*.safetensors"):
+        weights.unlink()
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 100}))
+    checked(f"policies=[base,good:{good}]", entry="evaluate")
+    message = refusal(checked, f"policies=[base,good:{good},bad:{empty}]", entry="evaluate")
+    assert message.startswith("policies: bad cannot be played.") and "holds no weights" in message
+    assert f"policies ({short}) has 100 positions" in refusal(checked, f"policies=[{short}]", entry="evaluate")
+    checked(f"policies=[bad:{empty}]")  # training names its own
