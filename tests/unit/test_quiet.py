@@ -11,13 +11,18 @@ from transformers.utils import logging as transformers_logging
 from collab.quiet import _LOGGERS, _tells, quiet
 
 
-@pytest.fixture(autouse=True)
 def put_back():
-    with warnings.catch_warnings():
-        yield
     transformers_logging.enable_progress_bar()
     for name in _LOGGERS:
         logging.getLogger(name).removeFilter(_tells)
+
+
+@pytest.fixture(autouse=True)
+def as_libraries_are():
+    put_back()  # a test before this one may have started a run in this process
+    with warnings.catch_warnings():
+        yield
+    put_back()
 
 
 def said(caplog, text):
