@@ -101,7 +101,11 @@ class RolloutCallback(L.Callback):
             batch.groups = asyncio.run(self.groups(engine, batch.goals, batch_idx, numbers))
             tokens = engine.new_tokens - tokens
         metrics = group_metrics(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
+        wanted = [context_position(self.simulation.seed, n, self.simulation.max_turns) for n in numbers]
+        earlier = [float(g.context.position < turn) for g, turn in zip(batch.groups, wanted, strict=True)]
         seconds = time.monotonic() - started
+        # Chats that the user kept ending before the drawn turn; see `draw_context`.
+        metrics["earlier_contexts"] = _mean(earlier)
         metrics |= {"rollout_seconds": seconds, "rollout_tokens_per_s": tokens / seconds}
         pl_module.log_dict(
             {f"train/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=trainer.world_size > 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from collab.cli import load_config
+from collab.compose import load_config
 from collab.config import Config
 from collab.errors import BadInput
 

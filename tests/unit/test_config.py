@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from collab.cli import EXAMPLES, load_config, load_target, options, targets
+from collab.cli import EXAMPLES
+from collab.compose import load_config, options
 from collab.config import AgendaUserConfig, Config, GRPOConfig, check, field_docs, named_policies
 from collab.errors import BadInput
 from collab.paths import config_dir
+from collab.preflight import load_target, targets
 
 OPTIONS = [f"{group}={name}" for group, names in options([config_dir()]).items() for name in names]
 

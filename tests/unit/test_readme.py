@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from collab.cli import load_config, options
+from collab.compose import load_config, options
 from collab.datamodules.goals import load_goals
 from collab.paths import config_dir
 

@@ -19,7 +19,7 @@ from scripted import (
 )
 
 from collab import build
-from collab.cli import load_config
+from collab.compose import load_config
 from collab.conversation import Candidate, Conversation, Goal, Key, Reply
 from collab.datamodules.goals import load_splits
 from collab.errors import BadInput

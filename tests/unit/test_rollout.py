@@ -476,6 +476,7 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
     assert logged["train/token_penalty_spread"] == pytest.approx((0.025 + 0.01) / 2)
     assert logged["train/token_penalty_saturated"] == 0
     assert logged["train/context_turn"] == 1.5
+    assert logged["train/earlier_contexts"] == 0
     assert logged["train/reply_tokens"] == pytest.approx((5 + 8 + 4 + 6) / 4)
     assert logged["train/assistant_tokens"] == pytest.approx((13 + 13 + 8 + 8 + 9 + 9 + 11 + 11) / 8)
     assert logged["train/turns"] == pytest.approx((2 + 2 + 1 + 1 + 2 + 2 + 2 + 2) / 8)
@@ -498,6 +499,22 @@ def test_a_run_draws_every_turn_equally_often_and_counts_cut_replies():
     assert float(trainer.callback_metrics["train/cut_replies"]) == 1
     contexts = [tuple(group.context.messages()) for groups in module.groups for group in groups if group.context.turns]
     assert len(set(contexts)) == len(contexts)
+
+
+def test_contexts_that_the_user_ended_before_their_turn_are_counted():
+    positions = [context_position(seed=1, number=number, max_turns=3) for number in range(3)]
+    assert sorted(positions) == [1, 2, 3]
+    rollout = RolloutCallback(
+        simulation(
+            user=AgendaUser(AgendaUserConfig(patience=1), 3), make_engine=lambda lm, t: ScriptedModel(says("Hm."))
+        ),
+        "",
+    )
+    module, trainer = Listener(), trainer_with(rollout)
+    trainer.fit(module, data_of([GOAL], goals_per_step=3, max_steps=1))
+    [groups] = module.groups
+    assert [group.context.position for group in groups] == [1, 1, 1]  # the user leaves after the first empty reply
+    assert float(trainer.callback_metrics["train/earlier_contexts"]) == pytest.approx(2 / 3)
 
 
 def test_validation_and_test_play_whole_conversations():

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from collab.cli import check_machine, load_config
+from collab.compose import load_config
 from collab.config import Config
 from collab.datamodules.goals import load_splits
 from collab.errors import BadInput
 from collab.modules import loading
+from collab.preflight import check_machine
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""What can be known before weights are read, once torch may be imported: device, classes, model files, lengths."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from collab.compose import error_text
+from collab.config import Config, ModelConfig, named_policies
+from collab.errors import BadInput
+
+if TYPE_CHECKING:
+    from collab.datamodules.goals import GoalSplits
+
+
+def check_machine(config: Config, goals: GoalSplits, entry: str = "train") -> None:
+    """What needs torch and the tokenizer to be known; reads no weights.
+
+    Raises:
+        BadInput: Device, precision or attention cannot be had here; the processes cannot share a step's goals evenly;
+            a class that `target` names is not there, or a metric does not take its options; `model.path` or one of an
+            evaluation's policies is no model, or has too few positions for a conversation; a reference is longer than
+            `task.max_new_tokens`.
+    """
+    from collab.datamodules.goals import check_reference_lengths
+    from collab.modules.loading import check_model, load_tokenizer, resolve_attention, resolve_device, resolve_dtype
+
+    device = resolve_device(config.trainer.accelerator)
+    _check_devices(config, device.type, entry)
+    resolve_attention(config.model.attention, resolve_dtype(config.precision, device), device)
+    for key, target in targets(config).items():
+        load_target(target, key)
+    _check_metrics(config)
+    check_model(config.model)
+    _check_positions(config, config.model, "model.path")
+    if entry == "evaluate":
+        for name, path in named_policies(config.policies).items():
+            if path is None:
+                continue
+            model = replace(config.model, path=str(path))
+            try:
+                check_model(model)
+            except BadInput as error:
+                raise BadInput(f"policies: {name} cannot be played. {error}") from error
+            _check_positions(config, model, "policies")
+    tokenizer = load_tokenizer(config.model)
+    check_reference_lengths(
+        [*goals.train, *goals.val, *goals.test],
+        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        config.task.max_new_tokens,
+    )
+
+
+def _check_devices(config: Config, kind: str, entry: str) -> None:
+    import torch
+
+    devices, nodes, goals = config.trainer.devices, config.trainer.num_nodes, config.trainer.goals_per_step
+    on_each = devices if isinstance(devices, int) else 1 if devices == "auto" else len(devices)
+    if kind == "cuda":
+        there = torch.cuda.device_count()
+        if devices == "auto":
+            on_each = there
+        elif devices > there if isinstance(devices, int) else max(devices) >= there:
+            raise BadInput(
+                f"trainer.devices ({devices}) asks for more than this machine has: {there} CUDA devices. "
+                "Set trainer.devices=auto."
+            )
+    processes = on_each * nodes
+    if entry == "train" and goals % processes:
+        raise BadInput(
+            f"trainer.goals_per_step ({goals}) must be a multiple of the number of processes ({processes}, by "
+            f"trainer.devices={devices} and trainer.num_nodes={nodes}): each takes as many goals. "
+            f"Set trainer.goals_per_step={(goals // processes + 1) * processes}."
+        )
+
+
+def _check_metrics(config: Config) -> None:
+    for name, metric in config.task.metrics.items():
+        try:
+            load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
+        except (TypeError, BadInput) as error:
+            raise BadInput(
+                f"task.metrics.{name}.options ({metric.options}) do not fit {metric.target}: {error_text(error)} "
+                f"Set task.metrics.{name}.options to what the class takes."
+            ) from error
+
+
+def _check_positions(config: Config, model: ModelConfig, key: str) -> None:
+    from collab.modules.loading import num_positions
+
+    task, positions = config.task, num_positions(model)
+    if positions is not None and task.max_turns * task.max_new_tokens > positions:
+        raise BadInput(
+            f"task.max_turns ({task.max_turns}) times task.max_new_tokens ({task.max_new_tokens}) is "
+            f"{task.max_turns * task.max_new_tokens} tokens for the assistant alone, and {key} "
+            f"({model.path or model.name}) has {positions} positions for the whole conversation. "
+            f"Set task.max_new_tokens={positions // (2 * task.max_turns)} or less, or fewer turns."
+        )
+
+
+def targets(config: Config) -> dict[str, str]:
+    """Dotted key -> the class that it names, for all parts of a run that are chosen by config."""
+    return {
+        "task.target": config.task.target,
+        "algorithm.target": config.algorithm.target,
+        "user.target": config.user.target,
+        "engine.target": config.engine.target,
+        **{f"task.metrics.{name}.target": metric.target for name, metric in config.task.metrics.items()},
+    }
+
+
+def load_target(target: str, key: str) -> Any:
+    """The class that `package.module.Class` names.
+
+    Args:
+        target: Its full name.
+        key: The config field that holds it, for the message.
+
+    Raises:
+        BadInput: There is no such module or class.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(
+            f"{key}={target} cannot be imported: {error_text(error)} Write package.module.Class of something installed."
+        ) from error
