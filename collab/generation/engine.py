@@ -291,7 +291,8 @@ class LocalEngine:
         # Strictly below the whole mass, which rounding may reach: what lies behind it is impossible or no token at all.
         points = torch.minimum(uniforms * mass[:, -1], mass[:, -1].nextafter(mass.new_zeros(())))
         drawn = torch.searchsorted(mass, points[:, None], right=True)[:, 0]
-        drawn = torch.where(temperatures > 0, drawn, logits.argmax(-1))
+        if any(request.sampling.temperature == 0 for request in requests):
+            drawn = torch.where(temperatures > 0, drawn, logits.argmax(-1))
         chosen = logprobs.gather(-1, drawn[:, None])[:, 0]
         for request, token, logprob in zip(requests, drawn.tolist(), chosen.tolist(), strict=True):
             request.ids.append(token)

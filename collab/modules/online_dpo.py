@@ -36,9 +36,10 @@ class OnlineDPO(PolicyModule):
         return 1  # a pair
 
     def loss(
-        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor
+        self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
     ) -> torch.Tensor:
         chosen, rejected = sequence_sums(output.logprobs, batch.sequence, batch.num_sequences).view(-1, 2).unbind(1)
+        assert ref_logprobs is not None
         reference = sequence_sums(ref_logprobs, batch.sequence, batch.num_sequences)
         ref_chosen, ref_rejected = reference.view(-1, 2).unbind(1)
         return dpo_losses(chosen, rejected, ref_chosen, ref_rejected, self.config.beta).sum()
