@@ -237,6 +237,18 @@ def test_the_size_of_micro_batches_does_not_change_the_update(kind: str, fields:
     assert runs[0].logged[1]["kl"] > 1e-4
 
 
+@pytest.mark.parametrize(("kl_coef", "expected"), [(0.0, 1), (0.1, 3)])
+def test_the_reference_reads_all_of_a_step_only_where_the_loss_needs_it(kl_coef: float, expected: int) -> None:
+    module = make("grpo", groups_per_micro_batch=1, kl_coef=kl_coef)
+    module.configure_model()
+    assert module.policy is not None
+    asked = []
+    module.policy.register_forward_pre_hook(lambda _, args, kwargs: asked.append(kwargs), with_kwargs=True)
+    _, scored = fit(module, groups(), steps=2)
+    assert asked.count({"reference": True}) == 2 * expected and len(asked) == 2 * (expected + 3)
+    assert scored.logged[1]["kl"] > 1e-4
+
+
 def test_a_step_is_the_mean_over_its_units() -> None:
     total = update_gradient(make("grpo"), groups())
     _, scored = fit(make("grpo"), groups())
