@@ -62,7 +62,13 @@ def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulatio
         group_size=sampler.group_size,
         paired=sampler.paired,
         seed=config.seed,
-        make_engine=lambda lm, tokenizer: engine_class(lm, tokenizer, max_batch=config.engine.max_batch),
+        make_engine=lambda lm, tokenizer: engine_class(
+            lm,
+            tokenizer,
+            max_batch=config.engine.max_batch,
+            cache_bytes=int(config.engine.cache_gib * 2**30),
+            deterministic=config.engine.deterministic,
+        ),
         on_conversation=on_conversation,
     )
 

@@ -329,8 +329,8 @@ def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def rank() -> int:
-    """This process's number among all processes of the run, as its launcher (torchrun, SLURM, Lightning) tells it."""
-    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    """This process's number among all processes of the run, asked of its launcher in the order that Lightning has."""
+    for variable in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if variable in os.environ:
             return int(os.environ[variable])
     return 0

@@ -23,6 +23,8 @@ from collab.config import Config, field_docs, register
 from collab.errors import BadInput
 from collab.paths import config_dir
 
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # the last where a group is given no text
+
 
 def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictConfig:
     """One job's config; Hydra has to be initialised.
@@ -32,7 +34,7 @@ def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictCon
     """
     try:
         config = hydra.compose(name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except _REFUSALS as error:
         raise BadInput(_explain(error, name, parse(overrides), options(folders))) from error
     if strangers := _strangers(config):  # Hydra lets + add them even to a schema
         refusal = HydraException(f"There is no field {', '.join(strangers)}.")
@@ -93,7 +95,9 @@ def _option_problem(override: Override, groups: Mapping[str, Sequence[str]]) -> 
     group: str = override.key_or_group
     value: Any = override.value()
     names = groups[group]
-    if value is not None and str(value) not in names:
+    if value is None and group == "experiment":
+        return ""
+    if str(value) not in names:
         close = difflib.get_close_matches(str(value), names, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         return f"{as_typed(override)}: there is no such {group}.{hint} {group} is one of: {', '.join(names)}."
@@ -107,7 +111,7 @@ def _field_problems(
 ) -> list[str]:
     try:
         config = hydra.compose(name, chosen)
-    except (HydraException, OmegaConfBaseException):
+    except _REFUSALS:
         return []  # not the command line: a YAML file is wrong
     known = list(_keys(config))
     problems = []

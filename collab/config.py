@@ -74,7 +74,7 @@ class AlgorithmConfig:
     warmup_steps: int = 2  # optimizer steps of linear warm-up
     schedule: str = "constant"  # constant | cosine | linear, after the warm-up
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 leaves them
-    groups_per_micro_batch: int = 2  # groups in one forward and backward; bounds memory, does not change the update
+    groups_per_micro_batch: int = 2  # groups in one forward and backward; bounds memory, the update stays the same
 
 
 @dataclass
@@ -90,7 +90,7 @@ class GRPOConfig(AlgorithmConfig):
     name: str = "grpo"
     target: str = "collab.modules.grpo.GRPO"
     clip_epsilon: float = 0.2  # the probability ratio is clipped to 1 +- this
-    kl_coef: float = 0.0  # weight of the KL estimate to the reference
+    kl_coef: float = 0.0  # weight of the KL to the reference; at 0 train/kl is read off one micro-batch a step
     scale_by_std: bool = True  # divide group-centred rewards by their spread
 
 
@@ -130,6 +130,8 @@ class EngineConfig:
     name: str = "local"  # of the option, for the record
     target: str = "collab.generation.engine.LocalEngine"  # class of the rollout engine
     max_batch: int = 64  # sequences decoded together at most
+    cache_gib: float = 2.0  # memory for keys and values that conversations share, in GiB; 0 keeps none
+    deterministic: bool = False  # bit-equal replies whatever is decoded beside them or kept; slower
 
 
 @dataclass
@@ -250,6 +252,7 @@ _AT_LEAST: dict[str, int] = {
     "threads": 0,
     "model.lora.r": 1,
     "task.max_turns": 1,
+    "engine.cache_gib": 0,
     "task.max_new_tokens": 1,
     "algorithm.weight_decay": 0,
     "algorithm.warmup_steps": 0,
@@ -395,10 +398,11 @@ def _device_problems(config: Config) -> Iterable[str]:
     if not good:
         yield (
             f"trainer.devices ({devices}) must be auto, a number of at least 1, or a list of different indices. "
-            "Set trainer.devices=1, or 'trainer.devices=[0,1]'."
+            "Set trainer.devices=1, or 'trainer.devices=[0,1]' on GPUs."
         )
     targets = config.model.lora.target_modules
-    if not targets or not (isinstance(targets, str) or all(isinstance(name, str) for name in targets)):
+    names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
+    if not targets or not (isinstance(targets, str) or names):
         yield (
             f"model.lora.target_modules ({targets}) must be all-linear, a regular expression, or a list of module "
             "names. Set model.lora.target_modules=all-linear."

@@ -79,8 +79,9 @@ def report(config: Config, scores: dict[str, PolicyScores], seconds: dict[str, f
     if rank() > 0:
         return
     folder = Path(config.output_dir)
+    source = config.user.name if config.judge.name == "none" else config.judge.name
     summary = summarise(
-        scores, samples=config.evaluation.bootstrap_samples, seed=config.seed, interactivity_source=config.user.name
+        scores, samples=config.evaluation.bootstrap_samples, seed=config.seed, interactivity_source=source
     )
     settings = asdict(config)
     write_results(folder / "results.json", summary, config=settings, seconds=seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,18 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train") -> No
     Raises:
         BadInput: Device, precision or attention cannot be had here; the processes cannot share a step's goals evenly;
             a class that `target` names is not there, or a metric does not take its options; `model.path` or one of an
-            evaluation's policies is no model, or has too few positions for a conversation; a reference is longer than
-            `task.max_new_tokens`.
+            evaluation's policies is no model, or has too few positions for a conversation; a fresh adapter does not
+            fit the model; a reference is longer than `task.max_new_tokens`.
     """
     from collab.datamodules.goals import check_reference_lengths
-    from collab.modules.loading import check_model, load_tokenizer, resolve_attention, resolve_device, resolve_dtype
+    from collab.modules.loading import (
+        check_lora,
+        check_model,
+        load_tokenizer,
+        resolve_attention,
+        resolve_device,
+        resolve_dtype,
+    )
 
     device = resolve_device(config.trainer.accelerator)
     _check_devices(config, device.type, entry)
@@ -34,6 +42,8 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train") -> No
     _check_metrics(config)
     check_model(config.model)
     _check_positions(config, config.model, "model.path")
+    if entry == "train":
+        check_lora(config.model)
     if entry == "evaluate":
         for name, path in named_policies(config.policies).items():
             if path is None:
@@ -57,6 +67,11 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
 
     devices, nodes, goals = config.trainer.devices, config.trainer.num_nodes, config.trainer.goals_per_step
     on_each = devices if isinstance(devices, int) else 1 if devices == "auto" else len(devices)
+    if kind == "cpu" and isinstance(devices, list):
+        raise BadInput(
+            f"trainer.devices ({devices}) lists indices of devices, and the run is on the CPU. "
+            f"Set trainer.devices={len(devices)}, a number of processes."
+        )
     if kind == "cuda":
         there = torch.cuda.device_count()
         if devices == "auto":
@@ -122,7 +137,10 @@ def load_target(target: str, key: str) -> Any:
     """
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
+        if not inspect.isclass(found):
+            raise ValueError(f"{target} is no class.")
+        return found
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(
             f"{key}={target} cannot be imported: {error_text(error)} Write package.module.Class of something installed."

@@ -12,6 +12,13 @@ replaced by the last. One forward call serves prompts and single tokens alike: r
 What conversations share is computed once: the keys and values of prompts and finished replies are kept (least recently
 used ones are dropped), so the candidates of a context and the next turn of a conversation start from them.
 
+Matrix products round differently with the number of rows, so what a request draws may change, rarely, with whoever
+happens to be decoded beside it. `deterministic=True` takes all such freedom away: every decoding step has `max_batch`
+rows, idle ones included; prompts are read one by one in chunks of `_CHUNK` tokens that start at multiples of it; only
+whole chunks are kept, and no reply (it was computed in steps, not in chunks); and tokens are drawn as the largest of
+perturbed logits (Gumbel-max), which turns on no running sum. Keys behind a request's end weigh exactly nothing, and
+their number is a multiple of 64, so the company's lengths do not show either.
+
 Shapes: N rows, T new tokens per row, L positions, V vocabulary.
 """
 
@@ -32,6 +39,8 @@ from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
 from collab.generation.chat_format import ChatFormat
+
+_CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
 
 
 @dataclass
@@ -65,9 +74,9 @@ class _RowsLayer(DynamicLayer):
 class _Rows:
     """Keys and values of the running requests, `[layer, 2, row, head, position, channel]`."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, whole_blocks: bool) -> None:
         self.data: torch.Tensor | None = None
-        self.layers = layers
+        self.layers, self.whole_blocks = layers, whole_blocks
         self.wanted = (0, 0)  # rows, positions
         self.first = self.last = self.reach = 0
         self.row_index = self.positions = torch.empty(0)
@@ -86,6 +95,8 @@ class _Rows:
         self.first, self.last, self.positions = first, last, positions
         self.row_index = torch.arange(first, last, device=positions.device)[:, None]
         self.reach = int(positions.max()) + 1
+        if self.whole_blocks:
+            self.reach = -(-self.reach // 64) * 64
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.data is None:
@@ -118,10 +129,15 @@ class LocalEngine:
         tokenizer: Its tokenizer.
         max_batch: Requests that are decoded together at most.
         cache_bytes: Memory for kept keys and values; 0 keeps none.
+        deterministic: Bit-equal tokens and log-probs of a request in any batch, order of arrival or state of the
+            cache, on one machine with one number of threads.
     """
 
-    def __init__(self, lm: Any, tokenizer: Any, max_batch: int = 64, cache_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self, lm: Any, tokenizer: Any, max_batch: int = 64, cache_bytes: int = 2 << 30, deterministic: bool = False
+    ) -> None:
         self.lm, self.tokenizer, self.max_batch, self.cache_bytes = lm, tokenizer, max_batch, cache_bytes
+        self.deterministic = deterministic
         self.format = ChatFormat(tokenizer)
         inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
         self._trunk, self._head, self._config = inner.get_decoder(), inner.get_output_embeddings(), inner.config
@@ -129,7 +145,7 @@ class LocalEngine:
         stops = stops if isinstance(stops, list) else [stops]
         self._stops = {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}
         self._limit = getattr(self._config, "max_position_embeddings", None)
-        self._rows = _Rows(self._config.num_hidden_layers)
+        self._rows = _Rows(self._config.num_hidden_layers, deterministic)
         self._waiting: list[_Request] = []
         self._joining: list[_Request] = []
         self._running: list[_Request] = []
@@ -147,6 +163,8 @@ class LocalEngine:
                 f"A conversation of {len(prompt)} tokens plus max_new_tokens={sampling.max_new_tokens} does not fit "
                 f"the model's {limit} positions. Lower task.max_turns or task.max_new_tokens."
             )
+        if self.deterministic:
+            boundaries = list(range(_CHUNK, len(prompt), _CHUNK))
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(prompt, boundaries, sampling, key.stream(), done))
         if self._task is None or self._task.done():
@@ -204,7 +222,13 @@ class LocalEngine:
             if kept is not None:
                 self._rows.put(base + offset, kept, length)
             starts.append(length)
-        logits = self._extend(base, [list(p[s:]) for p, s in zip(same, starts, strict=True)], starts, adapter)
+        if self.deterministic:
+            rows = (
+                self._read_by_chunks(base + i, p, s, adapter) for i, (p, s) in enumerate(zip(same, starts, strict=True))
+            )
+            logits = torch.cat(list(rows))
+        else:
+            logits = self._extend(base, [list(p[s:]) for p, s in zip(same, starts, strict=True)], starts, adapter)
         # Spread each distinct prompt over the rows of those who share it, from the bottom up so that no source is
         # overwritten before it is copied.
         sources = [i for i, requests in enumerate(same.values()) for _ in requests]
@@ -213,7 +237,11 @@ class LocalEngine:
             if sources[offset] != offset:
                 self._rows.move(base + sources[offset], base + offset, len(flat[offset].prompt))
         for i, (prompt, requests) in enumerate(same.items()):
-            if len(requests) > 1:  # a context's candidates: a next one may come in another batch
+            if self.deterministic:
+                whole = (len(prompt) - 1) // _CHUNK * _CHUNK
+                if whole:
+                    self._keep(adapter, prompt[:whole], base + sources.index(i))
+            elif len(requests) > 1:  # a context's candidates: a next one may come in another batch
                 self._keep(adapter, prompt, base + sources.index(i))
         self._running, self._joining = self._running + flat, []
         self._draw(flat, logits[sources])
@@ -223,7 +251,7 @@ class LocalEngine:
         self, adapter: bool, prompt: tuple[int, ...], boundaries: list[int]
     ) -> tuple[torch.Tensor | None, int]:
         """The longest kept prefix and how many of its positions may be used: the last token is always computed."""
-        for boundary in (len(prompt), *reversed(boundaries)):
+        for boundary in (*([] if self.deterministic else [len(prompt)]), *reversed(boundaries)):
             kept = self._kept.get((adapter, prompt[:boundary]))
             if kept is not None:
                 self._kept.move_to_end((adapter, prompt[:boundary]))
@@ -246,15 +274,32 @@ class LocalEngine:
         if not self._running:
             return
         adapter = self._running[0].sampling.adapter
+        new = [[request.ids[-1]] for request in self._running]
         starts = [request.length - 1 for request in self._running]
-        self._draw(self._running, self._extend(0, [[r.ids[-1]] for r in self._running], starts, adapter))
+        if self.deterministic:
+            idle = self.max_batch - len(new)
+            new, starts = [*new, *[[0]] * idle], [*starts, *[0] * idle]
+        self._draw(self._running, self._extend(0, new, starts, adapter)[: len(self._running)])
         self._retire()
 
-    def _extend(self, first: int, new: list[list[int]], starts: list[int], adapter: bool) -> torch.Tensor:
-        """Append `new[i]` to row `first + i`, whose filled part ends at `starts[i]`; `[N, V]` logits after the last."""
+    def _read_by_chunks(self, row: int, prompt: Sequence[int], start: int, adapter: bool) -> torch.Tensor:
+        """Read `prompt` from `start`, a multiple of the chunk, into `row`; `[1, V]` logits after its last token."""
+        for position in range(start, len(prompt), _CHUNK):
+            chunk = list(prompt[position : position + _CHUNK])
+            padded = [*chunk, *[0] * (_CHUNK - len(chunk))]
+            logits = self._extend(row, [padded], [position], adapter, sizes=[len(chunk)])
+        return logits
+
+    def _extend(
+        self, first: int, new: list[list[int]], starts: list[int], adapter: bool, sizes: list[int] | None = None
+    ) -> torch.Tensor:
+        """Append `new[i]` to row `first + i`, whose filled part ends at `starts[i]`.
+
+        Returns `[N, V]` logits after the last token of each, or after the first `sizes[i]` where the rest is padding.
+        """
         device = self._head.weight.device
-        sizes = torch.tensor([len(ids) for ids in new])
-        width = int(sizes.max())
+        width = max(len(ids) for ids in new)
+        ends = torch.tensor(sizes or [len(ids) for ids in new], device=device) - 1
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in new], device=device)
         # A short row's surplus positions lie behind its end: no one attends to them, and the next write replaces them.
         positions = (torch.tensor(starts)[:, None] + torch.arange(width)).to(device)
@@ -275,22 +320,21 @@ class LocalEngine:
                 past_key_values=self._rows.cache,
                 use_cache=True,
             ).last_hidden_state
-        last = hidden[torch.arange(len(new), device=device), sizes.to(device) - 1]
+        last = hidden[torch.arange(len(new), device=device), ends]
         return final_logits(self._head(last), self._config)
 
     def _draw(self, requests: list[_Request], logits: torch.Tensor) -> None:
-        """Append one token to each request: inverse CDF on the request's own uniform number."""
+        """Append one token to each request: inverse CDF on the request's own uniform number, or Gumbel-max."""
         temperatures = torch.tensor([r.sampling.temperature for r in requests], device=logits.device)
-        uniforms = torch.tensor([r.stream.random() for r in requests], device=logits.device)
         scaled = logits.float() / temperatures.clamp(min=1e-6)[:, None]
         for i, request in enumerate(requests):
             if request.sampling.top_k or request.sampling.top_p < 1:
                 scaled[i] = _filtered(scaled[i], request.sampling)
         logprobs = scaled.log_softmax(-1)
-        mass = logprobs.exp().cumsum(-1)
-        # Strictly below the whole mass, which rounding may reach: what lies behind it is impossible or no token at all.
-        points = torch.minimum(uniforms * mass[:, -1], mass[:, -1].nextafter(mass.new_zeros(())))
-        drawn = torch.searchsorted(mass, points[:, None], right=True)[:, 0]
+        if self.deterministic:
+            drawn = _gumbel_max(logprobs, [request.stream for request in requests])
+        else:
+            drawn = _inverse_cdf(logprobs, torch.tensor([r.stream.random() for r in requests], device=logits.device))
         if any(request.sampling.temperature == 0 for request in requests):
             drawn = torch.where(temperatures > 0, drawn, logits.argmax(-1))
         chosen = logprobs.gather(-1, drawn[:, None])[:, 0]
@@ -307,8 +351,9 @@ class LocalEngine:
             if not stopped and len(request.ids) < request.sampling.max_new_tokens:
                 continue
             # The last token was drawn but never fed: keys and values end one before it.
-            ids = (*request.prompt, *request.ids)
-            self._keep(request.sampling.adapter, ids, row, len(ids) - 1)
+            if not self.deterministic:
+                ids = (*request.prompt, *request.ids)
+                self._keep(request.sampling.adapter, ids, row, len(ids) - 1)
             last = len(self._running) - 1
             if row != last:
                 self._rows.move(last, row, self._running[last].length)
@@ -325,6 +370,21 @@ class LocalEngine:
             finish_reason="stop" if stopped else "length",
             prompt_ids=tuple(request.prompt),
         )
+
+
+def _inverse_cdf(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """`[N, V]` log-probs and `[N]` numbers in 0..1 -> `[N]` tokens."""
+    mass = logprobs.exp().cumsum(-1)
+    # Strictly below the whole mass, which rounding may reach: what lies behind it is impossible or no token at all.
+    points = torch.minimum(uniforms * mass[:, -1], mass[:, -1].nextafter(mass.new_zeros(())))
+    return torch.searchsorted(mass, points[:, None], right=True)[:, 0]
+
+
+def _gumbel_max(logprobs: torch.Tensor, streams: Sequence[np.random.Generator]) -> torch.Tensor:
+    """`[N, V]` log-probs -> `[N]` tokens, by V draws of each request's own stream."""
+    # An exponential draw of 0 would win whatever its token's probability is.
+    exponential = np.stack([stream.standard_exponential(logprobs.shape[-1]) for stream in streams]).clip(min=1e-30)
+    return (logprobs - torch.from_numpy(np.log(exponential)).to(logprobs)).argmax(-1)
 
 
 def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:

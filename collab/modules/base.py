@@ -114,7 +114,7 @@ class PolicyModule(L.LightningModule):
         examples = self.examples(batch.groups)
         total = self._over_ranks([sum(self.units(example) for example in examples)])[0]
         if not total:  # no rank has anything to learn from
-            self._log_update(0.0, 0.0, 0.0, 0.0, 1.0)
+            self._log_update(0.0, math.nan, math.nan, 0.0, 1.0)
             return
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()

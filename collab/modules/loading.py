@@ -17,17 +17,21 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import peft
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -182,18 +186,78 @@ def check_model(config: ModelConfig) -> None:
         if not _cached_folder().is_dir():
             _verified_gguf()
         return
-    base, _ = _locate(config)
+    base, adapter = _locate(config)
     try:
-        AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+        found: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(config, base, error) from error
-    weights = ("*.safetensors", "*.bin")
-    if Path(base).is_dir() and not any(True for pattern in weights for _ in Path(base).glob(pattern)):
+    own_code = config.trust_remote_code and "AutoModelForCausalLM" in (getattr(found, "auto_map", None) or {})
+    if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
         raise BadInput(
-            f"model.path={config.path!r}: {base} holds no weights ({' or '.join(weights)}). Point model.path at a "
+            f"model.path={config.path!r}: {base} is a {found.model_type} model, which does not write text from left to "
+            "right. Point model.path at a causal language model."
+        )
+    _check_weights(config, base, ("model*.safetensors", "pytorch_model*.bin"))
+    if adapter is not None:
+        _check_weights(config, adapter, ("adapter_model.safetensors", "adapter_model.bin"))
+    load_tokenizer(config)
+
+
+def _check_weights(config: ModelConfig, folder: str, patterns: Sequence[str]) -> None:
+    """Refuse a local folder without weights, or with files that are no safetensors; a hub id is left to the hub."""
+    if not Path(folder).is_dir():
+        return
+    files = [file for pattern in patterns for file in sorted(Path(folder).glob(pattern))]
+    if not files:
+        raise BadInput(
+            f"model.path={config.path!r}: {folder} holds no weights ({' or '.join(patterns)}). Point model.path at a "
             "folder that `save_pretrained` wrote, or at a Hugging Face id."
         )
-    load_tokenizer(config)
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):  # reads the header
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise BadInput(
+                    f"model.path={config.path!r}: {file} cannot be read ({_first_line(error)}) Copy the folder again: "
+                    "the file is cut or no safetensors."
+                ) from error
+
+
+def check_lora(config: ModelConfig) -> None:
+    """Refuse a fresh adapter that does not fit the model, tried on a copy without memory.
+
+    Raises:
+        BadInput: `lora.target_modules` names no linear layer of the model, or is no regular expression.
+    """
+    base, exported = _locate(config)
+    if exported is None and config.lora.enabled:
+        found = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                found, attn_implementation="eager", trust_remote_code=config.trust_remote_code
+            )
+            _with_fresh_adapter(model, config, base)
+
+
+def _with_fresh_adapter(model: Any, config: ModelConfig, base: str) -> Any:
+    targets = config.lora.target_modules
+    try:
+        lora = peft.LoraConfig(
+            task_type=peft.TaskType.CAUSAL_LM,
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            bias="none",
+        )
+        return peft.get_peft_model(model, lora)
+    except (ValueError, re.error) as error:
+        raise BadInput(
+            f"model.lora cannot be put on {base}: {_first_line(error)} Choose model.lora.target_modules among the "
+            "names of its linear layers, or all-linear."
+        ) from error
 
 
 def num_positions(config: ModelConfig) -> int | None:
@@ -303,8 +367,9 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ad
     """The causal language model of `config` on `device`, in evaluation mode (all dropout off).
 
     With `lora.enabled` it is a `peft.PeftModel` whose only trainable weights are the adapter's, in fp32, over a frozen
-    base in `dtype`; without, all weights are trainable in `dtype`. An adapter at `path` is taken up as it is (its own
-    rank and targets, not those of `config.lora`), or merged when LoRA is off.
+    base in `dtype`, in which the adapter's products are computed as well (`LeanLoraLinear`); without, all weights are
+    trainable in `dtype`. An adapter at `path` is taken up as it is (its own rank and targets, not those of
+    `config.lora`), or merged when LoRA is off.
 
     A fresh adapter changes nothing until it is trained; its random half is drawn from torch's global generator, which
     the caller seeds. Gradient checkpointing, as in all of transformers, acts in training mode only.
@@ -333,22 +398,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ad
         if not config.lora.enabled:
             model = model.merge_and_unload().requires_grad_(True)
     elif adapter and config.lora.enabled:
-        targets = config.lora.target_modules
-        lora = peft.LoraConfig(
-            task_type=peft.TaskType.CAUSAL_LM,
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            bias="none",
-        )
-        try:
-            model = peft.get_peft_model(model, lora)
-        except ValueError as error:
-            raise BadInput(
-                f"model.lora cannot be put on {base}: {_first_line(error)} Choose model.lora.target_modules among the "
-                "names of its linear layers, or all-linear."
-            ) from error
+        model = _with_fresh_adapter(model, config, base)
     make_lean(model)
     return cast(torch.nn.Module, model.to(device).eval())
 
@@ -367,6 +417,8 @@ def _locate(config: ModelConfig) -> tuple[str, str | None]:
     try:
         found = find_adapter_config_file(path)
         base = json.loads(Path(found).read_text())["base_model_name_or_path"] if found else path
+        if not isinstance(base, str):
+            raise ValueError(f"base_model_name_or_path is {base!r}, and has to name the adapter's base.")
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(config, path, error) from error
     if not found:

@@ -12,9 +12,13 @@ from peft.tuners import lora
 class LeanLoraLinear(lora.Linear):
     """`lora.Linear` of peft, with `A` and `B` rounded to the input's dtype instead of the input cast to theirs.
 
-    peft keeps adapters in fp32 beside a bf16 model and casts activations back and forth in every layer, which costs a
-    third of a decoding step on a CPU. The weights that are trained stay in fp32 here too; only products are in bf16, in
-    rollouts and in the update alike. Whatever is not one plain adapter without dropout is left to peft.
+    peft keeps adapters in fp32 beside a bf16 model and casts activations back and forth in every layer, which is much
+    of a decoding step on a CPU. The weights that are trained stay in fp32 here too; only products are in bf16, in
+    rollouts and in the update alike. Whatever is not one plain adapter is left to peft, and so is training mode with
+    its dropout.
+
+    The rounded weights are kept until an optimizer step, `load_state_dict` or any other operation on the parameters;
+    after writing to `.data`, which leaves no trace, call `forget_rounded`.
     """
 
     _rounded: tuple[tuple[Any, ...], torch.Tensor, torch.Tensor] | None = None
@@ -23,6 +27,7 @@ class LeanLoraLinear(lora.Linear):
         """`[..., in]` -> `[..., out]`."""
         active = self.active_adapters
         plain = len(active) == 1 and active[0] in self.lora_A and active[0] not in self.lora_variant
+        plain = plain and not self.lora_bias[active[0]]
         if args or kwargs or not plain or self.merged or self.disable_adapters or self.training:
             return super().forward(x, *args, **kwargs)
         a, b = self._weights(active[0], x.dtype)
@@ -43,6 +48,13 @@ class LeanLoraLinear(lora.Linear):
         if not torch.is_grad_enabled():
             self._rounded = (state, *rounded)
         return rounded
+
+
+def forget_rounded(model: torch.nn.Module) -> None:
+    """Have every `LeanLoraLinear` of the model round its weights anew."""
+    for module in model.modules():
+        if isinstance(module, LeanLoraLinear):
+            module._rounded = None
 
 
 def make_lean(model: torch.nn.Module) -> None:

@@ -73,9 +73,16 @@ class AgendaInteractivity:
 
     Args:
         items_per_answer: As the simulated user has it (`user.items_per_answer`).
+
+    Raises:
+        BadInput: `items_per_answer` is not a whole number of at least 1.
     """
 
     def __init__(self, items_per_answer: int = 2) -> None:
+        if not isinstance(items_per_answer, int) or isinstance(items_per_answer, bool) or items_per_answer < 1:
+            raise BadInput(
+                f"items_per_answer ({items_per_answer!r}) must be a whole number of at least 1. Set it to one."
+            )
         self.items_per_answer = items_per_answer
 
     async def __call__(self, conversation: Conversation) -> float | None:

@@ -132,6 +132,9 @@ def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
             ["model=smolm2", "sampler.windw=1", "trainer.max_steps=x"],
             ["Did you mean smollm2?", "Did you mean sampler.window?", "takes int"],
         ),
+        (["algorithm=null"], ["algorithm=null: there is no such algorithm.", "online_dpo"]),
+        (["model=1"], ["model=1: there is no such model.", "smollm2"]),
+        (["experiment=doc_edit", "judge=null", "sampler.windw=1"], ["judge=null: there is no", "sampler.window?"]),
     ],
 )
 def test_an_override_that_does_not_fit_is_told_in_one_message(overrides, said):

@@ -25,7 +25,7 @@ from transformers import (
 from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
-from collab.generation.engine import LocalEngine, final_logits
+from collab.generation.engine import _CHUNK, LocalEngine, final_logits
 
 T = TypeVar("T")
 
@@ -237,9 +237,11 @@ def test_logprobs_are_those_of_a_plain_forward_pass(sharp: Any, tokenizer: Any) 
     assert_logprobs_are_plain(sharp, replies, 0.7)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_tokens_come_as_often_as_softmax_says(sharp: Any, tokenizer: Any, temperature: float) -> None:
-    engine, draws = LocalEngine(sharp, tokenizer, max_batch=256), 4000
+@pytest.mark.parametrize(("temperature", "deterministic"), [(1.0, False), (0.6, False), (0.6, True)])
+def test_tokens_come_as_often_as_softmax_says(
+    sharp: Any, tokenizer: Any, temperature: float, deterministic: bool
+) -> None:
+    engine, draws = LocalEngine(sharp, tokenizer, max_batch=256, deterministic=deterministic), 4000
     message = [Message("user", "Hello")]
 
     async def sample() -> list[Reply]:
@@ -333,6 +335,46 @@ def test_a_request_draws_the_same_alone_and_in_company(sharp: Any, tokenizer: An
     assert run(together()) == company  # bit for bit, log-probs too
     # Same words, other keys: other draws.
     assert len({reply[0].token_ids for reply in company}) == 10
+
+
+async def company(engine: LocalEngine, draw: np.random.Generator, sampling: Sampling) -> list[Reply]:
+    """One chat of three turns, whose prompts are longer than two chunks, somewhere among up to eight random others."""
+
+    async def wanted() -> list[Reply]:
+        await asyncio.sleep(float(draw.uniform(0, 0.02)))
+        return await talk(engine, 0, 3, sampling, system="Be brief. " * 20)
+
+    others = [
+        talk(engine, int(number), int(draw.integers(1, 4)), Sampling(int(draw.integers(2, 40)), 0.9), pause=True)
+        for number in draw.integers(1, 14, size=draw.integers(9))
+    ]
+    place = int(draw.integers(len(others) + 1))
+    return (await asyncio.gather(*others[:place], wanted(), *others[place:]))[place]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_deterministic_mode_is_bit_equal_in_any_company_order_and_cache(
+    adapted: Any, tokenizer: Any, temperature: float
+) -> None:
+    sampling, draw = Sampling(25, temperature), np.random.default_rng(3)
+
+    def engine(cache_bytes: int = 1 << 30) -> LocalEngine:
+        return LocalEngine(adapted, tokenizer, max_batch=6, cache_bytes=cache_bytes, deterministic=True)
+
+    alone = run(talk(engine(), 0, 3, sampling, system="Be brief. " * 20))
+    assert all(len(reply.prompt_ids) > 2 * _CHUNK for reply in alone)
+    warm = engine()
+    for trial in range(25):
+        found = run(company(warm if trial % 2 else engine(int(draw.integers(2)) << 18), draw, sampling))
+        assert found == alone  # tokens, text and log-probs, bit for bit
+    assert len(warm._kept) > 3
+
+
+def test_the_deterministic_mode_says_what_the_fast_one_says(sharp: Any, tokenizer: Any) -> None:
+    fast = run(many_talks(LocalEngine(sharp, tokenizer), temperature=0.0))
+    fixed = run(many_talks(LocalEngine(sharp, tokenizer, max_batch=4, deterministic=True), temperature=0.0))
+    assert [reply.token_ids for reply in fixed] == [reply.token_ids for reply in fast]
+    assert_logprobs_are_plain(sharp, run(many_talks(LocalEngine(sharp, tokenizer, deterministic=True), 0.7)), 0.7)
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1, 60_000])

@@ -258,6 +258,22 @@ def test_paths_that_are_no_model(tiny_model, tmp_path):
     refused("no-such-org/no-such-model", "neither a model folder nor a Hugging Face id")
 
     refused(copy_without(tiny_model, tmp_path / "no_weights", "*.safetensors"), "holds no weights")
+    other_files = copy_without(tiny_model, tmp_path / "other_files", "*.safetensors")
+    (other_files / "training_args.bin").write_bytes(b"x")
+    refused(other_files, "holds no weights")
+    cut = copy_without(tiny_model, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes(b"{}")
+    refused(cut, "cannot be read")
+    translator = copy_without(tiny_model, tmp_path / "translator", "config.json")
+    (translator / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    refused(translator, "is a t5 model, which does not write text from left to right")
+    half = tmp_path / "half"
+    half.mkdir()
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(tiny_model)}
+    (half / "adapter_config.json").write_text(json.dumps(adapter))
+    refused(half, "holds no weights .adapter_model.safetensors")
+    (half / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": None}))
+    refused(half, "base_model_name_or_path is None")
     refused(copy_without(tiny_model, tmp_path / "no_tokenizer", "token*", "chat*"), "no tokenizer could be loaded")
     refused(copy_without(tiny_model, tmp_path / "no_template", "chat*"), "TokenizersBackend .* has no chat template")
 

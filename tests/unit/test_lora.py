@@ -11,7 +11,10 @@ import torch
 from peft.tuners import lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from collab.modules.lora import LeanLoraLinear, make_lean
+from collab.conversation import Reply
+from collab.modules.lora import LeanLoraLinear, forget_rounded, make_lean
+from collab.modules.packing import pack
+from collab.modules.policy import Policy
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
 
@@ -20,12 +23,13 @@ def make_lm(dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=11, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, attention_bias=True, initializer_range=0.2,
+        num_key_value_heads=2, max_position_embeddings=64, attention_bias=True, mlp_bias=True,
+        initializer_range=0.2,
     )  # fmt: skip
     options = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.5, "target_modules": "all-linear", **fields}
     lm = peft.get_peft_model(LlamaForCausalLM(config).to(dtype), peft.LoraConfig(task_type="CAUSAL_LM", **options))
     for name, parameter in lm.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name:  # with its bias, where it has one
             torch.nn.init.normal_(parameter, std=0.1)
     return lm.eval()
 
@@ -59,9 +63,29 @@ def test_in_bf16_the_adapter_stays_in_fp32_and_the_result_is_close() -> None:
         exact = make_lm()(IDS).logits
         error = (ours(IDS).logits.float() - exact).abs().mean()
         assert error < 1.5 * (theirs(IDS).logits.float() - exact).abs().mean()
-    ours(input_ids=IDS, labels=IDS).loss.backward()
+    fp32 = make_lm()
+    for lm in (ours, fp32):
+        lm(input_ids=IDS, labels=IDS).loss.backward()
     trained = [p for p in ours.parameters() if p.requires_grad]
     assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in trained)
+    for rounded, plain in zip(trained, (p for p in fp32.parameters() if p.requires_grad), strict=True):
+        assert torch.cosine_similarity(rounded.grad.flatten(), plain.grad.flatten(), dim=0) > 0.99
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        policy = Policy(lean(make_lm()), with_reference=False)
+        if checkpointing:
+            policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            policy.lm.enable_input_require_grads()
+        policy.train()
+        reply = Reply("", (5, 9, 2), (-1.0, -1.0, -1.0), "stop", (3, 1, 4, 1))
+        policy(pack([[reply]], 0.7)).logprobs.sum().backward()
+        gradients.append([p.grad for p in policy.parameters() if p.requires_grad])
+    assert len(gradients[0]) == 28
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
 
 
 def test_rounded_weights_follow_the_optimizer_and_the_switches() -> None:
@@ -88,12 +112,27 @@ def test_rounded_weights_follow_the_optimizer_and_the_switches() -> None:
         torch.testing.assert_close(lm(IDS).logits, before, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("fields", [{"use_dora": True}, {"lora_dropout": 0.0}, {"use_rslora": True}])
+@pytest.mark.parametrize(
+    "fields", [{"use_dora": True}, {"lora_dropout": 0.0}, {"use_rslora": True}, {"lora_bias": True}]
+)
 def test_other_kinds_of_lora_come_out_the_same(fields: dict[str, Any]) -> None:
     theirs = make_lm(**fields)
     ours = lean(theirs)
     with torch.no_grad():
         torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=0)
+
+
+def test_what_leaves_no_trace_on_a_parameter_needs_a_word() -> None:
+    lm = lean(make_lm())
+    with torch.no_grad():
+        lm(IDS)
+        for name, parameter in lm.named_parameters():
+            if "lora_B" in name:
+                parameter.data.zero_()
+        forget_rounded(lm)
+        got = lm(IDS).logits
+        with lm.disable_adapter():
+            torch.testing.assert_close(got, lm(IDS).logits, atol=1e-6, rtol=0)
 
 
 def test_dropout_is_left_to_peft() -> None:

@@ -48,7 +48,6 @@ def test_what_is_right_passes(checked):
     ("overrides", "processes", "enough"),
     [
         (["trainer.devices=3"], 3, 6),
-        (["trainer.devices=[0,1,2]"], 3, 6),
         (["trainer.devices=2", "trainer.num_nodes=4"], 8, 8),
         (["trainer.devices=auto", "trainer.num_nodes=3"], 3, 6),  # a CPU is one device
     ],
@@ -59,6 +58,11 @@ def test_processes_that_cannot_share_a_step_are_refused(overrides, processes, en
     assert f"Set trainer.goals_per_step={enough}." in message
     checked(*overrides, f"trainer.goals_per_step={enough}")
     checked(*overrides, entry="evaluate")  # which has no steps
+
+
+def test_a_cpu_has_no_indices(checked):
+    message = refusal(checked, "trainer.devices=[0,1]")
+    assert "trainer.devices ([0, 1]) lists indices" in message and "Set trainer.devices=2" in message
 
 
 def test_auto_is_every_cuda_device(checked, monkeypatch):
@@ -84,6 +88,11 @@ def test_auto_is_every_cuda_device(checked, monkeypatch):
             "task.metrics.token_penalty.options.coefficient=-1",
             ["task.metrics.token_penalty.options", "coefficient (-1) must be a finite number of at least 0"],
         ),
+        (
+            "task.metrics.interactivity.options.items_per_answer=0",
+            ["task.metrics.interactivity.options", "items_per_answer (0) must be a whole number of at least 1"],
+        ),
+        ("task.metrics.interactivity.options.items_per_answer=abc", ["items_per_answer ('abc') must be"]),
     ],
 )
 def test_options_that_a_metric_does_not_take_are_told(override, said, checked):
@@ -100,6 +109,18 @@ def test_conversations_longer_than_the_model_are_refused(checked):
     for text in ("task.max_turns (4)", "task.max_new_tokens (513)", "is 2052 tokens", "model.path", "2048 positions"):
         assert text in message
     assert "Set task.max_new_tokens=256 or less" in message
+
+
+@pytest.mark.parametrize("targets", ["[no_such_layer]", "'['"])
+def test_an_adapter_that_does_not_fit_is_refused_before_weights_are_read(targets, checked):
+    message = refusal(checked, f"model.lora.target_modules={targets}")
+    assert "model.lora cannot be put on" in message and "Choose model.lora.target_modules" in message
+    checked(f"model.lora.target_modules={targets}", "model.lora.enabled=false")
+    checked(f"model.lora.target_modules={targets}", entry="evaluate")  # which adds no adapter
+
+
+def test_a_target_has_to_be_a_class(checked):
+    assert "collab.text.words is no class" in refusal(checked, "task.target=collab.text.words")
 
 
 def test_a_model_that_does_not_say_its_positions_is_let_through(checked, tiny_model, monkeypatch):
