@@ -16,8 +16,9 @@ Matrix products round differently with the number of rows, so what a request dra
 happens to be decoded beside it. `deterministic=True` takes all such freedom away: every decoding step has `max_batch`
 rows, idle ones included; prompts are read one by one in chunks of `_CHUNK` tokens that start at multiples of it; only
 whole chunks are kept, and no reply (it was computed in steps, not in chunks); and tokens are drawn as the largest of
-perturbed logits (Gumbel-max), which turns on no running sum. Keys behind a request's end weigh exactly nothing, and
-their number is a multiple of 64, so the company's lengths do not show either.
+perturbed logits (Gumbel-max), which turns on no running sum. On a CPU one thread does it all: how several share out a
+product depends on the row. Keys behind a request's end weigh exactly nothing, and their number is a multiple of 64, so
+the company's lengths do not show either.
 
 Shapes: N rows, T new tokens per row, L positions, V vocabulary.
 """
@@ -130,7 +131,7 @@ class LocalEngine:
         max_batch: Requests that are decoded together at most.
         cache_bytes: Memory for kept keys and values; 0 keeps none.
         deterministic: Bit-equal tokens and log-probs of a request in any batch, order of arrival or state of the
-            cache, on one machine with one number of threads.
+            cache, on one machine.
     """
 
     def __init__(
@@ -178,6 +179,9 @@ class LocalEngine:
         self._rows.data, self._rows.wanted = None, (0, 0)
 
     async def _serve(self) -> None:
+        threads = torch.get_num_threads()
+        if self.deterministic:
+            torch.set_num_threads(1)
         try:
             while self._waiting or self._running:
                 with torch.no_grad():
@@ -193,6 +197,9 @@ class LocalEngine:
             self._running, self._joining, self._waiting = [], [], []
             if not isinstance(error, Exception):
                 raise
+        finally:
+            if self.deterministic:
+                torch.set_num_threads(threads)
 
     # --- joining -----------------------------------------------------------------------------------------------
 
