@@ -53,7 +53,6 @@ class PolicyModule(L.LightningModule):
     """
 
     needs_reference = True  # set to False where nothing is trained: full weights then have no frozen copy
-    loss_needs_reference: bool = True  # else the reference reads one micro-batch a step, for the logged KL
 
     def __init__(
         self, config: Any, load: Callable[[], Any], tokenizer: Any, temperature: float, max_steps: int
@@ -68,6 +67,11 @@ class PolicyModule(L.LightningModule):
         self.strict_loading = False  # checkpoints hold trainable weights only
 
     # --- what an algorithm says ----------------------------------------------------------------------------------
+
+    @property
+    def loss_needs_reference(self) -> bool:
+        """Whether the loss reads `ref_logprobs`; else the reference reads one micro-batch a step, for the logged KL."""
+        return True
 
     @abstractmethod
     def examples(self, groups: Sequence[Group]) -> list[Example]:

@@ -21,7 +21,7 @@ class GRPO(PolicyModule):
     """See the module's docstring; fields in `GRPOConfig`."""
 
     @property
-    def loss_needs_reference(self) -> bool:  # type: ignore[override]
+    def loss_needs_reference(self) -> bool:
         return self.config.kl_coef > 0
 
     def examples(self, groups: Sequence[Group]) -> list[Example]:
