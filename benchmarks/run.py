@@ -1,321 +1,203 @@
-"""Speed as ratios: ours and a peer on the same work, in turn, in one run; medians.
+"""Speed and memory as ratios: ours and a peer on the same work, in turn, in one run; medians.
 
-    python benchmarks/run.py                      # all rows
+    python benchmarks/run.py                      # all rows that this machine can measure
     python benchmarks/run.py decode_vs_generate   # one
-    python benchmarks/run.py --runs 5 --tokens 64 --requests 32
+    python benchmarks/run.py decode_vs_generate decode_vs_floor --runs 5 --tokens 64 --requests 32
 
-A row is printed as it is measured. `--write` puts all measured rows into `benchmarks/results.json`, in place of older
-figures of the same rows, and the table into `docs/benchmarks.md`.
+A row is printed as it is measured. `--write` puts what was measured into benchmarks/results.json, in place of older
+figures of the same rows, and the table into docs/benchmarks.md; rows that were measured on a GPU are marked _gpu and
+stand apart. Peers are installed from the package registry when a row first needs them, into benchmarks/.envs/: about
+7 GB for all. TORCH_ARGS holds pip's options for torch, as in the Makefile. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import importlib
 import json
 import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from collab.chat.base import Sampling
-from collab.config import AgendaUserConfig, ModelConfig
-from collab.conversation import Conversation, Key, Message
-from collab.datamodules.goals import load_splits
-from collab.generation.engine import LocalEngine
-from collab.modules.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
-from collab.quiet import quiet
-from collab.rewards.metrics import Bleu
-from collab.rewards.reward import ConversationReward
-from collab.simulation.agenda import AgendaUser
-from collab.simulation.rollout import Players, multiturn_reward, sample_candidates
-from collab.simulation.user import UserTurn
+from benchmarks.rows import FOLDER, ROWS, Row
 
-FOLDER = Path(__file__).parent
-SYSTEM = "You are an editor. Ask the user short clarifying questions. Use the user's facts to write the text."
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all rows share.
-
-    Attributes:
-        lm: The model, without an adapter, in `dtype` on `device`.
-        tokenizer: Its tokenizer.
-        runs: Counted runs of each side.
-        requests: Sequences decoded at a time.
-        tokens: New tokens of each.
-    """
-
-    lm: Any
-    tokenizer: Any
-    runs: int
-    requests: int
-    tokens: int
-
-    def engine(self) -> LocalEngine:
-        engine = LocalEngine(self.lm, self.tokenizer)
-        engine._stops = set()  # exactly the stated number of tokens on both sides
-        return engine
-
-
-@dataclass(frozen=True)
-class Figures:
-    ours: float
-    peer: float
-    ratio: float
-    unit: str
-    wanted: str
-    what: str
-
-
-def in_turn(runs: int, *sides: Callable[[], float]) -> list[list[float]]:
-    """Each side's values, taken alternately after one run that does not count."""
-    for side in sides:
-        side()
-    values: list[list[float]] = [[] for _ in sides]
-    for _ in range(runs):
-        for found, side in zip(values, sides, strict=True):
-            found.append(side())
-    return values
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def rate(count: float, work: Callable[[], Any]) -> Callable[[], float]:
-    return lambda: count / seconds(work)
-
-
-def compare(setting: Setting, ours: Callable[[], float], peer: Callable[[], float]) -> tuple[float, float, float]:
-    """Medians of both sides, and the median of the ratios of neighbouring runs."""
-    mine, theirs = in_turn(setting.runs, ours, peer)
-    ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
-    return statistics.median(mine), statistics.median(theirs), ratio
-
-
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-
-def prompts(count: int) -> list[list[Message]]:
-    """Chats of the same number of tokens."""
-    text = "Hello, I need a notice about shed number {:02d} of the garden club. Can you help me with that?"
-    return [[Message("system", SYSTEM), Message("user", text.format(n))] for n in range(count)]
-
-
-def decoding(setting: Setting) -> Callable[[], float]:
-    """New tokens a second of the engine, prompts included."""
-    chats = prompts(setting.requests)
-    sampling = Sampling(setting.tokens, 0.7)
-
-    def work() -> None:
-        engine = setting.engine()
-
-        async def everyone() -> None:
-            keys = (Key(1, goal=str(n)) for n in range(len(chats)))
-            await asyncio.gather(*(engine.complete(c, sampling, k) for c, k in zip(chats, keys, strict=True)))
-
-        asyncio.run(everyone())
-
-    return rate(setting.requests * setting.tokens, work)
-
-
-def decode_vs_generate(setting: Setting) -> Figures:
-    engine = setting.engine()
-    ids = [engine.format.encode(chat)[0] for chat in prompts(setting.requests)]
-    assert len({len(row) for row in ids}) == 1, "generate gets no padding"
-    batch = torch.tensor(ids, device=setting.lm.device)
-
-    def generate() -> None:
-        with torch.no_grad():
-            out = setting.lm.generate(
-                batch,
-                attention_mask=torch.ones_like(batch),
-                do_sample=True,
-                temperature=0.7,
-                top_k=0,
-                top_p=1.0,
-                min_new_tokens=setting.tokens,
-                max_new_tokens=setting.tokens,
-                pad_token_id=0,
-            )
-        assert out.shape[1] == batch.shape[1] + setting.tokens
-
-    found = compare(setting, decoding(setting), rate(setting.requests * setting.tokens, generate))
-    what = f"decoding, {setting.requests} requests of {setting.tokens} tokens, against transformers' generate"
-    return Figures(*found, "tokens/s", ">= 2", what)
-
-
-def decode_vs_floor(setting: Setting) -> Figures:
-    linears = [module for module in setting.lm.modules() if isinstance(module, torch.nn.Linear)]
-    dtype, device = setting.lm.dtype, setting.lm.device
-    inputs = {n: torch.randn(setting.requests, n, dtype=dtype, device=device) for n in {m.in_features for m in linears}}
-
-    def products() -> None:
-        with torch.no_grad():
-            for _ in range(setting.tokens):
-                for linear in linears:
-                    linear(inputs[linear.in_features])
-
-    found = compare(setting, decoding(setting), rate(setting.requests * setting.tokens, products))
-    return Figures(*found, "tokens/s", ">= 0.4", "decoding, against its matrix products alone")
-
-
-# --- forward sampling ------------------------------------------------------------------------------------------------
-
-
-class LateUser:
-    """The agenda user behind a delay."""
-
-    def __init__(self, delay: float) -> None:
-        self.user, self.delay = AgendaUser(AgendaUserConfig(), max_turns=8), delay
-
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
-        await asyncio.sleep(self.delay)
-        return await self.user.respond(conversation, key)
-
-
-def forward_sampling(
-    setting: Setting, contexts: int, candidates: int, samples: int, delay: float
-) -> Callable[[], float]:
-    """Seconds for the futures (w = 2) of so many contexts, candidates and samples; candidates are drawn before."""
-    goals = load_splits(_task()).train[:contexts]
-    engine = setting.engine()
-    players = Players(engine, LateUser(delay), Sampling(min(setting.tokens, 48), 0.7), max_turns=8)
-    reward = ConversationReward({"bleu": (1.0, Bleu())})
-    chats = [Conversation(goal, SYSTEM, pending=f"Hi, I need a text about {goal.metadata['title']}.") for goal in goals]
-
-    async def draw() -> list[Any]:
-        keys = [Key(1, goal=goal.id) for goal in goals]
-        return [await sample_candidates(players, c, candidates, k) for c, k in zip(chats, keys, strict=True)]
-
-    replies = asyncio.run(draw())
-
-    async def futures() -> None:
-        await asyncio.gather(
-            *(
-                multiturn_reward(
-                    chat,
-                    found,
-                    players=players,
-                    reward=reward,
-                    window=2,
-                    num_samples=samples,
-                    key=Key(1, goal=chat.goal.id),
-                )
-                for chat, found in zip(chats, replies, strict=True)
-            )
-        )
-
-    def work() -> None:
-        engine.forget()
-        asyncio.run(futures())
-
-    return lambda: seconds(work)
-
-
-def samples_1_to_8(setting: Setting) -> Figures:
-    eight, one = (forward_sampling(setting, 4, 2, samples, 0.0) for samples in (8, 1))
-    what = "forward samples per candidate 8 against 1 (4 contexts x 2 candidates, w = 2)"
-    return Figures(*compare(setting, eight, one), "s", "<= 4", what)
-
-
-def user_latency(setting: Setting) -> Figures:
-    late, prompt = (forward_sampling(setting, 8, 2, 4, delay) for delay in (1.0, 0.0))
-    slow, fast = in_turn(setting.runs, late, prompt)
-    added = statistics.median(a - b for a, b in zip(slow, fast, strict=True))
-    what = "64 conversations, w = 2, user latency 1 s instead of 0: added wall time, against the chain of two answers"
-    return Figures(added, 2.0, added / 2.0, "s", "<= 1.2", what)
-
-
-ROWS: dict[str, Callable[[Setting], Figures]] = {
-    "decode_vs_generate": decode_vs_generate,
-    "decode_vs_floor": decode_vs_floor,
-    "samples_1_to_8": samples_1_to_8,
-    "user_latency": user_latency,
+_OPTIONS = {
+    "--runs": "counted runs of each side",
+    "--requests": "sequences decoded at a time, in the decode rows",
+    "--tokens": "new tokens of each, there; turns of forward samples have 48 at most",
+    "--contexts": "contexts of the rows against the official package",
 }
+_DEFAULTS = {"runs": 3, "requests": 32, "tokens": 64, "contexts": 4}
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+def _parser() -> argparse.ArgumentParser:
+    rows = "\n".join(f"  {name:30} {row.what}; ours / peer {row.wanted}" for name, row in ROWS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\nrows:\n{rows}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", nargs="*", help="rows to measure; all if none is named")
+    for option, text in _OPTIONS.items():
+        default = _DEFAULTS[option.removeprefix("--")]
+        parser.add_argument(option, type=_count, default=default, metavar="N", help=f"{text}; {default} if left out")
+    parser.add_argument(
+        "--model",
+        help="folder or Hugging Face id, or random-1b for a Llama of that size with random weights; "
+        "SmolLM2-135M-Instruct if left out",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is cuda where there is")
+    parser.add_argument("--checkpointing", action="store_true", help="update rows: both sides recompute activations")
+    parser.add_argument("--write", action="store_true", help="put the figures into results.json and docs/benchmarks.md")
+    return parser
 
 
-def _task() -> Any:
-    from collab.compose import load_config
-
-    return load_config("train", ["experiment=doc_edit"]).task
-
-
-def write(rows: Sequence[dict[str, Any]]) -> None:
-    path = FOLDER / "results.json"
-    older = json.loads(path.read_text())["rows"] if path.exists() else []
-    merged = {row["row"]: row for row in [*older, *rows]}
-    ordered = [merged[name] for name in ROWS if name in merged]
-    path.write_text(json.dumps({"rows": ordered}, indent=1) + "\n")
-    lines = [
-        "# Benchmarks",
-        "",
-        "Ratios, each side measured in turn in one run; medians. `python benchmarks/run.py --write` repeats them.",
-        "",
-        "| what | ours | peer | ratio, ours / peer | wanted | machine |",
-        "|---|---:|---:|---:|---:|---|",
-        *(
-            f"| {r['what']} | {r['ours']:.4g} {r['unit']} | {r['peer']:.4g} {r['unit']} | {r['ratio']:.2f} | "
-            f"{r['wanted']} | {r['machine']} |"
-            for r in ordered
-        ),
-    ]
-    (FOLDER.parent / "docs" / "benchmarks.md").write_text("\n".join(lines) + "\n")
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", help=f"rows to measure, of {', '.join(ROWS)}; all if none is named")
-    parser.add_argument("--runs", type=int, default=3, help="counted runs of each side")
-    parser.add_argument("--requests", type=int, default=32, help="sequences decoded at a time")
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens of each")
-    parser.add_argument("--model", help="folder or Hugging Face id; SmolLM2-135M-Instruct if left out")
-    parser.add_argument("--write", action="store_true", help="put the figures into benchmarks/results.json and docs/")
-    args = parser.parse_args()
+def command(row: str, args: argparse.Namespace) -> str:
+    """What to type to measure a row again."""
+    words = ["python benchmarks/run.py", row]
+    words += [f"{option} {getattr(args, option.removeprefix('--'))}" for option in _OPTIONS]
+    words += [f"--model {args.model}"] if args.model else []
+    words += [f"--device {args.device}"] if args.device != "auto" else []
+    words += ["--checkpointing"] if args.checkpointing else []
+    return " ".join(words)
+
+
+def main(argv: Sequence[str] | None = None, results: Path | None = None, docs: Path | None = None) -> int:
+    """Measure, print and, if asked to, write; the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
     if unknown := [name for name in args.rows if name not in ROWS]:
         parser.error(f"{', '.join(unknown)}: no such row. Rows: {', '.join(ROWS)}.")
+
+    import torch
+    import transformers
+
+    from benchmarks.measure import Setting, model_folder
+    from benchmarks.peer import PeerFailed
+    from collab.errors import BadInput
+    from collab.modules.loading import resolve_device, resolve_dtype
+    from collab.quiet import quiet
+
     quiet()
-    device = resolve_device("auto")
-    dtype = resolve_dtype("auto", device)
-    model = ModelConfig(name="smollm2", path=args.model)
-    lm = load_model(model, dtype, device, adapter=False)
-    setting = Setting(lm, load_tokenizer(model), args.runs, args.requests, args.tokens)
+    try:
+        device = resolve_device(args.device)
+        if elsewhere := [name for name in args.rows if device.type not in ROWS[name].devices]:
+            where = ", ".join(f"{name} on {' or '.join(ROWS[name].devices)}" for name in elsewhere)
+            raise BadInput(f"--device is {device.type}, and {where} alone. Choose another device or other rows.")
+        dtype = resolve_dtype("auto", device)
+        setting = Setting(
+            model=model_folder(args.model),
+            device=device,
+            dtype=dtype,
+            runs=args.runs,
+            requests=args.requests,
+            tokens=args.tokens,
+            contexts=args.contexts,
+            checkpointing=args.checkpointing,
+        )
+    except BadInput as error:
+        parser.error(str(error))
     place = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     machine = (
-        f"{place}, {str(dtype).removeprefix('torch.')}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{place}, {setting.named_dtype}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
-    measured = []
-    for name in args.rows or ROWS:
-        f = ROWS[name](setting)
-        print(
-            f"{name}: ours {f.ours:.4g}, peer {f.peer:.4g} {f.unit}, ratio {f.ratio:.2f} (wanted {f.wanted})",
-            flush=True,
+    measured: list[dict[str, Any]] = []
+    failed = False
+    try:
+        for name in args.rows or [name for name, row in ROWS.items() if device.type in row.devices]:
+            row = ROWS[name]
+            try:
+                figures = getattr(importlib.import_module(f"benchmarks.{row.subject}"), name)(setting)
+            except PeerFailed as error:
+                print(f"{name}: not measured. {error}", flush=True)
+                failed = True
+                continue
+            found = {
+                "row": f"{name}_gpu" if device.type == "cuda" else name,
+                "ours": figures.ours,
+                "peer": figures.peer,
+                "ratio": figures.ratio,
+                "unit": row.unit,
+                "runs": args.runs,
+                "command": command(name, args),
+                "ratios": list(figures.ratios),
+                "wanted": row.wanted,
+                "machine": machine,
+            }
+            measured.append(found)
+            print(
+                f"{name}: ours {figures.ours:.4g}, peer {figures.peer:.4g} {row.unit}, ratio {figures.ratio:.2f} "
+                f"({min(figures.ratios):.2f} to {max(figures.ratios):.2f}), wanted {row.wanted}\n  {found['command']}",
+                flush=True,
+            )
+            if args.write:
+                write(measured, results or FOLDER / "results.json", docs or FOLDER.parent / "docs" / "benchmarks.md")
+    finally:
+        setting.close()
+    return int(failed)
+
+
+def write(rows: Sequence[dict[str, Any]], results: Path, docs: Path) -> None:
+    """Put rows beside the older ones of other names, in the table's order, and write the table anew."""
+    older = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
+    merged = {row["row"]: row for row in [*older, *rows]}
+    ordered = [merged[name] for name in (*ROWS, *(f"{name}_gpu" for name in ROWS)) if name in merged]
+    results.write_text(json.dumps({"rows": ordered}, indent=1) + "\n", encoding="utf-8")
+    docs.write_text(page(ordered), encoding="utf-8")
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """docs/benchmarks.md, from what results.json holds."""
+
+    def line(found: dict[str, Any]) -> str:
+        row, low, high = ROWS[found["row"].removesuffix("_gpu")], min(found["ratios"]), max(found["ratios"])
+        return (
+            f"| `{found['row']}` | {row.what} | {found['ours']:.4g} | {found['peer']:.4g} | {row.unit} | "
+            f"{found['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row.wanted} |"
         )
-        command = (
-            f"python benchmarks/run.py {name} --runs {args.runs} --requests {args.requests} --tokens {args.tokens}"
-        )
-        measured.append({"row": name, **vars(f), "runs": args.runs, "command": command, "machine": machine})
-    if args.write:
-        write(measured)
+
+    machines: dict[str, list[str]] = {}
+    for found in rows:
+        machines.setdefault(found["machine"], []).append(f"`{found['row']}`")
+    parts = [
+        "# Benchmarks",
+        "",
+        "Ours against peers, on the same work: same model, weights in the same dtype, same number of threads, same",
+        "prompts, exactly the stated number of new tokens. Both sides are measured in turn in one run, after one run",
+        "of each that does not count; while one works the other idles. Figures are medians; a ratio, ours / peer, is",
+        "the median over neighbouring runs, with the lowest and the highest behind it.",
+        "",
+        "`make bench` measures everything and writes this page and `benchmarks/results.json`, which also holds the",
+        "command of each row. Peers are installed into `benchmarks/.envs/` at fixed versions: about 7 GB.",
+        "vLLM's manual recommends libtcmalloc, which is preloaded where the system has it (Debian, Ubuntu:",
+        "`apt-get install libtcmalloc-minimal4`).",
+        "",
+        "| row | what | ours | peer | unit | ratio | wanted |",
+        "|---|---|---:|---:|---|---:|---|",
+        *map(line, rows),
+        "",
+        *(f"Measured on {machine}: {', '.join(names)}.\n" for machine, names in machines.items()),
+        "## How the sides are set up",
+        "",
+        *(setup(name, row) for name, row in ROWS.items()),
+    ]
+    return "\n".join(parts)
+
+
+def setup(name: str, row: Row) -> str:
+    """One row's paragraph."""
+    only = "" if len(row.devices) > 1 else f" On {row.devices[0]} alone."
+    return f"**{name}.** Ours: {row.ours} Peer: {row.peer}{only}\n"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

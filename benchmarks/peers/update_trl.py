@@ -1,0 +1,76 @@
+"""One update of TRL's GRPO on completions that are given, without the optimizer's step."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from update_sides import TEMPERATURE, draw, measured
+from wire import answer
+
+
+def start(
+    model: str,
+    dtype: str,
+    device: str,
+    checkpointing: bool,
+    history: int,
+    candidates: int,
+    tokens: int,
+    rank: int,
+    alpha: int,
+) -> Any:
+    from importlib.metadata import version
+
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    lm = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    trainer = GRPOTrainer(
+        model=lm,
+        processing_class=AutoTokenizer.from_pretrained(model),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),  # never called: nothing is generated
+        train_dataset=Dataset.from_list([{"prompt": "nothing"}] * candidates),
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear"
+        ),
+        args=GRPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=candidates,
+            num_generations=candidates,
+            max_completion_length=tokens,
+            temperature=TEMPERATURE,
+            gradient_checkpointing=checkpointing,
+            bf16=dtype == "bfloat16",
+            use_cpu=device == "cpu",
+            report_to="none",
+            seed=0,
+        ),
+    )
+    policy = trainer.accelerator.prepare(trainer.model)
+    policy.train()
+    prompt, replies, advantages = draw(history, candidates, tokens, lm.config.vocab_size)
+    where = trainer.accelerator.device
+    prompt_ids = torch.tensor([prompt] * candidates, device=where)
+    completion_ids = torch.tensor(replies, device=where)
+    inputs = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": torch.ones_like(prompt_ids),
+        "completion_ids": completion_ids,
+        "completion_mask": torch.ones_like(completion_ids),
+        "advantages": torch.tensor(advantages, device=where),
+        "num_items_in_batch": torch.tensor(float(candidates * tokens), device=where),
+    }
+
+    def update() -> None:
+        trainer.accelerator.backward(trainer.compute_loss(policy, inputs))
+
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return {"versions": f"trl {version('trl')}"}, {"update": lambda: measured(update, trained, device)}
+
+
+if __name__ == "__main__":
+    answer(start)
