@@ -47,12 +47,15 @@ def single_queries(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> Any:
-    """SDPA, but for one masked query a row: two batched products. Takes and returns what `flash_where_unmasked` does."""
+    """SDPA, but two batched products where every row has one query and a mask that is added (`additive_masks`).
+
+    Takes and returns what `flash_where_unmasked` does.
+    """
     rows, heads, queries, channels = query.shape
-    key_heads, length = key.shape[1], key.shape[2]
-    if queries > 1 or attention_mask is None or attention_mask.shape[1] > 1 or torch.is_grad_enabled():
-        if not key.is_contiguous():  # SDPA is slow over keys stored channel by channel
-            key = key.contiguous()
+    key_heads = key.shape[1]
+    if queries > 1 or attention_mask is None or attention_mask.dtype == torch.bool or attention_mask.shape[1] > 1:
+        # SDPA is slow over keys stored channel by channel.
+        key = key.contiguous()
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scaling = channels**-0.5 if scaling is None else scaling
     mask = attention_mask[:, 0].repeat_interleave(key_heads, 0)
