@@ -107,6 +107,6 @@ def check_layers(config: Any) -> None:
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
         raise BadInput(
-            f"The model has layers of {', '.join(sorted(unknown))}; rollouts and packed updates know full_attention and "
-            "sliding_attention. Take a model of those."
+            f"The model has layers of {', '.join(sorted(unknown))}; rollouts and packed updates know full_attention "
+            "and sliding_attention. Take a model of those."
         )

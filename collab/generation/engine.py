@@ -6,8 +6,9 @@ copy, no synchronisation.
 
 How a batch lies in memory: one tensor holds the keys of all layers, another the values, `[layer, row, head, position,
 channel]`; on a CPU the keys of a channel lie side by side (see `attention.single_queries`). Running requests fill the
-rows from the top; a new one takes the next row, a finished one is replaced by the last. One forward call serves prompts and single tokens alike: rows `first..last` are extended by
-`width` tokens each, every row from its own position on, under an explicit 4-D mask.
+rows from the top; a new one takes the next row, a finished one is replaced by the last. One forward call serves prompts
+and single tokens alike: rows `first..last` are extended by `width` tokens each, every row from its own position on,
+under an explicit 4-D mask.
 
 What conversations share is computed once: the keys and values of prompts and finished replies are kept (least recently
 used ones are dropped), so the candidates of a context and the next turn of a conversation start from them.

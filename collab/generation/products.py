@@ -26,7 +26,7 @@ from torch import nn
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # read the same input, in most model families
 _PACK_LIMIT = 4 << 30  # bytes of weights above which a CPU keeps no packed copy
-_FEW_ROWS = 256  # above, a product is bound by arithmetic, and packed weights win nothing
+_ROWS = 32  # that oneDNN picks its layout for; it is the same, and as fast, for any number
 
 
 class Products:
@@ -70,7 +70,7 @@ class _Group:
             source = [(weight.data_ptr(), weight._version) for weight in weights]
             if source != self.packed_from:
                 whole = torch.cat([weight.detach() for weight in weights])
-                self.packed = torch.ops.mkldnn._reorder_linear_weight(whole, _FEW_ROWS)
+                self.packed = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS)
                 self.packed_from = source
                 self.bias = _together([base.bias for base in self.bases], weights)
         else:
@@ -84,7 +84,7 @@ class _Group:
         elif self.packed is None:
             return  # the layers do as well by themselves
         for number, layer in enumerate(self.layers):
-            layer.forward = _Forward(self, number)  # type: ignore[method-assign]
+            layer.forward = _Forward(self, number)
 
     def exit(self) -> None:
         self.input, self.outputs, self.down, self.up = None, [], None, None
@@ -103,7 +103,7 @@ class _Group:
         return found
 
     def _compute(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        if self.packed is not None and x.shape[:-1].numel() <= _FEW_ROWS:
+        if self.packed is not None:
             result = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         elif len(self.bases) == 1:
             result = F.linear(x, self.bases[0].weight, self.bases[0].bias)
