@@ -18,6 +18,7 @@ class Sampling:
         temperature: Softmax temperature; 0 is greedy.
         top_p: Nucleus mass in (0, 1]; 1 leaves the distribution whole.
         top_k: Number of likeliest tokens kept; 0 keeps all.
+        ignore_eos: Speak on to `max_new_tokens` whatever is said, for measurements.
         adapter: Speak with the trained adapter on; False is the reference model from the same weights.
     """
 
@@ -25,6 +26,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    ignore_eos: bool = False
     adapter: bool = True
 
 

@@ -4,10 +4,11 @@ Requests wait in a queue and join the running batch between two tokens; whoever 
 conversation that waits for its user holds no place. Rollouts run on the very weights that are trained: no second
 copy, no synchronisation.
 
-How a batch lies in memory: one tensor holds the keys and values of all layers, `[layer, key or value, row, head,
-position, channel]`. Running requests fill the rows from the top; a new one takes the next row, a finished one is
-replaced by the last. One forward call serves prompts and single tokens alike: rows `first..last` are extended by
-`width` tokens each, every row from its own position on, under an explicit 4-D mask.
+How a batch lies in memory: one tensor holds the keys of all layers, another the values, `[layer, row, head, position,
+channel]`; on a CPU the keys of a channel lie side by side (see `attention.single_queries`). Running requests fill the
+rows from the top; a new one takes the next row, a finished one is replaced by the last. One forward call serves prompts
+and single tokens alike: rows `first..last` are extended by `width` tokens each, every row from its own position on,
+under an explicit 4-D mask.
 
 What conversations share is computed once: the keys and values of prompts and finished replies are kept (least recently
 used ones are dropped), so the candidates of a context and the next turn of a conversation start from them.
@@ -39,7 +40,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
+from collab.generation.attention import SINGLE_QUERIES, additive_masks, check_layers
 from collab.generation.chat_format import ChatFormat
+from collab.generation.products import Products
 
 _CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
 
@@ -73,10 +76,10 @@ class _RowsLayer(DynamicLayer):
 
 
 class _Rows:
-    """Keys and values of the running requests, `[layer, 2, row, head, position, channel]`."""
+    """Keys and values of the running requests, two tensors `[layer, row, head, position, channel]`."""
 
     def __init__(self, layers: int, whole_blocks: bool) -> None:
-        self.data: torch.Tensor | None = None
+        self.data: tuple[torch.Tensor, torch.Tensor] | None = None
         self.layers, self.whole_blocks = layers, whole_blocks
         self.wanted = (0, 0)  # rows, positions
         self.first = self.last = self.reach = 0
@@ -86,10 +89,20 @@ class _Rows:
     def reserve(self, rows: int, positions: int) -> None:
         """Grow (never shrink) to hold so many rows and positions."""
         self.wanted = (max(self.wanted[0], rows), max(self.wanted[1], -(-positions // 64) * 64))
-        data = self.data
-        if data is not None and (data.shape[2], data.shape[4]) != self.wanted:
-            self.data = data.new_zeros(*data.shape[:2], self.wanted[0], data.shape[3], self.wanted[1], data.shape[5])
-            self.data[:, :, : data.shape[2], :, : data.shape[4]] = data
+        if self.data is not None and (self.data[0].shape[1], self.data[0].shape[3]) != self.wanted:
+            older, self.data = self.data, self._empty(*(part[0, 0, :, 0] for part in self.data))
+            for part, filled in zip(self.data, older, strict=True):
+                part[:, : filled.shape[1], :, : filled.shape[3]] = filled
+
+    def _empty(self, *like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values for all that is wanted, with the heads and channels of `like`, `[head, channel]` each."""
+        (heads, key_channels), (_, value_channels) = like[0].shape, like[1].shape
+        rows, positions = self.wanted
+        if like[0].device.type == "cpu":
+            keys = like[0].new_zeros(self.layers, rows, heads, key_channels, positions).transpose(3, 4)
+        else:
+            keys = like[0].new_zeros(self.layers, rows, heads, positions, key_channels)
+        return keys, like[1].new_zeros(self.layers, rows, heads, positions, value_channels)
 
     def aim(self, first: int, last: int, positions: torch.Tensor) -> None:
         """Choose the rows and, `[N, T]`, the positions that the next forward call writes."""
@@ -101,25 +114,27 @@ class _Rows:
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.data is None:
-            heads, channels = keys.shape[1], keys.shape[3]
-            self.data = keys.new_zeros(self.layers, 2, self.wanted[0], heads, self.wanted[1], channels)
-        data = self.data[layer]
-        data[0][self.row_index, :, self.positions] = keys.transpose(1, 2)
-        data[1][self.row_index, :, self.positions] = values.transpose(1, 2)
-        seen = data[:, self.first : self.last, :, : self.reach]
-        return seen[0], seen[1]
+            self.data = self._empty(keys[0, :, 0], values[0, :, 0])
+        held = self.data[0][layer], self.data[1][layer]
+        for part, new in zip(held, (keys, values), strict=True):
+            part[self.row_index, :, self.positions] = new.transpose(1, 2)
+        seen = slice(self.first, self.last), slice(None), slice(self.reach)
+        return held[0][seen], held[1][seen]
 
-    def take(self, row: int, length: int) -> torch.Tensor:
+    def take(self, row: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of a row's first positions, `[layer, head, position, channel]`."""
         assert self.data is not None
-        return self.data[:, :, row, :, :length].clone()
+        return self.data[0][:, row, :, :length].clone(), self.data[1][:, row, :, :length].clone()
 
-    def put(self, row: int, kept: torch.Tensor, length: int) -> None:
+    def put(self, row: int, kept: tuple[torch.Tensor, torch.Tensor], length: int) -> None:
         assert self.data is not None
-        self.data[:, :, row, :, :length] = kept[:, :, :, :length]
+        for part, source in zip(self.data, kept, strict=True):
+            part[:, row, :, :length] = source[:, :, :length]
 
     def move(self, source: int, target: int, length: int) -> None:
         assert self.data is not None
-        self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]
+        for part in self.data:
+            part[:, target, :, :length] = part[:, source, :, :length]
 
 
 class LocalEngine:
@@ -142,15 +157,19 @@ class LocalEngine:
         self.format = ChatFormat(tokenizer)
         inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
         self._trunk, self._head, self._config = inner.get_decoder(), inner.get_output_embeddings(), inner.config
+        check_layers(self._trunk.config)
+        if inner.device.type == "cpu" and self._trunk.config._attn_implementation == "sdpa":
+            inner.set_attn_implementation(SINGLE_QUERIES)
         stops = inner.generation_config.eos_token_id if inner.generation_config else None
         stops = stops if isinstance(stops, list) else [stops]
         self._stops = {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}
         self._limit = getattr(self._config, "max_position_embeddings", None)
         self._rows = _Rows(self._config.num_hidden_layers, deterministic)
+        self._products = Products(lm)
         self._waiting: list[_Request] = []
         self._joining: list[_Request] = []
         self._running: list[_Request] = []
-        self._kept: OrderedDict[tuple[bool, tuple[int, ...]], torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[bool, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._kept_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self.new_tokens = 0  # decoded since the engine was made
@@ -183,13 +202,14 @@ class LocalEngine:
         if self.deterministic:
             torch.set_num_threads(1)
         try:
-            while self._waiting or self._running:
-                with torch.no_grad():
-                    self._admit()
-                    self._step()
-                # Let conversations take their replies, ask their users and come back before the next token.
-                for _ in range(4):
-                    await asyncio.sleep(0)
+            with self._products:
+                while self._waiting or self._running:
+                    with torch.no_grad():
+                        self._admit()
+                        self._step()
+                    # Let conversations take their replies, ask their users and come back before the next token.
+                    for _ in range(4):
+                        await asyncio.sleep(0)
         except BaseException as error:
             for request in (*self._running, *self._joining, *self._waiting):
                 if not request.done.done():
@@ -256,13 +276,13 @@ class LocalEngine:
 
     def _longest_kept(
         self, adapter: bool, prompt: tuple[int, ...], boundaries: list[int]
-    ) -> tuple[torch.Tensor | None, int]:
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, int]:
         """The longest kept prefix and how many of its positions may be used: the last token is always computed."""
         for boundary in (*([] if self.deterministic else [len(prompt)]), *reversed(boundaries)):
             kept = self._kept.get((adapter, prompt[:boundary]))
             if kept is not None:
                 self._kept.move_to_end((adapter, prompt[:boundary]))
-                return kept, min(kept.shape[3], len(prompt) - 1)
+                return kept, min(kept[0].shape[2], len(prompt) - 1)
         return None, 0
 
     def _keep(self, adapter: bool, ids: tuple[int, ...], row: int, length: int | None = None) -> None:
@@ -270,10 +290,10 @@ class LocalEngine:
             return
         kept = self._rows.take(row, len(ids) if length is None else length)
         self._kept[adapter, ids] = kept
-        self._kept_bytes += kept.nbytes
+        self._kept_bytes += sum(part.nbytes for part in kept)
         while self._kept_bytes > self.cache_bytes:
             _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= dropped.nbytes
+            self._kept_bytes -= sum(part.nbytes for part in dropped)
 
     # --- one token for all -------------------------------------------------------------------------------------
 
@@ -312,12 +332,10 @@ class LocalEngine:
         positions = (torch.tensor(starts)[:, None] + torch.arange(width)).to(device)
         self._rows.reserve(first + len(new), int(positions.max()) + 1)
         self._rows.aim(first, first + len(new), positions)
-        mask = None
+        mask: Any = None
         if any(starts):  # otherwise whole prompts: plainly causal, whatever pads a short row lies behind its end
-            hidden_from = torch.arange(self._rows.reach, device=device) > positions[:, :, None]  # [N, T, L]
-            dtype = self._head.weight.dtype
-            mask = torch.zeros(hidden_from.shape, dtype=dtype, device=device)
-            mask = mask.masked_fill_(hidden_from, torch.finfo(dtype).min)[:, None]
+            distance = positions[:, :, None] - torch.arange(self._rows.reach, device=device)  # [N, T, L]
+            mask = additive_masks(self._trunk.config, distance >= 0, distance, self._head.weight.dtype)
         as_it_is = adapter or not hasattr(self.lm, "disable_adapter")
         with contextlib.nullcontext() if as_it_is else self.lm.disable_adapter():
             hidden = self._trunk(
@@ -354,7 +372,7 @@ class LocalEngine:
         """Hand over what is finished and close the gaps with the last rows."""
         for row in reversed(range(len(self._running))):
             request = self._running[row]
-            stopped = request.ids[-1] in self._stops
+            stopped = request.ids[-1] in self._stops and not request.sampling.ignore_eos
             if not stopped and len(request.ids) < request.sampling.max_new_tokens:
                 continue
             # The last token was drawn but never fed: keys and values end one before it.

@@ -16,8 +16,13 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
@@ -174,6 +179,53 @@ def test_greedy_replies_are_those_of_generate(sharp: Any, tokenizer: Any, max_ba
     assert {reply.finish_reason for reply in replies} == {"stop", "length"}
     assert len({len(reply.token_ids) for reply in replies}) > 8
     assert engine.new_tokens == sum(len(reply.token_ids) for reply in replies)
+
+
+SMALL = {
+    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "head_dim": 24, "initializer_range": 0.3,
+}  # fmt: skip
+# Three layers each: biases; norms of queries and keys; windows, soft caps and other head sizes; other rotary bases.
+FAMILIES: dict[str, Any] = {
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {"tie_word_embeddings": True}),
+    "mistral": (MistralConfig, {"sliding_window": 16}),
+    "qwen2-window": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    "gemma2": (Gemma2Config, {"sliding_window": 16, "query_pre_attn_scalar": 24, "final_logit_softcapping": 5.0}),
+    "gemma3": (Gemma3TextConfig, {"sliding_window": 16, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2}),
+}
+
+
+def family(name: str, tokenizer: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model of another family, with the vocabulary of `tokenizer`."""
+    config_class, fields = FAMILIES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        config = config_class(vocab_size=len(tokenizer), **SMALL, **fields)
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        for parameter_name, parameter in lm.named_parameters():
+            if parameter_name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    lm.generation_config.eos_token_id = list(range(20, len(tokenizer), 12))
+    return lm
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_speak_as_in_generate(tokenizer: Any, name: str) -> None:
+    lm = family(name, tokenizer)
+    replies = run(many_talks(LocalEngine(lm, tokenizer, max_batch=7), temperature=0, count=10))
+    limits = [3 + (7 * n) % 30 for n in range(10) for _ in range(1 + n % 4)]
+    for reply, limit in zip(replies, limits, strict=True):
+        assert list(reply.token_ids) == greedy_reference(lm, reply, limit)
+    assert len({reply.token_ids for reply in replies}) > 6 and max(len(r.prompt_ids) for r in replies) > 5 * 16
+    assert_logprobs_are_plain(lm, run(many_talks(LocalEngine(lm, tokenizer), temperature=0.7, count=6)), 0.7)
+
+
+def test_layers_that_are_no_attention_are_refused(tokenizer: Any) -> None:
+    lm = family("qwen3", tokenizer)
+    lm.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    with pytest.raises(BadInput, match="linear_attention"):
+        LocalEngine(lm, tokenizer)
 
 
 def test_prompts_grow_by_exactly_what_was_sampled(sharp: Any, tokenizer: Any) -> None:
@@ -377,13 +429,14 @@ def test_the_deterministic_mode_says_what_the_fast_one_says(sharp: Any, tokenize
     assert_logprobs_are_plain(sharp, run(many_talks(LocalEngine(sharp, tokenizer, deterministic=True), 0.7)), 0.7)
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 1, 60_000])
+@pytest.mark.parametrize("cache_bytes", [0, 1, 300_000])
 def test_kept_prefixes_change_nothing(sharp: Any, tokenizer: Any, cache_bytes: int) -> None:
     with_cache = run(many_talks(LocalEngine(sharp, tokenizer, max_batch=5), temperature=0.7))
     small = LocalEngine(sharp, tokenizer, max_batch=5, cache_bytes=cache_bytes)
     without = run(many_talks(small, temperature=0.7))
     assert [reply.token_ids for reply in with_cache] == [reply.token_ids for reply in without]
-    assert small._kept_bytes == sum(kept.nbytes for kept in small._kept.values()) <= cache_bytes
+    held = sum(part.nbytes for kept in small._kept.values() for part in kept)
+    assert small._kept_bytes == held <= cache_bytes and (held > 0) == (cache_bytes > 1)
 
 
 def test_what_is_shared_is_computed_once(sharp: Any, tokenizer: Any) -> None:

@@ -1,0 +1,129 @@
+"""The products of decoding against the layers that they stand in for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from collab.generation.products import Products, _groups
+
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
+needs_bf16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU computes no bf16 products"
+)
+
+
+def make_lm(dtype: torch.dtype = torch.bfloat16, adapter: bool = True, **fields: Any) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=11, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, attention_bias=True, initializer_range=0.2,
+    )  # fmt: skip
+    lm: Any = LlamaForCausalLM(config).to(dtype)
+    for name, parameter in lm.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    if adapter:
+        options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **fields}
+        lm = peft.get_peft_model(lm, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+        for name, parameter in lm.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return lm.eval()
+
+
+@torch.no_grad()
+def inside(lm: Any, products: Products | None = None) -> torch.Tensor:
+    with products or Products(lm):
+        return lm(IDS).logits.float()
+
+
+@torch.no_grad()
+def plain(lm: Any) -> torch.Tensor:
+    return lm(IDS).logits.float()
+
+
+def overridden(lm: nn.Module) -> int:
+    return sum("forward" in module.__dict__ for module in lm.modules())
+
+
+def test_siblings_are_grouped_and_every_linear_layer_is_in_one_group() -> None:
+    for lm in (make_lm(), make_lm(adapter=False), make_lm(target_modules=["q_proj", "down_proj"])):
+        groups = list(_groups(lm))
+        flat = [id(layer) for group in groups for layer in group]
+        assert len(flat) == len(set(flat)) == 15  # seven in each of two blocks, and the head
+    assert sorted(len(group) for group in _groups(make_lm())) == [1, 1, 1, 1, 1, 2, 2, 3, 3]
+    # q_proj has an adapter and its siblings have none: each for itself.
+    assert max(len(group) for group in _groups(make_lm(target_modules=["q_proj", "up_proj"]))) == 1
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_in_fp32_values_are_those_of_the_layers(adapter: bool) -> None:
+    lm = make_lm(torch.float32, adapter)
+    torch.testing.assert_close(inside(lm), plain(lm), atol=1e-5, rtol=0)
+    assert overridden(lm) == 0
+
+
+@needs_bf16
+@pytest.mark.parametrize("adapter", [True, False])
+def test_in_bf16_the_error_is_no_larger_than_that_of_the_layers(adapter: bool) -> None:
+    lm = make_lm(adapter=adapter)
+    products = Products(lm)
+    with products:
+        assert overridden(lm) == (14 if adapter else 15) + adapter  # the head, which has no adapter, as well
+        assert all(group.packed is not None for group in products.groups)
+    exact = plain(make_lm(torch.float32, adapter))
+    error = (inside(lm) - exact).abs().mean()
+    assert 0 < error < 1.5 * (plain(lm) - exact).abs().mean()
+
+
+def test_the_adapter_can_be_switched_off_inside() -> None:
+    lm = make_lm(torch.float32)
+    with torch.no_grad(), Products(lm):
+        on = lm(IDS).logits
+        with lm.disable_adapter():
+            off = lm(IDS).logits
+    torch.testing.assert_close(off, make_lm(torch.float32, adapter=False)(IDS).logits, atol=1e-5, rtol=0)
+    assert (on - off).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("adapter", [True, False])
+def test_trained_weights_are_seen_when_it_is_entered_again(dtype: torch.dtype, adapter: bool) -> None:
+    lm = make_lm(dtype, adapter)
+    products = Products(lm)
+    before = inside(lm, products)
+    optimizer = torch.optim.SGD([p for p in lm.parameters() if p.requires_grad], lr=0.5)
+    lm(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    after = inside(lm, products)
+    assert (after - before).abs().max() > 0.1
+    torch.testing.assert_close(after, inside(lm), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("fields", [{"use_dora": True}, {"lora_bias": True}])
+def test_other_kinds_of_lora_are_left_alone(fields: dict[str, Any]) -> None:
+    lm = make_lm(torch.float32, **fields)
+    with Products(lm):
+        assert overridden(lm) == 0
+    torch.testing.assert_close(inside(lm), plain(lm), atol=0, rtol=0)
+
+
+def test_merged_adapters_are_left_alone() -> None:
+    lm = make_lm(torch.float32)
+    lm.merge_adapter()
+    with Products(lm):
+        assert overridden(lm) == 0
+
+
+def test_an_error_inside_leaves_the_layers_as_they_were() -> None:
+    lm = make_lm(torch.float32)
+    with pytest.raises(RuntimeError), Products(lm):
+        assert overridden(lm) == 14
+        raise RuntimeError
+    assert overridden(lm) == 0
