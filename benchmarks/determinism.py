@@ -11,12 +11,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from run import SYSTEM, prompts  # beside this file
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.decoding import SYSTEM, chats
 from collab.chat.base import Sampling
 from collab.config import ModelConfig
 from collab.conversation import Key, Message, Reply
@@ -49,7 +53,7 @@ def main() -> None:
     dtype = resolve_dtype(args.precision, device)
     model = ModelConfig(name="smollm2")
     lm, tokenizer = load_model(model, dtype, device, adapter=False), load_tokenizer(model)
-    chats, sampling = prompts(args.requests), Sampling(args.tokens, 0.7, ignore_eos=True)
+    asked, sampling = chats(args.requests), Sampling(args.tokens, 0.7, ignore_eos=True)
     print(f"{args.requests} chats of {args.tokens} tokens, {dtype}, {torch.get_num_threads()} threads: {SYSTEM!r}")
     medians: dict[bool, float] = {}
     for deterministic in (False, True):
@@ -57,10 +61,10 @@ def main() -> None:
         for _ in range(args.runs):
             engine = LocalEngine(lm, tokenizer, max_batch=args.requests, deterministic=deterministic)
             started = time.perf_counter()
-            all_at_once = asyncio.run(answer(engine, chats, sampling, args.requests))
+            all_at_once = asyncio.run(answer(engine, asked, sampling, args.requests))
             times.append(time.perf_counter() - started)
         engine = LocalEngine(lm, tokenizer, max_batch=args.requests, deterministic=deterministic)
-        few = asyncio.run(answer(engine, chats, sampling, args.few))
+        few = asyncio.run(answer(engine, asked, sampling, args.few))
         medians[deterministic] = statistics.median(times)
         print(
             f"{'deterministic' if deterministic else 'fast'}: {medians[deterministic]:.1f} s, "
