@@ -79,7 +79,7 @@ def python_of(name: str) -> Path:
     python, stamp = folder / "bin" / "python", folder / "installed.txt"
     steps = KNOWN[name].steps()
     # Options of pip say where from, not what.
-    wanted = "\n".join(word for step in steps for word in step if "==" in word) + "\n"
+    wanted = "\n".join(dict.fromkeys(word for step in steps for word in step if "==" in word)) + "\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
     print(f"Installing {', '.join(wanted.split())} into {folder}, once: minutes, gigabytes.", file=sys.stderr)

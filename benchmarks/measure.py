@@ -47,7 +47,7 @@ class Setting:
     tokens: int = 64
     contexts: int = 4
     checkpointing: bool = False
-    _peers: dict[str, Peer] = field(default_factory=dict)
+    _peers: list[Peer] = field(default_factory=list)
 
     @cached_property
     def lm(self) -> Any:
@@ -66,27 +66,23 @@ class Setting:
         return LocalEngine(self.lm, self.tokenizer)
 
     def peer(self, environment: str | None, script: str, **arguments: Any) -> Peer:
-        """A running peer, started when it is first asked for; None as `environment` is this very interpreter."""
-        name = "-".join([script, *(str(value) for value in arguments.values())]).replace("/", "_")
-        if name not in self._peers:
-            python = sys.executable if environment is None else python_of(environment)
-            threads = torch.get_num_threads()
-            variables: dict[str, str | None] = {
-                "OMP_NUM_THREADS": str(threads),
-                "NO_PROXY": "127.0.0.1",
-                "PYTHONPATH": str(FOLDER.parent) if environment is None else None,
-            }
-            if environment == "vllm":  # its workers take their threads from the cores that they are bound to
-                variables |= {"OMP_NUM_THREADS": None, "LD_PRELOAD": preloads() or None}
-            self._peers[name] = Peer(
-                python, FOLDER / "peers" / f"{script}.py", arguments, variables, ENVIRONMENTS / f"{name}.log"
-            )
-        return self._peers[name]
+        """A peer that has just been started; None as `environment` is this very interpreter."""
+        python = sys.executable if environment is None else python_of(environment)
+        variables: dict[str, str | None] = {
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": str(FOLDER.parent) if environment is None else None,
+        }
+        if environment == "vllm":  # its workers take their threads from the cores that they are bound to
+            variables |= {"OMP_NUM_THREADS": None, "LD_PRELOAD": preloads() or None}
+        log = ENVIRONMENTS / f"{script}-{environment or 'ours'}.log"
+        self._peers.append(Peer(python, FOLDER / "peers" / f"{script}.py", arguments, variables, log))
+        return self._peers[-1]
 
     def close(self) -> None:
-        """End all peers."""
+        """End all peers, so that none is idle beside the next row."""
         while self._peers:
-            self._peers.popitem()[1].close()
+            self._peers.pop().close()
 
 
 @dataclass(frozen=True)

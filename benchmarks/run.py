@@ -112,37 +112,36 @@ def main(argv: Sequence[str] | None = None, results: Path | None = None, docs: P
     )
     measured: list[dict[str, Any]] = []
     failed = False
-    try:
-        for name in args.rows or [name for name, row in ROWS.items() if device.type in row.devices]:
-            row = ROWS[name]
-            try:
-                figures = getattr(importlib.import_module(f"benchmarks.{row.subject}"), name)(setting)
-            except PeerFailed as error:
-                print(f"{name}: not measured. {error}", flush=True)
-                failed = True
-                continue
-            found = {
-                "row": f"{name}_gpu" if device.type == "cuda" else name,
-                "ours": figures.ours,
-                "peer": figures.peer,
-                "ratio": figures.ratio,
-                "unit": row.unit,
-                "runs": args.runs,
-                "command": command(name, args),
-                "ratios": list(figures.ratios),
-                "wanted": row.wanted,
-                "machine": machine,
-            }
-            measured.append(found)
-            print(
-                f"{name}: ours {figures.ours:.4g}, peer {figures.peer:.4g} {row.unit}, ratio {figures.ratio:.2f} "
-                f"({min(figures.ratios):.2f} to {max(figures.ratios):.2f}), wanted {row.wanted}\n  {found['command']}",
-                flush=True,
-            )
-            if args.write:
-                write(measured, results or FOLDER / "results.json", docs or FOLDER.parent / "docs" / "benchmarks.md")
-    finally:
-        setting.close()
+    for name in args.rows or [name for name, row in ROWS.items() if device.type in row.devices]:
+        row = ROWS[name]
+        try:
+            figures = getattr(importlib.import_module(f"benchmarks.{row.subject}"), name)(setting)
+        except PeerFailed as error:
+            print(f"{name}: not measured. {error}", flush=True)
+            failed = True
+            continue
+        finally:
+            setting.close()
+        found = {
+            "row": f"{name}_gpu" if device.type == "cuda" else name,
+            "ours": figures.ours,
+            "peer": figures.peer,
+            "ratio": figures.ratio,
+            "unit": row.unit,
+            "runs": args.runs,
+            "command": command(name, args),
+            "ratios": list(figures.ratios),
+            "wanted": row.wanted,
+            "machine": machine,
+        }
+        measured.append(found)
+        print(
+            f"{name}: ours {figures.ours:.4g}, peer {figures.peer:.4g} {row.unit}, ratio {figures.ratio:.2f} "
+            f"({min(figures.ratios):.2f} to {max(figures.ratios):.2f}), wanted {row.wanted}\n  {found['command']}",
+            flush=True,
+        )
+        if args.write:
+            write(measured, results or FOLDER / "results.json", docs or FOLDER.parent / "docs" / "benchmarks.md")
     return int(failed)
 
 

@@ -52,6 +52,7 @@ def start(
     )
     policy = trainer.accelerator.prepare(trainer.model)
     policy.train()
+    trainer.current_gradient_accumulation_steps = 1  # `train` sets it
     prompt, replies, advantages = draw(history, candidates, tokens, lm.config.vocab_size)
     where = trainer.accelerator.device
     prompt_ids = torch.tensor([prompt] * candidates, device=where)

@@ -34,6 +34,11 @@ answer(start)
 """
 
 
+@pytest.fixture(autouse=True)
+def logs_stay_out_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.measure.ENVIRONMENTS", tmp_path / "environments")
+
+
 def measure(folder: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     results, docs = folder / "results.json", folder / "benchmarks.md"
     status = run.main([*arguments, "--write"], results, docs)
