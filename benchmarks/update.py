@@ -11,7 +11,7 @@ from collab.config import LoraConfig
 
 _CANDIDATES, _TOKENS = 8, 64
 _HISTORY = 512
-_TOLERANCE = 0.1  # relative, between the norms of both sides' gradients in bf16
+_TOLERANCE = 0.02  # relative, between the norms of both sides' gradients in bf16
 
 
 def _sides(setting: Setting) -> tuple[Callable[[], dict[str, float]], Callable[[], dict[str, float]]]:

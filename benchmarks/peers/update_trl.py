@@ -52,7 +52,10 @@ def start(
     )
     policy = trainer.accelerator.prepare(trainer.model)
     policy.train()
-    trainer.current_gradient_accumulation_steps = 1  # `train` sets it
+    # What `train` does before its first step.
+    trainer.current_gradient_accumulation_steps = 1
+    if checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
     prompt, replies, advantages = draw(history, candidates, tokens, lm.config.vocab_size)
     where = trainer.accelerator.device
     prompt_ids = torch.tensor([prompt] * candidates, device=where)
