@@ -74,7 +74,8 @@ class AlgorithmConfig:
     warmup_steps: int = 2  # optimizer steps of linear warm-up
     schedule: str = "constant"  # constant | cosine | linear, after the warm-up
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 leaves them
-    groups_per_micro_batch: int = 2  # groups in one forward and backward; bounds memory, the update stays the same
+    # positions in one forward and backward, padding included, or one group; bounds memory, the update stays the same
+    tokens_per_micro_batch: int = 2048
 
 
 @dataclass
@@ -257,7 +258,7 @@ _AT_LEAST: dict[str, int] = {
     "algorithm.weight_decay": 0,
     "algorithm.warmup_steps": 0,
     "algorithm.max_grad_norm": 0,
-    "algorithm.groups_per_micro_batch": 1,
+    "algorithm.tokens_per_micro_batch": 1,
     "algorithm.minimum_gap": 0,
     "algorithm.kl_coef": 0,
     "user.items_per_answer": 1,

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from collab.config import AlgorithmConfig
 from collab.conversation import Group, Reply
 from collab.modules.losses import kl_estimates
-from collab.modules.packing import PackedBatch, pack
+from collab.modules.packing import PackedBatch, micro_batches, pack, packed_length
 from collab.modules.policy import Policy, PolicyOutput
 
 
@@ -122,14 +122,14 @@ class PolicyModule(L.LightningModule):
             return
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        size = self.config.groups_per_micro_batch
+        lengths = [packed_length(example.replies) for example in examples]
         loss_sum = kl = kl_tokens = entropy = tokens = 0.0
         self.policy.train()
-        for start in range(0, len(examples), size):
-            chosen = examples[start : start + size]
+        for number, indices in enumerate(micro_batches(lengths, self.config.tokens_per_micro_batch)):
+            chosen = [examples[index] for index in indices]
             packed = pack([example.replies for example in chosen], self.temperature).to(self.device)
             ref_logprobs = None
-            if self.loss_needs_reference or start == 0:
+            if self.loss_needs_reference or number == 0:
                 with torch.no_grad():
                     ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)

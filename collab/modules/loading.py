@@ -179,7 +179,7 @@ def check_model(config: ModelConfig) -> None:
 
     Raises:
         BadInput: Unknown or unavailable `attention`; no model at `path`, or not one that is known; the wheel missing;
-            a tokenizer without a chat template.
+            a tokenizer without a chat template; layers that a mask does not direct.
     """
     resolve_attention(config.attention, torch.bfloat16, resolve_device("auto"))
     if config.path is None:
@@ -196,6 +196,13 @@ def check_model(config: ModelConfig) -> None:
         raise BadInput(
             f"model.path={config.path!r}: {base} is a {found.model_type} model, which does not write text from left to "
             "right. Point model.path at a causal language model."
+        )
+    strange = set(getattr(found.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if strange:
+        raise BadInput(
+            f"model.path={config.path!r}: {base} has layers of kind {', '.join(sorted(strange))}, and the candidates "
+            "of a context share its computed history, which takes attention that a mask directs, full or in a window. "
+            "Point model.path at a model whose layers all have such attention."
         )
     _check_weights(config, base, ("model*.safetensors", "pytorch_model*.bin"))
     if adapter is not None:
