@@ -5,7 +5,7 @@ conversation that waits for its user holds no place. Rollouts run on the very we
 synchronisation; a CPU alone keeps its frozen weights in a second, faster layout (`products`).
 
 How a batch lies in memory: one tensor holds the keys of all layers, another the values, `[layer, row, head, position,
-channel]`; on a CPU the keys of a channel lie side by side (see `attention.single_queries`). Running requests fill the
+channel]`; on a CPU the keys of a channel lie side by side (see `attention.by_layout`). Running requests fill the
 rows from the top; a new one takes the next row, a finished one is replaced by the last. One forward call serves prompts
 and single tokens alike: rows `first..last` are extended by `width` tokens each, every row from its own position on,
 under an explicit 4-D mask.
@@ -35,7 +35,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
-from collab.generation.attention import SINGLE_QUERIES, additive_masks, check_layers
+from collab.generation.attention import additive_masks, check_layers, use_by_layout
 from collab.generation.chat_format import ChatFormat
 from collab.generation.products import Products
 
@@ -237,8 +237,7 @@ class LocalEngine:
         inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
         self._trunk, self._head, self._config = inner.get_decoder(), inner.get_output_embeddings(), inner.config
         check_layers(self._trunk.config)
-        if inner.device.type == "cpu" and self._trunk.config._attn_implementation == "sdpa":
-            inner.set_attn_implementation(SINGLE_QUERIES)
+        use_by_layout(inner)
         stops = inner.generation_config.eos_token_id if inner.generation_config else None
         stops = stops if isinstance(stops, list) else [stops]
         self._stops = {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}

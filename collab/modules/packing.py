@@ -48,7 +48,7 @@ class PackedBatch:
     temperature: float
 
     def visible(self) -> torch.Tensor:
-        """Who sees whom, [R, 1, T, T] bool, query by key. Nobody sees padding but padding itself."""
+        """Who sees whom, [R, T, T] bool, query by key. Nobody sees padding but padding itself."""
         rows, width = self.input_ids.shape
         owner = (-1 - torch.arange(width)).repeat(rows, 1)  # 0 the history, 1.. a candidate; of padding, one each
         for row, ends in enumerate(self.ends):
@@ -57,7 +57,7 @@ class PackedBatch:
         owner = owner.to(self.input_ids.device)
         causal = torch.ones(width, width, dtype=torch.bool, device=owner.device).tril()
         itself, history = owner[:, :, None] == owner[:, None, :], (owner == 0)[:, None, :]
-        return (causal & (itself | history))[:, None]
+        return causal & (itself | history)
 
     def to(self, device: torch.device) -> PackedBatch:
         held = ((field.name, getattr(self, field.name)) for field in fields(self))

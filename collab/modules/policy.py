@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from collab.generation.attention import additive_masks, use_by_layout
 from collab.generation.engine import final_logits
-from collab.modules.packed_attention import BLOCKS_WHERE_PACKED, with_ends
 from collab.modules.packing import PackedBatch
 
 _CHUNK = 128  # tokens whose [tokens, vocabulary] logits exist at one time
@@ -42,8 +42,7 @@ class Policy(nn.Module):
     def __init__(self, lm: Any, with_reference: bool) -> None:
         super().__init__()
         self.lm = lm
-        if _inner(lm).config._attn_implementation == "sdpa":
-            _inner(lm).set_attn_implementation(BLOCKS_WHERE_PACKED)
+        use_by_layout(_inner(lm))
         self.reference: Any = None
         if with_reference and not hasattr(lm, "disable_adapter"):
             self.reference = copy.deepcopy(lm).requires_grad_(False).eval()
@@ -67,7 +66,9 @@ class Policy(nn.Module):
         elif reference:
             off = self.lm.disable_adapter()
         inner = _inner(lm)
-        masks = _masks(batch, inner.config.get_text_config(), inner.get_output_embeddings().weight.dtype)
+        config, dtype = inner.config.get_text_config(), inner.get_output_embeddings().weight.dtype
+        distance = batch.position_ids[:, :, None] - batch.position_ids[:, None, :]
+        masks = additive_masks(config, batch.visible(), distance, dtype, batch.ends)
         with off:
             hidden = inner.get_decoder()(
                 input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=masks, use_cache=False
@@ -78,27 +79,6 @@ class Policy(nn.Module):
 def _inner(lm: Any) -> Any:
     """The transformers model, without what peft has put around it."""
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-
-
-# --- who sees whom ---------------------------------------------------------------------------------------------------
-
-
-def _masks(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Any:
-    """`attention_mask` for the decoder: one additive mask, or one for each kind of layer where these differ."""
-    visible = batch.visible()
-    mask = with_ends(_additive(visible, dtype), batch.ends)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if not window or kinds == {"full_attention"} or batch.position_ids.max() < window:
-        return mask
-    distance = batch.position_ids[:, None, :, None] - batch.position_ids[:, None, None, :]
-    near = _additive(visible & (distance < window), dtype)
-    return {"full_attention": mask, "sliding_attention": near} if "full_attention" in kinds else near
-
-
-def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 # --- log-probs of chosen tokens --------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_a_packed_row_by_hand() -> None:
     assert batch.sequence.tolist() == [0, 0, 0, 1, 2, 2, 3] and batch.num_sequences == 4
     assert batch.sampled_logprobs.tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6, -0.7])
     assert batch.ends == ((2, 4, 4, 5), (1, 1))
-    visible = batch.visible()[:, 0].int()
+    visible = batch.visible().int()
     assert visible[0].tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -320,7 +320,7 @@ def test_without_an_explicit_mask_candidates_would_lose_their_history(
     lm = llama(attn_implementation=attention)
     policy, replies = Policy(lm, with_reference=False), group(9, [5, 4, 3])
     right = policy(pack([replies], 1.0)).logprobs
-    monkeypatch.setattr(policy_module, "_masks", lambda *_: None)
+    monkeypatch.setattr(policy_module, "additive_masks", lambda *_: None)
     lost = policy(pack([replies], 1.0)).logprobs
     assert ((right - lost).abs() < 1e-5).tolist() == [True] * 5 + [True, False, False, False] + [True, False, False]
     # transformers takes positions that jump back for a new sequence: the third candidate sees itself alone.

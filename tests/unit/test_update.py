@@ -16,7 +16,8 @@ from stepping import fit
 
 from collab.config import GRPOConfig, OnlineDPOConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply
-from collab.modules import packed_attention, policy
+from collab.generation import packed_attention
+from collab.modules import policy
 from collab.modules.grpo import GRPO
 from collab.modules.lora import make_lean
 from collab.modules.online_dpo import OnlineDPO

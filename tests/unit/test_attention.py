@@ -1,4 +1,4 @@
-"""Attention by blocks gives what attention under the dense mask gives, and is what a CPU computes."""
+"""Attention by layout gives what SDPA under the dense mask gives, and is what a CPU computes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from collab.conversation import Reply
-from collab.modules import packed_attention
-from collab.modules.packed_attention import PackedAttention, blocks_where_packed, with_ends
+from collab.generation import attention as attention_module
+from collab.generation import packed_attention
+from collab.generation.attention import additive_masks, by_layout
+from collab.generation.packed_attention import PackedAttention
 from collab.modules.packing import PackedBatch, pack
 from collab.modules.policy import Policy
 
@@ -22,7 +24,9 @@ ENDS = ((13, 18, 18, 21), (3, 9), (6, 6), (1, 2, 3, 4))
 def mask_of(ends: tuple[tuple[int, ...], ...], width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     ids, empty = torch.zeros(len(ends), width, dtype=torch.long), torch.zeros(0)
     visible = PackedBatch(ids, ids, ends, empty, empty, empty, empty, 0, 1.0).visible()
-    return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    mask = additive_masks(LlamaConfig(), visible, visible.int(), dtype, ends)
+    assert isinstance(mask, torch.Tensor)
+    return mask
 
 
 def inputs(heads: int, kv_heads: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -65,16 +69,37 @@ def test_blocks_give_what_the_dense_mask_gives(
 
 def test_only_a_mask_with_ends_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(packed_attention, "sdpa_attention_forward", lambda *args, **kwargs: asked.append(kwargs))
+    monkeypatch.setattr(attention_module, "sdpa_attention_forward", lambda *args, **kwargs: asked.append(kwargs))
     query, key, value = inputs(4, 2)
     module, mask = torch.nn.Module(), mask_of(ENDS, 22)
-    out, _ = blocks_where_packed(module, query, key, value, with_ends(mask, ENDS), scaling=0.4, dropout=0.0)
+    out, _ = by_layout(module, query, key, value, mask, scaling=0.4, dropout=0.0)
     assert out.shape == (4, 22, 4, 8) and not asked
-    blocks_where_packed(module, query, key, value, mask.clone(), scaling=0.4)
-    blocks_where_packed(module, query, key, value, None, scaling=0.4)
+    by_layout(module, query, key, value, mask.clone(), scaling=0.4)
+    by_layout(module, query, key, value, None, scaling=0.4)
     # What only the other implementation knows of, or refuses, is left to it.
-    blocks_where_packed(module, query, key, value, mask, scaling=0.4, softcap=50.0)
+    by_layout(module, query, key, value, mask, scaling=0.4, softcap=50.0)
     assert [call.get("softcap") for call in asked] == [None, None, 50.0] and asked[0]["scaling"] == 0.4
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_single_queries_give_what_sdpa_gives(
+    heads: int, kv_heads: int, channels_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(5, heads, 1, 8, generator=draw)
+    key, value = torch.randn(2, 5, kv_heads, 22, 8, generator=draw)
+    if channels_first:  # as the engine holds keys on a CPU
+        key = key.transpose(2, 3).contiguous().transpose(2, 3)
+    distance = torch.tensor([3, 21, 0, 9, 15])[:, None, None] - torch.arange(22)
+    for config, window in ((LlamaConfig(), 99), (MistralConfig(sliding_window=6), 6)):
+        mask = additive_masks(config, distance >= 0, distance, torch.float32)
+        shown = ((distance >= 0) & (distance < window))[:, None]
+        expected = F.scaled_dot_product_attention(query, key, value, shown, scale=0.3, enable_gqa=True)
+        with torch.no_grad(), monkeypatch.context() as patch:
+            patch.setattr(attention_module, "sdpa_attention_forward", None)
+            found, _ = by_layout(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+        torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("attention", "expected"), [(None, 2), ("eager", 0)])

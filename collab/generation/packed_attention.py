@@ -6,8 +6,7 @@ itself, all candidates over the history, each candidate over itself. A candidate
 normalisers, as between the machines of ring attention (Liu et al. 2023): each block's kernel also returns the logsumexp
 of its scores, and the backward kernel, given the normaliser of the whole, returns the block's share of the gradient.
 
-The blocks are for the CPU, whose flash kernel runs over a dense mask in full. They travel with that mask, as the ends
-of what is in its rows, so that an attention function that knows nothing of them computes the same from the mask.
+The blocks are for the CPU, whose flash kernel runs over a dense mask in full; `attention.by_layout` takes them there.
 
 Shapes: R rows, Q query heads, K key/value heads (a divisor of Q), T positions, D channels of a head.
 """
@@ -19,41 +18,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-BLOCKS_WHERE_PACKED = "blocks_where_packed"
 
 _PIECE = 256  # positions of a history that are computed at a time
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-def with_ends(mask: torch.Tensor, ends: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The [R, 1, T, T] mask, carrying where in each row the history ends and where each candidate does."""
-    mask.packed_ends = ends  # type: ignore[attr-defined]
-    return mask
-
-
-def blocks_where_packed(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> Any:
-    """In transformers' attention interface: by blocks where the mask is one `with_ends` on a CPU, else plain SDPA."""
-    ends = getattr(attention_mask, "packed_ends", None)
-    other = kwargs.get("dropout") or query.shape[-1] != value.shape[-1]
-    other = other or any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
-    if ends is None or other or query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    out = PackedAttention.apply(query, key, value, ends, scaling)
-    return out.transpose(1, 2).contiguous(), None
 
 
 class PackedAttention(torch.autograd.Function):
@@ -110,7 +79,3 @@ def _blocks(ends: Sequence[Sequence[int]]) -> Iterator[tuple[slice, slice, slice
                 yield row, slice(start, end), slice(start, end), True
         if candidates[-1] > history:
             yield row, slice(history, candidates[-1]), slice(0, history), False
-
-
-AttentionInterface.register(BLOCKS_WHERE_PACKED, blocks_where_packed)
-AttentionMaskInterface.register(BLOCKS_WHERE_PACKED, sdpa_mask)
