@@ -1,4 +1,4 @@
-"""Attention as rollouts and updates need it, through `AttentionInterface` of transformers; and the masks of their layouts.
+"""Attention for rollouts and updates, through transformers' `AttentionInterface`, and the masks of their layouts.
 
 FlashAttention takes no explicit mask, and single tokens of requests of different lengths, as well as packed groups,
 need one. A model with `model.attention=flash_attention_2` therefore computes whole prompts with it, and everything

@@ -30,7 +30,7 @@ class GRPO(PolicyModule):
             rewards = torch.tensor([candidate.mr for candidate in group.candidates], dtype=torch.float64)
             if len(rewards) < 2 or rewards.max() == rewards.min():
                 continue
-            advantages = group_advantages(rewards, self.config.scale_by_std)
+            advantages = group_advantages(rewards, self.config.scale_by_std, self.config.std_floor)
             found.append(Example(tuple(c.reply for c in group.candidates), tuple(advantages.tolist())))
         return found
 
