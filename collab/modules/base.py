@@ -118,6 +118,7 @@ class PolicyModule(L.LightningModule):
             self.trainer.model.require_backward_grad_sync = False
         updates = self.config.updates_per_step
         found, norms = [0.0] * 6, []
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self.policy.train()
         for number in range(updates):
             sums, norm = self._update(self.examples(batch.groups[number::updates]), log_kl=number == 0)
@@ -132,6 +133,7 @@ class PolicyModule(L.LightningModule):
             entropy / tokens if tokens else math.nan,
             sum(norms) / updates,
             1 - taught / groups,
+            rate,
         )
 
     def _update(self, examples: Sequence[Example], log_kl: bool) -> tuple[list[float], float]:
@@ -194,7 +196,9 @@ class PolicyModule(L.LightningModule):
         )
         return summed.tolist()
 
-    def _log_update(self, loss: float, kl: float, entropy: float, norm: float, without_spread: float) -> None:
+    def _log_update(
+        self, loss: float, kl: float, entropy: float, norm: float, without_spread: float, lr: float
+    ) -> None:
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self.log_dict(
             {
@@ -202,7 +206,7 @@ class PolicyModule(L.LightningModule):
                 "train/kl": kl,
                 "train/entropy": entropy,
                 "train/grad_norm": norm,
-                "train/lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+                "train/lr": lr,  # of the first update
                 "train/groups_without_spread": without_spread,
             },
             batch_size=1,

@@ -181,3 +181,28 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5 * max(1.0, largest), rtol=0, msg=name)
         assert "embed" in name or gradient.abs().max() > 1e-4 * largest, name  # each parameter puts it to the test
+
+
+def test_a_rollout_is_dealt_out_to_several_updates() -> None:
+    """As many steps on parts of the groups, one after the other."""
+    groups = make_groups()
+
+    def trained(updates: int, per_step: list[list[Group]]) -> tuple[Any, Any]:
+        config = GRPOConfig(**GRPO_SETTING, updates_per_step=updates, lr=0.05, warmup_steps=2)
+        module = GRPO(config, lambda: moved(make_lm("Llama", True)), None, TEMPERATURE, len(per_step))
+        _, scored = fit(module, lambda step: per_step[step], steps=len(per_step))
+        return module, scored
+
+    module, dealt = trained(2, [groups])
+    other, alone = trained(1, [groups[0::2], groups[1::2]])
+    assert len(dealt.gradients) == len(alone.gradients) == 2
+    for one, two in zip(dealt.gradients, alone.gradients, strict=True):
+        for name, gradient in two.items():
+            torch.testing.assert_close(one[name], gradient, atol=1e-6, rtol=0)
+    for one, two in zip(module.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+    [log], logs = dealt.logged, alone.logged
+    for name in ("loss", "grad_norm", "groups_without_spread"):
+        assert log[name] == pytest.approx(sum(entry[name] for entry in logs) / 2, abs=1e-6)
+    rates = [logs[0]["lr"], logs[1]["lr"], log["lr"]]
+    assert rates == pytest.approx([0.025, 0.05, 0.025])  # the warm-up counts updates; the first one's rate is logged
