@@ -94,6 +94,7 @@ class GRPOConfig(AlgorithmConfig):
     clip_epsilon: float = 0.2  # the probability ratio is clipped to 1 +- this
     kl_coef: float = 0.0  # weight of the KL to the reference; at 0 train/kl is read off one micro-batch a step
     scale_by_std: bool = True  # divide group-centred rewards by their spread
+    learn_from: int = 0  # candidates of a group that are learned from, those with the largest advantages; 0 takes all
     std_floor: float = 1.0e-6  # added to that spread, so that groups that hardly differ do not count as much
 
 
@@ -265,6 +266,7 @@ _AT_LEAST: dict[str, int] = {
     "algorithm.tokens_per_micro_batch": 1,
     "algorithm.updates_per_step": 1,
     "algorithm.minimum_gap": 0,
+    "algorithm.learn_from": 0,
     "algorithm.kl_coef": 0,
     "user.items_per_answer": 1,
     "user.patience": 1,
