@@ -143,9 +143,9 @@ def test_grpo_weighs_every_candidate_against_its_group() -> None:
 
 
 def test_grpo_learns_from_those_that_stand_out() -> None:
-    given = [group(1, (0.1, 0.5, 0.2, 0.4))]
+    given = [group(1, (0.1, 0.5, 0.25, 0.4))]
     (example,), (whole,) = make("grpo", learn_from=3).examples(given), make("grpo").examples(given)
-    assert example.replies == whole.replies[:2] + whole.replies[3:]  # 0.2 is nearest to the mean, 0.3
+    assert example.replies == whole.replies[:2] + whole.replies[3:]  # the third is nearest to the mean
     assert example.weights == whole.weights[:2] + whole.weights[3:]  # compared with all, not with each other
     assert make("grpo", learn_from=9).examples(given) == [whole]
 
