@@ -74,7 +74,9 @@ class AlgorithmConfig:
     warmup_steps: int = 2  # optimizer steps of linear warm-up
     schedule: str = "constant"  # constant | cosine | linear, after the warm-up
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 leaves them
-    groups_per_micro_batch: int = 2  # groups in one forward and backward; bounds memory, the update stays the same
+    updates_per_step: int = 1  # optimizer steps that the groups of a rollout are dealt out to
+    # positions in one forward and backward, padding included, or one group; bounds memory, the update stays the same
+    tokens_per_micro_batch: int = 2048
 
 
 @dataclass
@@ -92,6 +94,8 @@ class GRPOConfig(AlgorithmConfig):
     clip_epsilon: float = 0.2  # the probability ratio is clipped to 1 +- this
     kl_coef: float = 0.0  # weight of the KL to the reference; at 0 train/kl is read off one micro-batch a step
     scale_by_std: bool = True  # divide group-centred rewards by their spread
+    learn_from: int = 0  # candidates of a group that are learned from, those with the largest advantages; 0 takes all
+    std_floor: float = 1.0e-6  # added to that spread, so that groups that hardly differ do not count as much
 
 
 @dataclass
@@ -119,6 +123,8 @@ class SamplerConfig:
     window: int = 1  # w: further turns that a forward sample plays at most; 0 scores the response at once
     num_samples: int = 1  # forward samples per candidate: the mean of their R* estimates MR (Eq. 1)
     group_size: int = 8  # candidates per context
+    # where the conversation ends within the window, more candidates instead: as many turns are played for each context
+    equal_turns: bool = False
     paired: bool = True  # all candidates of a context face the same user randomness
     temperature: float = 0.7  # of the policy, in rollouts and evaluation
     top_p: float = 1.0  # nucleus mass; online algorithms need 1
@@ -144,8 +150,8 @@ class TrainerConfig:
     accelerator: str = "auto"  # auto (CUDA where there is one, else CPU) | cpu | cuda
     devices: Any = "auto"  # number of devices or list of their indices
     num_nodes: int = 1  # machines, launched by torchrun or SLURM
-    max_steps: int = 24  # updates; each draws fresh goals and rolls them out
-    goals_per_step: int = 4  # contexts per update, over all processes
+    max_steps: int = 24  # rollouts, each on fresh goals and followed by the update
+    goals_per_step: int = 4  # contexts per rollout, over all processes
     val_every: int = 8  # steps between validations; the best validated policy is exported
     deterministic: bool = True  # ask torch for repeatable kernels
 
@@ -257,8 +263,10 @@ _AT_LEAST: dict[str, int] = {
     "algorithm.weight_decay": 0,
     "algorithm.warmup_steps": 0,
     "algorithm.max_grad_norm": 0,
-    "algorithm.groups_per_micro_batch": 1,
+    "algorithm.tokens_per_micro_batch": 1,
+    "algorithm.updates_per_step": 1,
     "algorithm.minimum_gap": 0,
+    "algorithm.learn_from": 0,
     "algorithm.kl_coef": 0,
     "user.items_per_answer": 1,
     "user.patience": 1,
@@ -277,7 +285,7 @@ _AT_LEAST: dict[str, int] = {
     "evaluation.num_conversations": 1,
     "evaluation.bootstrap_samples": 100,
 }
-_ABOVE_ZERO = ("algorithm.lr", "algorithm.beta", "model.lora.alpha")
+_ABOVE_ZERO = ("algorithm.lr", "algorithm.beta", "algorithm.std_floor", "model.lora.alpha")
 # key -> the range in words, and whether a value is in it
 _RANGES: dict[str, tuple[str, Any]] = {
     "seed": ("from 0 to 4294967295", lambda value: 0 <= value < 2**32),  # what numpy and torch take alike
@@ -432,10 +440,16 @@ def _update_problems(config: Config) -> Iterable[str]:
             f"sampler.temperature (0) must be above 0 for {algorithm.name}: greedy candidates of a context are all "
             "the same. Set sampler.temperature=0.7, or what you like above 0."
         )
-    if algorithm.warmup_steps > config.trainer.max_steps >= 1:
+    if algorithm.warmup_steps > config.trainer.max_steps * max(1, algorithm.updates_per_step) >= 1:
         yield (
             f"algorithm.warmup_steps ({algorithm.warmup_steps}) must be at most trainer.max_steps "
             f"({config.trainer.max_steps}): the learning rate would never get to its peak. Set a shorter warm-up."
+        )
+    updates, goals = algorithm.updates_per_step, config.trainer.goals_per_step
+    if updates >= 1 and goals % updates:
+        yield (
+            f"algorithm.updates_per_step ({updates}) must divide trainer.goals_per_step ({goals}): the groups are "
+            f"dealt out to that many updates. Set trainer.goals_per_step={(goals // updates + 1) * updates}."
         )
     steps, every = config.trainer.max_steps, config.trainer.val_every
     if 1 <= every < steps and steps % every:

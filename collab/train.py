@@ -6,6 +6,7 @@ is imported inside functions.
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,12 +71,14 @@ def fit(config: Config, progress: Progress) -> float:
     L.seed_everything(config.seed, workers=True, verbose=False)  # whatever was played before, training starts alike
     tokenizer = load_tokenizer(config.model)
     data = build.data(config)
-    sampler = config.sampler
-    per_step = config.trainer.goals_per_step * sampler.group_size * (sampler.num_samples if sampler.window else 1)
+    simulation = build.simulation(config, progress.advance)
+    candidates = [simulation.candidates_at(turn) for turn in range(1, config.task.max_turns + 1)]
+    futures = config.sampler.num_samples if config.sampler.window else 1
+    per_step = round(config.trainer.goals_per_step * futures * statistics.fmean(candidates))
     loggers = build.loggers(config)
     callbacks: list[L.Callback] = [
         RolloutProgress(progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "loss")),
-        RolloutCallback(build.simulation(config, progress.advance), config.task.system_prompt),
+        RolloutCallback(simulation, config.task.system_prompt),
         TranscriptCallback(TranscriptWriter(folder, rank()), config.logger.num_conversations),
         ExportBest(folder, merge=config.export.merge),
         BatchCheckpoint(folder / "checkpoints", config.checkpoint.every_n_steps),

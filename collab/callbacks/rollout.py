@@ -48,6 +48,7 @@ class Simulation:
         window: w of Eq. 1, in turns.
         num_samples: Forward samples per candidate.
         group_size: Candidates per context.
+        equal_turns: More candidates where the conversation ends within the window (`candidates_at`).
         paired: Candidates of one context face the same user randomness.
         seed: Of the run.
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
@@ -61,10 +62,18 @@ class Simulation:
     window: int
     num_samples: int
     group_size: int
+    equal_turns: bool
     paired: bool
     seed: int
     make_engine: Callable[[Any, Any], LocalEngine]
     on_conversation: Callable[[], None] = field(default=lambda: None)
+
+    def candidates_at(self, position: int) -> int:
+        """Candidates of a context at a turn; with `equal_turns`, for as many turns as `group_size` whole windows."""
+        if not self.equal_turns:
+            return self.group_size
+        left = min(self.window, self.max_turns - position)
+        return self.group_size * (1 + self.num_samples * self.window) // (1 + self.num_samples * left)
 
     def players(self, engine: Any) -> Players:
         return Players(engine, self.user, self.sampling, self.max_turns, self.on_conversation)
@@ -170,7 +179,8 @@ class RolloutCallback(L.Callback):
         key = Key(simulation.seed, split=f"train/{number}", round=step, goal=goal.id)
         position = context_position(simulation.seed, number, simulation.max_turns)
         context = await draw_context(players, goal, self.system_prompt, position, key.at(split=f"context/{number}"))
-        replies = await sample_candidates(players, context, simulation.group_size, key)
+        size = simulation.candidates_at(context.position)
+        replies = await sample_candidates(players, context, size, key)
         candidates = await multiturn_reward(
             context,
             replies,

@@ -1,28 +1,34 @@
-"""Attention as rollouts need it, through transformers' `AttentionInterface`; and the masks of an explicit layout.
+"""Attention for rollouts and updates, through transformers' `AttentionInterface`, and the masks of their layouts.
 
 FlashAttention takes no explicit mask, and single tokens of requests of different lengths, as well as packed groups,
 need one. A model with `model.attention=flash_attention_2` therefore computes whole prompts with it, and everything
 masked with SDPA.
 
-SDPA on a CPU is made for many queries. At one query a row, the heads that share keys are three or so rows of a matrix
-product, and two batched products with keys stored channel by channel take half to two thirds of SDPA's time.
+SDPA on a CPU is made for many queries that see nearly everything. Two layouts are neither (`by_layout`):
+
+* one query a row, in decoding: the heads that share keys are three or so rows of a matrix product, and two batched
+  products with keys stored channel by channel take half to two thirds of SDPA's time;
+* packed groups, in updates: most of what SDPA would compute is hidden by the mask (`packed_attention`).
 
 Shapes: N rows, T queries and L keys of each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from collab.errors import BadInput
+from collab.generation.packed_attention import PackedAttention
 
 FLASH_WHERE_UNMASKED = "flash_where_unmasked"
-SINGLE_QUERIES = "single_queries"
+BY_LAYOUT = "by_layout"
 
 
 def flash_where_unmasked(
@@ -38,7 +44,7 @@ def flash_where_unmasked(
     return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
 
 
-def single_queries(
+def by_layout(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -47,35 +53,55 @@ def single_queries(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> Any:
-    """SDPA, but two batched products where every row has one query and a mask that is added (`additive_masks`).
+    """SDPA, but on a CPU by blocks where the mask has `packed_ends`, and as products for single queries.
 
     Takes and returns what `flash_where_unmasked` does.
     """
-    rows, heads, queries, channels = query.shape
+    other = kwargs.get("dropout") or query.shape[-1] != value.shape[-1]
+    other = other or any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
+    mask = attention_mask
+    if mask is None or mask.dtype == torch.bool or other or query.device.type != "cpu":
+        pass
+    elif (ends := getattr(mask, "packed_ends", None)) is not None:
+        return PackedAttention.apply(query, key, value, ends, scaling).transpose(1, 2).contiguous(), None
+    elif query.shape[2] == 1 and mask.shape[1] == 1 and not torch.is_grad_enabled():
+        return _single_queries(query, key, value, mask, query.shape[3] ** -0.5 if scaling is None else scaling), None
+    # SDPA is slow over keys stored channel by channel.
+    return sdpa_attention_forward(module, query, key.contiguous(), value, mask, scaling=scaling, **kwargs)
+
+
+def _single_queries(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """`[N, heads, 1, channels]` over `[N, key heads, L, channels]` -> `[N, 1, heads, channels]`."""
+    rows, heads, _, channels = query.shape
     key_heads = key.shape[1]
-    if queries > 1 or attention_mask is None or attention_mask.dtype == torch.bool or attention_mask.shape[1] > 1:
-        # SDPA is slow over keys stored channel by channel.
-        key = key.contiguous()
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    scaling = channels**-0.5 if scaling is None else scaling
-    mask = attention_mask[:, 0].repeat_interleave(key_heads, 0)
     scores = torch.baddbmm(
-        mask,
+        mask[:, 0].repeat_interleave(key_heads, 0),
         query.reshape(rows * key_heads, heads // key_heads, channels),
         key.transpose(2, 3).flatten(0, 1),
         alpha=scaling,
     )
-    found = torch.bmm(scores.softmax(-1), value.flatten(0, 1))
-    return found.view(rows, 1, heads, channels), None
+    return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(rows, 1, heads, channels)
 
 
 AttentionInterface.register(FLASH_WHERE_UNMASKED, flash_where_unmasked)
-AttentionInterface.register(SINGLE_QUERIES, single_queries)
-AttentionMaskInterface.register(SINGLE_QUERIES, sdpa_mask)
+AttentionInterface.register(BY_LAYOUT, by_layout)
+AttentionMaskInterface.register(BY_LAYOUT, sdpa_mask)
+
+
+def use_by_layout(lm: Any) -> None:
+    """Have a transformers model compute `by_layout` where it would call SDPA."""
+    if lm.config._attn_implementation == "sdpa":
+        lm.set_attn_implementation(BY_LAYOUT)
 
 
 def additive_masks(
-    config: Any, visible: torch.Tensor, distance: torch.Tensor, dtype: torch.dtype
+    config: Any,
+    visible: torch.Tensor,
+    distance: torch.Tensor,
+    dtype: torch.dtype,
+    ends: Sequence[Sequence[int]] | None = None,
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """A decoder's `attention_mask` from who sees whom, with the sliding window of layers that have one.
 
@@ -84,6 +110,7 @@ def additive_masks(
         visible: [N, T, L] bool, query by key.
         distance: [N, T, L] how many positions a key lies before its query.
         dtype: Of the mask.
+        ends: Of packed rows (`PackedBatch.ends`); travels with the mask of layers that see all of them.
 
     Returns:
         [N, 1, T, L], 0 where visible and the lowest number elsewhere; where layers differ, one for each kind of layer.
@@ -93,20 +120,22 @@ def additive_masks(
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
-    window = getattr(config, "sliding_window", None)
-    if not window:
-        return additive(visible)
+    full = additive(visible)
+    if ends is not None:
+        full.packed_ends = ends  # type: ignore[attr-defined]
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+    if not window or kinds == {"full_attention"} or bool((distance < window).all()):
+        return full
     sliding = additive(visible & (distance < window))
-    if not getattr(config, "layer_types", None):
-        return sliding
-    return {"full_attention": additive(visible), "sliding_attention": sliding}
+    return {"full_attention": full, "sliding_attention": sliding} if "full_attention" in kinds else sliding
 
 
-def check_layers(config: Any) -> None:
+def check_layers(config: Any, model: str = "the model") -> None:
     """Raise `BadInput` where a decoder has layers that see otherwise than causally, in full or through a window."""
-    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if unknown:
+    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if strange:
         raise BadInput(
-            f"The model has layers of {', '.join(sorted(unknown))}; rollouts and packed updates know full_attention "
-            "and sliding_attention. Take a model of those."
+            f"{model} has layers of kind {', '.join(sorted(strange))}, and the candidates of a context share its "
+            "computed history, which takes attention that a mask directs, full or in a window. Take a model whose "
+            "layers all have such attention."
         )

@@ -1,11 +1,11 @@
 """The local rollout engine: continuous batching over any Hugging Face causal LM, in the training process.
 
 Requests wait in a queue and join the running batch between two tokens; whoever finishes leaves at once, so a
-conversation that waits for its user holds no place. Rollouts run on the very weights that are trained: no second
-copy, no synchronisation.
+conversation that waits for its user holds no place. Rollouts run on the very weights that are trained, without any
+synchronisation; a CPU alone keeps its frozen weights in a second, faster layout (`products`).
 
 How a batch lies in memory: one tensor holds the keys of all layers, another the values, `[layer, row, head, position,
-channel]`; on a CPU the keys of a channel lie side by side (see `attention.single_queries`). Running requests fill the
+channel]`; on a CPU the keys of a channel lie side by side (see `attention.by_layout`). Running requests fill the
 rows from the top; a new one takes the next row, a finished one is replaced by the last. One forward call serves prompts
 and single tokens alike: rows `first..last` are extended by `width` tokens each, every row from its own position on,
 under an explicit 4-D mask.
@@ -14,12 +14,7 @@ What conversations share is computed once: the keys and values of prompts and fi
 used ones are dropped), so the candidates of a context and the next turn of a conversation start from them.
 
 Matrix products round differently with the number of rows, so what a request draws may change, rarely, with whoever
-happens to be decoded beside it. `deterministic=True` takes all such freedom away: every decoding step has `max_batch`
-rows, idle ones included; prompts are read one by one in chunks of `_CHUNK` tokens that start at multiples of it; only
-whole chunks are kept, and no reply (it was computed in steps, not in chunks); and tokens are drawn as the largest of
-perturbed logits (Gumbel-max), which turns on no running sum. On a CPU one thread does it all: how several share out a
-product depends on the row. Keys behind a request's end weigh exactly nothing, and their number is a multiple of 64, so
-the company's lengths do not show either.
+happens to be decoded beside it. `deterministic=True` takes all such freedom away; `_Fixed` says how.
 
 Shapes: N rows, T new tokens per row, L positions, V vocabulary.
 """
@@ -29,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +35,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
-from collab.generation.attention import SINGLE_QUERIES, additive_masks, check_layers
+from collab.generation.attention import additive_masks, check_layers, use_by_layout
 from collab.generation.chat_format import ChatFormat
 from collab.generation.products import Products
 
 _CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
+_BLOCK = 64  # positions by which the memory of rows grows, and a deterministic row's keys
 
 
 @dataclass
@@ -88,7 +84,7 @@ class _Rows:
 
     def reserve(self, rows: int, positions: int) -> None:
         """Grow (never shrink) to hold so many rows and positions."""
-        self.wanted = (max(self.wanted[0], rows), max(self.wanted[1], -(-positions // 64) * 64))
+        self.wanted = (max(self.wanted[0], rows), max(self.wanted[1], -(-positions // _BLOCK) * _BLOCK))
         if self.data is not None and (self.data[0].shape[1], self.data[0].shape[3]) != self.wanted:
             older, self.data = self.data, self._empty(*(part[0, 0, :, 0] for part in self.data))
             for part, filled in zip(self.data, older, strict=True):
@@ -110,7 +106,7 @@ class _Rows:
         self.row_index = torch.arange(first, last, device=positions.device)[:, None]
         self.reach = int(positions.max()) + 1
         if self.whole_blocks:
-            self.reach = -(-self.reach // 64) * 64
+            self.reach = -(-self.reach // _BLOCK) * _BLOCK
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.data is None:
@@ -137,6 +133,89 @@ class _Rows:
             part[:, target, :, :length] = part[:, source, :, :length]
 
 
+class _Free:
+    """How the engine reads, keeps and draws when it is to be fast."""
+
+    whole_blocks = False
+    keeps_replies = True
+
+    def boundaries(self, prompt: list[int], turns: list[int]) -> list[int]:
+        """Lengths of a prompt's beginnings that may have been kept, ascending."""
+        return [*turns, len(prompt)]
+
+    def kept_of(self, prompt: tuple[int, ...], requests: int) -> int:
+        """How much of a prompt that so many requests came with to keep once it is read."""
+        return len(prompt) if requests > 1 else 0  # a context's candidates: a next one may come in another batch
+
+    def read(
+        self, engine: LocalEngine, first: int, prompts: list[tuple[int, ...]], starts: list[int], adapter: bool
+    ) -> torch.Tensor:
+        """Fill the rows from `first` on with prompts, from `starts` on; `[N, V]` logits after their last tokens."""
+        return engine._extend(first, [list(p[s:]) for p, s in zip(prompts, starts, strict=True)], starts, adapter)
+
+    def rows(self, new: list[list[int]], starts: list[int]) -> tuple[list[list[int]], list[int]]:
+        """The rows of a decoding step."""
+        return new, starts
+
+    def draw(self, logprobs: torch.Tensor, streams: Sequence[np.random.Generator]) -> torch.Tensor:
+        """`[N, V]` log-probs and each request's randomness -> `[N]` tokens."""
+        return _inverse_cdf(logprobs, torch.tensor([s.random() for s in streams], device=logprobs.device))
+
+    def threads(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+
+class _Fixed(_Free):
+    """How it does so when a request's tokens must not depend on anything else.
+
+    Every decoding step has `slots` rows, idle ones included. Prompts are read one by one in chunks of `_CHUNK` tokens
+    that start at multiples of it; only whole chunks are kept, and no reply, since it was computed in steps and not in
+    chunks. Keys behind a request's end weigh exactly nothing, and their number is a multiple of `_BLOCK`, so the
+    company's lengths do not show either. Tokens are drawn as the largest of perturbed logits (Gumbel-max), which turns
+    on no running sum. On a CPU one thread does it all: how several share out a product depends on the row.
+    """
+
+    whole_blocks = True
+    keeps_replies = False
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+
+    def boundaries(self, prompt: list[int], turns: list[int]) -> list[int]:
+        return list(range(_CHUNK, len(prompt), _CHUNK))
+
+    def kept_of(self, prompt: tuple[int, ...], requests: int) -> int:
+        return (len(prompt) - 1) // _CHUNK * _CHUNK
+
+    def read(
+        self, engine: LocalEngine, first: int, prompts: list[tuple[int, ...]], starts: list[int], adapter: bool
+    ) -> torch.Tensor:
+        last = []
+        for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True), start=first):
+            for position in range(start, len(prompt), _CHUNK):
+                chunk = list(prompt[position : position + _CHUNK])
+                padded = [*chunk, *[0] * (_CHUNK - len(chunk))]
+                logits = engine._extend(row, [padded], [position], adapter, sizes=[len(chunk)])
+            last.append(logits)
+        return torch.cat(last)
+
+    def rows(self, new: list[list[int]], starts: list[int]) -> tuple[list[list[int]], list[int]]:
+        idle = self.slots - len(new)
+        return [*new, *[[0]] * idle], [*starts, *[0] * idle]
+
+    def draw(self, logprobs: torch.Tensor, streams: Sequence[np.random.Generator]) -> torch.Tensor:
+        return _gumbel_max(logprobs, streams)
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
 class LocalEngine:
     """A `ChatModel` over local weights.
 
@@ -153,18 +232,17 @@ class LocalEngine:
         self, lm: Any, tokenizer: Any, max_batch: int = 64, cache_bytes: int = 2 << 30, deterministic: bool = False
     ) -> None:
         self.lm, self.tokenizer, self.max_batch, self.cache_bytes = lm, tokenizer, max_batch, cache_bytes
-        self.deterministic = deterministic
+        self._mode = _Fixed(max_batch) if deterministic else _Free()
         self.format = ChatFormat(tokenizer)
         inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
         self._trunk, self._head, self._config = inner.get_decoder(), inner.get_output_embeddings(), inner.config
         check_layers(self._trunk.config)
-        if inner.device.type == "cpu" and self._trunk.config._attn_implementation == "sdpa":
-            inner.set_attn_implementation(SINGLE_QUERIES)
+        use_by_layout(inner)
         stops = inner.generation_config.eos_token_id if inner.generation_config else None
         stops = stops if isinstance(stops, list) else [stops]
         self._stops = {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}
         self._limit = getattr(self._config, "max_position_embeddings", None)
-        self._rows = _Rows(self._config.num_hidden_layers, deterministic)
+        self._rows = _Rows(self._config.num_hidden_layers, self._mode.whole_blocks)
         self._products = Products(lm)
         self._waiting: list[_Request] = []
         self._joining: list[_Request] = []
@@ -183,8 +261,7 @@ class LocalEngine:
                 f"A conversation of {len(prompt)} tokens plus max_new_tokens={sampling.max_new_tokens} does not fit "
                 f"the model's {limit} positions. Lower task.max_turns or task.max_new_tokens."
             )
-        if self.deterministic:
-            boundaries = list(range(_CHUNK, len(prompt), _CHUNK))
+        boundaries = self._mode.boundaries(prompt, boundaries)
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(prompt, boundaries, sampling, key.stream(), done))
         if self._task is None or self._task.done():
@@ -198,11 +275,8 @@ class LocalEngine:
         self._rows.data, self._rows.wanted = None, (0, 0)
 
     async def _serve(self) -> None:
-        threads = torch.get_num_threads()
-        if self.deterministic:
-            torch.set_num_threads(1)
         try:
-            with self._products:
+            with self._products, self._mode.threads():
                 while self._waiting or self._running:
                     with torch.no_grad():
                         self._admit()
@@ -217,9 +291,6 @@ class LocalEngine:
             self._running, self._joining, self._waiting = [], [], []
             if not isinstance(error, Exception):
                 raise
-        finally:
-            if self.deterministic:
-                torch.set_num_threads(threads)
 
     # --- joining -----------------------------------------------------------------------------------------------
 
@@ -249,13 +320,7 @@ class LocalEngine:
             if kept is not None:
                 self._rows.put(base + offset, kept, length)
             starts.append(length)
-        if self.deterministic:
-            rows = (
-                self._read_by_chunks(base + i, p, s, adapter) for i, (p, s) in enumerate(zip(same, starts, strict=True))
-            )
-            logits = torch.cat(list(rows))
-        else:
-            logits = self._extend(base, [list(p[s:]) for p, s in zip(same, starts, strict=True)], starts, adapter)
+        logits = self._mode.read(self, base, list(same), starts, adapter)
         # Spread each distinct prompt over the rows of those who share it, from the bottom up so that no source is
         # overwritten before it is copied.
         sources = [i for i, requests in enumerate(same.values()) for _ in requests]
@@ -264,12 +329,9 @@ class LocalEngine:
             if sources[offset] != offset:
                 self._rows.move(base + sources[offset], base + offset, len(flat[offset].prompt))
         for i, (prompt, requests) in enumerate(same.items()):
-            if self.deterministic:
-                whole = (len(prompt) - 1) // _CHUNK * _CHUNK
-                if whole:
-                    self._keep(adapter, prompt[:whole], base + sources.index(i))
-            elif len(requests) > 1:  # a context's candidates: a next one may come in another batch
-                self._keep(adapter, prompt, base + sources.index(i))
+            length = self._mode.kept_of(prompt, len(requests))
+            if length:
+                self._keep(adapter, prompt[:length], base + sources.index(i))
         self._running, self._joining = self._running + flat, []
         self._draw(flat, logits[sources])
         self._retire()
@@ -278,7 +340,7 @@ class LocalEngine:
         self, adapter: bool, prompt: tuple[int, ...], boundaries: list[int]
     ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, int]:
         """The longest kept prefix and how many of its positions may be used: the last token is always computed."""
-        for boundary in (*([] if self.deterministic else [len(prompt)]), *reversed(boundaries)):
+        for boundary in reversed(boundaries):
             kept = self._kept.get((adapter, prompt[:boundary]))
             if kept is not None:
                 self._kept.move_to_end((adapter, prompt[:boundary]))
@@ -303,19 +365,9 @@ class LocalEngine:
         adapter = self._running[0].sampling.adapter
         new = [[request.ids[-1]] for request in self._running]
         starts = [request.length - 1 for request in self._running]
-        if self.deterministic:
-            idle = self.max_batch - len(new)
-            new, starts = [*new, *[[0]] * idle], [*starts, *[0] * idle]
+        new, starts = self._mode.rows(new, starts)
         self._draw(self._running, self._extend(0, new, starts, adapter)[: len(self._running)])
         self._retire()
-
-    def _read_by_chunks(self, row: int, prompt: Sequence[int], start: int, adapter: bool) -> torch.Tensor:
-        """Read `prompt` from `start`, a multiple of the chunk, into `row`; `[1, V]` logits after its last token."""
-        for position in range(start, len(prompt), _CHUNK):
-            chunk = list(prompt[position : position + _CHUNK])
-            padded = [*chunk, *[0] * (_CHUNK - len(chunk))]
-            logits = self._extend(row, [padded], [position], adapter, sizes=[len(chunk)])
-        return logits
 
     def _extend(
         self, first: int, new: list[list[int]], starts: list[int], adapter: bool, sizes: list[int] | None = None
@@ -349,17 +401,14 @@ class LocalEngine:
         return final_logits(self._head(last), self._config)
 
     def _draw(self, requests: list[_Request], logits: torch.Tensor) -> None:
-        """Append one token to each request: inverse CDF on the request's own uniform number, or Gumbel-max."""
+        """Append one token to each request."""
         temperatures = torch.tensor([r.sampling.temperature for r in requests], device=logits.device)
         scaled = logits.float() / temperatures.clamp(min=1e-6)[:, None]
         for i, request in enumerate(requests):
             if request.sampling.top_k or request.sampling.top_p < 1:
                 scaled[i] = _filtered(scaled[i], request.sampling)
         logprobs = scaled.log_softmax(-1)
-        if self.deterministic:
-            drawn = _gumbel_max(logprobs, [request.stream for request in requests])
-        else:
-            drawn = _inverse_cdf(logprobs, torch.tensor([r.stream.random() for r in requests], device=logits.device))
+        drawn = self._mode.draw(logprobs, [request.stream for request in requests])
         if any(request.sampling.temperature == 0 for request in requests):
             drawn = torch.where(temperatures > 0, drawn, logits.argmax(-1))
         chosen = logprobs.gather(-1, drawn[:, None])[:, 0]
@@ -376,7 +425,7 @@ class LocalEngine:
             if not stopped and len(request.ids) < request.sampling.max_new_tokens:
                 continue
             # The last token was drawn but never fed: keys and values end one before it.
-            if not self.deterministic:
+            if self._mode.keeps_replies:
                 ids = (*request.prompt, *request.ids)
                 self._keep(request.sampling.adapter, ids, row, len(ids) - 1)
             last = len(self._running) - 1

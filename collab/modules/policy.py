@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from collab.generation.attention import additive_masks, use_by_layout
 from collab.generation.engine import final_logits
 from collab.modules.packing import PackedBatch
 
-_CHUNK = 256  # tokens whose [tokens, vocabulary] logits exist at one time
+_CHUNK = 128  # tokens whose [tokens, vocabulary] logits exist at one time
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Policy(nn.Module):
     def __init__(self, lm: Any, with_reference: bool) -> None:
         super().__init__()
         self.lm = lm
+        use_by_layout(_inner(lm))
         self.reference: Any = None
         if with_reference and not hasattr(lm, "disable_adapter"):
             self.reference = copy.deepcopy(lm).requires_grad_(False).eval()
@@ -63,27 +65,67 @@ class Policy(nn.Module):
             lm = self.reference
         elif reference:
             off = self.lm.disable_adapter()
-        inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-        head = inner.get_output_embeddings()
-        dtype = head.weight.dtype
-        mask = torch.zeros(batch.visible.shape, dtype=dtype, device=batch.visible.device)
-        mask = mask.masked_fill_(~batch.visible, torch.finfo(dtype).min)
+        inner = _inner(lm)
+        config, dtype = inner.config.get_text_config(), inner.get_output_embeddings().weight.dtype
+        distance = batch.position_ids[:, :, None] - batch.position_ids[:, None, :]
+        masks = additive_masks(config, batch.visible(), distance, dtype, batch.ends)
         with off:
             hidden = inner.get_decoder()(
-                input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=False
+                input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=masks, use_cache=False
             ).last_hidden_state
-            hidden = hidden.flatten(0, 1)[batch.predict_from]
+            return _chosen(inner, hidden.flatten(0, 1)[batch.predict_from], batch.targets, batch.temperature)
 
-            def of_chunk(states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                logits = final_logits(head(states), inner.config).float() / batch.temperature
-                logprobs = logits.log_softmax(-1)
-                entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
-                return logprobs.gather(-1, targets[:, None])[:, 0], entropy
 
-            parts = [
-                checkpoint(of_chunk, states, targets, use_reentrant=False)
-                if torch.is_grad_enabled()
-                else of_chunk(states, targets)
-                for states, targets in zip(hidden.split(_CHUNK), batch.targets.split(_CHUNK), strict=True)
-            ]
-        return PolicyOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+def _inner(lm: Any) -> Any:
+    """The transformers model, without what peft has put around it."""
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+
+# --- log-probs of chosen tokens --------------------------------------------------------------------------------------
+
+
+def _chosen(inner: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> PolicyOutput:
+    """Log-probs of `targets` [N] behind `hidden` [N, D], by chunks, and entropies.
+
+    A log-prob depends on its own hidden state alone. Where the head is frozen, the gradient with respect to that state
+    is therefore taken while the chunk's logits are at hand, [N, D] in all, and only scaled on the way back. Where the
+    head learns, its gradient needs what comes back first: the chunk is computed once more then.
+    """
+    head = inner.get_output_embeddings()
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
+
+    def of_chunk(states: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = final_logits(head(states), inner.config).float() / temperature
+        logprobs = logits.log_softmax(-1)
+        entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
+        return logprobs.gather(-1, chosen[:, None])[:, 0], entropy
+
+    def with_slope(states: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = states.detach().requires_grad_()
+        logprobs, entropy = of_chunk(leaf, chosen)
+        (slope,) = torch.autograd.grad(logprobs.sum(), leaf)
+        return _Linear.apply(states, logprobs.detach(), slope), entropy
+
+    parts = []
+    for states, chosen in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
+        if learns:
+            parts.append(checkpoint(of_chunk, states, chosen, use_reentrant=False))
+        elif states.requires_grad:
+            parts.append(with_slope(states, chosen))
+        else:
+            parts.append(of_chunk(states, chosen))
+    return PolicyOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+
+
+class _Linear(torch.autograd.Function):
+    """`values` [N], each a function of its own row of `states` [N, D], with gradient `slope` [N, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, values: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(slope)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return (slope * grad[:, None]).to(slope.dtype), None, None

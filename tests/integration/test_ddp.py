@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from conftest import Runner
@@ -24,31 +25,78 @@ def first_step(folder: Path) -> dict[str, float]:
     return {name: float(row[name]) for name in ("train/mr", "train/interactivity", "train/reply_tokens")}
 
 
+def launch(processes: int) -> list[str]:
+    """What comes before a script's name."""
+    if processes == 1:
+        return [sys.executable]
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    return [*run, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+
+
+def run(command: list[str], **environment: str) -> None:
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.timeout(600)
 def test_two_processes_roll_out_and_learn_as_one_does(runner: Runner, tiny_model: Path, tmp_path: Path) -> None:
     overrides = [*runner.training, "algorithm=grpo", f"model.path={tiny_model}", "logger=csv"]
-    commands = {
-        "one": [sys.executable, "train.py", *overrides],
-        "two": [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"),
-            *("--rdzv-endpoint=localhost:0", "train.py", *overrides, "strategy=ddp", "trainer.devices=2"),
-        ],
-    }
-    for name, command in commands.items():
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, "trainer.accelerator=cpu", f"output_dir={tmp_path / name}"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    for name, processes in (("one", 1), ("two", 2)):
+        places = [] if processes == 1 else ["strategy=ddp", "trainer.devices=2"]
+        given = [*overrides, *places, "trainer.accelerator=cpu", f"output_dir={tmp_path / name}"]
+        run([*launch(processes), "train.py", *given])
     # The same contexts, candidates and futures, wherever they are played; the mean is over both processes.
     assert first_step(tmp_path / "two") == pytest.approx(first_step(tmp_path / "one"), rel=1e-5)
-    one, two = (json.loads((tmp_path / name / "results.json").read_text())["policies"] for name in commands)
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["policies"] for name in ("one", "two"))
     assert two["base"] == one["base"]
     assert two["trained"]["mr"]["n"] == one["trained"]["mr"]["n"] == 2
     lines = [(tmp_path / "two" / f"transcripts{part}.jsonl").read_text() for part in ("", "-rank1")]
     train = [json.loads(line) for text in lines for line in text.splitlines() if json.loads(line)["phase"] == "train"]
     assert len(train) == 2 * 2 * 3  # steps, goals, candidates
+
+
+STEPS = """
+import os, sys, torch
+from stepping import fit
+from test_update import ALGORITHMS, TEMPERATURE, make_groups, make_lm, moved
+
+target, config, _ = ALGORITHMS["grpo_kl"]
+processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+module = target(config, lambda: make_lm("Llama", True), None, TEMPERATURE, 2)
+module.configure_model()
+moved(module.policy.lm)
+passes = []
+module.policy.register_forward_hook(lambda *_: passes.append(1))
+groups = make_groups()
+shares = [[groups[:3], groups[3:]], [groups, []]]  # of each step, what the two processes get
+
+
+def share(step):
+    return sum(shares[step], []) if processes == 1 else shares[step][rank]
+
+
+_, scored = fit(module, share, steps=2, devices=processes)
+kept = {"gradients": scored.gradients, "logged": scored.logged, "passes": len(passes)}
+torch.save(kept, f"{sys.argv[1]}/{processes}-{rank}.pt")
+"""
+
+
+@pytest.mark.timeout(600)
+def test_processes_with_unequal_shares_of_a_step_learn_as_one_does(tmp_path: Path) -> None:
+    (tmp_path / "steps.py").write_text(STEPS)
+    for processes in (1, 2):
+        places = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "unit")])
+        run([*launch(processes), str(tmp_path / "steps.py"), str(tmp_path)], PYTHONPATH=places)
+    one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    assert two[0]["passes"] > two[1]["passes"] > 0
+    for process in two:
+        assert len(process["gradients"]) == len(one["gradients"]) == 2
+        for found, expected in zip(process["gradients"], one["gradients"], strict=True):
+            largest = max(float(gradient.abs().max()) for gradient in expected.values())
+            assert found.keys() == expected.keys() and largest > 1e-3
+            for name in expected:
+                torch.testing.assert_close(found[name], expected[name], atol=1e-5 * largest, rtol=1e-4, msg=name)
+        for found, expected in zip(process["logged"], one["logged"], strict=True):
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)

@@ -108,6 +108,12 @@ def test_every_field_has_a_doc_line():
         ("task.max_turns=0", "task.max_turns (0) must be at least 1"),
         ("task.metrics.bleu.weight=inf", "task.metrics.bleu.weight (inf) must be a finite number"),
         ("algorithm.lr=0", "algorithm.lr (0.0) must be a number above 0"),
+        ("algorithm.updates_per_step=0", "algorithm.updates_per_step (0) must be at least 1"),
+        (
+            "algorithm.updates_per_step=3",
+            "algorithm.updates_per_step (3) must divide trainer.goals_per_step (4): the groups are dealt out to that "
+            "many updates. Set trainer.goals_per_step=6.",
+        ),
         ("algorithm.warmup_steps=25", "warmup_steps (25) must be at most trainer.max_steps (24)"),
         (
             "trainer.val_every=7",

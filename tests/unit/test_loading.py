@@ -267,6 +267,10 @@ def test_paths_that_are_no_model(tiny_model, tmp_path):
     translator = copy_without(tiny_model, tmp_path / "translator", "config.json")
     (translator / "config.json").write_text(json.dumps({"model_type": "t5"}))
     refused(translator, "is a t5 model, which does not write text from left to right")
+    mixed = copy_without(tiny_model, tmp_path / "mixed", "config.json")
+    types = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
+    (mixed / "config.json").write_text(json.dumps(types))
+    refused(mixed, "has layers of kind conv, and the candidates")
     half = tmp_path / "half"
     half.mkdir()
     adapter = {"peft_type": "LORA", "base_model_name_or_path": str(tiny_model)}

@@ -78,26 +78,36 @@ def test_dpo_stays_finite_for_margins_that_are_huge() -> None:
 
 def test_advantages_by_hand() -> None:
     rewards = torch.tensor([1.0, 2.0, 6.0])
-    close(group_advantages(rewards, scale_by_std=False), -2, -1, 3)
+    close(group_advantages(rewards, scale_by_std=False, std_floor=1e-6), -2, -1, 3)
     std = math.sqrt((4 + 1 + 9) / 2)
-    close(group_advantages(rewards, scale_by_std=True), -2 / std, -1 / std, 3 / std)
+    close(group_advantages(rewards, scale_by_std=True, std_floor=1e-6), -2 / std, -1 / std, 3 / std)
+
+
+def test_a_floor_makes_small_differences_small_and_leaves_large_ones() -> None:
+    apart, alike = torch.tensor([0.0, 10.0]), torch.tensor([0.0, 0.01])
+    std = math.sqrt(0.5)  # of 0 and 1, with Bessel's correction
+    close(group_advantages(apart, True, 0.1), -5 / (10 * std + 0.1), 5 / (10 * std + 0.1))
+    close(group_advantages(alike, True, 0.1), -0.005 / (0.01 * std + 0.1), 0.005 / (0.01 * std + 0.1))
+    close(group_advantages(alike, False, 0.1), -0.005, 0.005)
 
 
 @pytest.mark.parametrize("scale_by_std", [True, False])
 def test_advantages_centre_and_vanish_without_spread(noise: torch.Generator, scale_by_std: bool) -> None:
     rewards = torch.rand(8, generator=noise)
-    advantages = group_advantages(rewards, scale_by_std)
+    advantages = group_advantages(rewards, scale_by_std, 1e-6)
     assert abs(advantages.sum()) < 1e-5 and advantages.argmax() == rewards.argmax()
-    torch.testing.assert_close(group_advantages(-rewards, scale_by_std), -advantages)
-    torch.testing.assert_close(group_advantages(rewards + 5, scale_by_std), advantages, atol=1e-5, rtol=1e-5)
-    close(group_advantages(torch.full((4,), 0.3), scale_by_std), 0, 0, 0, 0)
-    close(group_advantages(torch.tensor([0.3]), scale_by_std), 0)
+    torch.testing.assert_close(group_advantages(-rewards, scale_by_std, 1e-6), -advantages)
+    torch.testing.assert_close(group_advantages(rewards + 5, scale_by_std, 1e-6), advantages, atol=1e-5, rtol=1e-5)
+    close(group_advantages(torch.full((4,), 0.3), scale_by_std, 1e-6), 0, 0, 0, 0)
+    close(group_advantages(torch.tensor([0.3]), scale_by_std, 1e-6), 0)
 
 
 def test_scaled_advantages_do_not_know_the_unit_of_reward(noise: torch.Generator) -> None:
     rewards = torch.rand(8, generator=noise)
-    scaled = group_advantages(rewards, scale_by_std=True)
-    torch.testing.assert_close(group_advantages(100 * rewards, scale_by_std=True), scaled, atol=1e-4, rtol=0)
+    scaled = group_advantages(rewards, scale_by_std=True, std_floor=1e-6)
+    torch.testing.assert_close(
+        group_advantages(100 * rewards, scale_by_std=True, std_floor=1e-6), scaled, atol=1e-4, rtol=0
+    )
 
 
 def test_clipped_losses_by_hand() -> None:

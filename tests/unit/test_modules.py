@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import lightning as L
 import peft
 import pytest
 import torch
+from stepping import fit
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.callbacks.checkpoint import BatchCheckpoint
 from collab.config import GRPOConfig, OnlineDPOConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply
-from collab.datamodules.base import GoalBatch
 from collab.modules.base import PolicyModule
 from collab.modules.grpo import GRPO
 from collab.modules.online_dpo import OnlineDPO
@@ -103,53 +103,6 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         torch.testing.assert_close(found[name], factor * expected[name], atol=2e-4 * abs(factor) * scale, rtol=0)
 
 
-class Scored(L.Callback):
-    """Stands for the rollout: puts ready groups on each batch, and keeps gradients and logs."""
-
-    def __init__(self, per_step: Callable[[int], list[Group]]) -> None:
-        self.per_step = per_step
-        self.gradients: list[dict[str, torch.Tensor]] = []
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        batch.groups = self.per_step(batch_idx)
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        names = ("loss", "kl", "entropy", "grad_norm", "lr", "groups_without_spread")
-        self.logged.append({name: float(trainer.callback_metrics[f"train/{name}"]) for name in names})
-
-
-def fit(
-    module: PolicyModule,
-    per_step: Callable[[int], list[Group]] | list[Group],
-    steps: int = 1,
-    callbacks: Sequence[L.Callback] = (),
-    ckpt_path: str | None = None,
-) -> tuple[L.Trainer, Scored]:
-    given = per_step
-    scored = Scored(given if callable(given) else lambda _: given)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        callbacks=[scored, *callbacks],
-        enable_checkpointing=any(isinstance(c, BatchCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    loader: Any = torch.utils.data.DataLoader(
-        [Goal(str(n), "p", "r") for n in range(steps)],  # type: ignore[arg-type]
-        batch_size=1,
-        collate_fn=GoalBatch,
-    )
-    trainer.fit(module, loader, ckpt_path=ckpt_path)
-    return trainer, scored
-
-
 def weights(module: PolicyModule) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
@@ -189,6 +142,14 @@ def test_grpo_weighs_every_candidate_against_its_group() -> None:
     assert make("grpo").examples([group(1, (0.5,)), group(2, ())]) == []
 
 
+def test_grpo_learns_from_those_that_stand_out() -> None:
+    given = [group(1, (0.1, 0.5, 0.25, 0.4))]
+    (example,), (whole,) = make("grpo", learn_from=3).examples(given), make("grpo").examples(given)
+    assert example.replies == whole.replies[:2] + whole.replies[3:]  # the third is nearest to the mean
+    assert example.weights == whole.weights[:2] + whole.weights[3:]  # compared with all, not with each other
+    assert make("grpo", learn_from=9).examples(given) == [whole]
+
+
 # --- the gradient ----------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +180,7 @@ def test_swapping_best_and_worst_turns_the_gradient_of_dpo_round() -> None:
 
 
 def test_dpo_starts_at_log_two_for_each_pair() -> None:
-    module = make("online_dpo", groups_per_micro_batch=2)
+    module = make("online_dpo", tokens_per_micro_batch=30)
     _, scored = fit(module, groups())
     assert scored.logged[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
@@ -227,7 +188,7 @@ def test_dpo_starts_at_log_two_for_each_pair() -> None:
 @pytest.mark.parametrize(("kind", "fields"), [("grpo", {"kl_coef": 0.1}), ("online_dpo", {})])
 def test_the_size_of_micro_batches_does_not_change_the_update(kind: str, fields: dict[str, Any]) -> None:
     # Two steps, so that policy and reference differ in the second.
-    runs = [fit(make(kind, groups_per_micro_batch=size, **fields), groups(), steps=2)[1] for size in (1, 2, 5)]
+    runs = [fit(make(kind, tokens_per_micro_batch=size, **fields), groups(), steps=2)[1] for size in (1, 32, 999)]
     for run in runs[1:]:
         for step in range(2):
             expected = runs[0].gradients[step]
@@ -239,7 +200,7 @@ def test_the_size_of_micro_batches_does_not_change_the_update(kind: str, fields:
 
 @pytest.mark.parametrize(("kl_coef", "expected"), [(0.0, 1), (0.1, 3)])
 def test_the_reference_reads_all_of_a_step_only_where_the_loss_needs_it(kl_coef: float, expected: int) -> None:
-    module = make("grpo", groups_per_micro_batch=1, kl_coef=kl_coef)
+    module = make("grpo", tokens_per_micro_batch=1, kl_coef=kl_coef)
     module.configure_model()
     assert module.policy is not None
     asked = []

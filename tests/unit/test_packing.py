@@ -14,7 +14,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from collab.conversation import Reply
 from collab.modules import policy as policy_module
-from collab.modules.packing import PackedBatch, pack
+from collab.modules.packing import PackedBatch, micro_batches, pack, packed_length
 from collab.modules.policy import Policy
 
 VOCABULARY = 97
@@ -120,21 +120,26 @@ def test_gradients_are_those_of_separate_sequences(adapter: bool, attention: str
     assert all("lora_" in name for name in packed) == adapter
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    lm = llama()
+@pytest.mark.parametrize("adapter", [True, False])
+def test_gradient_checkpointing_changes_nothing(adapter: bool) -> None:
+    lm: Any = llama()
+    lm = with_adapter(lm) if adapter else lm
     batch = pack(GROUPS, 0.7)
     policy = Policy(lm, with_reference=False)
     expected = gradients(lm, policy(batch).logprobs.sum())
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     calls: list[int] = []
-    lm.get_decoder().layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
+    attention = next(module for name, module in lm.named_modules() if name.endswith("layers.0.self_attn"))
+    attention.register_forward_hook(lambda *_: calls.append(1))
     policy.train()
     assert_same(gradients(lm, policy(batch).logprobs.sum()), expected)
     assert len(calls) == 2  # forward, and once more on the way back
 
 
-def test_the_size_of_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = llama()
+@pytest.mark.parametrize("adapter", [True, False])  # a frozen head and one that learns
+def test_the_size_of_chunks_changes_nothing(adapter: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm: Any = llama()
+    lm = with_adapter(lm) if adapter else lm
     policy, batch = Policy(lm, with_reference=False), pack(GROUPS, 0.7)
     whole = policy(batch)
     expected = gradients(lm, whole.logprobs.square().sum())
@@ -183,19 +188,44 @@ def test_a_packed_row_by_hand() -> None:
     assert batch.predict_from.tolist() == [1, 2, 3, 1, 1, 4, 5]
     assert batch.sequence.tolist() == [0, 0, 0, 1, 2, 2, 3] and batch.num_sequences == 4
     assert batch.sampled_logprobs.tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6, -0.7])
-    assert batch.visible[0, 0].int().tolist() == [
+    assert batch.ends == ((2, 4, 4, 5), (1, 1))
+    visible = batch.visible().int()
+    assert visible[0].tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],
     ]
-    assert batch.visible[1, 0].int().tolist() == torch.eye(5, dtype=torch.int).tolist()
+    assert visible[1, :1].tolist() == [[1, 0, 0, 0, 0]]  # what padding sees does not matter
 
 
 def test_replies_of_other_prompts_do_not_go_into_one_group() -> None:
     with pytest.raises(AssertionError, match="share their history"):
         pack([[GROUPS[0][0], GROUPS[1][0]]], 1.0)
+
+
+def test_micro_batches_by_hand() -> None:
+    lengths = [30, 10, 90, 12, 28, 11]
+    assert micro_batches(lengths, 60) == [[0, 4], [1, 3, 5], [2]]  # 2 * 30, 3 * 12, and one over the budget
+    assert micro_batches(lengths, 59) == [[0], [1, 3, 5], [2], [4]]
+    assert micro_batches(lengths, 1) == [[n] for n in range(6)]
+    assert micro_batches(lengths, 6 * 90) == [[0, 1, 2, 3, 4, 5]]
+    assert micro_batches([], 60) == []
+
+
+def test_micro_batches_hold_every_group_once_within_the_budget() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for budget in (1, 40, 100, 300):
+        lengths = torch.randint(1, 120, (50,), generator=draw).tolist()
+        batches = micro_batches(lengths, budget)
+        assert sorted(index for batch in batches for index in batch) == list(range(50)) and 0 in batches[0]
+        assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
+
+
+def test_a_packed_length_is_what_a_row_takes() -> None:
+    for replies in GROUPS:
+        assert packed_length(replies) == pack([replies], 1.0).input_ids.shape[1]
 
 
 # --- who sees and teaches what ---------------------------------------------------------------------------------------
@@ -272,14 +302,32 @@ def test_only_candidate_tokens_are_targets() -> None:
     assert (first != second).nonzero()[:, 0].tolist() == [4]
 
 
-def test_without_the_mask_it_would_be_wrong() -> None:
-    policy, batch = Policy(llama(), with_reference=False), pack(GROUPS[:1], 0.7)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_with_siblings_in_sight_it_would_be_wrong(attention: str) -> None:
+    policy, batch = Policy(llama(attn_implementation=attention), with_reference=False), pack(GROUPS[:1], 0.7)
     right = policy(batch).logprobs
-    causal = torch.ones_like(batch.visible).tril()
-    leaking = policy(dataclasses.replace(batch, visible=causal)).logprobs
+    history, *candidates = batch.ends[0]
+    leaking = policy(dataclasses.replace(batch, ends=((history, candidates[-1]),))).logprobs
     same = (right - leaking).abs() < 1e-5
     # The first candidate, and first tokens, see nothing but the history either way; the third sees its siblings.
     assert same.tolist() == [True] * 5 + [True] + [True, False, False]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_without_an_explicit_mask_candidates_would_lose_their_history(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = llama(attn_implementation=attention)
+    policy, replies = Policy(lm, with_reference=False), group(9, [5, 4, 3])
+    right = policy(pack([replies], 1.0)).logprobs
+    monkeypatch.setattr(policy_module, "additive_masks", lambda *_: None)
+    lost = policy(pack([replies], 1.0)).logprobs
+    assert ((right - lost).abs() < 1e-5).tolist() == [True] * 5 + [True, False, False, False] + [True, False, False]
+    # transformers takes positions that jump back for a new sequence: the third candidate sees itself alone.
+    ids = torch.tensor([replies[2].token_ids[:-1]])
+    alone = lm(input_ids=ids, position_ids=torch.tensor([[9, 10]])).logits[0].log_softmax(-1)
+    expected = alone.gather(-1, torch.tensor(replies[2].token_ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(lost[-2:], expected, atol=1e-5, rtol=0)
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------

@@ -249,6 +249,16 @@ def test_pairing_is_the_simulations(paired, users):
     assert len({candidate.futures[0].turns[1].user for candidate in first.candidates}) == users
 
 
+def test_short_windows_are_filled_with_candidates_of_as_many_turns():
+    at = [simulation(equal_turns=True, max_turns=4, window=2, num_samples=1).candidates_at(n) for n in (1, 2, 3, 4)]
+    assert at == [3, 3, 4, 9]  # three windows of three turns each are nine turns: 3 x 3, 3 x 3, 4 x 2, 9 x 1
+    assert simulation(equal_turns=True).candidates_at(3) == 9  # two samples of one turn: 3 x (1 + 2 x 1)
+    assert [simulation(equal_turns=True, window=0).candidates_at(n) for n in (1, 3)] == [3, 3]
+    rollout = RolloutCallback(simulation(equal_turns=True), "")
+    groups = asyncio.run(rollout.groups(ScriptedModel(random_words), [GOAL] * 3, 0, range(3)))
+    assert {g.context.position: len(g.candidates) for g in groups} == {1: 3, 2: 3, 3: 9}
+
+
 def random_words(messages, key) -> str:
     return " ".join(f"w{word}" for word in key.stream().integers(100, size=4))
 
@@ -262,6 +272,7 @@ def simulation(**changes) -> Simulation:
         "window": 1,
         "num_samples": 2,
         "group_size": 3,
+        "equal_turns": False,
         "paired": True,
         "seed": 1,
         "make_engine": lambda lm, tokenizer: None,

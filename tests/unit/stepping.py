@@ -1,0 +1,63 @@
+"""Optimizer steps through Lightning, on scored groups that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+
+from collab.callbacks.checkpoint import BatchCheckpoint
+from collab.conversation import Goal, Group
+from collab.datamodules.base import GoalBatch
+from collab.modules.base import PolicyModule
+
+
+class Scored(L.Callback):
+    """Stands for the rollout: puts ready groups on each batch, and keeps gradients and logs."""
+
+    def __init__(self, per_step: Callable[[int], list[Group]]) -> None:
+        self.per_step = per_step
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        batch.groups = self.per_step(batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        names = ("loss", "kl", "entropy", "grad_norm", "lr", "groups_without_spread")
+        self.logged.append({name: float(trainer.callback_metrics[f"train/{name}"]) for name in names})
+
+
+def fit(
+    module: PolicyModule,
+    per_step: Callable[[int], list[Group]] | list[Group],
+    steps: int = 1,
+    callbacks: Sequence[L.Callback] = (),
+    ckpt_path: str | None = None,
+    devices: int = 1,
+) -> tuple[L.Trainer, Scored]:
+    given = per_step
+    scored = Scored(given if callable(given) else lambda _: given)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_epochs=1,
+        logger=False,
+        callbacks=[scored, *callbacks],
+        enable_checkpointing=any(isinstance(c, BatchCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader: Any = torch.utils.data.DataLoader(
+        [Goal(str(n), "p", "r") for n in range(steps * devices)],  # type: ignore[arg-type]
+        batch_size=1,
+        collate_fn=GoalBatch,
+    )
+    trainer.fit(module, loader, ckpt_path=ckpt_path)
+    return trainer, scored

@@ -1,0 +1,123 @@
+"""Attention by layout gives what SDPA under the dense mask gives, and is what a CPU computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
+
+from collab.conversation import Reply
+from collab.generation import attention as attention_module
+from collab.generation import packed_attention
+from collab.generation.attention import additive_masks, by_layout
+from collab.generation.packed_attention import PackedAttention
+from collab.modules.packing import PackedBatch, pack
+from collab.modules.policy import Policy
+
+# History and candidates; candidates without a fed token, rows that end before others, a history and nothing else.
+ENDS = ((13, 18, 18, 21), (3, 9), (6, 6), (1, 2, 3, 4))
+
+
+def mask_of(ends: tuple[tuple[int, ...], ...], width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    ids, empty = torch.zeros(len(ends), width, dtype=torch.long), torch.zeros(0)
+    visible = PackedBatch(ids, ids, ends, empty, empty, empty, empty, 0, 1.0).visible()
+    mask = additive_masks(LlamaConfig(), visible, visible.int(), dtype, ends)
+    assert isinstance(mask, torch.Tensor)
+    return mask
+
+
+def inputs(heads: int, kv_heads: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Strided as a transformers layer hands them over: [R, T, heads, D] seen as [R, heads, T, D]."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(4, 22, count, 8) for count in (heads, kv_heads, kv_heads)]
+    return [torch.randn(s, generator=draw).to(dtype).transpose(1, 2).requires_grad_() for s in shapes]
+
+
+def gradients(out: torch.Tensor, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    for row, ends in enumerate(ENDS):
+        weights[row, :, ends[-1] :] = 0  # nothing is learned from padding
+    return list(torch.autograd.grad((out * weights).sum(), given))
+
+
+@pytest.mark.parametrize("piece", [4, 256])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_give_what_the_dense_mask_gives(
+    dtype: torch.dtype, heads: int, kv_heads: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_attention, "_PIECE", piece)
+    given = inputs(heads, kv_heads, dtype)
+    exact = [x.detach().float().requires_grad_() for x in given]
+    query, key, value = exact
+    repeats = heads // kv_heads
+    dense = F.scaled_dot_product_attention(
+        query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), mask_of(ENDS, 22), scale=0.4
+    )
+    blocks: Any = PackedAttention.apply(*given, ENDS, 0.4)  # type: ignore[no-untyped-call]
+    near = 3e-6 if dtype == torch.float32 else 3e-2
+    for row, ends in enumerate(ENDS):
+        found, expected = blocks[row, :, : ends[-1]], dense[row, :, : ends[-1]]
+        torch.testing.assert_close(found.float(), expected, atol=near, rtol=near)
+    for found, expected in zip(gradients(blocks, given), gradients(dense, exact), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, atol=3 * near, rtol=near)
+
+
+def test_only_a_mask_with_ends_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(attention_module, "sdpa_attention_forward", lambda *args, **kwargs: asked.append(kwargs))
+    query, key, value = inputs(4, 2)
+    module, mask = torch.nn.Module(), mask_of(ENDS, 22)
+    out, _ = by_layout(module, query, key, value, mask, scaling=0.4, dropout=0.0)
+    assert out.shape == (4, 22, 4, 8) and not asked
+    by_layout(module, query, key, value, mask.clone(), scaling=0.4)
+    by_layout(module, query, key, value, None, scaling=0.4)
+    # What only the other implementation knows of, or refuses, is left to it.
+    by_layout(module, query, key, value, mask, scaling=0.4, softcap=50.0)
+    assert [call.get("softcap") for call in asked] == [None, None, 50.0] and asked[0]["scaling"] == 0.4
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_single_queries_give_what_sdpa_gives(
+    heads: int, kv_heads: int, channels_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(5, heads, 1, 8, generator=draw)
+    key, value = torch.randn(2, 5, kv_heads, 22, 8, generator=draw)
+    if channels_first:  # as the engine holds keys on a CPU
+        key = key.transpose(2, 3).contiguous().transpose(2, 3)
+    distance = torch.tensor([3, 21, 0, 9, 15])[:, None, None] - torch.arange(22)
+    for config, window in ((LlamaConfig(), 99), (MistralConfig(sliding_window=6), 6)):
+        mask = additive_masks(config, distance >= 0, distance, torch.float32)
+        shown = ((distance >= 0) & (distance < window))[:, None]
+        expected = F.scaled_dot_product_attention(query, key, value, shown, scale=0.3, enable_gqa=True)
+        with torch.no_grad(), monkeypatch.context() as patch:
+            patch.setattr(attention_module, "sdpa_attention_forward", None)
+            found, _ = by_layout(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+        torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("attention", "expected"), [(None, 2), ("eager", 0)])
+def test_a_policy_computes_with_it_where_it_would_with_sdpa(
+    attention: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    forward = packed_attention._forward
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        counted.append(1)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(packed_attention, "_forward", count)
+    config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+    lm = LlamaForCausalLM(config)
+    if attention:
+        lm.set_attn_implementation(attention)
+    policy = Policy(lm, with_reference=False)
+    policy(pack([[Reply("", (1, 2, 3), (-1.0, -1.0, -1.0), "stop", (4, 5))]], 1.0))
+    assert len(counted) == 3 * expected  # layers; the history, the candidate over it and over itself
