@@ -33,10 +33,10 @@ def _rate(setting: Setting, work: Callable[[], Any]) -> Callable[[], float]:
 
 
 def _engine(setting: Setting) -> Callable[[], float]:
-    asked, sampling = chats(setting.requests), exactly(setting.tokens)
+    asked, sampling, engine = chats(setting.requests), exactly(setting.tokens), setting.engine()
 
     def work() -> None:
-        engine = setting.engine()
+        engine.forget()
 
         async def everyone() -> None:
             keys = (Key(1, goal=str(n)) for n in range(len(asked)))
