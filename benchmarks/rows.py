@@ -45,7 +45,7 @@ _OFFICIAL = (
     "registered metric that returns 0. "
 )
 _DECODING = "decoding, 32 requests of 64 new tokens each, prompts of one length"
-_ENGINE = "32 requests at once to the engine, its cache emptied; prompts are read and replies detokenised within the time."
+_ENGINE = "32 requests at once to the engine, its cache emptied; reading prompts and detokenising replies counts."
 _UPDATE = "policy update, history of 512 tokens, 8 candidates of 64, LoRA r 32 in fp32 on a frozen base"
 _OUR_UPDATE = "`pack`, `Policy`, GRPO's loss and the backward pass, in a process of its own"
 _TRL = (
