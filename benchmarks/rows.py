@@ -50,7 +50,7 @@ _UPDATE = "policy update, history of 512 tokens, 8 candidates of 64, LoRA r 32 i
 _OUR_UPDATE = "`pack`, `Policy`, GRPO's loss and the backward pass, in a process of its own"
 _TRL = (
     "`GRPOTrainer.compute_loss`, which has its log-probs, and the backward pass, on one batch of the 8 whole sequences "
-    "without padding; without a reference model, in a process of its own"
+    "without padding; without a reference model, under its default bf16 autocast, in a process of its own"
 )
 
 ROWS: dict[str, Row] = {
