@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer
 
 from collab.chat.base import Sampling
@@ -40,7 +41,8 @@ from collab.generation.chat_format import ChatFormat
 from collab.generation.products import Products
 
 _CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
-_BLOCK = 64  # positions by which the memory of rows grows, and a deterministic row's keys
+_STRIDE = 64  # positions by which the memory of rows grows, and a deterministic row's keys
+_BLOCK = 256  # tokens of the vocabulary whose probabilities are added up first
 
 
 @dataclass
@@ -84,7 +86,7 @@ class _Rows:
 
     def reserve(self, rows: int, positions: int) -> None:
         """Grow (never shrink) to hold so many rows and positions."""
-        self.wanted = (max(self.wanted[0], rows), max(self.wanted[1], -(-positions // _BLOCK) * _BLOCK))
+        self.wanted = (max(self.wanted[0], rows), max(self.wanted[1], -(-positions // _STRIDE) * _STRIDE))
         if self.data is not None and (self.data[0].shape[1], self.data[0].shape[3]) != self.wanted:
             older, self.data = self.data, self._empty(*(part[0, 0, :, 0] for part in self.data))
             for part, filled in zip(self.data, older, strict=True):
@@ -106,7 +108,7 @@ class _Rows:
         self.row_index = torch.arange(first, last, device=positions.device)[:, None]
         self.reach = int(positions.max()) + 1
         if self.whole_blocks:
-            self.reach = -(-self.reach // _BLOCK) * _BLOCK
+            self.reach = -(-self.reach // _STRIDE) * _STRIDE
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.data is None:
@@ -157,9 +159,9 @@ class _Free:
         """The rows of a decoding step."""
         return new, starts
 
-    def draw(self, logprobs: torch.Tensor, streams: Sequence[np.random.Generator]) -> torch.Tensor:
-        """`[N, V]` log-probs and each request's randomness -> `[N]` tokens."""
-        return _inverse_cdf(logprobs, torch.tensor([s.random() for s in streams], device=logprobs.device))
+    def draw(self, scores: torch.Tensor, streams: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[N, V]` scores and each request's randomness -> `[N]` tokens and what makes log-probs of their scores."""
+        return _inverse_cdf(scores, torch.tensor([s.random() for s in streams], device=scores.device))
 
     def threads(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -170,7 +172,7 @@ class _Fixed(_Free):
 
     Every decoding step has `slots` rows, idle ones included. Prompts are read one by one in chunks of `_CHUNK` tokens
     that start at multiples of it; only whole chunks are kept, and no reply, since it was computed in steps and not in
-    chunks. Keys behind a request's end weigh exactly nothing, and their number is a multiple of `_BLOCK`, so the
+    chunks. Keys behind a request's end weigh exactly nothing, and their number is a multiple of `_STRIDE`, so the
     company's lengths do not show either. Tokens are drawn as the largest of perturbed logits (Gumbel-max), which turns
     on no running sum. On a CPU one thread does it all: how several share out a product depends on the row.
     """
@@ -203,8 +205,8 @@ class _Fixed(_Free):
         idle = self.slots - len(new)
         return [*new, *[[0]] * idle], [*starts, *[0] * idle]
 
-    def draw(self, logprobs: torch.Tensor, streams: Sequence[np.random.Generator]) -> torch.Tensor:
-        return _gumbel_max(logprobs, streams)
+    def draw(self, scores: torch.Tensor, streams: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        return _gumbel_max(scores, streams)
 
     @contextlib.contextmanager
     def threads(self) -> Iterator[None]:
@@ -407,11 +409,10 @@ class LocalEngine:
         for i, request in enumerate(requests):
             if request.sampling.top_k or request.sampling.top_p < 1:
                 scaled[i] = _filtered(scaled[i], request.sampling)
-        logprobs = scaled.log_softmax(-1)
-        drawn = self._mode.draw(logprobs, [request.stream for request in requests])
+        drawn, normaliser = self._mode.draw(scaled, [request.stream for request in requests])
         if any(request.sampling.temperature == 0 for request in requests):
             drawn = torch.where(temperatures > 0, drawn, logits.argmax(-1))
-        chosen = logprobs.gather(-1, drawn[:, None])[:, 0]
+        chosen = scaled.gather(-1, drawn[:, None])[:, 0] - normaliser
         for request, token, logprob in zip(requests, drawn.tolist(), chosen.tolist(), strict=True):
             request.ids.append(token)
             request.logprobs.append(logprob)
@@ -446,19 +447,35 @@ class LocalEngine:
         )
 
 
-def _inverse_cdf(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """`[N, V]` log-probs and `[N]` numbers in 0..1 -> `[N]` tokens."""
-    mass = logprobs.exp().cumsum(-1)
-    # Strictly below the whole mass, which rounding may reach: what lies behind it is impossible or no token at all.
-    points = torch.minimum(uniforms * mass[:, -1], mass[:, -1].nextafter(mass.new_zeros(())))
-    return torch.searchsorted(mass, points[:, None], right=True)[:, 0]
+def _inverse_cdf(scores: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[N, V]` scores and `[N]` numbers in 0..1 -> `[N]` tokens and the log of each row's summed exponentials.
+
+    A running sum over the vocabulary is most of what drawing costs, so it runs over sums of `_BLOCK` tokens, and then
+    over the tokens of the block that was hit.
+    """
+    top = scores.amax(-1, keepdim=True)
+    mass = (scores - top).exp_()
+    blocks = F.pad(mass, (0, -mass.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    reached = blocks.sum(-1).cumsum(-1)
+    total = reached[:, -1]
+    points = torch.minimum(uniforms * total, _just_below(total))[:, None]
+    hit = torch.searchsorted(reached, points, right=True)
+    passed = F.pad(reached, (1, 0)).gather(1, hit)
+    inside = blocks.take_along_dim(hit[:, :, None], 1)[:, 0].cumsum(-1)
+    rest = torch.minimum((points - passed).clamp(min=0), _just_below(inside[:, -1:]))
+    return (hit * _BLOCK + torch.searchsorted(inside, rest, right=True))[:, 0], top[:, 0] + total.log()
 
 
-def _gumbel_max(logprobs: torch.Tensor, streams: Sequence[np.random.Generator]) -> torch.Tensor:
-    """`[N, V]` log-probs -> `[N]` tokens, by V draws of each request's own stream."""
+def _just_below(mass: torch.Tensor) -> torch.Tensor:
+    """Rounding may reach the whole mass, and what lies behind it is impossible or no token at all."""
+    return mass.nextafter(mass.new_zeros(()))
+
+
+def _gumbel_max(scores: torch.Tensor, streams: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_inverse_cdf`, by V draws of each request's own stream."""
     # An exponential draw of 0 would win whatever its token's probability is.
-    exponential = np.stack([stream.standard_exponential(logprobs.shape[-1]) for stream in streams]).clip(min=1e-30)
-    return (logprobs - torch.from_numpy(np.log(exponential)).to(logprobs)).argmax(-1)
+    exponential = np.stack([stream.standard_exponential(scores.shape[-1]) for stream in streams]).clip(min=1e-30)
+    return (scores - torch.from_numpy(np.log(exponential)).to(scores)).argmax(-1), scores.logsumexp(-1)
 
 
 def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:

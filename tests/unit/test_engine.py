@@ -30,7 +30,7 @@ from transformers import (
 from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
-from collab.generation.engine import _CHUNK, LocalEngine, final_logits
+from collab.generation.engine import _CHUNK, LocalEngine, _inverse_cdf, final_logits
 
 T = TypeVar("T")
 
@@ -314,6 +314,22 @@ def test_tokens_come_as_often_as_softmax_says(
     assert expected.min() > 5
     # 99.9 % of correct samplers lie below the quantile of chi-square with 29 degrees of freedom.
     assert ((found - expected) ** 2 / expected).sum() < 58.3
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 700])
+def test_drawing_by_blocks_inverts_the_running_sum(vocabulary: int) -> None:
+    noise = torch.Generator().manual_seed(0)
+    scores = 4 * torch.randn(400, vocabulary, generator=noise) + 50
+    scores[:, :2], scores[:, -1] = -torch.inf, -torch.inf  # never drawn, also by the first and the last number
+    uniforms = torch.rand(400, generator=noise)
+    uniforms[:2] = torch.tensor([0.0, 1.0])
+    tokens, normaliser = _inverse_cdf(scores, uniforms)
+    torch.testing.assert_close(normaliser, scores.logsumexp(-1))
+    reached = scores.double().softmax(-1).cumsum(-1)
+    chosen, above = tokens[:, None], uniforms.double()[:, None]
+    assert (reached.gather(1, chosen) > above - 1e-6).all()
+    assert (reached.gather(1, chosen - 1) < above + 1e-6).all()
+    assert torch.isfinite(scores.gather(1, chosen)).all() and len(set(tokens.tolist())) > 1
 
 
 @pytest.mark.parametrize(
