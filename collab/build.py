@@ -61,6 +61,7 @@ def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulatio
         num_samples=sampler.num_samples,
         group_size=sampler.group_size,
         paired=sampler.paired,
+        adaptive=sampler.adaptive,
         seed=config.seed,
         make_engine=lambda lm, tokenizer: engine_class(
             lm,

@@ -263,6 +263,7 @@ def simulation(**changes) -> Simulation:
         "num_samples": 2,
         "group_size": 3,
         "paired": True,
+        "adaptive": False,
         "seed": 1,
         "make_engine": lambda lm, tokenizer: None,
     }
