@@ -258,13 +258,17 @@ def main() -> None:
     parser.add_argument("--policy", nargs="+", default=["base"], help="base, or folders that a run exported")
     parser.add_argument("--groups", type=int, default=8, help="contexts of each policy")
     parser.add_argument("--reference", type=int, default=32, help="samples per candidate behind the reference")
-    parser.add_argument("--pool", type=int, default=16, help="samples per candidate for the methods; twice as many as")
+    parser.add_argument(
+        "--pool", type=int, default=16, help="further ones for the methods; sizes up to half of it are told"
+    )
     parser.add_argument("--replays", type=int, default=200, help="shuffles of each pool")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of contexts, futures, shuffles and intervals")
     parser.add_argument("--output", type=Path, default=Path("outputs/sampling.jsonl"), help="the pools, appended to")
     parser.add_argument("--from", dest="source", type=Path, nargs="+", help="files of pools: nothing is played")
     parser.add_argument("--write", action="store_true", help="draw docs/sampling.png")
     args = parser.parse_args()
+    if args.reference < 2 or args.pool < 2:
+        parser.error("--reference and --pool must be at least 2: a scatter takes two samples, and so do two columns.")
     if not args.source:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         for policy in args.policy:
