@@ -40,6 +40,8 @@ LINES = {
     "paired + adaptive": {"color": "#D55E00", "marker": "^", "linestyle": "-"},
     "adaptive, told": {"color": "#D55E00", "marker": "v", "linestyle": ":"},
 }
+DIFFERENCES = (("paired", "independent"), ("paired + adaptive", "paired"), ("adaptive, told", "paired"))
+Cell = tuple[float, float, float]  # a value and its 95 % interval
 
 
 # --- the pools -------------------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def correlation(pools: Sequence[np.ndarray]) -> float:
 # --- what is told ----------------------------------------------------------------------------------------------------
 
 
-def interval(statistic: Callable[[np.ndarray], float], groups: int, seed: int) -> tuple[float, float, float]:
+def interval(statistic: Callable[[np.ndarray], float], groups: int, seed: int) -> Cell:
     """The statistic of all groups, and its 95 % bootstrap interval over groups."""
     draws = np.random.default_rng(seed)
     values = [statistic(draws.integers(groups, size=groups)) for _ in range(1000)]
@@ -181,23 +183,29 @@ def tell(records: Sequence[dict[str, Any]], reference: int, replays: int, seed: 
         if all(value is not None for row in record["scores"] for value in row):
             name = "base" if record["policy"] == "base" else "trained"
             policies.setdefault(name, []).append(np.array(record["scores"], dtype=float))
-    curves: dict[str, dict[str, dict[int, tuple[float, float, float]]]] = {}
+    curves: dict[str, dict[str, dict[int, Cell]]] = {}
     for policy, pools in policies.items():
         counted = [replay(pool, reference, replays, seed + i) for i, pool in enumerate(pools)]
-        groups = len(pools)
 
-        def share(name: str, n: int, right: int, counted: Any = counted, groups: int = groups) -> Any:
-            each = np.array([count[name][n] for count in counted])
+        def share(right: int, n: int, name: str, counted: Any = counted, minus: str = "") -> Cell:
+            """Share of right pairs (0: all, 2: clear ones), or by how much it is above that of another method."""
+            ours, theirs = (np.array([count[method][n] for count in counted]) for method in (name, minus or name))
 
             def statistic(chosen: np.ndarray) -> float:
-                total = each[chosen].sum(0)
-                return total[right] / total[right + 1] if total[right + 1] else float("nan")
+                one, other = ours[chosen].sum(0), theirs[chosen].sum(0)
+                if not one[right + 1]:
+                    return float("nan")
+                return float((one[right] - (other[right] if minus else 0)) / one[right + 1])
 
-            return interval(statistic, groups, seed)
+            return interval(statistic, len(counted), seed)
 
         pairs = np.array([count["paired"][1] for count in counted]).sum(0)
-        rho = interval(lambda chosen, pools=pools: correlation([pools[i] for i in chosen]), groups, seed)
-        print(f"\n{policy}: {groups} groups of {len(pools[0])}, {pools[0].shape[1]} futures each; ", end="")
+
+        def shared(chosen: np.ndarray, pools: list[np.ndarray] = pools) -> float:
+            return correlation([pools[i] for i in chosen])
+
+        rho = interval(shared, len(pools), seed)
+        print(f"\n{policy}: {len(pools)} groups of {len(pools[0])}, {pools[0].shape[1]} futures each; ", end="")
         print(f"{pairs[3] / pairs[1]:.0%} of pairs clear; ", end="")
         print(f"correlation within a column {rho[0]:.3f} ({rho[1]:.3f} to {rho[2]:.3f})\n")
         sizes = list(counted[0]["paired"])
@@ -205,12 +213,12 @@ def tell(records: Sequence[dict[str, Any]], reference: int, replays: int, seed: 
         print("|---|---|" + "---:|" * len(sizes))
         curves[policy] = {}
         for what, right in (("all", 0), ("clear", 2)):
-            for name in LINES:
-                cells = {n: share(name, n, right) for n in counted[0][name]}
-                if right == 0:
+            for name, minus in (*((name, "") for name in LINES), *DIFFERENCES):
+                cells = {n: share(right, n, name, minus=minus) for n in counted[0][name]}
+                if right == 0 and not minus:
                     curves[policy][name] = cells
-                row = (f"{c[0]:.3f} ({c[1]:.2f}-{c[2]:.2f})" if (c := cells.get(n)) else "-" for n in sizes)
-                print(f"| {what} | {name} | " + " | ".join(row) + " |")
+                told = (_cell(cells[n], signed=bool(minus)) if n in cells else "-" for n in sizes)
+                print(f"| {what} | {name}{f' - {minus}' if minus else ''} | " + " | ".join(told) + " |")
         if 3 in sizes:
             print("\nSamples per candidate for the accuracy of 3 independent ones, all pairs:")
             for name, cells in curves[policy].items():
@@ -219,7 +227,12 @@ def tell(records: Sequence[dict[str, Any]], reference: int, replays: int, seed: 
         draw(curves, figure)
 
 
-def needed(cells: dict[int, tuple[float, float, float]], wanted: float) -> str:
+def _cell(cell: Cell, signed: bool) -> str:
+    sign = "+" if signed else ""
+    return "{0:{s}.3f} ({1:{s}.3f} to {2:{s}.3f})".format(*cell, s=sign)
+
+
+def needed(cells: dict[int, Cell], wanted: float) -> str:
     """Where a curve, straight between its points, first comes up to `wanted`."""
     points = [(n, cell[0]) for n, cell in cells.items()]
     if points and points[0][1] >= wanted:
@@ -230,7 +243,7 @@ def needed(cells: dict[int, tuple[float, float, float]], wanted: float) -> str:
     return "more than there are"
 
 
-def draw(curves: dict[str, dict[str, dict[int, tuple[float, float, float]]]], output: Path) -> None:
+def draw(curves: dict[str, dict[str, dict[int, Cell]]], output: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4 * len(curves), 3.4), layout="constrained")
