@@ -62,6 +62,7 @@ def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulatio
         group_size=sampler.group_size,
         equal_turns=sampler.equal_turns,
         paired=sampler.paired,
+        adaptive=sampler.adaptive,
         seed=config.seed,
         make_engine=lambda lm, tokenizer: engine_class(
             lm,

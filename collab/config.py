@@ -21,6 +21,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from collab.errors import BadInput
+from collab.simulation.allocation import adaptive_problem
 
 
 @dataclass
@@ -126,6 +127,7 @@ class SamplerConfig:
     # where the conversation ends within the window, more candidates instead: as many turns are played for each context
     equal_turns: bool = False
     paired: bool = True  # all candidates of a context face the same user randomness
+    adaptive: bool = False  # spend the same samples where a pilot leaves the ranking open; takes num_samples >= 4
     temperature: float = 0.7  # of the policy, in rollouts and evaluation
     top_p: float = 1.0  # nucleus mass; online algorithms need 1
     top_k: int = 0  # number of likeliest tokens; online algorithms need 0 (all)
@@ -428,6 +430,8 @@ def _update_problems(config: Config) -> Iterable[str]:
             f"group_size ({sampler.group_size}) must be at least 2 for {algorithm.name}: it compares candidates. "
             "Set sampler.group_size=2 or more."
         )
+    if sampler.adaptive and (problem := adaptive_problem(sampler.window, sampler.num_samples)):
+        yield problem
     truncated = [f"sampler.top_p={sampler.top_p}"] if sampler.top_p < 1 else []
     truncated += [f"sampler.top_k={sampler.top_k}"] if sampler.top_k > 0 else []
     if truncated:

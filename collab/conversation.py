@@ -141,7 +141,8 @@ class Candidate:
         reply: The sampled response.
         futures: Finished conversations `t_{1:j} + t^f`, one per forward sample.
         scores: `R*` of each future.
-        mr: Mean of the rewards that could be had (Eq. 1), None if none could.
+        mr: Mean of the rewards that could be had (Eq. 1), None if none could; with adaptive samples that of two stages,
+            under fixed weights.
     """
 
     reply: Reply

@@ -1,9 +1,9 @@
 """Where simulation meets training: goals of a batch become scored groups before `training_step` sees them.
 
 A training batch: (1) each goal is played on-policy to a drawn turn, a context; (2) `group_size` candidates answer it;
-(3) the future of each is played `num_samples` times, up to `window` turns; (4) finished conversations are scored and
-averaged, which is MR (Eq. 1); (5) the groups are put on the batch. A batch of validation or test goals is played as
-whole conversations instead. All conversations of a batch run at once.
+(3) the future of each is played `num_samples` times (on average, where they are adaptive), up to `window` turns;
+(4) finished conversations are scored and averaged, which is MR (Eq. 1); (5) the groups are put on the batch. A batch of
+validation or test goals is played as whole conversations instead. All conversations of a batch run at once.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ class Simulation:
         sampling: How the policy's replies are drawn.
         max_turns: Turns of a conversation at most.
         window: w of Eq. 1, in turns.
-        num_samples: Forward samples per candidate.
+        num_samples: Forward samples per candidate, on average where they are adaptive.
         group_size: Candidates per context.
         equal_turns: More candidates where the conversation ends within the window (`candidates_at`).
         paired: Candidates of one context face the same user randomness.
+        adaptive: More forward samples for candidates whose ranking is open; see `collab.simulation.allocation`.
         seed: Of the run.
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
         on_conversation: Called whenever a conversation is over.
@@ -64,6 +65,7 @@ class Simulation:
     group_size: int
     equal_turns: bool
     paired: bool
+    adaptive: bool
     seed: int
     make_engine: Callable[[Any, Any], LocalEngine]
     on_conversation: Callable[[], None] = field(default=lambda: None)
@@ -190,6 +192,7 @@ class RolloutCallback(L.Callback):
             num_samples=simulation.num_samples,
             key=key,
             paired=simulation.paired,
+            adaptive=simulation.adaptive,
         )
         return as_group(context, candidates)
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from collab.chat.base import ChatModel, Sampling
-from collab.conversation import Candidate, Conversation, Goal, Group, Key, Reply
+from collab.conversation import Candidate, Conversation, Goal, Group, Key, Reply, Score
 from collab.errors import BadInput
 from collab.rewards.reward import ConversationReward
+from collab.simulation.allocation import adaptive_problem, allocate, mean_of_stages, pilot_samples
 from collab.simulation.user import UserSimulator
 
 _CONTEXT_TRIES = 4
@@ -120,6 +121,7 @@ async def multiturn_reward(
     num_samples: int,
     key: Key,
     paired: bool = True,
+    adaptive: bool = False,
 ) -> list[Candidate]:
     """Eq. 1: `MR(m_j | t^h_j, g)`, the mean of `R*(t_{1:j} + t^f | g)` over forward conversations `t^f`.
 
@@ -134,32 +136,54 @@ async def multiturn_reward(
         num_samples: Forward samples per candidate. With `window=0` nothing is sampled, and one is enough.
         key: Randomness; all draws are functions of it.
         paired: Leave the candidate out of the user's key, so that all candidates face the same user randomness.
+        adaptive: Play the same number of samples in all, but more of them for candidates whose ranking is open after
+            a pilot (see `collab.simulation.allocation`); `num_samples` is then the mean over the candidates.
 
     Returns:
         One `Candidate` for each response, in order. `mr` is None where no future could be scored.
-    """
 
-    async def future(index: int, reply: Reply, sample: int) -> Conversation:
+    Raises:
+        BadInput: `adaptive` with `window=0` or with too few samples.
+    """
+    if adaptive and (problem := adaptive_problem(window, num_samples)):
+        raise BadInput(problem)
+
+    async def future(index: int, sample: int) -> tuple[Conversation, Score]:
         policy_key = key.at(candidate=index, sample=sample)
         user_key = policy_key.at(candidate=None) if paired else policy_key
-        done = await play(players, context.with_reply(reply), policy_key, turns=window, user_key=user_key)
+        start = context.with_reply(candidates[index])
+        done = await play(players, start, policy_key, turns=window, user_key=user_key)
         players.on_conversation()
-        return done
+        return done, await reward(done)
 
-    async def one(index: int, reply: Reply) -> Candidate:
-        samples = range(num_samples if window else 1)
-        futures = await asyncio.gather(*(future(index, reply, sample) for sample in samples))
-        scores = await asyncio.gather(*(reward(conversation) for conversation in futures))
-        rewards = [score.reward for score in scores if score.reward is not None]
-        mr = sum(rewards) / len(rewards) if rewards else None
-        return Candidate(reply, tuple(futures), tuple(scores), mr)
+    async def stage(samples: Sequence[range]) -> list[list[tuple[Conversation, Score]]]:
+        """Play these samples of each candidate, all at once."""
+        played = (asyncio.gather(*(future(i, sample) for sample in numbers)) for i, numbers in enumerate(samples))
+        return [list(found) for found in await asyncio.gather(*played)]
 
-    return list(await asyncio.gather(*(one(index, reply) for index, reply in enumerate(candidates))))
+    first = pilot_samples(num_samples) if adaptive else num_samples if window else 1
+    stages, weights = [await stage([range(first)] * len(candidates))], [1.0]
+    if adaptive:
+        more = allocate([_rewards(found) for found in stages[0]], num_samples)
+        stages.append(await stage([range(first, first + count) for count in more]))
+        weights = [first / num_samples, 1 - first / num_samples]
+
+    def candidate(reply: Reply, *played: list[tuple[Conversation, Score]]) -> Candidate:
+        pairs = [pair for found in played for pair in found]
+        mr = mean_of_stages([_rewards(found) for found in played], weights)
+        return Candidate(reply, tuple(future for future, _ in pairs), tuple(score for _, score in pairs), mr)
+
+    return [candidate(*each) for each in zip(candidates, *stages, strict=True)]
 
 
 def as_group(context: Conversation, candidates: Sequence[Candidate]) -> Group:
     """A group of the candidates that could be scored; the others leave it."""
     return Group(context, tuple(candidate for candidate in candidates if candidate.mr is not None))
+
+
+def _rewards(played: Sequence[tuple[Conversation, Score]]) -> list[float]:
+    """The rewards that could be had."""
+    return [score.reward for _, score in played if score.reward is not None]
 
 
 async def _reply(players: Players, conversation: Conversation, key: Key) -> Reply:

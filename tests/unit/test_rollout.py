@@ -274,6 +274,7 @@ def simulation(**changes) -> Simulation:
         "group_size": 3,
         "equal_turns": False,
         "paired": True,
+        "adaptive": False,
         "seed": 1,
         "make_engine": lambda lm, tokenizer: None,
     }
