@@ -246,7 +246,7 @@ def needed(cells: dict[int, Cell], wanted: float) -> str:
 def draw(curves: dict[str, dict[str, dict[int, Cell]]], output: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4 * len(curves), 3.4), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(curves), 3.6), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
     for panel, (policy, methods) in zip(panels, curves.items(), strict=True):
         for name, cells in methods.items():
@@ -254,13 +254,14 @@ def draw(curves: dict[str, dict[str, dict[int, Cell]]], output: Path) -> None:
                 value, low, high = np.array(list(cells.values())).T
                 panel.plot(list(cells), value, label=name, markersize=4, linewidth=1.2, **LINES[name])
                 if name == "independent":
-                    panel.fill_between(list(cells), low, high, color="0.9", label="95 % interval of independent")
+                    panel.fill_between(list(cells), low, high, color="0.9", zorder=0, label="its 95 % interval")
         panel.set_title(f"{policy} policy", loc="left", fontsize=10)
         panel.set_xlabel("forward samples per candidate", fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
     panels[0].set_ylabel("pairs ranked as by the reference", fontsize=9)
-    panels[-1].legend(frameon=False, fontsize=8, loc="lower right")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=len(labels))
     figure.savefig(output, dpi=150)
     print(f"\n{output}")
 
