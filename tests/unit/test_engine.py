@@ -400,7 +400,9 @@ def test_a_request_draws_the_same_alone_and_in_company(sharp: Any, tokenizer: An
     for number in range(10):
         alone = run(talk(LocalEngine(sharp, tokenizer), number, 2, sampling))
         assert all(map(same, alone, company[number]))
-    assert run(together()) == company  # bit for bit, log-probs too
+    # Pauses take the clock's time, so the company is another one now; log-probs may differ in their last digits.
+    for again, before in zip(run(together()), company, strict=True):
+        assert all(map(same, again, before))
     # Same words, other keys: other draws.
     assert len({reply[0].token_ids for reply in company}) == 10
 
