@@ -22,7 +22,6 @@ from collab.chat.base import Sampling
 from collab.conversation import Goal, Group, Key, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.generation.engine import LocalEngine
-from collab.modules.lora import forget_rounded
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
 from collab.simulation.rollout import (
@@ -161,7 +160,6 @@ class RolloutCallback(L.Callback):
         if self._engine is None or self._engine.lm is not lm:
             self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)
         pl_module.policy.eval()
-        forget_rounded(lm)
         try:
             yield self._engine
         finally:

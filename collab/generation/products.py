@@ -40,6 +40,7 @@ class Products:
         size = sum(base.weight.nbytes for group in self.groups for base in group.bases)
         self.packs = size <= _PACK_LIMIT
 
+    @torch.no_grad()
     def __enter__(self) -> None:
         for group in self.groups:
             group.enter(self.packs)
@@ -69,17 +70,17 @@ class _Group:
         if packs and _packable(weights[0]):
             source = [(weight.data_ptr(), weight._version) for weight in weights]
             if source != self.packed_from:
-                whole = torch.cat([weight.detach() for weight in weights])
+                whole = torch.cat(weights)
                 self.packed = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS)
                 self.packed_from = source
                 self.bias = _together([base.bias for base in self.bases], weights)
         else:
             self.packed, self.packed_from = None, []
         adapters = [layer for layer in self.layers if isinstance(layer, lora.Linear)]
-        if any(not _plain(layer) for layer in adapters):
+        if any(not is_plain(layer) for layer in adapters):
             return
         if adapters:
-            downs, ups = zip(*(_rounded(layer, weights[0]) for layer in self.layers), strict=True)
+            downs, ups = zip(*(rounded(layer, weights[0].dtype) for layer in self.layers), strict=True)
             self.down, self.up = torch.cat(downs), torch.block_diag(*ups)
         elif self.packed is None:
             return  # the layers do as well by themselves
@@ -147,17 +148,18 @@ def _is_linear(layer: nn.Module | None) -> bool:
     return type(layer) is nn.Linear or isinstance(layer, lora.Linear) and type(layer.base_layer) is nn.Linear
 
 
-def _plain(layer: lora.Linear) -> bool:
+def is_plain(layer: lora.Linear) -> bool:
+    """Whether a layer's adapter is one LoRA that is not merged and nothing more, such as DoRA or a bias."""
     active = layer.active_adapters
     plain = len(active) == 1 and active[0] in layer.lora_A and active[0] not in layer.lora_variant
     return plain and not layer.lora_bias[active[0]] and not layer.merged
 
 
-def _rounded(layer: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`A` [r, in] and the scaled transpose of `B` [r, out] in the dtype of the weights."""
+def rounded(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """`A` [r, in] and the scaled transpose of `B` [r, out] of a plain adapter, in `dtype`."""
     name = layer.active_adapters[0]
-    up = layer.lora_B[name].weight.detach() * layer.scaling[name]
-    return layer.lora_A[name].weight.detach().to(like.dtype), up.to(like.dtype).t()
+    up = layer.lora_B[name].weight * layer.scaling[name]
+    return layer.lora_A[name].weight.to(dtype), up.to(dtype).t()
 
 
 def _packable(weight: torch.Tensor) -> bool:
@@ -169,4 +171,4 @@ def _together(biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Ten
     if all(bias is None for bias in biases):
         return None
     pairs = zip(biases, weights, strict=True)
-    return torch.cat([w.new_zeros(len(w)) if bias is None else bias.detach() for bias, w in pairs])
+    return torch.cat([w.new_zeros(len(w)) if bias is None else bias for bias, w in pairs])

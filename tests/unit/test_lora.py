@@ -12,7 +12,7 @@ from peft.tuners import lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.conversation import Reply
-from collab.modules.lora import LeanLoraLinear, forget_rounded, make_lean
+from collab.modules.lora import LeanLoraLinear, make_lean
 from collab.modules.packing import pack
 from collab.modules.policy import Policy
 
@@ -99,9 +99,6 @@ def test_rounded_weights_follow_the_optimizer_and_the_switches() -> None:
     lm(input_ids=IDS, labels=IDS).loss.backward()
     optimizer.step()
     fresh = copy.deepcopy(lm)
-    for module in fresh.modules():
-        if isinstance(module, LeanLoraLinear):
-            module._rounded = None
     with torch.no_grad():
         after = lm(IDS).logits
         assert not torch.equal(after, before)
@@ -120,19 +117,6 @@ def test_other_kinds_of_lora_come_out_the_same(fields: dict[str, Any]) -> None:
     ours = lean(theirs)
     with torch.no_grad():
         torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=0)
-
-
-def test_what_leaves_no_trace_on_a_parameter_needs_a_word() -> None:
-    lm = lean(make_lm())
-    with torch.no_grad():
-        lm(IDS)
-        for name, parameter in lm.named_parameters():
-            if "lora_B" in name:
-                parameter.data.zero_()
-        forget_rounded(lm)
-        got = lm(IDS).logits
-        with lm.disable_adapter():
-            torch.testing.assert_close(got, lm(IDS).logits, atol=1e-6, rtol=0)
 
 
 def test_dropout_is_left_to_peft() -> None:
