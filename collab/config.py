@@ -142,6 +142,34 @@ class PPOConfig(AlgorithmConfig):
 
 
 @dataclass
+class EndpointConfig:
+    """Where a user, a judge or a row of an evaluation speaks from."""
+
+    kind: str = "http"  # http: an OpenAI-compatible server | local: weights in this process
+    base_url: str = ""  # what comes before /chat/completions, e.g. http://127.0.0.1:8000/v1
+    model: str | None = None  # name at the server, null takes the only one it has; of local weights a path or hub id
+    key_env: str | None = None  # NAME of the environment variable that holds the key, never the key; null sends none
+    max_concurrency: int = 32  # calls in flight at most, over all processes of the run
+    requests_per_minute: int | None = None  # calls in any 60 seconds at most, retries included; null: no limit
+    tokens_per_minute: int | None = None  # same, tokens of prompts and replies
+    connect_timeout: float = 10.0  # seconds until a connection stands
+    read_timeout: float = 120.0  # seconds until a whole reply is there
+    max_retries: int = 6  # further attempts of a call that failed for a reason that may pass
+    give_up_after: float = 600.0  # seconds of nothing but failures, paused and probed, after which all calls fail
+    length_field: str = "max_tokens"  # how the server calls the limit: max_tokens | max_completion_tokens
+    omit: list[str] = field(default_factory=list)  # fields of the request that the server refuses, e.g. [seed,top_p]
+    extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request, sent as they are
+
+
+@dataclass
+class BudgetConfig:
+    max_usd: float | None = None  # hosted calls stop the run before they cost more; null: no limit
+    max_tokens: int | None = None  # same, tokens of prompts and replies
+    # model -> US dollars per million tokens: [of prompts, of replies]; [0,0] for one that is your own
+    prices: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
 class UserConfig:
     name: str = MISSING  # shown in tables
     target: str = MISSING  # class of the user simulator
@@ -249,6 +277,9 @@ class Config:
     sandbox: str = "auto"
     # evaluate.py's rows: base | proactive | PATH | name:PATH
     policies: list[str] = field(default_factory=lambda: ["base", "proactive"])
+    dry_run: bool = False  # estimate the hosted calls, tokens and dollars of a run, and stop
+    cache: str = "readwrite"  # replies of hosted models on disk: off | read | readwrite
+    cache_file: str = "outputs/replies.sqlite"  # where they are; several runs share it
     notes: list[str] = field(default_factory=list)  # what an experiment wants said when it starts
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -265,6 +296,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
 def register() -> None:

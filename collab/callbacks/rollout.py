@@ -232,7 +232,7 @@ def group_metrics(groups: Sequence[Group], weights: dict[str, float]) -> dict[st
         "assistant_tokens": _mean([float(assistant_tokens(future)) for future in futures]),
         "turns": _mean([float(len(future.turns)) for future in futures]),
         "context_turn": _mean([float(group.context.position) for group in groups]),
-        "reply_tokens": _mean([float(len(reply.token_ids)) for reply in replies]),
+        "reply_tokens": _mean([float(reply.num_tokens) for reply in replies]),
         "cut_replies": _mean([float(reply.finish_reason == "length") for reply in spoken]),
         "candidates": float(len(candidates)),
     }
