@@ -35,8 +35,10 @@ from typing import Any, TypeVar
 import httpx
 
 from collab.chat.base import ChatFailed, Sampling
+from collab.chat.budget import Ledger
+from collab.chat.cache import ReplyCache, name_of
 from collab.chat.limits import Breaker, Failure, PerMinute
-from collab.config import EndpointConfig
+from collab.config import BudgetConfig, EndpointConfig
 from collab.conversation import Key, Message, Reply, Usage
 from collab.errors import BadInput, RunStopped
 
@@ -56,13 +58,22 @@ class HttpChatModel:
     Args:
         endpoint: Where and how.
         tell: Gets what a person should know while the run goes on (a pause, a refusal), a line each.
+        cache: Replies that were had before; None keeps none.
+        ledger: Counts what is spent, and holds what the budget does not allow; None counts for itself.
 
     Raises:
         BadInput: The key's variable is not set, or holds what no header can.
     """
 
-    def __init__(self, endpoint: EndpointConfig, tell: Callable[[str], None] = lambda text: None) -> None:
-        self.endpoint, self._tell = endpoint, tell
+    def __init__(
+        self,
+        endpoint: EndpointConfig,
+        tell: Callable[[str], None] = lambda text: None,
+        cache: ReplyCache | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.endpoint, self._tell, self._cache = endpoint, tell, cache
+        self.ledger = ledger or Ledger(BudgetConfig())
         api_key(endpoint)
         # What httpx logs is a line for each call.
         logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -92,21 +103,40 @@ class HttpChatModel:
         return await on_http_loop(self._complete(messages, sampling, key))
 
     async def _complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
-        body = self.body(messages, sampling, key)
+        body, role = self.body(messages, sampling, key), key.role.partition("/")[0] or "other"
+        request = name_of(self.endpoint.base_url, body, key)
+        if self._cache is not None and (known := self._cache.get(request)):
+            self.ledger.of(role).cached += 1
+            return known
+        most = Usage(expected_prompt(body["messages"]), sampling.max_new_tokens)
+        async with self.ledger.room_for(self.endpoint.model, most):
+            try:
+                reply = await self._with_retries(body, most, role)
+            except ChatFailed:
+                self.ledger.of(role).failed += 1
+                raise
+            assert reply.usage is not None
+            self.ledger.add(role, self.endpoint.model, reply.usage)
+        if self._cache is not None:
+            self._cache.put(request, reply)
+        return reply
+
+    async def _with_retries(self, body: dict[str, Any], most: Usage, role: str) -> Reply:
         failure = Failure("")
         for attempt in itertools.count():
             try:
-                return await self._breaker.run(functools.partial(self._attempt, body, sampling))
+                return await self._breaker.run(functools.partial(self._attempt, body, most))
             except Failure as error:
                 failure = error
             if attempt == self.endpoint.max_retries:
                 break
+            self.ledger.of(role).retries += 1
             bound = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT)
             await asyncio.sleep(failure.retry_after + self._jitter.uniform(0, bound))
         raise ChatFailed(f"{self.endpoint.base_url}: no reply after {attempt + 1} attempts; the last: {failure}")
 
     def body(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> dict[str, Any]:
-        """The request: every sampling field, since a server would put defaults of its own in place of those left out."""
+        """The request, with every sampling field: a server would put defaults of its own in place of those left out."""
         endpoint = self.endpoint
         fields: dict[str, Any] = {
             "model": endpoint.model,
@@ -124,14 +154,13 @@ class HttpChatModel:
             fields["response_format"] = {"type": "json_object"}
         return {name: value for name, value in (fields | endpoint.extra).items() if name not in endpoint.omit}
 
-    async def _attempt(self, body: dict[str, Any], sampling: Sampling) -> Reply:
+    async def _attempt(self, body: dict[str, Any], most: Usage) -> Reply:
         endpoint = self.endpoint
-        expected = expected_tokens(body["messages"], sampling)
-        limit = max(_BODY_LIMIT, _BYTES_PER_TOKEN * sampling.max_new_tokens)
+        limit = max(_BODY_LIMIT, _BYTES_PER_TOKEN * most.completion_tokens)
         problem = ""
         async with self._slots:
             await self._requests.take(1)
-            taken = await self._tokens.take(expected)
+            taken = await self._tokens.take(most.prompt_tokens + most.completion_tokens)
             try:
                 async with asyncio.timeout(endpoint.connect_timeout + endpoint.read_timeout):
                     url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
@@ -219,9 +248,9 @@ def guessed_tokens(text: str) -> int:
     return -(-len(text) // 4)
 
 
-def expected_tokens(messages: Sequence[dict[str, str]], sampling: Sampling) -> int:
-    """What a call takes at most, about: its prompt and a reply of full length."""
-    return sum(guessed_tokens(message["content"]) + 4 for message in messages) + sampling.max_new_tokens
+def expected_prompt(messages: Sequence[dict[str, str]]) -> int:
+    """Tokens of a prompt, guessed: those of its messages, and four for the frame of each."""
+    return sum(guessed_tokens(message["content"]) + 4 for message in messages)
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
@@ -278,7 +307,7 @@ def _usage(counted: Any, text: str, reasoning: str, messages: Sequence[dict[str,
     counted = counted if isinstance(counted, dict) else {}
     prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
     if not isinstance(prompt, int):
-        prompt = sum(guessed_tokens(message["content"]) + 4 for message in messages)
+        prompt = expected_prompt(messages)
     if not isinstance(completion, int):
         completion = guessed_tokens(text) + guessed_tokens(reasoning)
     details = counted.get("completion_tokens_details")

@@ -42,7 +42,7 @@ class FaultServer:
         say: JSON of a call -> the text of its reply.
         seconds: What a call takes.
         models: What `GET /models` lists.
-        quote: The message of every refusal; by default it quotes the key that came with the request.
+        refuse_models: `GET /models` is answered with 401. Refusals quote the key that came with the request.
 
     Attributes:
         calls: JSON of each `POST`, in order.
@@ -57,7 +57,9 @@ class FaultServer:
         say: Say = lambda call: f"seed {call.get('seed')}",
         seconds: float = 0.0,
         models: tuple[str, ...] = ("tiny",),
+        refuse_models: bool = False,
     ) -> None:
+        self.refuse_models = refuse_models
         self.plan, self.say, self.seconds, self.models = plan, say, seconds, models
         self.calls: list[dict[str, Any]] = []
         self.behaved: list[str] = []
@@ -103,6 +105,8 @@ class FaultServer:
         data = await reader.readexactly(int(headers.get("content-length", 0)))
         method, path, _ = head.split(" ", 2)
         key = headers.get("authorization", "no key")
+        if method == "GET" and self.refuse_models:
+            return await self._send(writer, 401, json.dumps({"error": {"message": f"refused {key}"}}).encode())
         if method == "GET":
             there = path == "/v1/models"
             found = (

@@ -261,17 +261,18 @@ def test_where_most_calls_fail_all_wait_and_one_at_a_time_tries():
     told: list[str] = []
     attempts = itertools.count()
     at_once = most_at_once = 0
-    breaker = Breaker("here", 60, told.append, first_pause=0.02)
+    breaker = Breaker("here", 60, told.append, first_pause=0.01, longest_pause=0.02)
 
     async def attempt() -> int:
         nonlocal at_once, most_at_once
         number = next(attempts)
-        tries = 40 <= number <= 43  # before, those that had been under way when it was noticed
+        tries = bool(told)
         at_once += tries
-        most_at_once = max(most_at_once, at_once)
+        if len(told) == 1:  # until it answers again
+            most_at_once = max(most_at_once, at_once)
         await asyncio.sleep(0.005)
         at_once -= tries
-        if number < 43:
+        if number < 60:
             raise Failure("HTTP 500")
         return number
 
@@ -286,7 +287,7 @@ def test_where_most_calls_fail_all_wait_and_one_at_a_time_tries():
         return await asyncio.gather(*(call() for _ in range(40)))
 
     found = asyncio.run(all_calls())
-    assert len(set(found)) == 40 and next(attempts) == 83  # 40 at first, 3 tries, then each once
+    assert len(set(found)) == 40 and next(attempts) == 100  # 60 that failed, and then each once
     assert most_at_once == 1
     assert told[0].startswith("here: 16 of the last 16 attempts failed (HTTP 500)")
     assert told[1].startswith("here: answers again") and len(told) == 2
