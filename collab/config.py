@@ -616,8 +616,8 @@ def _hosted_problems(config: Config, entry: str) -> Iterable[str]:
             if (endpoint.model or "") not in config.budget.prices:
                 yield (
                     f"{key}: budget.max_usd is set, and budget.prices has no price for the model {endpoint.model}. Add "
-                    f"it in dollars per million tokens, 'budget.prices={{{endpoint.model or 'MODEL'}:[0.15,0.6]}}', or "
-                    "as [0,0] where it costs nothing."
+                    f"it in dollars per million tokens, '+budget.prices={{{endpoint.model or 'MODEL'}:[0.15,0.6]}}', "
+                    "or as [0,0] where it costs nothing."
                     + ("" if endpoint.model else f" Name the model too, in {key}.model.")
                 )
 

@@ -48,12 +48,13 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds: bounds of the first wait befo
 _LONGEST_RETRY_AFTER = 3600.0  # seconds; a server that asks for more is asked again after that
 _BODY_LIMIT = 2**20  # bytes of an answer that are read at least
 _BYTES_PER_TOKEN = 64  # of an answer, escapes and reasoning included: what is longer is no reply to this request
+_POOL = 8  # connections that one client of httpx looks after
 _REAL_KEY = 12  # characters from which on a key is taken for a secret in what a server says
 _REFUSED = (401, 403, 404)  # nothing that this run could ask would be answered
 
 
 class HttpChatModel:
-    """One model at one server, through one pool of connections.
+    """One model at one server, through connections that are kept open.
 
     Args:
         endpoint: Where and how.
@@ -77,12 +78,17 @@ class HttpChatModel:
         api_key(endpoint)
         # What httpx logs is a line for each call.
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        # One pool of httpx goes through all pairs of its connections for each request: with 96 of them, 50 ms. So they
+        # are shared out to small pools. The last one that was given back is taken next, which keeps few busy.
         most = endpoint.max_concurrency
-        self._client = httpx.AsyncClient(
-            auth=BearerFromEnvironment(endpoint),
-            timeout=httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout, pool=None),
-            limits=httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=60),
-        )
+        limits = httpx.Limits(max_connections=_POOL, max_keepalive_connections=_POOL, keepalive_expiry=60)
+        timeout = httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout, pool=None)
+        context = httpx.create_ssl_context()
+        self._pools = [
+            httpx.AsyncClient(auth=BearerFromEnvironment(endpoint), timeout=timeout, limits=limits, verify=context)
+            for _ in range(-(-most // _POOL))
+        ]
+        self._free = (self._pools * _POOL)[:most]  # a pool once for each of its connections
         self._slots = asyncio.Semaphore(most)
         self._requests = PerMinute(endpoint.requests_per_minute)
         self._tokens = PerMinute(endpoint.tokens_per_minute)
@@ -161,15 +167,18 @@ class HttpChatModel:
         async with self._slots:
             await self._requests.take(1)
             taken = await self._tokens.take(most.prompt_tokens + most.completion_tokens)
+            pool = self._free.pop()
             try:
                 async with asyncio.timeout(endpoint.connect_timeout + endpoint.read_timeout):
                     url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
-                    async with self._client.stream("POST", url, json=body) as response:
+                    async with pool.stream("POST", url, json=body) as response:
                         data = await _read(response, limit)
             except TimeoutError:
                 problem = f"no whole reply within {endpoint.connect_timeout + endpoint.read_timeout:g} s"
             except httpx.RequestError as error:
                 problem = type(error).__name__
+            finally:
+                self._free.append(pool)
         # Raised out here, so that no httpx exception, which knows its request, hangs on ours.
         if problem:
             raise Failure(problem)
@@ -195,7 +204,8 @@ class HttpChatModel:
         return ChatFailed(text)
 
     async def close(self) -> None:
-        await on_http_loop(self._client.aclose())
+        for pool in self._pools:
+            await on_http_loop(pool.aclose())
 
 
 class BearerFromEnvironment(httpx.Auth):

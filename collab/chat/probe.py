@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import httpx
 
@@ -14,7 +15,8 @@ from collab.errors import BadInput
 def served_model(endpoint: EndpointConfig) -> str:
     """The name of the model that an endpoint stands for: the one that it names, or the only one that it has.
 
-    A server that has no `GET base_url/models` is taken at the endpoint's word.
+    A server that has no `GET base_url/models` is taken at the endpoint's word. One that does not list a model may have
+    it all the same (`transformers serve FOLDER` lists what lies in a cache), so it is asked for a word.
 
     Raises:
         BadInput: The key's variable is not set; nothing answers at `base_url`; the server refuses the key; it does not
@@ -45,7 +47,7 @@ def served_model(endpoint: EndpointConfig) -> str:
             f"{where} has {len(there) or 'no list of its'} models, and none is named"
             f"{f': {_some(there)}' if there else ''}. Set model to the one that is meant."
         )
-    if there and endpoint.model not in there:
+    if there and endpoint.model not in there and not _speaks(endpoint, where):
         close = difflib.get_close_matches(endpoint.model, there, n=1)
         raise BadInput(
             f"{where} has no model {endpoint.model}.{f' Did you mean {close[0]}?' if close else ''} It has: "
@@ -54,17 +56,24 @@ def served_model(endpoint: EndpointConfig) -> str:
     return endpoint.model
 
 
+def _speaks(endpoint: EndpointConfig, where: str) -> bool:
+    """Whether the model says a word."""
+    hello = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], endpoint.length_field: 1}
+    return _request(endpoint, "POST", f"{where}/chat/completions", json=hello).status_code == 200
+
+
 def _get(endpoint: EndpointConfig, where: str) -> httpx.Response:
+    return _request(endpoint, "GET", f"{where}/models")
+
+
+def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> httpx.Response:
+    timeout = httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout)
     try:
-        return httpx.get(
-            f"{where}/models",
-            auth=BearerFromEnvironment(endpoint),
-            timeout=httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout),
-        )
+        return httpx.request(method, url, auth=BearerFromEnvironment(endpoint), timeout=timeout, **body)
     except httpx.HTTPError as error:
         problem = type(error).__name__
     raise BadInput(
-        f"Nothing answers at {where} ({problem}). Start the server, or correct base_url: it is what comes before "
+        f"Nothing answers at {url} ({problem}). Start the server, or correct base_url: it is what comes before "
         "/chat/completions, as in http://127.0.0.1:8000/v1."
     )
 

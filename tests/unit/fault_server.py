@@ -41,7 +41,7 @@ class FaultServer:
         plan: (number of the call from 0, its JSON) -> "ok", one of FAULTS, "wrong type", or a status such as "401".
         say: JSON of a call -> the text of its reply.
         seconds: What a call takes.
-        models: What `GET /models` lists.
+        models: What `GET /models` lists; other models are answered with 404, except `unlisted`.
         refuse_models: `GET /models` is answered with 401. Refusals quote the key that came with the request.
 
     Attributes:
@@ -114,6 +114,8 @@ class FaultServer:
             )
             return await self._send(writer, 200 if there else 404, json.dumps(found).encode())
         call = json.loads(data)
+        if call["model"] not in (*self.models, "unlisted"):
+            return await self._send(writer, 404, json.dumps({"error": {"message": "no such model"}}).encode())
         behaviour = self.plan(len(self.calls), call)
         self.calls.append(call)
         self.behaved.append(behaviour)

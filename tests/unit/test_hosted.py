@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import sqlite3
 import subprocess
@@ -29,6 +31,23 @@ from collab.estimate import Calls, check_budget, estimate, told
 REPLY = Reply("Hi “you”", finish_reason="length", usage=Usage(10, 5, 2), reasoning="hm")
 
 
+@functools.cache
+def composed(entry: str) -> Config:
+    return load_config(entry)
+
+
+def config_of(entry: str = "train", **changes: Any) -> Config:
+    """The default config, with values at dotted names, the dots written as two underscores."""
+    config = copy.deepcopy(composed(entry))
+    for key, value in changes.items():
+        *parents, name = key.split("__")
+        node: Any = config
+        for parent in parents:
+            node = getattr(node, parent)
+        setattr(node, name, value)
+    return config
+
+
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
@@ -52,7 +71,7 @@ def test_another_sample_model_or_sampling_is_another_request(tmp_path):
     with FaultServer() as server:
         ask(model(server, path))
         ask(model(server, path), Key(1, sample=1))
-        ask(model(server, path, model="other"))
+        ask(model(server, path, model="unlisted"))
         ask(model(server, path, extra={"user": "me"}))
         ask(model(server, path, omit=["seed"]))  # nothing that is sent differs between samples, and their keys do
         ask(model(server, path, omit=["seed"]), Key(2))
@@ -173,7 +192,7 @@ def test_a_ledger_that_is_none_is_refused(tmp_path):
 
 
 def test_equal_endpoints_share_connections_limits_cache_and_ledger(tmp_path):
-    config = replace(load_config("train"), cache_file=str(tmp_path / "replies.sqlite"), output_dir=str(tmp_path))
+    config = replace(config_of(), cache_file=str(tmp_path / "replies.sqlite"), output_dir=str(tmp_path))
     with FaultServer() as server, Endpoints(config, processes=4) as endpoints:
         one = endpoints.model(endpoint(server, model=None, max_concurrency=8, requests_per_minute=2))
         assert endpoints.model(endpoint(server, model=None, max_concurrency=8, requests_per_minute=2)) is one
@@ -185,7 +204,7 @@ def test_equal_endpoints_share_connections_limits_cache_and_ledger(tmp_path):
 
 
 def test_a_run_without_servers_writes_nothing(tmp_path):
-    config = replace(load_config("train"), cache_file=str(tmp_path / "replies.sqlite"), output_dir=str(tmp_path))
+    config = replace(config_of(), cache_file=str(tmp_path / "replies.sqlite"), output_dir=str(tmp_path))
     with Endpoints(config):
         pass
     assert not list(tmp_path.iterdir())
@@ -197,6 +216,8 @@ def test_a_run_without_servers_writes_nothing(tmp_path):
 def test_a_probe_finds_the_model():
     with FaultServer(models=("tiny", "large")) as server:
         assert served_model(endpoint(server)) == "tiny"
+        assert not server.calls
+        assert served_model(endpoint(server, model="unlisted")) == "unlisted" and len(server.calls) == 1
         with pytest.raises(BadInput, match=r"no model tine\. Did you mean tiny\? It has: tiny, large"):
             served_model(endpoint(server, model="tine"))
         with pytest.raises(BadInput, match=r"has 2 models, and none is named: tiny, large\. Set model"):
@@ -206,7 +227,7 @@ def test_a_probe_finds_the_model():
 
 
 def test_a_probe_of_nothing_says_what_to_do():
-    with pytest.raises(BadInput, match=r"Nothing answers at http://127.0.0.1:9/v1 \(ConnectError\)") as refusal:
+    with pytest.raises(BadInput, match=r"Nothing answers at http://127.0.0.1:9/v1/models \(ConnectError\)") as refusal:
         served_model(endpoint())
     assert refusal.value.__context__ is None
 
@@ -248,28 +269,31 @@ def with_user(config: Config, **changes: Any) -> Config:
 )
 def test_a_broken_rule_of_an_endpoint_is_told_without_a_key(changes, said):
     with pytest.raises(BadInput, match=said) as refusal:
-        check(with_user(load_config("train"), **changes))
+        check(with_user(config_of(), **changes))
     assert SECRET not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("changes", "said"),
     [
-        (["budget.max_usd=-1"], r"budget.max_usd \(-1.0\) must be a number above 0"),
-        (["budget.max_tokens=0"], r"budget.max_tokens \(0\) must be a number above 0"),
-        (["budget.max_usd=1"], r"has no price for the model tiny. Add it .* 'budget.prices=\{tiny:\[0.15,0.6\]\}'"),
-        (["budget.prices={tiny:[1]}"], r"budget.prices.tiny \(\[1\]\) must be two numbers"),
-        (["budget.prices={tiny:free}"], r"budget.prices.tiny \(free\) must be two numbers"),
-        (["cache=on"], r"cache \(.*\) must be one of off, read, readwrite"),
+        ({"budget__max_usd": -1.0}, r"budget.max_usd \(-1.0\) must be a number above 0"),
+        ({"budget__max_tokens": 0}, r"budget.max_tokens \(0\) must be a number above 0"),
+        (
+            {"budget__max_usd": 1.0},
+            r"has no price for the model tiny. Add it .* '\+budget.prices=\{tiny:\[0.15,0.6\]\}'",
+        ),
+        ({"budget__prices": {"tiny": [1]}}, r"budget.prices.tiny \(\[1\]\) must be two numbers"),
+        ({"budget__prices": {"tiny": "free"}}, r"budget.prices.tiny \(free\) must be two numbers"),
+        ({"cache": "on"}, r"cache \(on\) must be one of off, read, readwrite"),
     ],
 )
-def test_a_broken_rule_of_the_budget_is_told(overrides, said):
+def test_a_broken_rule_of_the_budget_is_told(changes, said):
     with pytest.raises(BadInput, match=said):
-        check(with_user(load_config("train", overrides)))
+        check(with_user(config_of(**changes)))
 
 
 def test_prices_are_added_to_those_that_are_there():
-    config = with_user(load_config("train", ["budget.max_usd=1", "budget.prices={tiny:[0,0]}"]))
+    config = with_user(load_config("train", ["budget.max_usd=1", "+budget.prices={tiny:[0,0]}"]))
     check(config)
     assert config.budget.prices["tiny"] == [0, 0] and "gpt-4o-mini" in config.budget.prices
 
@@ -297,9 +321,10 @@ SPLITS = GoalSplits(train=GOALS[:1], val=GOALS[1:2], test=GOALS[2:])
 
 
 def test_an_estimate_counts_what_is_played():
-    overrides = ["task.max_turns=2", "task.max_new_tokens=36", "sampler.group_size=4", "sampler.equal_turns=false"]
-    overrides += ["trainer.max_steps=6", "trainer.goals_per_step=2", "trainer.val_every=3", "sampler.num_samples=2"]
-    config = with_user(load_config("train", [*overrides, "budget.prices={tiny:[1,10]}"]))
+    config = config_of(task__max_turns=2, task__max_new_tokens=36, sampler__group_size=4, sampler__equal_turns=False)
+    config.trainer.max_steps, config.trainer.goals_per_step, config.trainer.val_every = 6, 2, 3
+    config.sampler.num_samples, config.budget.prices = 2, {"tiny": [1, 10]}
+    config = with_user(config)
     found = estimate(config, SPLITS, "train")
     # Contexts at turn 1: one message before, and one in each of 4 x 2 futures; at turn 2: two, and no turn is left.
     (step,) = found.unit
@@ -315,18 +340,18 @@ def test_an_estimate_counts_what_is_played():
 
 
 def test_a_run_without_servers_costs_nothing():
-    config = load_config("train")
+    config = config_of()
     assert "makes no calls" in told(config, estimate(config, SPLITS, "train"))
 
 
 def test_hosted_rows_are_in_the_estimate_of_an_evaluation():
-    config = load_config("evaluate", ["policies=[base,tiny@http://127.0.0.1:9/v1]", "task.max_turns=3"])
+    config = config_of("evaluate", policies=["base", "tiny@http://127.0.0.1:9/v1"], task__max_turns=3)
     (policy,) = estimate(config, SPLITS, "evaluate").total
     assert (policy.role, policy.model, policy.calls) == ("policy", "tiny", 3 * 2 * 2)
 
 
 def test_a_budget_below_a_step_is_refused():
-    config = with_user(load_config("train", ["budget.max_tokens=999999", "budget.max_usd=0.001"]))
+    config = with_user(config_of())
     found = estimate(config, SPLITS, "train")
     check_budget(replace(config, budget=BudgetConfig(max_tokens=999999)), found)
     with pytest.raises(BadInput, match=r"budget.max_tokens \(1000\) must be at least what one training step may cost"):
@@ -337,5 +362,5 @@ def test_a_budget_below_a_step_is_refused():
 
 
 def test_calls_have_a_price():
-    config = load_config("train", ["budget.prices={tiny:[2,4]}"])
+    config = config_of(budget__prices={"tiny": [2, 4]})
     assert Calls("user", "tiny", 1, 500_000, 250_000).usd(config) == 2.0

@@ -173,7 +173,7 @@ def test_the_key_is_in_no_text_that_a_model_or_an_exception_has(monkeypatch):
         assert reply.text == "Bearer [key]"
         monkeypatch.setenv("TEST_KEY", "EMPTY")  # for show; as a word it stays
         assert ask(model)[0].text == f"Bearer {SECRET}"
-    assert SECRET not in repr(model) + repr(vars(model)) + repr(vars(model._client))
+    assert SECRET not in repr(model) + repr(vars(model)) + repr(vars(model._pools[0]))
 
 
 @pytest.mark.parametrize("value", ["", "  ", "two\nlines", "schlüssel"])
