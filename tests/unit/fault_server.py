@@ -159,7 +159,7 @@ class FaultServer:
             writer.write(_head(200, len(data) + longer) + data[: len(data) if longer else 30])
             await writer.drain()
             for byte in data[30:] if behaviour == "drip" else b"":
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.3)
                 writer.write(bytes([byte]))
                 await writer.drain()
             return False
