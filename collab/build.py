@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import netrc
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import torch
 from hydra.utils import get_class
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from collab.callbacks.progress import Progress
 from collab.callbacks.rollout import Simulation
-from collab.chat.base import Sampling
-from collab.config import Config, ModelConfig
+from collab.chat.base import ChatModel, Sampling
+from collab.chat.endpoints import Endpoints
+from collab.cli import rank
+from collab.config import Config, EndpointConfig, ModelConfig
 from collab.conversation import Group
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import load_splits
 from collab.generation.chat_format import ChatFormat
+from collab.generation.engine import LocalEngine
 from collab.modules.base import PolicyModule
 from collab.modules.loading import load_model, load_tokenizer, num_positions, resolve_device, resolve_dtype
 from collab.quiet import quiet
@@ -58,10 +63,47 @@ def data(config: Config) -> GoalDataModule | OfflineData:
     return OfflineData(goals, read)
 
 
+def endpoints(config: Config, progress: Progress) -> Endpoints:
+    """The hosted models of this run; a context manager, to be entered around all that is played."""
+
+    def tell(text: str) -> None:
+        progress.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    return Endpoints(config, tell, rank(), num_processes(config))
+
+
+def chat_model(config: Config, endpoint: EndpointConfig, endpoints: Endpoints) -> ChatModel:
+    """Who speaks at an endpoint: a server, or weights that are loaded here, without an adapter that is trained."""
+    if endpoint.kind == "http":
+        return endpoints.model(endpoint)
+    model = replace(config.model, path=endpoint.model or config.model.path)
+    device = resolve_device(config.trainer.accelerator)
+    lm = load_model(model, resolve_dtype(config.precision, device), device, adapter=False)
+    return engine(config, lm, load_tokenizer(model))
+
+
+def engine(config: Config, lm: Any, tokenizer: Any) -> LocalEngine:
+    engine_class: Any = get_class(config.engine.target)
+    return engine_class(
+        lm,
+        tokenizer,
+        max_batch=config.engine.max_batch,
+        cache_bytes=int(config.engine.cache_gib * 2**30),
+        deterministic=config.engine.deterministic,
+    )
+
+
+def num_processes(config: Config) -> int:
+    """Processes of the run, over all machines."""
+    devices = config.trainer.devices
+    if devices == "auto":
+        devices = torch.cuda.device_count() if resolve_device(config.trainer.accelerator).type == "cuda" else 1
+    return (len(devices) if isinstance(devices, list) else devices) * config.trainer.num_nodes
+
+
 def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulation:
     sampler, task = config.sampler, config.task
     user_class: Any = get_class(config.user.target)
-    engine_class: Any = get_class(config.engine.target)
     metrics: dict[str, Any] = {
         name: (metric.weight, get_class(metric.target)(**metric.options)) for name, metric in task.metrics.items()
     }
@@ -77,13 +119,7 @@ def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulatio
         paired=sampler.paired,
         adaptive=sampler.adaptive,
         seed=config.seed,
-        make_engine=lambda lm, tokenizer: engine_class(
-            lm,
-            tokenizer,
-            max_batch=config.engine.max_batch,
-            cache_bytes=int(config.engine.cache_gib * 2**30),
-            deterministic=config.engine.deterministic,
-        ),
+        make_engine=functools.partial(engine, config),
         on_conversation=on_conversation,
     )
 

@@ -5,8 +5,8 @@ In this order, the cheapest first, each with one message for the user and no sta
 1. the config is composed; Hydra's errors are told in our words, with the closest name and the valid ones;
 2. rules across fields (`collab.config.check`);
 3. the goals are read and checked;
-4. torch is imported: device, precision, processes, metrics, the model's files and tokenizer, the length of the
-   references;
+4. torch is imported: device, precision, processes, metrics, the servers of hosted models, the budget, the model's
+   files and tokenizer, the length of the references; with `dry_run` the estimate is printed, and that is all;
 5. Hydra makes the run's folder; a synthesis may find that it is another one's;
 6. `collab.train.train`, `collab.evaluate.evaluate` or `collab.synthesize.synthesize` is called.
 
@@ -41,7 +41,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from collab.compose import as_typed, compose, options, parse, typed
 from collab.config import Config, check, field_docs, register
-from collab.errors import BadInput
+from collab.errors import BadInput, RunStopped
 from collab.paths import config_dir
 from collab.preflight import check_machine
 
@@ -53,6 +53,10 @@ COMMON = (  # what --help lists; the doc lines are those of the schema
     "output_dir",
     "precision",
     "policies",
+    "dry_run",
+    "cache",
+    "budget.max_usd",
+    "budget.max_tokens",
     "model.path",
     "model.attention",
     "model.lora.enabled",
@@ -165,7 +169,7 @@ def main(entry: str, run: Run | None = None) -> None:
         sys.exit(1)
 
 
-def _refuse(error: BadInput) -> None:
+def _refuse(error: Exception) -> None:
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(1)
 
@@ -211,7 +215,7 @@ def _main(entry: str, run: Run | None) -> bool:
                 for note in config.notes:
                     print(f"note: {note}", flush=True)
             (run or _entry_point(entry))(config)
-        except BadInput as error:  # here, since Hydra would print it with its trace
+        except (BadInput, RunStopped) as error:  # here, since Hydra would print it with its trace
             _refuse(error)
 
     start = hydra.main(config_path=str(folder), config_name=entry, version_base=None)(job)
@@ -278,6 +282,11 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
         groups = load_groups(config.algorithm.data, config.task.system_prompt)
     if machine:
         check_machine(config, splits, entry, groups)
+    if config.dry_run:
+        from collab.estimate import estimate, told
+
+        print(told(config, estimate(config, splits, entry)), flush=True)
+        sys.exit(0)
 
 
 # --- help ------------------------------------------------------------------------------------------------------------

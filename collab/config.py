@@ -13,9 +13,10 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -142,6 +143,34 @@ class PPOConfig(AlgorithmConfig):
 
 
 @dataclass
+class EndpointConfig:
+    """Where a user, a judge or a row of an evaluation speaks from."""
+
+    kind: str = "http"  # http: an OpenAI-compatible server | local: weights in this process
+    base_url: str = ""  # what comes before /chat/completions, e.g. http://127.0.0.1:8000/v1
+    model: str | None = None  # name at the server, null takes the only one it has; of local weights a path or hub id
+    key_env: str | None = None  # NAME of the environment variable that holds the key, never the key; null sends none
+    max_concurrency: int = 32  # calls in flight at most, over all processes of the run
+    requests_per_minute: int | None = None  # calls in any 60 seconds at most, retries included; null: no limit
+    tokens_per_minute: int | None = None  # same, tokens of prompts and replies
+    connect_timeout: float = 10.0  # seconds until a connection stands
+    read_timeout: float = 120.0  # seconds until a whole reply is there
+    max_retries: int = 10  # further attempts of a call that failed for a reason that may pass
+    give_up_after: float = 600.0  # seconds of nothing but failures, paused and probed, after which all calls fail
+    length_field: str = "max_tokens"  # how the server calls the limit: max_tokens | max_completion_tokens
+    omit: list[str] = field(default_factory=list)  # fields of the request that the server refuses, e.g. [seed,top_p]
+    extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request, sent as they are
+
+
+@dataclass
+class BudgetConfig:
+    max_usd: float | None = None  # hosted calls stop the run before they cost more; null: no limit
+    max_tokens: int | None = None  # same, tokens of prompts and replies
+    # model -> US dollars per million tokens: [of prompts, of replies]; [0,0] for one that is your own
+    prices: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class UserConfig:
     name: str = MISSING  # shown in tables
     target: str = MISSING  # class of the user simulator
@@ -222,6 +251,7 @@ class EvaluationConfig:
     num_conversations: int = 2  # times that each test goal is played; its values are averaged
     bootstrap_samples: int = 2000  # resamples of goals behind each 95 % interval
     baseline: str = "base"  # the row of the table that the others are compared with
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # of rows MODEL@URL, which fill in both of these
 
 
 @dataclass
@@ -247,8 +277,11 @@ class Config:
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
     # programs that a policy writes are locked in with all that the kernel gives (auto), or not run at all (strict)
     sandbox: str = "auto"
-    # evaluate.py's rows: base | proactive | PATH | name:PATH
+    # evaluate.py's rows: base | proactive | PATH | name:PATH | MODEL@URL of a server | name:MODEL@URL
     policies: list[str] = field(default_factory=lambda: ["base", "proactive"])
+    dry_run: bool = False  # estimate the hosted calls, tokens and dollars of a run, and stop
+    cache: str = "readwrite"  # replies of hosted models on disk: off | read | readwrite
+    cache_file: str = "outputs/replies.sqlite"  # where they are; several runs share it
     notes: list[str] = field(default_factory=list)  # what an experiment wants said when it starts
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -265,6 +298,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
 def register() -> None:
@@ -351,6 +385,8 @@ _AT_LEAST: dict[str, int] = {
     "evaluation.bootstrap_samples": 100,
 }
 _ABOVE_ZERO = (
+    "budget.max_usd",
+    "budget.max_tokens",
     "algorithm.lr",
     "algorithm.beta",
     "algorithm.std_floor",
@@ -370,6 +406,7 @@ _RANGES: dict[str, tuple[str, Any]] = {
     "sampler.top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "cache": ("off", "read", "readwrite"),
     "precision": ("auto", "bf16", "fp32"),
     "sandbox": ("auto", "strict"),
     "model.attention": ("auto", "sdpa", "flash_attention_2", "eager"),
@@ -379,6 +416,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.accelerator": ("auto", "cpu", "cuda"),
     "logger.wandb": ("auto", "online", "offline", "disabled"),
 }
+
+
+# The same of every endpoint, wherever it is.
+_ENDPOINT_AT_LEAST = {"max_concurrency": 1, "requests_per_minute": 1, "tokens_per_minute": 1, "max_retries": 0}
+_ENDPOINT_ABOVE_ZERO = ("connect_timeout", "read_timeout", "give_up_after")
+_ENDPOINT_CHOICES = {"kind": ("http", "local"), "length_field": ("max_tokens", "max_completion_tokens")}
 
 
 def check(config: Config, entry: str = "train") -> None:
@@ -392,6 +435,7 @@ def check(config: Config, entry: str = "train") -> None:
         BadInput: All problems in one message.
     """
     problems = [*_range_problems(config), *_task_problems(config), *_device_problems(config)]
+    problems += _hosted_problems(config, entry)
     if config.task.evaluation_only and entry != "evaluate":
         problems.append(
             f"task {config.task.name} is for evaluation only (task.evaluation_only): it has no goals to train on. Run "
@@ -433,10 +477,42 @@ def check(config: Config, entry: str = "train") -> None:
         raise BadInput(f"{len(problems)} problems in the config:\n" + "\n".join(f"- {text}" for text in problems))
 
 
-def named_policies(policies: Sequence[str]) -> dict[str, Path | None]:
-    """The rows of an evaluation in order: name -> folder of the policy, None for `base` and `proactive`.
+@dataclass(frozen=True)
+class HostedPolicy:
+    """A row of an evaluation that a server plays, `MODEL@URL`."""
 
-    A folder without a name (`name:folder`) is called by its run: `outputs/doc_edit/RUN/policy` is RUN.
+    model: str
+    base_url: str
+
+
+def hosted(config: Config, entry: str) -> dict[str, EndpointConfig]:
+    """Every server that a run speaks to: dotted key, or row of the evaluation, -> its endpoint."""
+    found = {key: endpoint for key, endpoint in _endpoints(config, "") if key != "evaluation.endpoint"}
+    if entry == "evaluate":
+        for name, policy in _named_policies(config.policies)[0].items():
+            if isinstance(policy, HostedPolicy):
+                found[f"policies: {name}"] = policy_endpoint(config, policy)
+    return {key: endpoint for key, endpoint in found.items() if endpoint.kind == "http"}
+
+
+def _endpoints(node: Any, key: str) -> Iterable[tuple[str, EndpointConfig]]:
+    """All endpoints in a config, by their dotted keys."""
+    if isinstance(node, EndpointConfig):
+        yield key, node
+    elif is_dataclass(node) or isinstance(node, dict):
+        for name, value in (node if isinstance(node, dict) else vars(node)).items():
+            yield from _endpoints(value, f"{key}.{name}" if key else str(name))
+
+
+def policy_endpoint(config: Config, policy: HostedPolicy) -> EndpointConfig:
+    return replace(config.evaluation.endpoint, base_url=policy.base_url, model=policy.model)
+
+
+def named_policies(policies: Sequence[str]) -> dict[str, Path | HostedPolicy | None]:
+    """The rows of an evaluation in order: name -> folder or server of the policy, None for `base` and `proactive`.
+
+    Without a name before it (`name:...`), a server's row is called by its model, and a folder by its run:
+    `outputs/doc_edit/RUN/policy` is RUN.
 
     Raises:
         BadInput: No policies, a folder that holds none, or a name given twice.
@@ -455,7 +531,7 @@ def is_model_folder(folder: Path) -> bool:
 def _get(config: Any, key: str) -> Any:
     """The value at a dotted name; None where this option's schema has no such field."""
     for name in key.split("."):
-        config = getattr(config, name, None)
+        config = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
     return config
 
 
@@ -465,11 +541,15 @@ def _range_problems(config: Config) -> Iterable[str]:
         doc = field_docs(type(_get(config, parent) if parent else config)).get(name)
         return f"{key} ({_get(config, key)}) must be {rule}{f': {doc}' if doc else ''}. {way_out}"
 
-    for key, least in _AT_LEAST.items():
+    endpoints = list(_endpoints(config, ""))
+    at_least = {f"{key}.{limit}": least for key, _ in endpoints for limit, least in _ENDPOINT_AT_LEAST.items()}
+    above_zero = [f"{key}.{time}" for key, _ in endpoints for time in _ENDPOINT_ABOVE_ZERO]
+    choices_of = {f"{key}.{name}": some for key, _ in endpoints for name, some in _ENDPOINT_CHOICES.items()}
+    for key, least in (_AT_LEAST | at_least).items():
         value = _get(config, key)
         if value is not None and not (math.isfinite(value) and value >= least):
             yield told(key, f"at least {least}", f"Set {key}={least} or more.")
-    for key in _ABOVE_ZERO:
+    for key in (*_ABOVE_ZERO, *above_zero):
         value = _get(config, key)
         if value is not None and not (math.isfinite(value) and value > 0):
             yield told(key, "a number above 0", f"Set {key} to one.")
@@ -477,7 +557,7 @@ def _range_problems(config: Config) -> Iterable[str]:
         value = _get(config, key)
         if value is not None and not holds(value):
             yield told(key, rule, f"Set {key} within that.")
-    for key, choices in _CHOICES.items():
+    for key, choices in (_CHOICES | choices_of).items():
         if (value := _get(config, key)) is not None and value not in choices:
             yield f"{key} ({value}) must be one of {', '.join(choices)}. Set {key} to one of them."
 
@@ -501,6 +581,45 @@ def _task_problems(config: Config) -> Iterable[str]:
                 )
     if metrics and all(metric.weight == 0 for metric in metrics.values()):
         yield "every weight in task.metrics is 0: all rewards would be equal. Give at least one metric a weight."
+
+
+def _hosted_problems(config: Config, entry: str) -> Iterable[str]:
+    """What is wrong with endpoints and budget; a value that could be a key is not repeated."""
+    endpoints = hosted(config, entry)
+    for key, endpoint in endpoints.items():
+        place = "evaluation.endpoint" if key.startswith("policies") else key
+        url = urlsplit(endpoint.base_url)
+        if url.username or url.password or url.query or url.fragment:
+            yield (
+                f"{key}: the base_url has a user, a password or a query, which would be written to logs. Write the "
+                f"address alone; a key comes from the environment variable that {place}.key_env names."
+            )
+        elif url.scheme not in ("http", "https") or not url.hostname:
+            yield (
+                f"{key}: the base_url ({endpoint.base_url}) must be the address of a server, as in "
+                f"http://127.0.0.1:8000/v1. Set {key}.base_url to what comes before /chat/completions."
+            )
+        if endpoint.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", endpoint.key_env, re.ASCII):
+            yield (
+                f"{place}.key_env must be the NAME of an environment variable, and what is there is none (it is not "
+                "shown here, since it may be the key). Put the key into a variable, and set key_env to its name."
+            )
+    for model, price in config.budget.prices.items():
+        two = isinstance(price, list) and len(price) == 2
+        if not two or not all(isinstance(usd, int | float) and math.isfinite(usd) and usd >= 0 for usd in price):
+            yield (
+                f"budget.prices.{model} ({price}) must be two numbers of at least 0, US dollars per million tokens of "
+                "prompts and of replies. Set it to them."
+            )
+    if config.budget.max_usd is not None:
+        for key, endpoint in endpoints.items():
+            if (endpoint.model or "") not in config.budget.prices:
+                yield (
+                    f"{key}: budget.max_usd is set, and budget.prices has no price for the model {endpoint.model}. Add "
+                    f"it in dollars per million tokens, '+budget.prices={{{endpoint.model or 'MODEL'}:[0.15,0.6]}}', "
+                    "or as [0,0] where it costs nothing."
+                    + ("" if endpoint.model else f" Name the model too, in {key}.model.")
+                )
 
 
 def _device_problems(config: Config) -> Iterable[str]:
@@ -628,13 +747,25 @@ def _model_problem(model: ModelConfig) -> str:
     return ""
 
 
-def _named_policies(policies: Sequence[str]) -> tuple[dict[str, Path | None], list[str]]:
-    found: dict[str, Path | None] = {}
+_HOSTED_ROW = re.compile(r"(?:(?P<name>[^:@]+):)?(?P<model>[^@]+)@(?P<url>https?://.+)")
+
+
+def _named_policies(policies: Sequence[str]) -> tuple[dict[str, Path | HostedPolicy | None], list[str]]:
+    found: dict[str, Path | HostedPolicy | None] = {}
+    folder: Path | HostedPolicy | None
     problems = [] if policies else ["policies is empty: nothing to evaluate. Set 'policies=[base,proactive]'."]
     for policy in policies:
         name, _, path = policy.rpartition(":")
         if policy in ("base", "proactive"):
             name, folder = policy, None
+        elif row := _HOSTED_ROW.fullmatch(policy):
+            folder = HostedPolicy(row["model"], row["url"])
+            name = row["name"] or row["model"].rpartition("/")[2]
+            if name in ("base", "proactive"):
+                problems.append(
+                    f"policies: {policy} would be called {name}, and that is the model of the config as it is. Write "
+                    f"another name before it, as in my_{name}:{row['model']}@{row['url']}."
+                )
         else:
             folder = Path(path).expanduser()
             resolved = folder.resolve()

@@ -113,6 +113,15 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Tokens of one request as a server counted them, or guessed where it does not; reasoning is part of completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Reply:
     """What a `ChatModel` returns for one request.
 
@@ -123,6 +132,8 @@ class Reply:
         finish_reason: "stop" when the model ended its turn or said a stop string, "length" when it was cut at
             `max_new_tokens`.
         prompt_ids: The ids that the reply was conditioned on. Empty over HTTP.
+        usage: What a server counted; None from local weights.
+        reasoning: What was thought before the reply; nobody in the conversation gets to see it.
     """
 
     text: str
@@ -130,6 +141,15 @@ class Reply:
     logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason = "stop"
     prompt_ids: tuple[int, ...] = ()
+    usage: Usage | None = None
+    reasoning: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of what was said, reasoning left out: the sampled ids, or what a server counted."""
+        if self.usage is None:
+            return len(self.token_ids)
+        return self.usage.completion_tokens - self.usage.reasoning_tokens
 
 
 @dataclass(frozen=True)
@@ -268,7 +288,7 @@ def as_record(conversation: Conversation, score: Score | None = None, **extra: A
         "goal": conversation.goal.id,
         "messages": [{"role": m.role, "content": m.content} for m in messages],
         "finish_reasons": [turn.reply.finish_reason for turn in conversation.turns],
-        "reply_tokens": [len(turn.reply.token_ids) for turn in conversation.turns],
+        "reply_tokens": [turn.reply.num_tokens for turn in conversation.turns],
         "ended_by": conversation.ended_by,
     }
     if score is not None:

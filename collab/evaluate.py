@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collab.cli import rank
-from collab.config import Config, named_policies
+from collab.config import Config, HostedPolicy, named_policies, policy_endpoint
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
 from collab.rewards.metrics import assistant_tokens
@@ -21,6 +21,7 @@ from collab.targets import load_target
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
+    from collab.chat.endpoints import Endpoints
     from collab.datamodules.base import Scored
 
 
@@ -33,37 +34,53 @@ def evaluate(config: Config) -> None:
     started = time.monotonic()
     scores: dict[str, PolicyScores] = {}
     seconds: dict[str, float] = {}
-    with Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress:
+    with (
+        Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
+        build.endpoints(config, progress) as endpoints,
+    ):
         progress.console.print(build.describe(config), markup=False)
-        for name, path in named_policies(config.policies).items():
-            scores[name], seconds[name] = play_row(config, name, path, progress)
+        for name, row in named_policies(config.policies).items():
+            scores[name], seconds[name] = play_row(config, name, row, progress, endpoints)
+        progress.spent(endpoints.ledger.table())
     seconds["total"] = time.monotonic() - started
     report(config, scores, seconds, progress)
 
 
-def play_row(config: Config, name: str, path: Path | None, progress: Progress) -> tuple[PolicyScores, float]:
+def play_row(
+    config: Config, name: str, row: Path | HostedPolicy | None, progress: Progress, endpoints: Endpoints
+) -> tuple[PolicyScores, float]:
     """Play the test goals with one policy, write its transcripts, and return its scores and the seconds it took.
 
     Args:
         config: The checked config.
         name: Of the row. `proactive` speaks under the proactive instruction, every other row under the usual one.
-        path: Folder of the policy; None for the model of the config as it is.
+        row: Folder of the policy, or the server that plays it; None for the model of the config as it is.
         progress: Shows each finished conversation.
+        endpoints: The hosted models of the run.
     """
+    import lightning as L
+
     from collab import build
     from collab.callbacks.rollout import RolloutCallback, conversation_metrics
     from collab.callbacks.transcripts import TranscriptWriter
+    from collab.chat.base import ChatModel
+    from collab.modules.hosted import HostedPolicyModule
     from collab.modules.loading import load_tokenizer
 
     started = time.monotonic()
-    model = replace(config.model, path=str(path)) if path else config.model
-    tokenizer = load_tokenizer(model)
     prompt = config.task.proactive_prompt if name == "proactive" else config.task.system_prompt
     data = build.data(config)
     count = config.evaluation.num_conversations
-    rollouts = RolloutCallback(build.simulation(config, progress.advance), prompt, count)
-    module = build.module(config, model, tokenizer, adapter=False)
-    module.needs_reference = False  # it is not trained
+    policy: ChatModel | None = None
+    module: L.LightningModule
+    if isinstance(row, HostedPolicy):
+        policy = endpoints.model(policy_endpoint(config, row))
+        module = HostedPolicyModule()
+    else:
+        model = replace(config.model, path=str(row)) if row else config.model
+        module = build.module(config, model, load_tokenizer(model), adapter=False)
+        module.needs_reference = False  # it is not trained
+    rollouts = RolloutCallback(build.simulation(config, endpoints.shown_by(progress.advance)), prompt, count, policy)
     trainer = build.trainer(config, [], [rollouts])
     progress.phase(name, len(data.splits.test) * count)
     trainer.test(module, datamodule=data, verbose=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from collab.compose import error_text
-from collab.config import Config, ModelConfig, named_policies
+from collab.config import Config, ModelConfig, hosted, named_policies
 from collab.errors import BadInput
 from collab.targets import load_target
 
@@ -30,7 +31,8 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     Raises:
         BadInput: The sandbox cannot be strict; device, precision or attention cannot be had here; the processes cannot
             share a step's goals evenly; a class or function that the config names is not there, a metric does not take
-            its options, or an aggregate lacks its metric; `model.path` or one of an evaluation's policies is no model,
+            its options, or an aggregate lacks its metric; a server does not answer, refuses its key or lacks its model;
+            the budget does not reach for a step; `model.path` or one of an evaluation's policies is no model,
             or has too few positions for a conversation; a fresh adapter does not fit the model; a reference is longer
             than `task.max_new_tokens`; `groups` have nothing that the algorithm can learn from.
     """
@@ -59,15 +61,16 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     if groups:
         algorithm = load_target(config.algorithm.target, "algorithm.target")
         algorithm(config.algorithm, None, None, config.sampler.temperature, config.trainer.max_steps).check_data(groups)
+    _check_hosted(config, goals, entry)
     check_model(config.model)
     _check_positions(config, config.model, "model.path")
     if entry == "train":
         check_lora(config.model)
     if entry == "evaluate":
-        for name, path in named_policies(config.policies).items():
-            if path is None:
+        for name, row in named_policies(config.policies).items():
+            if not isinstance(row, Path):
                 continue
-            model = replace(config.model, path=str(path))
+            model = replace(config.model, path=str(row))
             try:
                 check_model(model)
             except BadInput as error:
@@ -79,6 +82,21 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
         config.task.max_new_tokens,
     )
+
+
+def _check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
+    """Ask every server for its models, and hold the budget against an estimate; costs nothing."""
+    if not (endpoints := hosted(config, entry)):
+        return
+    from collab.chat.probe import served_model
+    from collab.estimate import check_budget, estimate
+
+    for key, endpoint in endpoints.items():
+        try:
+            served_model(endpoint)
+        except BadInput as error:
+            raise BadInput(f"{key}: {error}") from None
+    check_budget(config, estimate(config, goals, entry))
 
 
 def _check_devices(config: Config, kind: str, entry: str) -> None:

@@ -44,6 +44,7 @@ from collab.reports.synthesis import statistics, statistics_table
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
     from collab.callbacks.rollout import Simulation
+    from collab.chat.endpoints import Endpoints
     from collab.generation.engine import LocalEngine
 
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}  # weights, config, tokenizer
@@ -73,7 +74,10 @@ def _synthesize(config: Config) -> None:
     store = ConversationFile(folder / CONVERSATIONS)
     there = {row["conv_id"] for row in store.rows}
     missing = [(goal, number) for goal, number in wanted if conversation_id(goal, number) not in there]
-    with Progress(animate=config.callbacks.progress_bar) as progress:
+    with (
+        Progress(animate=config.callbacks.progress_bar) as progress,
+        build.endpoints(config, progress) as endpoints,
+    ):
 
         def say(text: str) -> None:
             progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -82,7 +86,7 @@ def _synthesize(config: Config) -> None:
             say(f"{len(there)} conversations are there already.")
         if missing:
             say(build.describe(config))
-            unscored = _make(config, missing, len(wanted), store, progress)
+            unscored = _make(config, missing, len(wanted), store, progress, endpoints)
             if unscored:
                 say(
                     f"{unscored} conversations are left out: at some turn no response could be scored. The same "
@@ -111,7 +115,12 @@ def _synthesize(config: Config) -> None:
 
 
 def _make(
-    config: Config, missing: Sequence[tuple[Goal, int]], total: int, store: ConversationFile, progress: Progress
+    config: Config,
+    missing: Sequence[tuple[Goal, int]],
+    total: int,
+    store: ConversationFile,
+    progress: Progress,
+    endpoints: Endpoints,
 ) -> int:
     """Play the missing conversations; returns how many of them could not be scored."""
     from collab import build
@@ -119,12 +128,13 @@ def _make(
 
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
-    simulation = build.simulation(config, progress.advance)
+    simulation = build.simulation(config, endpoints.shown_by(progress.advance))
     engine = simulation.make_engine(lm, load_tokenizer(config.model))
     progress.steps(total, completed=total - len(missing), name="conversation")
     progress.phase("forward samples", None)
     unscored = asyncio.run(_play(config, simulation, engine, missing, total, store, progress))
     progress.done()
+    progress.spent(endpoints.ledger.table())
     return unscored
 
 

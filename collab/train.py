@@ -19,6 +19,7 @@ from collab.reports.results import PolicyScores
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
+    from collab.chat.endpoints import Endpoints
 
 
 def train(config: Config) -> None:
@@ -31,12 +32,17 @@ def train(config: Config) -> None:
     folder = Path(config.output_dir)
     scores: dict[str, PolicyScores] = {}
     seconds: dict[str, float] = {}
-    with Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress:
+    with (
+        Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
+        build.endpoints(config, progress) as endpoints,
+    ):
         progress.console.print(build.describe(config), markup=False)
         for name in ("base", "proactive"):
-            scores[name], seconds[name] = play_row(config, name, None, progress)
-        seconds["fit"] = fit(config, progress)
-        scores["trained"], seconds["trained"] = play_row(config, "trained", folder / "policy", progress)
+            scores[name], seconds[name] = play_row(config, name, None, progress, endpoints)
+        seconds["fit"] = fit(config, progress, endpoints)
+        trained = play_row(config, "trained", folder / "policy", progress, endpoints)
+        scores["trained"], seconds["trained"] = trained
+        progress.spent(endpoints.ledger.table())
     seconds["total"] = time.monotonic() - started
     report(config, scores, seconds, progress)
     if rank() > 0:
@@ -54,7 +60,7 @@ def train(config: Config) -> None:
             progress.console.print(f"{what:>15}: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def fit(config: Config, progress: Progress) -> float:
+def fit(config: Config, progress: Progress, endpoints: Endpoints) -> float:
     """Roll out and update for `trainer.max_steps` steps, validating on the way; returns the seconds it took."""
     import lightning as L
 
@@ -63,6 +69,7 @@ def fit(config: Config, progress: Progress) -> float:
     from collab.callbacks.export import ExportBest
     from collab.callbacks.progress import RolloutProgress
     from collab.callbacks.rollout import RolloutCallback
+    from collab.callbacks.spend import SpendCallback
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
     from collab.datamodules.conversations import OfflineData
     from collab.modules.loading import load_tokenizer
@@ -72,7 +79,7 @@ def fit(config: Config, progress: Progress) -> float:
     L.seed_everything(config.seed, workers=True, verbose=False)  # whatever was played before, training starts alike
     tokenizer = load_tokenizer(config.model)
     data = build.data(config)
-    simulation = build.simulation(config, progress.advance)
+    simulation = build.simulation(config, endpoints.shown_by(progress.advance))
     candidates = [simulation.candidates_at(turn) for turn in range(1, config.task.max_turns + 1)]
     futures = config.sampler.num_samples if config.sampler.window else 1
     per_step = round(config.trainer.goals_per_step * futures * statistics.fmean(candidates))
@@ -82,6 +89,7 @@ def fit(config: Config, progress: Progress) -> float:
     callbacks: list[L.Callback] = [
         RolloutProgress(progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "loss")),
         RolloutCallback(simulation, config.task.system_prompt),
+        SpendCallback(endpoints.ledger),
         TranscriptCallback(TranscriptWriter(folder, rank()), config.logger.num_conversations),
         ExportBest(folder, merge=config.export.merge),
         BatchCheckpoint(folder / "checkpoints", config.checkpoint.every_n_steps),

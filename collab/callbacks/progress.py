@@ -99,6 +99,11 @@ class Progress:
         self._bars.update(self._phase, visible=False)
         self._line(task.description, "  ".join(filter(None, (count, _note(fields)))), self._elapsed())
 
+    def spent(self, lines: Iterable[str]) -> None:
+        """What hosted models have cost, a line each."""
+        for line in lines:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def _elapsed(self) -> float:
         return time.monotonic() - self._phase_started
 

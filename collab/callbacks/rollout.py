@@ -19,12 +19,13 @@ from typing import Any
 
 import lightning as L
 
-from collab.chat.base import Sampling
+from collab.chat.base import ChatModel, Sampling
 from collab.conversation import Goal, Group, Key, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.generation.engine import LocalEngine
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
+from collab.simulation.allocation import candidates_at
 from collab.simulation.rollout import (
     Players,
     as_group,
@@ -74,8 +75,7 @@ class Simulation:
         """Candidates of a context at a turn; with `equal_turns`, for as many turns as `group_size` whole windows."""
         if not self.equal_turns:
             return self.group_size
-        left = min(self.window, self.max_turns - position)
-        return self.group_size * (1 + self.num_samples * self.window) // (1 + self.num_samples * left)
+        return candidates_at(position, self.max_turns, self.window, self.num_samples, self.group_size)
 
     def players(self, engine: Any) -> Players:
         return Players(engine, self.user, self.sampling, self.max_turns, self.on_conversation)
@@ -88,13 +88,16 @@ class RolloutCallback(L.Callback):
         simulation: The other side of the conversations, and the rules.
         system_prompt: The assistant's instruction.
         num_conversations: Times that each test goal is played.
+        policy: Plays the assistant in place of the module's weights.
 
     Attributes:
         tested: Conversations of the last `trainer.test` on this process, with their scores.
     """
 
-    def __init__(self, simulation: Simulation, system_prompt: str, num_conversations: int = 1) -> None:
-        self.simulation, self.system_prompt = simulation, system_prompt
+    def __init__(
+        self, simulation: Simulation, system_prompt: str, num_conversations: int = 1, policy: ChatModel | None = None
+    ) -> None:
+        self.simulation, self.system_prompt, self.policy = simulation, system_prompt, policy
         self.num_conversations = num_conversations
         self.tested: list[Scored] = []
         self._engine: LocalEngine | None = None
@@ -157,8 +160,11 @@ class RolloutCallback(L.Callback):
         self.tested += batch.scored
 
     @contextmanager
-    def _rollout(self, pl_module: Any) -> Iterator[LocalEngine]:
+    def _rollout(self, pl_module: Any) -> Iterator[Any]:
         """Enter and exit of a rollout: the only place besides `configure_model` that has to know of sharding."""
+        if self.policy is not None:
+            yield self.policy
+            return
         lm = pl_module.policy.lm
         if self._engine is None or self._engine.lm is not lm:
             self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)
@@ -232,7 +238,7 @@ def group_metrics(groups: Sequence[Group], weights: dict[str, float]) -> dict[st
         "assistant_tokens": _mean([float(assistant_tokens(future)) for future in futures]),
         "turns": _mean([float(len(future.turns)) for future in futures]),
         "context_turn": _mean([float(group.context.position) for group in groups]),
-        "reply_tokens": _mean([float(len(reply.token_ids)) for reply in replies]),
+        "reply_tokens": _mean([float(reply.num_tokens) for reply in replies]),
         "cut_replies": _mean([float(reply.finish_reason == "length") for reply in spoken]),
         "candidates": float(len(candidates)),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
@@ -23,6 +23,7 @@ class Sampling:
         stop: Strings of which the first to be said ends the reply; the text ends before it.
         ignore_eos: Speak on to `max_new_tokens` whatever is said, for measurements.
         adapter: Speak with the trained adapter on; False is the reference model from the same weights.
+        response_format: "json" asks a server for a JSON object, where it has a mode for that; else "text".
 
     Raises:
         BadInput: A number is out of its range; a stop string is empty.
@@ -35,6 +36,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     adapter: bool = True
+    response_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
         rules = {
@@ -49,9 +51,17 @@ class Sampling:
                 raise BadInput(f"{name} ({getattr(self, name)}) must be {rule}. Set {name} to {usual}, for instance.")
 
 
+class ChatFailed(Exception):
+    """A reply could not be had, after retries."""
+
+
 class ChatModel(Protocol):
     """Anything that answers a list of messages."""
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
-        """One reply to `messages`; its randomness is that of `key` alone."""
+        """One reply to `messages`; its randomness is that of `key` alone.
+
+        Raises:
+            ChatFailed: A reply could not be had, after retries.
+        """
         ...

@@ -40,7 +40,7 @@ def extract(conversation: Conversation) -> str:
 
 def assistant_tokens(conversation: Conversation) -> int:
     """Tokens that the assistant spent in the whole conversation, end-of-turn tokens included."""
-    return sum(len(turn.reply.token_ids) for turn in conversation.turns)
+    return sum(turn.reply.num_tokens for turn in conversation.turns)
 
 
 class Bleu:

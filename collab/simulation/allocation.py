@@ -127,3 +127,9 @@ def mean_of_stages(stages: Sequence[Sequence[float]], weights: Sequence[float]) 
 def _tail(gap: float, variance: float) -> float:
     """Phi(-gap / sd): the probability that noise turns a pair round."""
     return math.erfc(gap / math.sqrt(2 * variance)) / 2 if variance > 0 else 0.0
+
+
+def candidates_at(position: int, max_turns: int, window: int, num_samples: int, group_size: int) -> int:
+    """Candidates of a context at a turn that play as many turns as `group_size` whole windows (`equal_turns`)."""
+    left = min(window, max_turns - position)
+    return group_size * (1 + num_samples * window) // (1 + num_samples * left)

@@ -1,0 +1,81 @@
+"""The hosted models of a run: each endpoint once, with one cache, one ledger and one mouth for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from collab.chat.budget import Ledger
+from collab.chat.cache import ReplyCache
+from collab.chat.http import HttpChatModel
+from collab.chat.probe import served_model
+from collab.config import Config, EndpointConfig
+
+
+class Endpoints:
+    """Use it as a context manager, around everything that speaks to a server.
+
+    Args:
+        config: The checked config: cache, budget and output folder.
+        tell: Gets a line that a person should see while the run goes on.
+        rank: Global rank of this process.
+        processes: Processes of the run; limits and budget are dealt out to them in equal parts.
+
+    Attributes:
+        ledger: What was spent.
+
+    Raises:
+        BadInput: The cache or the ledger cannot be used.
+    """
+
+    def __init__(
+        self, config: Config, tell: Callable[[str], None] = lambda text: None, rank: int = 0, processes: int = 1
+    ) -> None:
+        self._tell, self._processes = tell, processes
+        spend = Path(config.output_dir) / (f"spend-rank{rank}.json" if rank else "spend.json")
+        self.ledger = Ledger(config.budget, spend, processes)
+        self._mode, self._file = config.cache, Path(config.cache_file)
+        self._cache: ReplyCache | None = None
+        self._models: dict[str, HttpChatModel] = {}
+
+    def __enter__(self) -> Endpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async def close() -> None:
+            for model in self._models.values():
+                await model.close()
+
+        asyncio.run(close())
+        if self._cache is not None:
+            self._cache.close()
+        self.ledger.write()
+
+    def model(self, endpoint: EndpointConfig) -> HttpChatModel:
+        """The model behind an endpoint; equal endpoints are one, with one pool of connections and one set of limits.
+
+        Raises:
+            BadInput: The endpoint has no key; it leaves the model open and has several.
+        """
+        name = repr(asdict(endpoint))
+        if name not in self._models:
+            if self._cache is None and self._mode != "off":
+                self._cache = ReplyCache(self._file, self._mode == "readwrite", self._tell)
+            share: dict[str, Any] = {
+                limit: max(1, value // self._processes)
+                for limit in ("max_concurrency", "requests_per_minute", "tokens_per_minute")
+                if (value := getattr(endpoint, limit)) is not None
+            }
+            share["model"] = endpoint.model or served_model(endpoint)
+            self._models[name] = HttpChatModel(replace(endpoint, **share), self._tell, self._cache, self.ledger)
+        return self._models[name]
+
+    def shown_by(self, advance: Callable[..., None]) -> Callable[[], None]:
+        """`advance`, the progress bar's, with what has been spent so far."""
+        return lambda: advance(**self.ledger.shown())

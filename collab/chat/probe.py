@@ -1,0 +1,90 @@
+"""What can be known of an endpoint for nothing: whether it answers, takes the key, and has the model."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import httpx
+
+from collab.chat.http import BearerFromEnvironment, api_key, error_message, scrubbed
+from collab.config import EndpointConfig
+from collab.errors import BadInput
+
+
+def served_model(endpoint: EndpointConfig) -> str:
+    """The name of the model that an endpoint stands for: the one that it names, or the only one that it has.
+
+    A server that has no `GET base_url/models` is taken at the endpoint's word. One that does not list a model may have
+    it all the same (`transformers serve FOLDER` lists what lies in a cache), so it is asked for a word.
+
+    Raises:
+        BadInput: The key's variable is not set; nothing answers at `base_url`; the server refuses the key; it does not
+            have the model; it has several and none is named.
+    """
+    api_key(endpoint)
+    where = endpoint.base_url.rstrip("/")
+    answer = _get(endpoint, where)
+    if answer.status_code in (404, 405) and not where.endswith("/v1"):
+        if _get(endpoint, f"{where}/v1").status_code == 200:
+            raise BadInput(
+                f"base_url={where} is not where the server answers, and {where}/v1 is. Set base_url to {where}/v1."
+            )
+    message, _ = error_message(scrubbed(answer.content, endpoint))
+    if answer.status_code in (401, 403):
+        raise BadInput(
+            f"{where} refuses the key (HTTP {answer.status_code}: {message or 'no message'}). Check the environment "
+            f"variable {endpoint.key_env}."
+            if endpoint.key_env
+            else f"{where} wants a key (HTTP {answer.status_code}: {message or 'no message'}). Name the environment "
+            "variable that holds it in key_env."
+        )
+    there = _model_names(answer)
+    if endpoint.model is None and len(there) == 1:
+        return there[0]
+    if endpoint.model is None:
+        raise BadInput(
+            f"{where} has {len(there) or 'no list of its'} models, and none is named"
+            f"{f': {_some(there)}' if there else ''}. Set model to the one that is meant."
+        )
+    if there and endpoint.model not in there and not _speaks(endpoint, where):
+        close = difflib.get_close_matches(endpoint.model, there, n=1)
+        raise BadInput(
+            f"{where} has no model {endpoint.model}.{f' Did you mean {close[0]}?' if close else ''} It has: "
+            f"{_some(there)}."
+        )
+    return endpoint.model
+
+
+def _speaks(endpoint: EndpointConfig, where: str) -> bool:
+    """Whether the model says a word."""
+    hello = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], endpoint.length_field: 1}
+    return _request(endpoint, "POST", f"{where}/chat/completions", json=hello).status_code == 200
+
+
+def _get(endpoint: EndpointConfig, where: str) -> httpx.Response:
+    return _request(endpoint, "GET", f"{where}/models")
+
+
+def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> httpx.Response:
+    timeout = httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout)
+    try:
+        return httpx.request(method, url, auth=BearerFromEnvironment(endpoint), timeout=timeout, **body)
+    except httpx.HTTPError as error:
+        problem = type(error).__name__
+    raise BadInput(
+        f"Nothing answers at {url} ({problem}). Start the server, or correct base_url: it is what comes before "
+        "/chat/completions, as in http://127.0.0.1:8000/v1."
+    )
+
+
+def _model_names(answer: httpx.Response) -> list[str]:
+    """What the server lists; nothing where it has no list."""
+    try:
+        return [str(model["id"]) for model in answer.json()["data"]] if answer.status_code == 200 else []
+    except (ValueError, LookupError, TypeError):
+        return []
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,184 @@
+"""Hosted calls, tokens and dollars of a run before it starts: `dry_run=true`, and the check of the budget.
+
+Conversations are taken to be as long as they may be, every reply as long as its limit, and no call to be answered by
+the cache or made twice: about what a run costs at most if nothing fails. Tokens are guessed from characters.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from collab.chat.http import guessed_tokens
+from collab.config import Config, HostedPolicy, hosted, named_policies
+from collab.errors import BadInput
+from collab.simulation.allocation import candidates_at
+
+if TYPE_CHECKING:
+    from collab.datamodules.goals import GoalSplits
+
+_INSTRUCTION = 600  # tokens of the instruction of a user or judge, about
+_USER_MESSAGE = 64  # tokens of what a user says, about; what it thinks beside is in its limit
+_REPLY = 200  # tokens of a user's or judge's reply where its config has no limit
+
+
+@dataclass
+class Calls:
+    """Calls of one role to one model, and the tokens of all of them together."""
+
+    role: str
+    model: str | None
+    calls: float = 0
+    prompt_tokens: float = 0
+    completion_tokens: float = 0
+
+    @property
+    def tokens(self) -> float:
+        return self.prompt_tokens + self.completion_tokens
+
+    def usd(self, config: Config) -> float:
+        prompt, reply = config.budget.prices.get(self.model or "", (0.0, 0.0))
+        return (self.prompt_tokens * prompt + self.completion_tokens * reply) / 1e6
+
+    def times(self, count: float) -> Calls:
+        numbers = (self.calls * count, self.prompt_tokens * count, self.completion_tokens * count)
+        return Calls(self.role, self.model, *numbers)
+
+
+@dataclass
+class Estimate:
+    """What is to be called, an entry for each role and model.
+
+    Attributes:
+        total: In the whole run.
+        unit: In the least that is worth starting for: a training step, or one conversation.
+        name: What that unit is called.
+    """
+
+    total: list[Calls]
+    unit: list[Calls]
+    name: str
+
+
+def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
+    """Estimate a run from its checked config.
+
+    Args:
+        config: The checked config.
+        goals: Of the task.
+        entry: "train", "evaluate" or "synthesize".
+    """
+    task, sampler, trainer = config.task, config.sampler, config.trainer
+    all_goals = [*goals.train, *goals.val, *goals.test]
+    goal = round(statistics.fmean(guessed_tokens(g.prompt) + guessed_tokens(g.reference) for g in all_goals))
+    turn = _USER_MESSAGE + task.max_new_tokens
+    endpoints = hosted(config, entry)
+
+    def user(turns: Iterable[int]) -> Calls:
+        """The messages that open these turns; a prompt has the goal and the conversation so far."""
+        if (endpoint := endpoints.get("user.endpoint")) is None:
+            return Calls("user", None)
+        prompts = [_INSTRUCTION + goal + (number - 1) * turn for number in turns]
+        reply: int = getattr(config.user, "max_new_tokens", _REPLY)
+        return Calls("user", endpoint.model, len(prompts), sum(prompts), len(prompts) * reply)
+
+    def judge() -> Calls:
+        """A finished conversation; a call for each metric that the judge has."""
+        if (endpoint := endpoints.get("judge.endpoint")) is None:
+            return Calls("judge", None)
+        metrics: Any = getattr(config.judge, "metrics", None) or [""]
+        reply: int = getattr(config.judge, "max_new_tokens", _REPLY)
+        one = Calls("judge", endpoint.model, 1, _INSTRUCTION + goal + task.max_turns * turn, reply)
+        return one.times(len(metrics))
+
+    def group(position: int) -> list[Calls]:
+        """A context at this turn, its candidates and their futures."""
+        left = min(sampler.window, task.max_turns - position)
+        futures = sampler.group_size
+        if sampler.equal_turns:
+            futures = candidates_at(position, task.max_turns, sampler.window, sampler.num_samples, futures)
+        futures *= sampler.num_samples if sampler.window else 1
+        ahead = user(range(position + 1, position + left + 1))
+        return [user(range(1, position + 1)), ahead.times(futures), judge().times(futures)]
+
+    def whole(count: float) -> list[Calls]:
+        return [user(range(1, task.max_turns + 1)).times(count), judge().times(count)]
+
+    # Each turn is drawn as often as the others.
+    contexts = _sum(call for position in range(1, task.max_turns + 1) for call in group(position))
+    tests = len(goals.test) * config.evaluation.num_conversations
+    if entry == "train":
+        rollouts = config.algorithm.data is None
+        step = [call.times(trainer.goals_per_step / task.max_turns) for call in contexts] if rollouts else []
+        validations = math.ceil(trainer.max_steps / min(trainer.val_every, trainer.max_steps))
+        played = whole(len(goals.val) * validations + 3 * tests)
+        return Estimate(_sum([*(call.times(trainer.max_steps) for call in step), *played]), step, "training step")
+    if entry == "evaluate":
+        rows = named_policies(config.policies)
+        policies = [
+            Calls(
+                "policy", row.model, task.max_turns, _policy_prompts(config, turn), task.max_turns * task.max_new_tokens
+            )
+            for row in rows.values()
+            if isinstance(row, HostedPolicy)
+        ]
+        total = [*whole(len(rows) * tests), *(policy.times(tests) for policy in policies)]
+        return Estimate(_sum(total), _sum([*whole(1), *policies[:1]]), "conversation")
+    conversations = len(goals.train[: config.synthesis.num_goals]) * config.synthesis.num_conversations
+    return Estimate([call.times(conversations) for call in contexts], contexts, "conversation")
+
+
+def told(config: Config, found: Estimate) -> str:
+    """The whole run, a line for each role and model."""
+    if not found.total:
+        return "No hosted model takes part in this run: it makes no calls and costs nothing."
+    lines = ["What this run calls, if all conversations are as long as they may be and nothing is in the cache:"]
+    for call in found.total:
+        price = f"{call.usd(config):.2f} $" if call.model in config.budget.prices else "no price in budget.prices"
+        lines.append(
+            f"  {call.role} ({call.model}): {call.calls:.0f} calls, {call.prompt_tokens:.0f} tokens of prompts, "
+            f"{call.completion_tokens:.0f} tokens of replies, {price}"
+        )
+    lines.append(
+        f"  all: {sum(c.calls for c in found.total):.0f} calls, {sum(c.tokens for c in found.total):.0f} tokens, "
+        f"{sum(c.usd(config) for c in found.total):.2f} $"
+    )
+    return "\n".join(lines)
+
+
+def check_budget(config: Config, found: Estimate) -> None:
+    """Refuse a budget that does not reach for one step, or one conversation.
+
+    Raises:
+        BadInput: Names the cap, the estimate, and what would do.
+    """
+    usd, tokens = sum(call.usd(config) for call in found.unit), math.ceil(sum(call.tokens for call in found.unit))
+    for name, cap, needed in (
+        ("max_usd", config.budget.max_usd, f"{usd:.4f}"),
+        ("max_tokens", config.budget.max_tokens, f"{tokens}"),
+    ):
+        if cap is not None and cap < float(needed):
+            raise BadInput(
+                f"budget.{name} ({cap}) must be at least what one {found.name} may cost, about {needed}: the run would "
+                "stop in its first one. Raise it, or take fewer goals, candidates or turns; dry_run=true shows the "
+                "whole estimate."
+            )
+
+
+def _policy_prompts(config: Config, turn: int) -> int:
+    task = config.task
+    return sum(guessed_tokens(task.system_prompt) + number * turn + _USER_MESSAGE for number in range(task.max_turns))
+
+
+def _sum(calls: Iterable[Calls]) -> list[Calls]:
+    """One entry for each role and model that is called at all."""
+    found: dict[tuple[str, str | None], Calls] = {}
+    for call in calls:
+        one = found.setdefault((call.role, call.model), Calls(call.role, call.model))
+        one.calls += call.calls
+        one.prompt_tokens += call.prompt_tokens
+        one.completion_tokens += call.completion_tokens
+    return [call for call in found.values() if call.calls]

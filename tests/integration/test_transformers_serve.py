@@ -1,0 +1,74 @@
+"""A real OpenAI-compatible server, `transformers serve`, as user and as policy of one rollout."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from collab.chat.base import Sampling
+from collab.chat.http import HttpChatModel
+from collab.chat.probe import served_model
+from collab.config import EndpointConfig
+from collab.conversation import Conversation, Goal, Key, Message
+from collab.simulation.rollout import Players, play_goals
+from collab.simulation.user import UserTurn
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class ServedUser:
+    """Asks the server what somebody with the goal would say."""
+
+    def __init__(self, model: HttpChatModel) -> None:
+        self.model = model
+
+    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+        asked = Message("user", f"Ask for help with this in one short sentence: {conversation.goal.prompt}")
+        return UserTurn((await self.model.complete([asked], Sampling(16), key)).text)
+
+
+@pytest.fixture(scope="module")
+def endpoint(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointConfig]:
+    for package in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(package, reason="pip install 'transformers[serving]'")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(smollm2), "--device", "cpu"]
+    env = {**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=env)
+    try:
+        until = time.monotonic() + 300
+        while time.monotonic() < until and server.poll() is None:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        yield EndpointConfig(base_url=f"http://127.0.0.1:{port}/v1", model=str(smollm2), max_concurrency=2)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_a_served_model_plays_user_and_policy(endpoint: EndpointConfig) -> None:
+    assert served_model(endpoint) == endpoint.model
+    model = HttpChatModel(endpoint)
+    players = Players(model, ServedUser(model), Sampling(12, temperature=0.7), max_turns=2)
+    goals = [Goal("ferry", "A note about the ferry.", ""), Goal("kiln", "A note about the kiln.", "")]
+    played = asyncio.run(play_goals(players, goals, "Be brief.", Key(1, split="test")))
+    assert [len(talk.turns) for talk in played] == [2, 2]
+    for turn in (turn for talk in played for turn in talk.turns):
+        assert turn.user and turn.reply.text and 1 <= turn.reply.num_tokens <= 12
+        assert turn.reply.usage is not None and turn.reply.usage.prompt_tokens > 10
+    spent = model.ledger.spent
+    assert (spent["user"].calls, spent["policy"].calls, spent["user"].failed) == (4, 4, 0)
