@@ -12,8 +12,10 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.rollout import Simulation
 from collab.chat.base import Sampling
 from collab.config import Config, ModelConfig
@@ -121,18 +123,27 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) 
         inference_mode=False,
         deterministic="warn" if config.trainer.deterministic else False,
         default_root_dir=config.output_dir,
+        # By default Lightning would answer SLURM's signals with checkpoints of its own, and load them unasked.
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
     )
 
 
-def loggers(config: Config) -> list[Logger]:
-    """CSV always; W&B online with a key, offline without one."""
+def loggers(config: Config, run: str, before: int) -> list[Logger]:
+    """CSV always; W&B online with a key, offline without one. Both go on in what an earlier process logged.
+
+    Args:
+        config: The checked config.
+        run: Id of the run, which W&B knows it by.
+        before: Training batches that are done: their rows in the CSV file stay.
+    """
     folder = Path(config.output_dir)
-    found: list[Logger] = [CSVLogger(folder, name="", version="csv")]
+    found: list[Logger] = [metrics_logger(folder, before)]
     if config.logger.wandb != "disabled":
         offline = config.logger.wandb == "offline" or (config.logger.wandb == "auto" and not _has_wandb_key())
         wandb_logger = WandbLogger(
             project=config.logger.project,
             name=folder.name,
+            id=run,
             save_dir=folder,
             offline=offline,
             config=asdict(config),

@@ -6,16 +6,18 @@ All rows meet the same goals, user randomness, caps and sampling. `python evalua
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collab.cli import rank
 from collab.config import Config, named_policies
+from collab.processes import rank
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
+from collab.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.rewards.metrics import assistant_tokens
 from collab.targets import load_target
 
@@ -29,30 +31,31 @@ def evaluate(config: Config) -> None:
     from collab import build
     from collab.callbacks.progress import Progress
 
-    build.start(config)
-    started = time.monotonic()
-    scores: dict[str, PolicyScores] = {}
-    seconds: dict[str, float] = {}
-    with Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress:
+    with at_work(config, "evaluate") as run, Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress:
+        build.start(config)
         progress.console.print(build.describe(config), markup=False)
         for name, path in named_policies(config.policies).items():
-            scores[name], seconds[name] = play_row(config, name, path, progress)
-    seconds["total"] = time.monotonic() - started
-    report(config, scores, seconds, progress)
+            play_row(config, name, path, progress, run)
+        report(config, run, progress)
 
 
-def play_row(config: Config, name: str, path: Path | None, progress: Progress) -> tuple[PolicyScores, float]:
-    """Play the test goals with one policy, write its transcripts, and return its scores and the seconds it took.
+def play_row(config: Config, name: str, path: Path | None, progress: Progress, run: RunState) -> None:
+    """Play the test goals with one policy and write its transcripts, unless the run has its scores already.
 
     Args:
         config: The checked config.
         name: Of the row. `proactive` speaks under the proactive instruction, every other row under the usual one.
         path: Folder of the policy; None for the model of the config as it is.
         progress: Shows each finished conversation.
+        run: Gets its scores and the seconds that it took.
     """
+    if name in run.scores:
+        progress.console.print(f"{name}: played before", markup=False, highlight=False)
+        return
     from collab import build
     from collab.callbacks.rollout import RolloutCallback, conversation_metrics
     from collab.callbacks.transcripts import TranscriptWriter
+    from collab.chat.journal import Journal
     from collab.modules.loading import load_tokenizer
 
     started = time.monotonic()
@@ -61,7 +64,8 @@ def play_row(config: Config, name: str, path: Path | None, progress: Progress) -
     prompt = config.task.proactive_prompt if name == "proactive" else config.task.system_prompt
     data = build.data(config)
     count = config.evaluation.num_conversations
-    rollouts = RolloutCallback(build.simulation(config, progress.advance), prompt, count)
+    journal = Journal(run.folder / JOURNAL, rank())
+    rollouts = RolloutCallback(build.simulation(config, progress.advance), prompt, count, journal, name)
     module = build.module(config, model, tokenizer, adapter=False)
     module.needs_reference = False  # it is not trained
     trainer = build.trainer(config, [], [rollouts])
@@ -72,17 +76,17 @@ def play_row(config: Config, name: str, path: Path | None, progress: Progress) -
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     found = conversation_metrics(scored)
     progress.done(mr=found["mr"], tokens=found["assistant_tokens"])
-    return policy_scores(scored), time.monotonic() - started
+    run.finish(name, time.monotonic() - started, policy_scores(scored))
 
 
-def report(config: Config, scores: dict[str, PolicyScores], seconds: dict[str, float], progress: Progress) -> None:
-    """Write `results.json` and print the table; rank 0 alone."""
+def report(config: Config, run: RunState, progress: Progress) -> None:
+    """Write `results.json`, which finishes the run, and print the table; rank 0 alone."""
     if rank() > 0:
         return
     folder = Path(config.output_dir)
     source = config.user.name if config.judge.name == "none" else config.judge.name
     summary = summarise(
-        scores,
+        run.scores,
         baseline=config.evaluation.baseline,
         samples=config.evaluation.bootstrap_samples,
         seed=config.seed,
@@ -92,8 +96,9 @@ def report(config: Config, scores: dict[str, PolicyScores], seconds: dict[str, f
             for name, target in config.task.aggregates.items()
         },
     )
-    settings = asdict(config)
-    write_results(folder / "results.json", summary, config=settings, seconds=seconds)
+    settings, seconds = asdict(config), {**run.seconds, "total": run.elapsed()}
+    write_results(folder / RESULTS, summary, config=settings, seconds=seconds)
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
     progress.console.print(results_table({**summary, "config": settings, "seconds": seconds}))
 
 

@@ -40,6 +40,7 @@ from collab.datamodules.synthesis_folder import (
 from collab.errors import BadInput
 from collab.reports.results import write_json
 from collab.reports.synthesis import statistics, statistics_table
+from collab.resume import interruptible
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
@@ -55,9 +56,10 @@ def synthesize(config: Config) -> None:
     The folder has been claimed (`claim_folder`).
 
     Raises:
-        BadInput: No conversation could be scored; another process is at it.
+        BadInput: No conversation could be scored; another process is at it; something could not be written.
+        SystemExit: Interrupted, 128 + the signal.
     """
-    with only_writer(Path(config.output_dir)):
+    with interruptible("the same command"), only_writer(Path(config.output_dir)):
         _synthesize(config)
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import lightning as L
 
-from collab.chat.base import Sampling
+from collab.chat.base import ChatModel, Sampling
+from collab.chat.journal import Journal, Journalled
 from collab.conversation import Goal, Group, Key, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.generation.engine import LocalEngine
@@ -88,15 +89,26 @@ class RolloutCallback(L.Callback):
         simulation: The other side of the conversations, and the rules.
         system_prompt: The assistant's instruction.
         num_conversations: Times that each test goal is played.
+        journal: Where replies of the policy are kept, so that a run that is interrupted need not ask for them again.
+        name: Of the policy that plays test goals.
 
     Attributes:
         tested: Conversations of the last `trainer.test` on this process, with their scores.
     """
 
-    def __init__(self, simulation: Simulation, system_prompt: str, num_conversations: int = 1) -> None:
+    def __init__(
+        self,
+        simulation: Simulation,
+        system_prompt: str,
+        num_conversations: int = 1,
+        journal: Journal | None = None,
+        name: str = "policy",
+    ) -> None:
         self.simulation, self.system_prompt = simulation, system_prompt
         self.num_conversations = num_conversations
+        self.journal, self.name = journal, name
         self.tested: list[Scored] = []
+        self._step = 0  # of the last rollout for training, from 1
         self._engine: LocalEngine | None = None
 
     # --- hooks ---------------------------------------------------------------------------------------------------
@@ -110,9 +122,10 @@ class RolloutCallback(L.Callback):
         # The numbers in the run of this process's goals: Lightning deals a step's goals out to the ranks in turn.
         world, local = trainer.world_size, len(batch.goals)
         numbers = [batch_idx * world * local + i * world + trainer.global_rank for i in range(local)]
-        with self._rollout(pl_module) as engine:
+        self._step = batch_idx + 1
+        with self._rollout(pl_module, f"train-{self._step:06d}") as (engine, policy):
             tokens = engine.new_tokens
-            batch.groups = asyncio.run(self.groups(engine, batch.goals, batch_idx, numbers))
+            batch.groups = asyncio.run(self.groups(policy, batch.goals, batch_idx, numbers))
             tokens = engine.new_tokens - tokens
         metrics = group_metrics(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
         wanted = [context_position(self.simulation.seed, n, self.simulation.max_turns) for n in numbers]
@@ -133,8 +146,8 @@ class RolloutCallback(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        with self._rollout(pl_module) as engine:
-            batch.scored = asyncio.run(self.conversations(engine, batch.goals, "val", 1))
+        with self._rollout(pl_module, f"val-{self._step:06d}") as (_, policy):
+            batch.scored = asyncio.run(self.conversations(policy, batch.goals, "val", 1))
         pl_module.log_dict(
             {f"val/{name}": value for name, value in conversation_metrics(batch.scored).items()},
             batch_size=len(batch.goals),
@@ -152,19 +165,26 @@ class RolloutCallback(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        with self._rollout(pl_module) as engine:
-            batch.scored = asyncio.run(self.conversations(engine, batch.goals, "test", self.num_conversations))
+        with self._rollout(pl_module, f"test-{self.name}") as (_, policy):
+            batch.scored = asyncio.run(self.conversations(policy, batch.goals, "test", self.num_conversations))
         self.tested += batch.scored
 
     @contextmanager
-    def _rollout(self, pl_module: Any) -> Iterator[LocalEngine]:
-        """Enter and exit of a rollout: the only place besides `configure_model` that has to know of sharding."""
+    def _rollout(self, pl_module: Any, scope: str) -> Iterator[tuple[LocalEngine, ChatModel]]:
+        """Enter and exit of a rollout: the only place besides `configure_model` that has to know of sharding.
+
+        Yields the engine, and who is to play the policy: the engine itself, or with its replies kept in the journal.
+        """
         lm = pl_module.policy.lm
         if self._engine is None or self._engine.lm is not lm:
             self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)
         pl_module.policy.eval()
         try:
-            yield self._engine
+            if self.journal is None:
+                yield self._engine, self._engine
+            else:
+                with self.journal.scope(scope):
+                    yield self._engine, Journalled(self._engine, self.journal)
         finally:
             self._engine.forget()
 
