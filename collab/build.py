@@ -13,13 +13,15 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress
 from collab.callbacks.rollout import Simulation
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.endpoints import Endpoints
-from collab.cli import rank
+from collab.chat.journal import Journal
 from collab.config import Config, EndpointConfig, ModelConfig
 from collab.conversation import Group
 from collab.datamodules.base import GoalDataModule
@@ -29,7 +31,9 @@ from collab.generation.chat_format import ChatFormat
 from collab.generation.engine import LocalEngine
 from collab.modules.base import PolicyModule
 from collab.modules.loading import load_model, load_tokenizer, num_positions, resolve_device, resolve_dtype
+from collab.processes import rank
 from collab.quiet import quiet
+from collab.resume import JOURNAL
 from collab.rewards.reward import ConversationReward
 
 
@@ -101,7 +105,14 @@ def num_processes(config: Config) -> int:
     return (len(devices) if isinstance(devices, list) else devices) * config.trainer.num_nodes
 
 
-def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulation:
+def journal(config: Config) -> Journal:
+    """Where the replies of the run in `config.output_dir` are kept."""
+    return Journal(Path(config.output_dir) / JOURNAL, rank())
+
+
+def simulation(
+    config: Config, endpoints: Endpoints, on_conversation: Callable[[], None], journal: Journal | None = None
+) -> Simulation:
     sampler, task = config.sampler, config.task
     user_class: Any = get_class(config.user.target)
     metrics: dict[str, Any] = {
@@ -121,6 +132,7 @@ def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulatio
         seed=config.seed,
         make_engine=functools.partial(engine, config),
         on_conversation=on_conversation,
+        journal=journal,
     )
 
 
@@ -157,18 +169,27 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) 
         inference_mode=False,
         deterministic="warn" if config.trainer.deterministic else False,
         default_root_dir=config.output_dir,
+        # By default Lightning would answer SLURM's signals with checkpoints of its own, and load them unasked.
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
     )
 
 
-def loggers(config: Config) -> list[Logger]:
-    """CSV always; W&B online with a key, offline without one."""
+def loggers(config: Config, run: str, before: int) -> list[Logger]:
+    """CSV always; W&B online with a key, offline without one. Both go on in what an earlier process logged.
+
+    Args:
+        config: The checked config.
+        run: Id of the run, which W&B knows it by.
+        before: Training batches that are done: their rows in the CSV file stay.
+    """
     folder = Path(config.output_dir)
-    found: list[Logger] = [CSVLogger(folder, name="", version="csv")]
+    found: list[Logger] = [metrics_logger(folder, before)]
     if config.logger.wandb != "disabled":
         offline = config.logger.wandb == "offline" or (config.logger.wandb == "auto" and not _has_wandb_key())
         wandb_logger = WandbLogger(
             project=config.logger.project,
             name=folder.name,
+            id=run,
             save_dir=folder,
             offline=offline,
             config=asdict(config),

@@ -2,7 +2,8 @@
 
 In this order, the cheapest first, each with one message for the user and no stack trace:
 
-1. the config is composed; Hydra's errors are told in our words, with the closest name and the valid ones;
+1. the config is composed; Hydra's errors are told in our words, with the closest name and the valid ones; with
+   `resume`, it is composed anew of what that run was started with, and has to be the same; the folder can be written;
 2. rules across fields (`collab.config.check`);
 3. the goals are read and checked;
 4. torch is imported: device, precision, processes, metrics, the servers of hosted models, the budget, the model's
@@ -20,6 +21,7 @@ crashes or is killed takes nobody with it, and Lightning may start the other ran
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import os
 import subprocess
@@ -44,6 +46,15 @@ from collab.config import Config, check, field_docs, register
 from collab.errors import BadInput, RunStopped
 from collab.paths import config_dir
 from collab.preflight import check_machine
+from collab.processes import rank
+from collab.resume import (
+    CONFIG,
+    check_new_folder,
+    check_same_config,
+    check_writable,
+    find_run,
+    resumed_overrides,
+)
 
 Run = Callable[[Config], None]
 
@@ -51,6 +62,7 @@ COMMON = (  # what --help lists; the doc lines are those of the schema
     "seed",
     "name",
     "output_dir",
+    "resume",
     "precision",
     "policies",
     "dry_run",
@@ -93,6 +105,7 @@ IDLE = {
     "synthesize": (
         *(
             "policies",
+            "resume",
             "model.lora.",
             "task.val_file",
             "task.test_file",
@@ -110,6 +123,7 @@ EXAMPLES = {
         ("experiment=doc_edit trainer.max_steps=24 sampler.group_size=4", "more steps, fewer candidates"),
         ("experiment=math", "another task"),
         ("experiment=doc_edit model.path=Qwen/Qwen2.5-0.5B-Instruct", "another model, from the hub or a folder"),
+        ("experiment=doc_edit resume=true", "go on with the newest run of it that was interrupted"),
         ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
         ("experiment=doc_edit -m sampler.window=1,2 seed=1,2", "a sweep over all pairs"),
         ("experiment=paper/doc_edit --cfg job", "print the composed config, run nothing"),
@@ -184,14 +198,15 @@ def _main(entry: str, run: Run | None) -> bool:
         return False
     args = get_args_parser().parse_intermixed_args()
     # Hydra parses again, and takes no flag between two overrides: flags first.
-    sys.argv[1:] = [text for text in sys.argv[1:] if text not in args.overrides] + args.overrides
+    flags = [text for text in sys.argv[1:] if text not in args.overrides]
     register()
     # The start of the run, for the names of folders.
     OmegaConf.register_new_resolver("stamp", stamp, replace=True)
     folder = config_dir()
     # A rerun is composed already; Hydra's own help and completion compose nothing.
     if not (args.hydra_help or args.shell_completion or args.experimental_rerun):
-        _check_before_start(entry, args, folder, machine=run is None)
+        args.overrides = _check_before_start(entry, args, folder, machine=run is None)
+    sys.argv[1:] = flags + args.overrides
     if rank() > 0:
         sys.argv.append("hydra.output_subdir=null")  # rank 0 writes the config
 
@@ -210,8 +225,13 @@ def _main(entry: str, run: Run | None) -> bool:
                 from collab.synthesize import claim_folder
 
                 claim_folder(config)
+            goes_on = bool(config.resume)
+            if rank() == 0 and entry != "synthesize" and not goes_on:
+                check_new_folder(Path(config.output_dir))  # again, since `hydra.run.dir` may name another one
+            config.resume = False  # from here on a run is the same one, in how many pieces it may be computed
             if rank() == 0:
-                OmegaConf.save(OmegaConf.structured(config), Path(config.output_dir) / "config.yaml")
+                if not goes_on:
+                    OmegaConf.save(OmegaConf.structured(config), Path(config.output_dir) / CONFIG)
                 for note in config.notes:
                     print(f"note: {note}", flush=True)
             (run or _entry_point(entry))(config)
@@ -244,8 +264,12 @@ def _entry_point(entry: str) -> Run:
 # --- before the start ------------------------------------------------------------------------------------------------
 
 
-def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, machine: bool) -> None:
-    """Steps 1 to 4 of the module's docstring; of a sweep, and of a config that is only shown, step 1."""
+def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, machine: bool) -> list[str]:
+    """Steps 1 to 4 of the module's docstring; of a sweep, and of a config that is only shown, step 1.
+
+    Returns:
+        The overrides to run with: those that were typed, or on resume those that make up the run that goes on.
+    """
     folders = [folder]
     searched = []
     if args.config_dir:
@@ -257,7 +281,7 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
     with hydra.initialize_config_dir(str(args.config_path or folder), job_name=entry, version_base=None):
         overrides = parse(given)
         if sweep and any(override.key_or_group == "hydra/sweeper" for override in overrides):
-            return  # only that sweeper knows what the jobs are
+            return args.overrides  # only that sweeper knows what the jobs are
         if sweep:
             every = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
         else:
@@ -268,9 +292,22 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
                 )
             every = [given]
         configs = [compose(name, [*searched, *job], folders) for job in every]
-    if sweep or args.cfg or args.info:
-        return
-    config = typed(configs[0], output_dir="")  # the folder is named only once everything is right
+        if sweep and any(composed.resume for composed in configs):
+            raise BadInput("resume goes on with one run, and -m starts several. Resume each job: resume=FOLDER.")
+        if sweep or args.cfg or args.info:
+            return args.overrides
+        config = typed(copy.deepcopy(configs[0]), output_dir="")  # the folder is named only once everything is right
+        resumed = find_run(configs[0], entry) if entry != "synthesize" else None
+        if resumed is not None:
+            args.overrides = resumed_overrides(resumed, given)
+            config = typed(compose(name, [*searched, *args.overrides], folders), output_dir="")
+    if resumed is not None:
+        check_same_config(resumed, config)
+        check_writable(resumed)
+        place = _quoted(str(resumed))
+        args.overrides += [f"resume={place}", f"output_dir={place}", "hydra.output_subdir=null"]
+    elif rank() == 0 and entry != "synthesize":
+        check_new_folder(Path(str(configs[0].output_dir)))
     check(config, entry)
     from collab.datamodules.goals import load_splits
 
@@ -287,6 +324,7 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
 
         print(told(config, estimate(config, splits, entry)), flush=True)
         sys.exit(0)
+    return args.overrides
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
@@ -386,14 +424,6 @@ def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
-
-
-def rank() -> int:
-    """This process's number among all processes of the run, asked of its launcher in the order that Lightning has."""
-    for variable in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        if variable in os.environ:
-            return int(os.environ[variable])
-    return 0
 
 
 @functools.cache

@@ -273,6 +273,7 @@ class Config:
     seed: int = 1  # one number repeats a run: data order, weights, every conversation
     name: str = MISSING  # of the run; experiments set it
     output_dir: str = MISSING  # folder that everything is written to
+    resume: Any = False  # true goes on with the newest unfinished run of this experiment and seed, PATH with that one
     precision: str = "auto"  # auto (bf16 where the hardware has it, else fp32) | bf16 | fp32
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
     # programs that a policy writes are locked in with all that the kernel gives (auto), or not run at all (strict)

@@ -1,5 +1,9 @@
 """One exception for everything a user can put right."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class BadInput(ValueError):
     """What was given, the rule it breaks, and the way out. Entry points print the message without a stack trace."""
@@ -7,3 +11,13 @@ class BadInput(ValueError):
 
 class RunStopped(Exception):
     """The run cannot go on, through no fault of what was given: what it has is to be kept, and the message told."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the operating system within it name the file, which those of a failed write alone do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -6,16 +6,18 @@ All rows meet the same goals, user randomness, caps and sampling. `python evalua
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collab.cli import rank
 from collab.config import Config, HostedPolicy, named_policies, policy_endpoint
+from collab.processes import rank
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
+from collab.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.rewards.metrics import assistant_tokens
 from collab.targets import load_target
 
@@ -30,26 +32,28 @@ def evaluate(config: Config) -> None:
     from collab import build
     from collab.callbacks.progress import Progress
 
-    build.start(config)
-    started = time.monotonic()
-    scores: dict[str, PolicyScores] = {}
-    seconds: dict[str, float] = {}
     with (
+        at_work(config, "evaluate") as run,
         Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
         build.endpoints(config, progress) as endpoints,
     ):
+        build.start(config)
         progress.console.print(build.describe(config), markup=False)
         for name, row in named_policies(config.policies).items():
-            scores[name], seconds[name] = play_row(config, name, row, progress, endpoints)
+            play_row(config, name, row, progress, endpoints, run)
         progress.spent(endpoints.ledger.table())
-    seconds["total"] = time.monotonic() - started
-    report(config, scores, seconds, progress)
+        report(config, run, progress)
 
 
 def play_row(
-    config: Config, name: str, row: Path | HostedPolicy | None, progress: Progress, endpoints: Endpoints
-) -> tuple[PolicyScores, float]:
-    """Play the test goals with one policy, write its transcripts, and return its scores and the seconds it took.
+    config: Config,
+    name: str,
+    row: Path | HostedPolicy | None,
+    progress: Progress,
+    endpoints: Endpoints,
+    run: RunState,
+) -> None:
+    """Play the test goals with one policy and write its transcripts, unless the run has its scores already.
 
     Args:
         config: The checked config.
@@ -57,7 +61,11 @@ def play_row(
         row: Folder of the policy, or the server that plays it; None for the model of the config as it is.
         progress: Shows each finished conversation.
         endpoints: The hosted models of the run.
+        run: Gets its scores and the seconds that it took.
     """
+    if name in run.scores:
+        progress.console.print(f"{name}: played before", markup=False, highlight=False)
+        return
     import lightning as L
 
     from collab import build
@@ -80,7 +88,8 @@ def play_row(
         model = replace(config.model, path=str(row)) if row else config.model
         module = build.module(config, model, load_tokenizer(model), adapter=False)
         module.needs_reference = False  # it is not trained
-    rollouts = RolloutCallback(build.simulation(config, endpoints.shown_by(progress.advance)), prompt, count, policy)
+    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), build.journal(config))
+    rollouts = RolloutCallback(simulation, prompt, count, policy, name)
     trainer = build.trainer(config, [], [rollouts])
     progress.phase(name, len(data.splits.test) * count)
     trainer.test(module, datamodule=data, verbose=False)
@@ -89,17 +98,17 @@ def play_row(
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     found = conversation_metrics(scored)
     progress.done(mr=found["mr"], tokens=found["assistant_tokens"])
-    return policy_scores(scored), time.monotonic() - started
+    run.finish(name, time.monotonic() - started, policy_scores(scored))
 
 
-def report(config: Config, scores: dict[str, PolicyScores], seconds: dict[str, float], progress: Progress) -> None:
-    """Write `results.json` and print the table; rank 0 alone."""
+def report(config: Config, run: RunState, progress: Progress) -> None:
+    """Write `results.json`, which finishes the run, and print the table; rank 0 alone."""
     if rank() > 0:
         return
     folder = Path(config.output_dir)
     source = config.user.name if config.judge.name == "none" else config.judge.name
     summary = summarise(
-        scores,
+        run.scores,
         baseline=config.evaluation.baseline,
         samples=config.evaluation.bootstrap_samples,
         seed=config.seed,
@@ -109,8 +118,9 @@ def report(config: Config, scores: dict[str, PolicyScores], seconds: dict[str, f
             for name, target in config.task.aggregates.items()
         },
     )
-    settings = asdict(config)
-    write_results(folder / "results.json", summary, config=settings, seconds=seconds)
+    settings, seconds = asdict(config), {**run.seconds, "total": run.elapsed()}
+    write_results(folder / RESULTS, summary, config=settings, seconds=seconds)
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
     progress.console.print(results_table({**summary, "config": settings, "seconds": seconds}))
 
 

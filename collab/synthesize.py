@@ -40,6 +40,7 @@ from collab.datamodules.synthesis_folder import (
 from collab.errors import BadInput
 from collab.reports.results import write_json
 from collab.reports.synthesis import statistics, statistics_table
+from collab.resume import interruptible
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
@@ -56,9 +57,10 @@ def synthesize(config: Config) -> None:
     The folder has been claimed (`claim_folder`).
 
     Raises:
-        BadInput: No conversation could be scored; another process is at it.
+        BadInput: No conversation could be scored; another process is at it; something could not be written.
+        SystemExit: Interrupted, 128 + the signal.
     """
-    with only_writer(Path(config.output_dir)):
+    with interruptible("the same command"), only_writer(Path(config.output_dir)):
         _synthesize(config)
 
 
@@ -128,7 +130,7 @@ def _make(
 
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
-    simulation = build.simulation(config, endpoints.shown_by(progress.advance))
+    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance))
     engine = simulation.make_engine(lm, load_tokenizer(config.model))
     progress.steps(total, completed=total - len(missing), name="conversation")
     progress.phase("forward samples", None)

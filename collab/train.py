@@ -6,16 +6,18 @@ is imported inside functions.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collab.cli import rank
 from collab.config import Config
 from collab.evaluate import play_row, report
+from collab.processes import rank
 from collab.reports.plots import training_curves
-from collab.reports.results import PolicyScores
+from collab.resume import RunState, at_work
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
@@ -27,27 +29,24 @@ def train(config: Config) -> None:
     from collab import build
     from collab.callbacks.progress import Progress
 
-    build.start(config)
-    started = time.monotonic()
     folder = Path(config.output_dir)
-    scores: dict[str, PolicyScores] = {}
-    seconds: dict[str, float] = {}
     with (
+        at_work(config, "train") as run,
         Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
         build.endpoints(config, progress) as endpoints,
     ):
+        build.start(config)
         progress.console.print(build.describe(config), markup=False)
         for name in ("base", "proactive"):
-            scores[name], seconds[name] = play_row(config, name, None, progress, endpoints)
-        seconds["fit"] = fit(config, progress, endpoints)
-        trained = play_row(config, "trained", folder / "policy", progress, endpoints)
-        scores["trained"], seconds["trained"] = trained
+            play_row(config, name, None, progress, endpoints, run)
+        if "fit" not in run.seconds:
+            fit(config, progress, endpoints, run)
+        play_row(config, "trained", folder / "policy", progress, endpoints, run)
         progress.spent(endpoints.ledger.table())
-    seconds["total"] = time.monotonic() - started
-    report(config, scores, seconds, progress)
+        curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png") if rank() == 0 else None
+        report(config, run, progress)
     if rank() > 0:
         return
-    curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png")
     for what, path in (
         ("results", folder / "results.json"),
         ("conversations", folder / "transcripts.jsonl"),
@@ -60,12 +59,19 @@ def train(config: Config) -> None:
             progress.console.print(f"{what:>15}: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def fit(config: Config, progress: Progress, endpoints: Endpoints) -> float:
-    """Roll out and update for `trainer.max_steps` steps, validating on the way; returns the seconds it took."""
+def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState) -> None:
+    """Roll out and update for `trainer.max_steps` steps, validating on the way; goes on from the run's last checkpoint.
+
+    Args:
+        config: The checked config.
+        progress: Shows what is going on.
+        endpoints: The hosted models of the run.
+        run: Gets the seconds that it took.
+    """
     import lightning as L
 
     from collab import build
-    from collab.callbacks.checkpoint import BatchCheckpoint
+    from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, last_checkpoint, step_of
     from collab.callbacks.export import ExportBest
     from collab.callbacks.progress import RolloutProgress
     from collab.callbacks.rollout import RolloutCallback
@@ -79,20 +85,30 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints) -> float:
     L.seed_everything(config.seed, workers=True, verbose=False)  # whatever was played before, training starts alike
     tokenizer = load_tokenizer(config.model)
     data = build.data(config)
-    simulation = build.simulation(config, endpoints.shown_by(progress.advance))
+    journal = build.journal(config)
+    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), journal)
     candidates = [simulation.candidates_at(turn) for turn in range(1, config.task.max_turns + 1)]
     futures = config.sampler.num_samples if config.sampler.window else 1
     per_step = round(config.trainer.goals_per_step * futures * statistics.fmean(candidates))
     if config.algorithm.data is not None:
         per_step = 0
-    loggers = build.loggers(config)
+    checkpoints = folder / "checkpoints"
+    latest, refused = last_checkpoint(checkpoints, run.id)
+    for problem in refused:
+        progress.console.print(f"{problem}: not used, and renamed to .refused", markup=False, soft_wrap=True)
+    if latest is not None:
+        progress.console.print(f"going on from {latest}", markup=False, highlight=False, soft_wrap=True)
+    if rank() == 0:
+        tidy(folder, [checkpoints / problem.split()[0] for problem in refused])
+    loggers = build.loggers(config, run.id, 0 if latest is None else step_of(latest))
     callbacks: list[L.Callback] = [
+        StepSeed(config.seed),
         RolloutProgress(progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "loss")),
         RolloutCallback(simulation, config.task.system_prompt),
         SpendCallback(endpoints.ledger),
         TranscriptCallback(TranscriptWriter(folder, rank()), config.logger.num_conversations),
         ExportBest(folder, merge=config.export.merge),
-        BatchCheckpoint(folder / "checkpoints", config.checkpoint.every_n_steps),
+        BatchCheckpoint(checkpoints, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),
     ]
     trainer = build.trainer(config, loggers, callbacks)
     module = build.module(config, config.model, tokenizer)
@@ -100,10 +116,18 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints) -> float:
         data.setup("fit")
         worth = f"{config.algorithm.data}: {module.check_data(data.groups)}"
         progress.console.print(worth, markup=False, highlight=False, soft_wrap=True)
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
     for logger in loggers:
         logger.finalize("success")
-    return time.monotonic() - started
+    run.finish("fit", time.monotonic() - started)
+
+
+def tidy(folder: Path, refused: Sequence[Path]) -> None:
+    """Put away what an interruption left in a run's folder: checkpoints that are refused, and what is half written."""
+    for path in refused:
+        path.rename(path.with_name(f"{path.name}.refused"))
+    for path in (*folder.glob(".policy*"), *folder.glob("checkpoints/*.part")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ A training batch that has its groups already (`datamodules.conversations`) is le
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import lightning as L
 
 from collab.chat.base import ChatModel, Sampling
+from collab.chat.journal import Journal, Journalled
 from collab.conversation import Goal, Group, Key, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.generation.engine import LocalEngine
@@ -55,6 +57,7 @@ class Simulation:
         seed: Of the run.
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
         on_conversation: Called whenever a conversation is over.
+        journal: Where replies are kept, so that a run that is interrupted need not ask for them again.
     """
 
     user: UserSimulator
@@ -70,6 +73,7 @@ class Simulation:
     seed: int
     make_engine: Callable[[Any, Any], LocalEngine]
     on_conversation: Callable[[], None] = field(default=lambda: None)
+    journal: Journal | None = None
 
     def candidates_at(self, position: int) -> int:
         """Candidates of a context at a turn; with `equal_turns`, for as many turns as `group_size` whole windows."""
@@ -89,17 +93,25 @@ class RolloutCallback(L.Callback):
         system_prompt: The assistant's instruction.
         num_conversations: Times that each test goal is played.
         policy: Plays the assistant in place of the module's weights.
+        name: Of the policy that plays test goals.
 
     Attributes:
         tested: Conversations of the last `trainer.test` on this process, with their scores.
     """
 
     def __init__(
-        self, simulation: Simulation, system_prompt: str, num_conversations: int = 1, policy: ChatModel | None = None
+        self,
+        simulation: Simulation,
+        system_prompt: str,
+        num_conversations: int = 1,
+        policy: ChatModel | None = None,
+        name: str = "policy",
     ) -> None:
         self.simulation, self.system_prompt, self.policy = simulation, system_prompt, policy
         self.num_conversations = num_conversations
+        self.name = name
         self.tested: list[Scored] = []
+        self._step = 0  # of the last rollout for training, from 1
         self._engine: LocalEngine | None = None
 
     # --- hooks ---------------------------------------------------------------------------------------------------
@@ -113,17 +125,17 @@ class RolloutCallback(L.Callback):
         # The numbers in the run of this process's goals: Lightning deals a step's goals out to the ranks in turn.
         world, local = trainer.world_size, len(batch.goals)
         numbers = [batch_idx * world * local + i * world + trainer.global_rank for i in range(local)]
-        with self._rollout(pl_module) as engine:
-            tokens = engine.new_tokens
-            batch.groups = asyncio.run(self.groups(engine, batch.goals, batch_idx, numbers))
-            tokens = engine.new_tokens - tokens
+        self._step = batch_idx + 1
+        before = self._tokens()
+        with self._rollout(pl_module, f"train-{self._step:06d}") as policy:
+            batch.groups = asyncio.run(self.groups(policy, batch.goals, batch_idx, numbers))
         metrics = group_metrics(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
         wanted = [context_position(self.simulation.seed, n, self.simulation.max_turns) for n in numbers]
         earlier = [float(g.context.position < turn) for g, turn in zip(batch.groups, wanted, strict=True)]
         seconds = time.monotonic() - started
         # Chats that the user kept ending before the drawn turn; see `draw_context`.
         metrics["earlier_contexts"] = _mean(earlier)
-        metrics |= {"rollout_seconds": seconds, "rollout_tokens_per_s": tokens / seconds}
+        metrics |= {"rollout_seconds": seconds, "rollout_tokens_per_s": (self._tokens() - before) / seconds}
         pl_module.log_dict(
             {f"train/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=trainer.world_size > 1
         )
@@ -136,8 +148,8 @@ class RolloutCallback(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        with self._rollout(pl_module) as engine:
-            batch.scored = asyncio.run(self.conversations(engine, batch.goals, "val", 1))
+        with self._rollout(pl_module, f"val-{self._step:06d}") as policy:
+            batch.scored = asyncio.run(self.conversations(policy, batch.goals, "val", 1))
         pl_module.log_dict(
             {f"val/{name}": value for name, value in conversation_metrics(batch.scored).items()},
             batch_size=len(batch.goals),
@@ -155,16 +167,30 @@ class RolloutCallback(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        with self._rollout(pl_module) as engine:
-            batch.scored = asyncio.run(self.conversations(engine, batch.goals, "test", self.num_conversations))
+        with self._rollout(pl_module, f"test-{self.name}") as policy:
+            batch.scored = asyncio.run(self.conversations(policy, batch.goals, "test", self.num_conversations))
         self.tested += batch.scored
 
     @contextmanager
-    def _rollout(self, pl_module: Any) -> Iterator[Any]:
-        """Enter and exit of a rollout: the only place besides `configure_model` that has to know of sharding."""
-        if self.policy is not None:
-            yield self.policy
-            return
+    def _rollout(self, pl_module: Any, scope: str) -> Iterator[ChatModel]:
+        """Enter and exit of a rollout: the only place besides `configure_model` that has to know of sharding.
+
+        Yields who is to play the policy, with its replies kept in the journal if there is one.
+        """
+        journal = self.simulation.journal
+        with contextlib.ExitStack() as stack:
+            if journal is not None:
+                stack.enter_context(journal.scope(scope))
+            speaker = self.policy or stack.enter_context(self._speaking(pl_module))
+            yield speaker if journal is None else Journalled(speaker, journal)
+
+    def _tokens(self) -> int:
+        """Tokens that the engine has decoded so far."""
+        return self._engine.new_tokens if self._engine else 0
+
+    @contextmanager
+    def _speaking(self, pl_module: Any) -> Iterator[LocalEngine]:
+        """The module's own weights, ready to speak; what the engine keeps of them is forgotten at the end."""
         lm = pl_module.policy.lm
         if self._engine is None or self._engine.lm is not lm:
             self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)

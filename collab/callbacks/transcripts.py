@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
+from collab.chat.journal import cut_torn_line
 from collab.conversation import Conversation, Group, Score, as_record
 from collab.datamodules.base import Scored
+from collab.errors import naming
 
 
 class TranscriptWriter:
     """Appends to `transcripts.jsonl`; with several processes, rank n > 0 appends to `transcripts-rank{n}.jsonl`.
 
-    Nothing is kept open between calls: what was written stays readable whatever becomes of the run.
+    Nothing is kept open between calls: what was written stays readable whatever becomes of the run. A run that goes on
+    after an interruption plays some conversations again; those that any process has a line of already get no second
+    one. A last line that was torn when a process was killed is cut off.
 
     Args:
         folder: Of the run; made if it is not there.
@@ -27,12 +32,29 @@ class TranscriptWriter:
     def __init__(self, folder: Path | str, rank: int = 0) -> None:
         self.path = Path(folder) / (f"transcripts-rank{rank}.jsonl" if rank else "transcripts.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(self.path)
+        self._there: Counter[tuple[Any, ...]] = Counter()
+        for path in self.path.parent.glob("transcripts*.jsonl"):
+            lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+            self._there.update(_place(json.loads(line)) for line in lines if line.endswith(b"\n"))
 
     def write(self, scored: Iterable[Scored], **extra: Any) -> None:
         """One line for each conversation: `as_record` of it and its score, with `extra` (phase, policy, step) in it."""
-        lines = [json.dumps(as_record(talk, score, **extra), ensure_ascii=False) + "\n" for talk, score in scored]
-        with self.path.open("a", encoding="utf-8") as file:
+        lines = []
+        for talk, score in scored:
+            record = as_record(talk, score, **extra)
+            place = _place(record)
+            if self._there[place]:
+                self._there[place] -= 1
+            else:
+                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
+
+
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where in a run a conversation was played, whatever the process: several of one goal are alike in this."""
+    return tuple(record.get(name) for name in ("phase", "policy", "step", "goal", "candidate", "sample"))
 
 
 class TranscriptCallback(L.Callback):

@@ -15,7 +15,7 @@ from typing import Any
 
 from collab.conversation import Goal
 from collab.datamodules.goals import COMPLETION, METADATA, PROMPT, quiet_datasets
-from collab.errors import BadInput
+from collab.errors import BadInput, naming
 
 CLAIM = "synthesis.json"  # what its conversations depend on
 CONVERSATIONS = "conversations.jsonl"  # a row for each finished conversation, in the order in which they finished
@@ -37,20 +37,24 @@ def origin(row: Mapping[str, Any]) -> tuple[str, int]:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into a claimed folder; the lock goes with the process, however that ends.
+def only_writer(folder: Path, name: str = CLAIM) -> Iterator[None]:
+    """Keep other processes from writing into a folder; the lock goes with the process, however that ends.
+
+    Args:
+        folder: It has to be there.
+        name: Of the file in it that is locked, and made where it is missing. It may not be replaced meanwhile.
 
     Raises:
         BadInput: Another one is writing there.
     """
     import fcntl
 
-    with (folder / CLAIM).open("rb") as claim:
+    with (folder / name).open("ab") as claim:
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise BadInput(
-                f"Another process is writing into {folder}: both would make the same conversations. Wait for it or "
+                f"Another process is writing into {folder}: both would play the same conversations. Wait for it or "
                 "stop it, or set output_dir to another folder."
             ) from error
         yield
@@ -93,7 +97,7 @@ class ConversationFile:
         if self._torn:
             os.truncate(self.path, self.path.stat().st_size - self._torn)
             self._torn = 0
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from collab.conversation import Key
-from collab.errors import BadInput
+from collab.errors import BadInput, naming
 
 # metric -> goal id -> one value per conversation on that goal; None where it could not be had
 PolicyScores = dict[str, dict[str, list[float | None]]]
@@ -160,7 +160,10 @@ def write_json(path: Path, obj: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: os.replace is atomic within one disk
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with naming(path), temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else the name may reach the disk before the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

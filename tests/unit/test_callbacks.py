@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import io
 import json
+import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
@@ -18,8 +23,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from collab.callbacks.checkpoint import BatchCheckpoint
+from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, last_checkpoint
 from collab.callbacks.export import ExportBest
+from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress, RolloutProgress, sampled_tokens
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter, conversation_table
 from collab.chat import terminal
@@ -205,9 +211,9 @@ def test_rollout_progress_reports_each_step_and_validation():
 
 
 def test_transcript_writer_appends_and_names_the_rank(tmp_path):
-    for _ in range(2):  # as a run that is taken up again
+    for policy in ("base", "proactive"):
         TranscriptWriter(tmp_path / "run").write(
-            [(talk("ä", 1), Score(None, {"bleu": None}))], phase="test", policy="base"
+            [(talk("ä", 1), Score(None, {"bleu": None}))], phase="test", policy=policy
         )
     TranscriptWriter(tmp_path / "run", rank=1).write([(talk("g", 12), Score(0.5, {"bleu": 1.0}))])
     lines = (tmp_path / "run/transcripts.jsonl").read_text(encoding="utf-8").splitlines()
@@ -225,6 +231,23 @@ def test_transcript_writer_appends_and_names_the_rank(tmp_path):
     }
     other = json.loads((tmp_path / "run/transcripts-rank1.jsonl").read_text())
     assert (other["reward"], other["parts"], other["reply_tokens"]) == (0.5, {"bleu": 1.0}, [12])
+
+
+def test_a_run_that_goes_on_doubles_no_line_and_cuts_off_a_torn_one(tmp_path):
+    def write(rank, step, *goals):
+        scored = [(talk(goal, 1), Score(0.5, {})) for goal in goals]
+        TranscriptWriter(tmp_path, rank).write(scored, phase="train", step=step, candidate=0, sample=0)
+
+    write(0, 1, "g", "g")
+    write(1, 1, "h")
+    with (tmp_path / "transcripts.jsonl").open("ab") as file:
+        file.write('{"phase": "train", "goal": "ä'.encode()[:-1])  # killed within a character
+    before = (tmp_path / "transcripts-rank1.jsonl").read_bytes()
+    write(0, 1, "g", "h", "g", "g")  # played again, now by one process, with one conversation that was lost
+    write(0, 2, "g")
+    lines = [json.loads(line) for line in (tmp_path / "transcripts.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["goal"]) for line in lines] == [(1, "g"), (1, "g"), (1, "g"), (2, "g")]
+    assert (tmp_path / "transcripts-rank1.jsonl").read_bytes() == before
 
 
 def test_transcripts_hold_every_future_and_validation_and_wandb_gets_tables(tmp_path, monkeypatch):
@@ -304,6 +327,90 @@ def test_newest_checkpoints_stay_where_an_earlier_run_left_higher_numbers(tmp_pa
     fit([Played(), BatchCheckpoint(tmp_path, every_n_steps=3)], batches=6)
     fit([Played(), BatchCheckpoint(tmp_path, every_n_steps=1)], batches=2)
     assert names(tmp_path) == ["step-000001.ckpt", "step-000002.ckpt"]
+
+
+def test_a_checkpoint_waits_for_the_validation_behind_its_batch(tmp_path):
+    class Killed(L.Callback):
+        def on_validation_start(self, trainer, pl_module) -> None:
+            if trainer.fit_loop.batch_idx == 3:
+                raise SystemExit
+
+    with pytest.raises(SystemExit):
+        fit([Played(), Killed(), BatchCheckpoint(tmp_path, every_n_steps=1)], batches=6, val_every=2)
+    assert names(tmp_path) == ["step-000002.ckpt", "step-000003.ckpt"]
+
+
+def test_the_last_whole_checkpoint_of_the_run_is_found_and_others_are_named(tmp_path):
+    forgotten = []
+    checkpoint = BatchCheckpoint(tmp_path, every_n_steps=1, run="mine", on_pruned=forgotten.append)
+    fit([Played(), checkpoint], batches=4)
+    assert names(tmp_path) == ["step-000003.ckpt", "step-000004.ckpt"]
+    assert forgotten == [1, 2, 3]
+    third, fourth = (tmp_path / name for name in names(tmp_path))
+    assert last_checkpoint(tmp_path, "mine") == (fourth, [])
+    assert last_checkpoint(tmp_path / "nowhere", "mine") == (None, [])
+    whole = fourth.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    other = io.BytesIO()
+    torch.save({"weights": torch.zeros(1)}, other)
+    for content, why in (
+        (whole[:-1], "is truncated"),
+        (b"", "is truncated"),
+        (bytes(damaged), "is damaged"),
+        (pickle.dumps({"callbacks": {}}), "is truncated, or no checkpoint"),
+        (other.getvalue(), "is no checkpoint of a run"),
+    ):
+        fourth.write_bytes(content)
+        path, (refused,) = last_checkpoint(tmp_path, "mine")
+        assert path == third and refused.startswith(f"step-000004.ckpt {why}"), refused
+    fourth.write_bytes(whole)
+    path, refused = last_checkpoint(tmp_path, "yours")
+    assert path is None and refused[1] == "step-000003.ckpt is of another run (mine, and this is yours)"
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_one(tmp_path, monkeypatch):
+    save = L.Trainer.save_checkpoint
+
+    def full(trainer, path, **options):
+        save(trainer, path, **options)
+        if path.stem == "step-000003":
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        fit([Played(), BatchCheckpoint(tmp_path, every_n_steps=1, run="mine")], batches=4)
+    assert names(tmp_path) == ["step-000001.ckpt", "step-000002.ckpt"]
+    assert last_checkpoint(tmp_path, "mine") == (tmp_path / "step-000002.ckpt", [])
+
+
+def test_whatever_draws_in_a_step_draws_the_same_when_the_run_goes_on(tmp_path):
+    class Draw(L.Callback):
+        def __init__(self) -> None:
+            self.drawn = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            self.drawn.append((random.random(), np.random.random(), torch.rand(1).item()))
+
+    whole, rest = Draw(), Draw()
+    fit([StepSeed(3), Played(), whole, BatchCheckpoint(tmp_path, every_n_steps=2)], batches=4)
+    fit([StepSeed(3), Played(), rest], batches=4, ckpt_path=tmp_path / "step-000002.ckpt")
+    assert rest.drawn == whole.drawn[2:] and len(set(whole.drawn)) == 4
+
+
+def test_metrics_of_the_steps_before_stay_and_later_ones_are_logged_again(tmp_path):
+    for before, values in ((0, {0: 0.5, 1: 0.25, 2: 0.125}), (2, {2: 0.75})):
+        logger = metrics_logger(tmp_path, before)
+        for step, value in values.items():
+            logger.log_metrics({"train/loss": value}, step)
+            if step == 1:
+                logger.log_metrics({"val/mr": 1.0}, step)  # a new column
+        with (tmp_path / "csv/metrics.csv").open("ab") as file:
+            file.write(b"1,0.")  # killed while it wrote
+    with (tmp_path / "csv/metrics.csv").open() as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows[:4] == [("0", "0.5", ""), ("1", "0.25", ""), ("1", "", "1.0"), ("2", "0.75", "")]
 
 
 def test_export_keeps_the_best_validated_policy_and_the_last(tmp_path):

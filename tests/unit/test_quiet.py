@@ -49,6 +49,9 @@ def test_known_warnings_are_left_out_and_others_stay():
     quiet()
     with warnings.catch_warnings(record=True) as caught:  # keeps the filters
         rank_zero_warn("Found 7 module(s) in eval mode at the start of training. This may lead to unexpected behavior.")
+        rank_zero_warn(
+            "You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable."
+        )
         rank_zero_warn("GPU available but not used.")
     assert [str(warning.message) for warning in caught] == ["GPU available but not used."]
 

@@ -1,0 +1,67 @@
+"""`csv/metrics.csv`, which a run that is resumed goes on in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from collab.chat.journal import cut_torn_line
+from collab.errors import naming
+from collab.processes import rank
+
+
+def metrics_logger(folder: Path | str, before: int = 0) -> CSVLogger:
+    """Lightning's CSV logger for `<folder>/csv/metrics.csv`, which keeps the rows of the first `before` steps.
+
+    Rows of later steps are logged again. Every row is on file as soon as it is logged.
+    """
+    logger = CSVLogger(folder, name="", version="csv", flush_logs_every_n_steps=1)
+    if rank() == 0:
+        logger._experiment = MetricsFile(logger.log_dir, before)
+    return logger
+
+
+class MetricsFile(ExperimentWriter):
+    """Lightning deletes what an earlier process wrote, and rewrites the file in place where a metric is new.
+
+    Args:
+        log_dir: Folder of `metrics.csv`.
+        before: Rows of this and later steps, counted from 0, are dropped.
+    """
+
+    def __init__(self, log_dir: str, before: int) -> None:
+        super().__init__(log_dir)
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            cut_torn_line(path)
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < before]
+                self.metrics_keys = list(reader.fieldnames or []) if rows else []
+            self._replace(rows)
+
+    def _check_log_dir_exists(self) -> None:
+        pass
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="") as file:
+            self._replace(list(csv.DictReader(file)))
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the file anew with the present columns, in one move."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
+        if self.metrics_keys:
+            writer.writeheader()
+        writer.writerows(rows)
+        partial = Path(f"{self.metrics_file_path}.part")
+        with naming(partial):
+            partial.write_text(text.getvalue(), newline="")
+        os.replace(partial, self.metrics_file_path)

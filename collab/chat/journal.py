@@ -1,0 +1,128 @@
+"""The replies of a run that may be interrupted: each is written down when it is had, and never asked for twice.
+
+A scope is a phase of the run that is played with one state of the policy, such as the rollout of step 3. Within it a
+reply is known by the whole request: key, messages and sampling. So a step that is played again after an interruption
+goes through the same conversations, and asks anew only for replies that were never had.
+
+One JSON object a line, one file for each scope and process. A process reads the files of all: which of them plays a
+goal may be another after an interruption. Lines reach the operating system at once, and so survive `kill -9`; they are
+not forced onto the disk one by one, so the last ones may be lost when the machine itself goes down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from collab.chat.base import ChatModel, Sampling
+from collab.conversation import Key, Message, Reply
+from collab.errors import naming
+
+_STEP = re.compile(r"(?:train|val)-(\d+)\.")
+
+
+class Journal:
+    """The replies that were had in the scope that is open.
+
+    Args:
+        folder: Of the journal's files; made when the first reply comes.
+        rank: Global rank of this process.
+
+    Attributes:
+        taken: Replies that were taken from the journal.
+    """
+
+    def __init__(self, folder: Path | str, rank: int = 0) -> None:
+        self.folder, self.rank = Path(folder), rank
+        self.taken = 0
+        self._replies: dict[str, Reply] = {}
+        self._file: Any = None
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Within it, replies are kept under `name`: a phase and the number of its step or the name of its policy."""
+        name = quote(name, safe="")  # it may be a policy's, which people choose
+        self._replies = dict(_lines(sorted(self.folder.glob(f"{name}.rank*.jsonl"))))
+        own = self.folder / f"{name}.rank{self.rank}.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(own)
+        with own.open("ab", buffering=0) as self._file:  # a line is one write, and nothing waits in this process
+            try:
+                yield
+            finally:
+                self._replies = {}
+
+    def get(self, request: str) -> Reply | None:
+        found = self._replies.get(request)
+        self.taken += found is not None
+        return found
+
+    def put(self, request: str, reply: Reply) -> None:
+        self._replies[request] = reply
+        # What a reply cost is left out: taking it from here costs nothing.
+        kept = {f.name: value for f in fields(reply) if isinstance(value := getattr(reply, f.name), str | tuple)}
+        with naming(Path(self._file.name)):
+            self._file.write(json.dumps({"request": request, "reply": kept}, separators=(",", ":")).encode() + b"\n")
+
+    def forget(self, step: int) -> None:
+        """Delete what no run will ask for that goes on from step `step` or later; one process does it for all."""
+        for file in self.folder.glob("*.jsonl"):
+            found = _STEP.match(file.name)
+            if found and int(found[1]) <= step:
+                file.unlink(missing_ok=True)
+
+
+class Journalled:
+    """A `ChatModel` whose replies are kept in a journal, in the scope that is open.
+
+    Args:
+        model: Who speaks.
+        journal: Of the run.
+    """
+
+    def __init__(self, model: ChatModel, journal: Journal) -> None:
+        self.model, self.journal = model, journal
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+        """The reply that is there, else one of the model, which is written down."""
+        said = [(message.role, message.content, message.token_ids) for message in messages]
+        request = hashlib.blake2b(repr((key, said, sampling)).encode(), digest_size=16).hexdigest()
+        if (found := self.journal.get(request)) is not None:
+            return found
+        reply = await self.model.complete(messages, sampling, key)
+        self.journal.put(request, reply)
+        return reply
+
+
+def cut_torn_line(file: Path) -> None:
+    """Cut off a last line that has no end: a process was killed while it wrote it."""
+    if not file.is_file() or not (size := file.stat().st_size):
+        return
+    with file.open("rb+") as content:
+        whole = size
+        while whole:
+            start = max(0, whole - 2**16)
+            content.seek(start)
+            if (end := content.read(whole - start).rfind(b"\n")) >= 0:
+                whole = start + end + 1
+                break
+            whole = start
+        if whole < size:
+            content.truncate(whole)
+
+
+def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Reply]]:
+    for file in files:
+        for line in file.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):  # else it is torn, and another process may be about to cut it off
+                row = json.loads(line)
+                reply = row["reply"].items()
+                values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in reply}
+                yield row["request"], Reply(**values)

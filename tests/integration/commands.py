@@ -1,0 +1,47 @@
+"""Commands in processes of their own that start at once: forked from a server that has imported what they need."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from collab.conversation import Conversation
+
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["collab.build", "collab.callbacks.progress", "collab.callbacks.export"])
+
+
+def start(entry: str, overrides: Sequence[str], log: Path) -> Any:
+    """`python ENTRY.py OVERRIDES` as a `multiprocessing.Process`; what it says is appended to `log`."""
+    process = _FORKSERVER.Process(target=_main, args=(entry, list(overrides), str(log)))
+    process.start()
+    return process
+
+
+def run(entry: str, overrides: Sequence[str], log: Path) -> int:
+    """The exit status of a whole command."""
+    process = start(entry, overrides, log)
+    process.join()
+    return process.exitcode
+
+
+class Early:
+    """A metric of which a policy of few words can have more or less: the share of the alphabet's first half."""
+
+    async def __call__(self, conversation: Conversation) -> float | None:
+        letters = "".join(conversation.assistant_texts).replace(" ", "")
+        return sum(letter < "n" for letter in letters) / max(1, len(letters))
+
+
+def _main(entry: str, overrides: list[str], log: str) -> None:
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [f"{entry}.py", *overrides]
+    from collab.cli import main
+
+    main(entry)
