@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from hydra.utils import get_class
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from collab.callbacks.rollout import Simulation
-from collab.chat.base import Sampling
-from collab.config import Config, ModelConfig
-from collab.conversation import Group
+from collab.chat.base import ChatModel, Sampling
+from collab.config import Config, EndpointConfig, LLMJudgeConfig, LLMUserConfig, MixUserConfig, ModelConfig
+from collab.conversation import Group, Key, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import load_splits
 from collab.generation.chat_format import ChatFormat
 from collab.modules.base import PolicyModule
-from collab.modules.loading import load_model, load_tokenizer, num_positions, resolve_device, resolve_dtype
+from collab.modules.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
 from collab.quiet import quiet
+from collab.rewards.judge import Judge, JudgedMetric
 from collab.rewards.reward import ConversationReward
 
 
@@ -58,16 +60,28 @@ def data(config: Config) -> GoalDataModule | OfflineData:
     return OfflineData(goals, read)
 
 
-def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulation:
+def simulation(config: Config, on_conversation: Callable[[], None], model: ModelConfig | None = None) -> Simulation:
+    """Everything about conversations except the policy's weights.
+
+    Args:
+        config: The checked config.
+        on_conversation: Called whenever a conversation is over.
+        model: The policy that will play, None where it is no local model. Users and judges that speak with the same
+            base weights share its memory.
+    """
     sampler, task = config.sampler, config.task
-    user_class: Any = get_class(config.user.target)
-    engine_class: Any = get_class(config.engine.target)
-    metrics: dict[str, Any] = {
-        name: (metric.weight, get_class(metric.target)(**metric.options)) for name, metric in task.metrics.items()
-    }
+    problems: Counter[str] = Counter()
+    shared = _shared_weights(config, model)
+
+    def make_engine(lm: Any, tokenizer: Any) -> Any:
+        engine = _engine(config, lm, tokenizer)
+        if shared is not None:
+            shared.engine = engine
+        return engine
+
     return Simulation(
-        user=user_class(config.user, task.max_turns),
-        reward=ConversationReward(metrics),
+        user=_user(config, config.user, shared, problems),
+        reward=ConversationReward(_metrics(config, shared, problems)),
         sampling=Sampling(task.max_new_tokens, sampler.temperature, sampler.top_p, sampler.top_k),
         max_turns=task.max_turns,
         window=sampler.window,
@@ -77,15 +91,108 @@ def simulation(config: Config, on_conversation: Callable[[], None]) -> Simulatio
         paired=sampler.paired,
         adaptive=sampler.adaptive,
         seed=config.seed,
-        make_engine=lambda lm, tokenizer: engine_class(
-            lm,
-            tokenizer,
-            max_batch=config.engine.max_batch,
-            cache_bytes=int(config.engine.cache_gib * 2**30),
-            deterministic=config.engine.deterministic,
-        ),
+        make_engine=make_engine,
         on_conversation=on_conversation,
+        problems=problems,
+        max_invalid=config.trainer.max_invalid,
     )
+
+
+def _user(config: Config, user: Any, shared: SharedWeights | None, problems: Counter[str]) -> Any:
+    target: Any = get_class(user.target)
+    if isinstance(user, MixUserConfig):
+        return target(user, {name: _user(config, one, shared, problems) for name, one in user.users.items()})
+    if isinstance(user, LLMUserConfig):
+        return target(user, config.task.max_turns, chat_model(config, user.endpoint, shared), problems)
+    return target(user, config.task.max_turns)
+
+
+def _metrics(config: Config, shared: SharedWeights | None, problems: Counter[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: (metric.weight, get_class(metric.target)(**metric.options))
+        for name, metric in config.task.metrics.items()
+    }
+    judge = config.judge
+    if isinstance(judge, LLMJudgeConfig):
+        model = chat_model(config, judge.endpoint, shared)
+        sampling = Sampling(judge.max_new_tokens, judge.temperature, response_format="json", adapter=False)
+        speaker = Judge(model, sampling, judge.retries, config.seed, problems)
+        copier = None
+        if judge.extract:
+            if judge.extractor is not None:
+                model = chat_model(config, judge.extractor, shared)
+            sampling = Sampling(judge.max_extracted_tokens, judge.temperature, adapter=False)
+            copier = Judge(model, sampling, judge.retries, config.seed, problems, role="extractor")
+        for _, metric in found.values():
+            if isinstance(metric, JudgedMetric):
+                metric.judge = speaker
+            if hasattr(metric, "extractor"):
+                metric.extractor = copier
+    return found
+
+
+def _engine(config: Config, lm: Any, tokenizer: Any) -> Any:
+    target: Any = get_class(config.engine.target)
+    return target(
+        lm,
+        tokenizer,
+        max_batch=config.engine.max_batch,
+        cache_bytes=int(config.engine.cache_gib * 2**30),
+        deterministic=config.engine.deterministic,
+    )
+
+
+class SharedWeights:
+    """The policy's own base weights as a `ChatModel`: the engine of the rollout, which speaks with the adapter off.
+
+    Attributes:
+        engine: Of the rollout, once there is one.
+        base: Where its base weights come from.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.engine: ChatModel | None = None
+        self.base = base
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+        assert self.engine is not None, "the rollout makes its engine before anybody speaks"
+        return await self.engine.complete(messages, replace(sampling, adapter=False), key)
+
+
+def _shared_weights(config: Config, model: ModelConfig | None) -> SharedWeights | None:
+    """The policy's base weights, where it has any that training leaves alone."""
+    if model is None:
+        return None
+    return SharedWeights(locate(model)[0]) if model.lora.enabled else None
+
+
+def local_model(config: Config, endpoint: EndpointConfig) -> ModelConfig:
+    """Which weights a local endpoint speaks with."""
+    path = endpoint.model
+    if path is None and config.model.path is not None:
+        path = locate(config.model)[0]
+    return replace(config.model, name=path or config.model.name, path=path)
+
+
+def chat_model(config: Config, endpoint: EndpointConfig, shared: SharedWeights | None = None) -> ChatModel:
+    """Who speaks at an endpoint.
+
+    Local weights are those that `endpoint.model` names, as they are, or else the base of the config's model. They are
+    read once in a process, and not at all where the policy has them.
+    """
+    named = local_model(config, endpoint)
+    base, adapter = locate(named)
+    if shared is not None and adapter is None and base == shared.base:
+        return shared
+    key = (base, adapter, config.precision, config.trainer.accelerator)
+    if key not in _LOCAL:
+        device = resolve_device(config.trainer.accelerator)
+        lm = load_model(named, resolve_dtype(config.precision, device), device, adapter=False).eval()
+        _LOCAL[key] = _engine(config, lm, load_tokenizer(named))
+    return _LOCAL[key]
+
+
+_LOCAL: dict[tuple[str | None, ...], ChatModel] = {}  # engines over weights that are no policy's
 
 
 def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool = True) -> PolicyModule:

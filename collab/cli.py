@@ -41,7 +41,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from collab.compose import as_typed, compose, options, parse, typed
 from collab.config import Config, check, field_docs, register
-from collab.errors import BadInput
+from collab.errors import BadInput, RunStopped
 from collab.paths import config_dir
 from collab.preflight import check_machine
 
@@ -165,7 +165,7 @@ def main(entry: str, run: Run | None = None) -> None:
         sys.exit(1)
 
 
-def _refuse(error: BadInput) -> None:
+def _refuse(error: Exception) -> None:
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(1)
 
@@ -211,7 +211,7 @@ def _main(entry: str, run: Run | None) -> bool:
                 for note in config.notes:
                     print(f"note: {note}", flush=True)
             (run or _entry_point(entry))(config)
-        except BadInput as error:  # here, since Hydra would print it with its trace
+        except (BadInput, RunStopped) as error:  # here, since Hydra would print it with its trace
             _refuse(error)
 
     start = hydra.main(config_path=str(folder), config_name=entry, version_base=None)(job)

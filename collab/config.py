@@ -142,6 +142,14 @@ class PPOConfig(AlgorithmConfig):
 
 
 @dataclass
+class EndpointConfig:
+    """Where a user, a judge or a row of an evaluation speaks from."""
+
+    kind: str = "http"  # http: an OpenAI-compatible server | local: weights in this process
+    model: str | None = None  # name at the server, null takes the only one it has; of local weights a path or hub id
+
+
+@dataclass
 class UserConfig:
     name: str = MISSING  # shown in tables
     target: str = MISSING  # class of the user simulator
@@ -157,8 +165,48 @@ class AgendaUserConfig(UserConfig):
 
 
 @dataclass
+class LLMUserConfig(UserConfig):
+    name: str = "llm"
+    target: str = "collab.simulation.llm.LLMUser"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # who plays the user
+    # name -> what kind of person it is; one is drawn for each conversation
+    personas: dict[str, str] = field(default_factory=dict)
+    patience: int = 3  # replies in a row that brought nothing, after which the user may give up
+    mistakes: float = 0.2  # share of the messages in which the user is told to slip
+    vague_turns: int = 2  # first messages that must not give the goal away in its own words
+    retries: int = 2  # further tries at a message of a wrong shape, or that a guard is against
+    temperature: float = 1.0  # of the user
+    top_p: float = 1.0  # nucleus mass
+    max_new_tokens: int = 300  # length limit of an answer: what the user thinks and its message
+
+
+@dataclass
+class MixUserConfig(UserConfig):
+    name: str = "mix"
+    target: str = "collab.simulation.mix.MixUser"
+    users: dict[str, Any] = field(default_factory=dict)  # name -> a user
+    weights: dict[str, float] = field(default_factory=dict)  # name -> share of training and validation conversations
+    test_weights: dict[str, float] = field(default_factory=dict)  # same, of the test's; empty takes `weights`
+
+
+@dataclass
 class JudgeConfig:
     name: str = MISSING  # where interactivity comes from, for the record; none: it is read off the user's agenda
+    replaces: dict[str, str] = field(default_factory=dict)  # metric of the task -> class that judges it instead
+    metrics: dict[str, MetricConfig] = field(default_factory=dict)  # further metrics, in addition to the task's
+
+
+@dataclass
+class LLMJudgeConfig(JudgeConfig):
+    name: str = "llm"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # who judges
+    extract: bool = False  # the final text or program is copied out of the conversation by a model too, not by rules
+    # who copies it out, where it is not the judge
+    extractor: EndpointConfig | None = None
+    retries: int = 2  # further tries at a verdict of a wrong shape
+    temperature: float = 0.0  # of the judge
+    max_new_tokens: int = 400  # length limit of a verdict with its reasons
+    max_extracted_tokens: int = 2048  # length limit of what is copied out
 
 
 @dataclass
@@ -197,6 +245,7 @@ class TrainerConfig:
     max_steps: int = 24  # rollouts, each on fresh goals and followed by the update
     goals_per_step: int = 4  # contexts per rollout, over all processes
     val_every: int = 8  # steps between validations; the best validated policy is exported
+    max_invalid: float = 0.5  # share of a step's forward conversations that may be lost; more of them stop the run
     deterministic: bool = True  # ask torch for repeatable kernels
 
 
@@ -277,9 +326,20 @@ def register() -> None:
         ("algorithm", "grpo", GRPOConfig),
         ("algorithm", "ppo", PPOConfig),
         ("user", "agenda", AgendaUserConfig),
+        ("user", "llm", LLMUserConfig),
+        ("user", "mix", MixUserConfig),
         ("judge", "none", JudgeConfig),
+        ("judge", "llm", LLMJudgeConfig),
     ):
         store.store(group=group, name=f"schema_{name}", node=node)
+
+
+def apply_judge(config: Config) -> None:
+    """Put what the judge measures among the task's metrics; one that it judges instead keeps its weight."""
+    metrics = config.task.metrics
+    for name in config.judge.replaces.keys() & metrics.keys():
+        metrics[name] = MetricConfig(config.judge.replaces[name], metrics[name].weight)
+    metrics |= config.judge.metrics
 
 
 # --- the doc lines, for messages and `--help` ------------------------------------------------------------------------
@@ -332,6 +392,14 @@ _AT_LEAST: dict[str, int] = {
     "algorithm.value_coef": 0,
     "user.items_per_answer": 1,
     "user.patience": 1,
+    "user.vague_turns": 0,
+    "user.retries": 0,
+    "user.temperature": 0,
+    "user.max_new_tokens": 1,
+    "judge.retries": 0,
+    "judge.temperature": 0,
+    "judge.max_new_tokens": 1,
+    "judge.max_extracted_tokens": 1,
     "sampler.window": 0,
     "sampler.num_samples": 1,
     "sampler.group_size": 1,
@@ -366,6 +434,9 @@ _RANGES: dict[str, tuple[str, Any]] = {
     "algorithm.gamma": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "algorithm.gae_lambda": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "algorithm.minimum_value": ("a finite number", math.isfinite),
+    "user.mistakes": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "user.top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "trainer.max_invalid": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "user.satisfied_at": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "sampler.top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
 }
@@ -376,6 +447,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.schedule": ("constant", "cosine", "linear"),
     "algorithm.mean_over": ("tokens", "sequences", "sums"),
     "strategy.name": ("auto", "ddp"),
+    "user.endpoint.kind": ("http", "local"),
+    "judge.endpoint.kind": ("http", "local"),
+    "judge.extractor.kind": ("http", "local"),
     "trainer.accelerator": ("auto", "cpu", "cuda"),
     "logger.wandb": ("auto", "online", "offline", "disabled"),
 }
@@ -391,7 +465,7 @@ def check(config: Config, entry: str = "train") -> None:
     Raises:
         BadInput: All problems in one message.
     """
-    problems = [*_range_problems(config), *_task_problems(config), *_device_problems(config)]
+    problems = [*_range_problems(config), *_task_problems(config), *_device_problems(config), *_user_problems(config)]
     if config.task.evaluation_only and entry != "evaluate":
         problems.append(
             f"task {config.task.name} is for evaluation only (task.evaluation_only): it has no goals to train on. Run "
@@ -455,8 +529,22 @@ def is_model_folder(folder: Path) -> bool:
 def _get(config: Any, key: str) -> Any:
     """The value at a dotted name; None where this option's schema has no such field."""
     for name in key.split("."):
-        config = getattr(config, name, None)
+        config = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
     return config
+
+
+def _everywhere(config: Config, keys: Iterable[str]) -> Iterable[str]:
+    """The dotted names, and those of the same fields of users that are part of another."""
+    users = [f"user.users.{name}." for name in getattr(config.user, "users", ())]
+    for key in keys:
+        yield key
+        if key.startswith("user."):
+            yield from (prefix + key.removeprefix("user.") for prefix in users)
+
+
+def _of_one(key: str) -> str:
+    """The name under which the rule of a field stands."""
+    return re.sub(r"^user\.users\.[^.]+\.", "user.", key)
 
 
 def _range_problems(config: Config) -> Iterable[str]:
@@ -465,19 +553,20 @@ def _range_problems(config: Config) -> Iterable[str]:
         doc = field_docs(type(_get(config, parent) if parent else config)).get(name)
         return f"{key} ({_get(config, key)}) must be {rule}{f': {doc}' if doc else ''}. {way_out}"
 
-    for key, least in _AT_LEAST.items():
-        value = _get(config, key)
+    for key in _everywhere(config, _AT_LEAST):
+        value, least = _get(config, key), _AT_LEAST[_of_one(key)]
         if value is not None and not (math.isfinite(value) and value >= least):
             yield told(key, f"at least {least}", f"Set {key}={least} or more.")
     for key in _ABOVE_ZERO:
         value = _get(config, key)
         if value is not None and not (math.isfinite(value) and value > 0):
             yield told(key, "a number above 0", f"Set {key} to one.")
-    for key, (rule, holds) in _RANGES.items():
-        value = _get(config, key)
+    for key in _everywhere(config, _RANGES):
+        value, (rule, holds) = _get(config, key), _RANGES[_of_one(key)]
         if value is not None and not holds(value):
             yield told(key, rule, f"Set {key} within that.")
-    for key, choices in _CHOICES.items():
+    for key in _everywhere(config, _CHOICES):
+        choices = _CHOICES[_of_one(key)]
         if (value := _get(config, key)) is not None and value not in choices:
             yield f"{key} ({value}) must be one of {', '.join(choices)}. Set {key} to one of them."
 
@@ -501,6 +590,27 @@ def _task_problems(config: Config) -> Iterable[str]:
                 )
     if metrics and all(metric.weight == 0 for metric in metrics.values()):
         yield "every weight in task.metrics is 0: all rewards would be equal. Give at least one metric a weight."
+
+
+def _user_problems(config: Config) -> Iterable[str]:
+    user = config.user
+    if not isinstance(user, MixUserConfig):
+        return
+    for field_name in ("weights", "test_weights"):
+        weights: dict[str, float] = getattr(user, field_name)
+        if strangers := sorted(weights.keys() - user.users.keys()):
+            there = ", ".join(user.users) or "nobody"
+            yield (
+                f"user.{field_name} names {', '.join(strangers)}, and user.users has {there}. Give weights to users "
+                "that are there."
+            )
+        if any(not (math.isfinite(weight) and weight >= 0) for weight in weights.values()) or (
+            (weights or field_name == "weights") and not sum(weights.values()) > 0
+        ):
+            yield (
+                f"user.{field_name} ({weights}) must be numbers of at least 0, one of them above 0: conversations are "
+                f"shared out in these proportions. Set user.{field_name}.NAME=1 for at least one."
+            )
 
 
 def _device_problems(config: Config) -> Iterable[str]:

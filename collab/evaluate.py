@@ -61,7 +61,7 @@ def play_row(config: Config, name: str, path: Path | None, progress: Progress) -
     prompt = config.task.proactive_prompt if name == "proactive" else config.task.system_prompt
     data = build.data(config)
     count = config.evaluation.num_conversations
-    rollouts = RolloutCallback(build.simulation(config, progress.advance), prompt, count)
+    rollouts = RolloutCallback(build.simulation(config, progress.advance, model), prompt, count)
     module = build.module(config, model, tokenizer, adapter=False)
     module.needs_reference = False  # it is not trained
     trainer = build.trainer(config, [], [rollouts])
@@ -80,7 +80,7 @@ def report(config: Config, scores: dict[str, PolicyScores], seconds: dict[str, f
     if rank() > 0:
         return
     folder = Path(config.output_dir)
-    source = config.user.name if config.judge.name == "none" else config.judge.name
+    source = "agenda" if config.judge.name == "none" else config.judge.name
     summary = summarise(
         scores,
         baseline=config.evaluation.baseline,
@@ -104,8 +104,8 @@ def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
         values: dict[str, float | None] = {
             "mr": score.reward,
             **{name: value for name, value in score.parts.items() if name != "token_penalty"},
-            "assistant_tokens": float(assistant_tokens(conversation)),
-            "turns": float(len(conversation.turns)),
+            "assistant_tokens": float(assistant_tokens(conversation)) if conversation.valid else None,
+            "turns": float(len(conversation.turns)) if conversation.valid else None,
         }
         for metric, value in values.items():
             found.setdefault(metric, {}).setdefault(conversation.goal.id, []).append(value)

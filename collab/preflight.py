@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from collab.compose import error_text
-from collab.config import Config, ModelConfig, named_policies
+from collab.config import Config, EndpointConfig, LLMJudgeConfig, LLMUserConfig, ModelConfig, UserConfig, named_policies
 from collab.errors import BadInput
 from collab.targets import load_target
 
@@ -59,6 +59,12 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         algorithm(config.algorithm, None, None, config.sampler.temperature, config.trainer.max_steps).check_data(groups)
     check_model(config.model)
     _check_positions(config, config.model, "model.path")
+    for key, endpoint in endpoints(config).items():
+        if endpoint.kind == "local" and endpoint.model is not None:
+            try:
+                check_model(replace(config.model, path=endpoint.model))
+            except BadInput as error:
+                raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
     if entry == "train":
         check_lora(config.model)
     if entry == "evaluate":
@@ -115,14 +121,21 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
 
 
 def _check_metrics(config: Config) -> None:
+    from collab.rewards.judge import JudgedMetric
+
     for name, metric in config.task.metrics.items():
         try:
-            load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
+            made = load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
         except (TypeError, BadInput) as error:
             raise BadInput(
                 f"task.metrics.{name}.options ({metric.options}) do not fit {metric.target}: {error_text(error)} "
                 f"Set task.metrics.{name}.options to what the class takes."
             ) from error
+        if isinstance(made, JudgedMetric) and not isinstance(config.judge, LLMJudgeConfig):
+            raise BadInput(
+                f"task.metrics.{name} ({metric.target}) is measured by a judge, and judge={config.judge.name} is none. "
+                "Set judge=llm or judge=local, or take another metric."
+            )
 
 
 def _check_aggregates(config: Config) -> None:
@@ -156,7 +169,23 @@ def targets(config: Config) -> dict[str, str]:
     return {
         "task.target": config.task.target,
         "algorithm.target": config.algorithm.target,
-        "user.target": config.user.target,
+        **{f"{key}.target": user.target for key, user in users(config).items()},
         "engine.target": config.engine.target,
         **{f"task.metrics.{name}.target": metric.target for name, metric in config.task.metrics.items()},
     }
+
+
+def users(config: Config) -> dict[str, UserConfig]:
+    """Dotted key -> user: the one of the config, and those that it is a mixture of."""
+    parts: dict[str, UserConfig] = getattr(config.user, "users", {})
+    return {"user": config.user, **{f"user.users.{name}": user for name, user in parts.items()}}
+
+
+def endpoints(config: Config) -> dict[str, EndpointConfig]:
+    """Dotted key -> where a user, the judge or the extractor speaks from."""
+    found = {f"{key}.endpoint": user.endpoint for key, user in users(config).items() if isinstance(user, LLMUserConfig)}
+    if isinstance(config.judge, LLMJudgeConfig):
+        found["judge.endpoint"] = config.judge.endpoint
+        if config.judge.extract and config.judge.extractor is not None:
+            found["judge.extractor"] = config.judge.extractor
+    return found

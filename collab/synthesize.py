@@ -119,7 +119,7 @@ def _make(
 
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
-    simulation = build.simulation(config, progress.advance)
+    simulation = build.simulation(config, progress.advance, config.model)
     engine = simulation.make_engine(lm, load_tokenizer(config.model))
     progress.steps(total, completed=total - len(missing), name="conversation")
     progress.phase("forward samples", None)

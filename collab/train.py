@@ -72,7 +72,7 @@ def fit(config: Config, progress: Progress) -> float:
     L.seed_everything(config.seed, workers=True, verbose=False)  # whatever was played before, training starts alike
     tokenizer = load_tokenizer(config.model)
     data = build.data(config)
-    simulation = build.simulation(config, progress.advance)
+    simulation = build.simulation(config, progress.advance, config.model)
     candidates = [simulation.candidates_at(turn) for turn in range(1, config.task.max_turns + 1)]
     futures = config.sampler.num_samples if config.sampler.window else 1
     per_step = round(config.trainer.goals_per_step * futures * statistics.fmean(candidates))

@@ -14,6 +14,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from collab.errors import RunStopped
+
 
 class BatchCheckpoint(Checkpoint):
     """Saves `step-000008.ckpt` after every n-th batch and the last one, and keeps the newest few.
@@ -51,6 +53,11 @@ class BatchCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved != self._step:  # stopped early
+            self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # Raised between two updates, on all ranks: what is in memory is the state after the last whole step.
+        if isinstance(exception, RunStopped) and self._step and self._saved != self._step:
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
-
-
-ResponseFormat = Literal["text", "json"]
-
-
-class ChatFailed(Exception):
-    """A reply could not be had, after retries."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +23,7 @@ class Sampling:
         stop: Strings of which the first to be said ends the reply; the text ends before it.
         ignore_eos: Speak on to `max_new_tokens` whatever is said, for measurements.
         adapter: Speak with the trained adapter on; False is the reference model from the same weights.
-        response_format: "json" asks for one JSON object where the speaker can be held to it; elsewhere it changes
-            nothing, so what comes has to be read with care (`collab.chat.structured`).
+        response_format: "json" asks a server for a JSON object, where it has a mode for that; else "text".
 
     Raises:
         BadInput: A number is out of its range; a stop string is empty.
@@ -44,7 +36,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     adapter: bool = True
-    response_format: ResponseFormat = "text"
+    response_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
         rules = {
@@ -53,11 +45,14 @@ class Sampling:
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1", "1, which takes nothing away"),
             "top_k": (self.top_k >= 0, "at least 0", "0, which takes nothing away"),
             "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of strings, none empty", "('END',)"),
-            "response_format": (self.response_format in get_args(ResponseFormat), "text or json", "text"),
         }
         for name, (holds, rule, usual) in rules.items():
             if not holds:
                 raise BadInput(f"{name} ({getattr(self, name)}) must be {rule}. Set {name} to {usual}, for instance.")
+
+
+class ChatFailed(Exception):
+    """A reply could not be had, after retries."""
 
 
 class ChatModel(Protocol):
@@ -67,6 +62,6 @@ class ChatModel(Protocol):
         """One reply to `messages`; its randomness is that of `key` alone.
 
         Raises:
-            ChatFailed: There is none to be had.
+            ChatFailed: A reply could not be had, after retries.
         """
         ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import json_repair
@@ -91,20 +91,10 @@ async def ask(
     return Answer(None, tuple(replies), tuple(problems))
 
 
-def json_sampling(sampling: Sampling) -> Sampling:
-    return replace(sampling, response_format="json")
-
-
-def find_object(text: str, names: Sequence[str], *, last: bool = False) -> dict[str, Any] | None:
-    """The JSON object in `text` that has all of `names`, as well as it can be made out; None if there is none.
-
-    Args:
-        text: A raw reply.
-        names: Entries that the object must have.
-        last: Take the last such object instead of the first.
-    """
+def find_object(text: str, *names: str) -> dict[str, Any] | None:
+    """The first JSON object in `text` that has all of `names`, as well as it can be made out; None if there is none."""
     starts = [match.start() for match in re.finditer(r"\{", text)]
-    for start in list(reversed(starts))[:_MOST_STARTS] if last else starts[:_MOST_STARTS]:
+    for start in starts[:_MOST_STARTS]:
         found = json_repair.loads(text[start:])
         for one in found if isinstance(found, list) else [found]:
             if isinstance(one, dict) and all(name in one for name in names):

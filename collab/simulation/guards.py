@@ -29,7 +29,8 @@ _SERVES = re.compile(
     r"""
     \b(?: how \s (?:can|may|could) \s i \s (?:help|assist)
       | what \s can \s i \s (?:do|help)
-      | (?:happy|glad|pleased|love|here|able|like|can|will|'ll) \s (?:\w+ \s)? (?:to \s)? (?:help|assist) \s (?:you|with)
+      | (?:happy|glad|pleased|love|here|able|like|can|will|'ll)
+          \s (?:\w+ \s)? (?:to \s)? (?:help|assist) \s (?:you|with)
       | (?:happy|glad|pleased) \s to \s (?:help|assist|hear|know)
       | i(?:'m|\sam) \s here \s to
       | let \s me \s know \s (?:if|what|whether|how|should|when)
@@ -39,7 +40,8 @@ _SERVES = re.compile(
       | (?:shall|should) \s i \s (?:write|draft|make|start|add|create|prepare|go \s on|continue|rewrite)
       | (?:would \s you \s like|do \s you \s want) \s (?:me \s to|to \s|any|some|another|a \s)
       | is \s there \s any(?:thing) \s (?:else|specific|particular)
-      | (?:sorry|apologies|apologi[sz]e) \s (?:to \s hear|for \s (?:the|my|any) \s (?:mistake|error|confusion|oversight))
+      | (?:sorry|apologies|apologi[sz]e)
+          \s (?:to \s hear|for \s (?:the|my|any) \s (?:mistake|error|confusion|oversight))
       | (?:i|we) (?:'ve|\shave) \s (?:now \s | also \s)? (?:revised|updated|rewritten|corrected|tested|added|drafted
           |made \s (?:it|the|some|these)|included|fixed|adjusted|prepared)
       | i \s (?:updated|revised|rewrote|corrected|tested|drafted|fixed) \s (?:the|your|it)
@@ -65,10 +67,12 @@ _INTERVIEWS = re.compile(
 )
 # Teaching, praising, advising.
 _TEACHES = re.compile(
-    r"^\W*(?:good|great|excellent|nice) (?:question|try|job|work|attempt|draft|point)\b(?!.*\b(?:but|only|please|could)\b)"
+    r"^\W*(?:good|great|excellent|nice) (?:question|try|job|work|attempt|draft|point)\b"
+    r"(?!.*\b(?:but|only|please|could)\b)"
     r"|^\W*(?:exactly|correct|not quite|that is almost right|almost)\b[!.,]"
     r"|\bwell done\b|\bgive it (?:another|a) try\b|\btry to (?:compute|solve|find|work|think)\b"
-    r"|\b(?:i(?:'d)? (?:suggest|recommend)|consider (?:adding|using|mentioning|including|writing)|it is a good idea to)\b"
+    r"|\b(?:i(?:'d)? (?:suggest|recommend)|consider (?:adding|using|mentioning|including|writing)"
+    r"|it is a good idea to)\b"
     r"|\byou (?:should|could|can|may|might|need to|have to|must) (?:also )?"
     r"(?:include|mention|consider|use|add|call|multiply|divide|subtract|improve|convert|try|apply|start|either)\b"
     r"|\bremember (?:that|to)\b|\bit depends on (?:your|the|what|how)\b|\byour (?:readers|audience)\b"
@@ -83,7 +87,8 @@ _SOLVES = re.compile(
 _CALCULATES = re.compile(r"\d\s*(?:[-+*/×÷]|divided by|times|plus|minus)\s*[\d(].{0,30}?=|=\s*[-+(\d][^=]{0,40}=")
 _EXPLAINS_CODE = re.compile(
     r"\b(?:this|the) (?:code|function|program|method) (?:\w+ )?"
-    r"(?:splits|returns|removes|handles|takes|checks|compares|should return|works by|uses|converts|counts|sorts|iterates)"
+    r"(?:splits|returns|removes|handles|takes|checks|compares|should return|works by|uses|converts"
+    r"|counts|sorts|iterates)"
 )
 _DOCUMENT = re.compile(r"^\W*(?:dear\b|subject:|title:|to whom it may|\*\*[^*\n]{4,80}\*\*\s*\n|#+ )", re.IGNORECASE)
 _GREETS_ALL = re.compile(r"^\W*(?:hi|hello|hey) (?:all|everyone|everybody|team|neighbou?rs|friends|colleagues)\b")
