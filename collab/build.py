@@ -22,6 +22,7 @@ from collab.conversation import Group, Key, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import load_splits
+from collab.errors import BadInput
 from collab.generation.chat_format import ChatFormat
 from collab.modules.base import PolicyModule
 from collab.modules.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
@@ -180,6 +181,8 @@ def chat_model(config: Config, endpoint: EndpointConfig, shared: SharedWeights |
     Local weights are those that `endpoint.model` names, as they are, or else the base of the config's model. They are
     read once in a process, and not at all where the policy has them.
     """
+    if endpoint.kind != "local":
+        raise BadInput(f"endpoint.kind={endpoint.kind}: nothing here speaks to a server. Set endpoint.kind=local.")
     named = local_model(config, endpoint)
     base, adapter = locate(named)
     if shared is not None and adapter is None and base == shared.base:

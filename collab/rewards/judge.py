@@ -27,6 +27,7 @@ from collab.rewards.metrics import Judged
 from collab.text import words
 
 INVENTED = "invented"  # what was extracted is not in the conversation
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)  # a model may well put one around what it copies
 _COPIED = 0.9  # share of the extracted words that the assistant must have written
 
 _RATER = """\
@@ -141,7 +142,7 @@ class Judge:
             found = between.search(reply)
             if found is None:
                 raise Unfit(SHAPE, _ONCE_MORE.format(mark=sign))
-            copy = Counter(words(found[1]))
+            copy = Counter(words(_FENCE.sub("", found[1])))
             if (copy & written).total() < _COPIED * copy.total():
                 raise Unfit(INVENTED, "The assistant did not write that. Copy out what it wrote, word for word.")
             return found[1].strip()

@@ -9,7 +9,7 @@ import pytest
 
 from collab.cli import EXAMPLES
 from collab.compose import load_config, options
-from collab.config import UserConfig, Config, GRPOConfig, check, field_docs, named_policies
+from collab.config import Config, GRPOConfig, UserConfig, check, field_docs, named_policies
 from collab.errors import BadInput
 from collab.paths import config_dir
 from collab.preflight import load_target, targets
