@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from collab.cli import rank
 from collab.config import Config, named_policies
+from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
 from collab.rewards.metrics import assistant_tokens
@@ -72,6 +73,8 @@ def play_row(config: Config, name: str, path: Path | None, progress: Progress) -
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     found = conversation_metrics(scored)
     progress.done(mr=found["mr"], tokens=found["assistant_tokens"])
+    if told := add_problems(config.output_dir, name, rollouts.simulation.problems, rank()):
+        progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
     return policy_scores(scored), time.monotonic() - started
 
 

@@ -15,6 +15,7 @@ from collab.cli import rank
 from collab.config import Config
 from collab.evaluate import play_row, report
 from collab.reports.plots import training_curves
+from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores
 
 if TYPE_CHECKING:
@@ -92,7 +93,11 @@ def fit(config: Config, progress: Progress) -> float:
         data.setup("fit")
         worth = f"{config.algorithm.data}: {module.check_data(data.groups)}"
         progress.console.print(worth, markup=False, highlight=False, soft_wrap=True)
-    trainer.fit(module, datamodule=data)
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        if told := add_problems(folder, "fit", simulation.problems, rank()):
+            progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
     for logger in loggers:
         logger.finalize("success")
     return time.monotonic() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from collab.datamodules.base import GoalDataModule
 from collab.datamodules.goals import GoalSplits
 from collab.errors import RunStopped
 from collab.evaluate import policy_scores
+from collab.reports.problems import add_problems
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
 from collab.simulation.user import UserTurn, invalid
@@ -154,3 +156,13 @@ def test_an_evaluation_leaves_invalid_conversations_out_of_every_mean() -> None:
     assert (found["mr"], found["assistant_tokens"], found["turns"], found["invalid"]) == (0.5, 3, 1, 0.5)
     assert policy_scores(scored)["turns"] == {"a": [1.0, None]}
     assert policy_scores(scored)["assistant_tokens"] == {"a": [3.0, None]}
+
+
+def test_counts_of_all_phases_are_in_one_file(tmp_path: Path) -> None:
+    assert add_problems(tmp_path, "base", {}) == "" and not list(tmp_path.iterdir())
+    assert "user_leak 2" in add_problems(tmp_path, "base", {"user_leak": 2, "user_stop": 0})
+    add_problems(tmp_path, "fit", {"user_leak": 5})
+    add_problems(tmp_path, "fit", {"user_leak": 7}, rank=1)
+    found = json.loads((tmp_path / "problems.json").read_text())
+    assert found == {"base": {"user_leak": 2, "user_stop": 0}, "fit": {"user_leak": 5}}
+    assert json.loads((tmp_path / "problems-rank1.json").read_text()) == {"fit": {"user_leak": 7}}
