@@ -48,6 +48,12 @@ _SERVES = re.compile(
     )\b""",
     re.VERBOSE,
 )
+# Says that it is the assistant, or speaks for it.
+_IS_ASSISTANT = re.compile(
+    r"\b(?:i am|i'm) (?:\w+, )?(?:an?|the|your|only an?) (?:\w+ ){0,2}(?:ai|chatbot|assistant|bot)\b"
+    r"|\byour (?:\w+ )?assistant\b|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:",
+    re.MULTILINE,
+)
 # A message that begins as an answer to a request.
 _COMPLIES = re.compile(
     r"^\W*(?:sure|certainly|of course|absolutely|no problem|definitely|gladly|okay|ok|great|understood|got it)\b\W+"
@@ -74,7 +80,8 @@ _TEACHES = re.compile(
     r"|\b(?:i(?:'d)? (?:suggest|recommend)|consider (?:adding|using|mentioning|including|writing)"
     r"|it is a good idea to)\b"
     r"|\byou (?:should|could|can|may|might|need to|have to|must) (?:also )?"
-    r"(?:include|mention|consider|use|add|call|multiply|divide|subtract|improve|convert|try|apply|start|either)\b"
+    r"(?:include|mention|consider|use|add|call|multiply|divide|subtract|improve|convert|try|apply|start|either"
+    r"|adjust|change|modify|replace|choose|define|create)\b"
     r"|\bremember (?:that|to)\b|\bit depends on (?:your|the|what|how)\b|\byour (?:readers|audience)\b"
     r"|\blet me (?:explain|walk you|show you|break)|\bi'll walk you\b|\bhere's how\b"
 )
@@ -87,11 +94,20 @@ _SOLVES = re.compile(
 _CALCULATES = re.compile(r"\d\s*(?:[-+*/×÷]|divided by|times|plus|minus)\s*[\d(].{0,30}?=|=\s*[-+(\d][^=]{0,40}=")
 _EXPLAINS_CODE = re.compile(
     r"\b(?:this|the) (?:code|function|program|method) (?:\w+ )?"
-    r"(?:splits|returns|removes|handles|takes|checks|compares|should return|works by|uses|converts"
-    r"|counts|sorts|iterates)"
+    r"(?:splits|returns|removes|handles|takes|checks|compares|should return|would return|works by"
+    r"|uses|converts|counts|sorts|iterates|preserves)"
+    r"|\bis an? (?:python|built-in) \w+ that\b|\bexplanation of the\b|^\W*\*\*[^*\n]+\*\*\W*$",
+    re.MULTILINE,
 )
 _DOCUMENT = re.compile(r"^\W*(?:dear\b|subject:|title:|to whom it may|\*\*[^*\n]{4,80}\*\*\s*\n|#+ )", re.IGNORECASE)
 _GREETS_ALL = re.compile(r"^\W*(?:hi|hello|hey) (?:all|everyone|everybody|team|neighbou?rs|friends|colleagues)\b")
+# What only stands in letters and templates.
+_TEMPLATE = re.compile(
+    r"\[(?:your |the |meeting |recipient(?:'s)? )?(?:name|date|title|address|signature|company|place|time)\]"
+    r"|^\W*(?:best|kind|warm|kindest|warmest) regards\b|^\W*(?:sincerely|yours (?:truly|faithfully|sincerely))\b",
+    re.MULTILINE,
+)
+_CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
 # A user who says what he got, or wonders, does not solve.
 _OWN_ATTEMPT = re.compile(
     r"\b(?:i (?:think|guess|got|get|tried|ran|have|wrote|had|mean|would|wanted)|i'd|my|maybe|me)\b"
@@ -107,7 +123,7 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
         message: The user's answer to it.
     """
     text = message.lower().replace("’", "'").strip()
-    if any(rule.search(text) for rule in (_SERVES, _COMPLIES, _HANDS_OVER, _INTERVIEWS, _TEACHES)):
+    if any(rule.search(text) for rule in (_IS_ASSISTANT, _SERVES, _COMPLIES, _HANDS_OVER, _INTERVIEWS, _TEACHES)):
         return True
     artefact = makes(goal)
     if artefact == "text":
@@ -121,6 +137,8 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
 
 def _is_document(goal: Goal, message: str, text: str) -> bool:
     long = len(words(message)) >= _WHOLE
+    if _TEMPLATE.search(text):
+        return True
     if _DOCUMENT.search(message.lstrip()) and (long or "\n" in message.strip()):
         return True
     if _GREETS_ALL.search(text) and long:
@@ -130,6 +148,8 @@ def _is_document(goal: Goal, message: str, text: str) -> bool:
 
 def _writes_program(heard: str, message: str) -> bool:
     """A function or class that the assistant has not just shown: users do quote what they complain about."""
+    if (fenced := _CODE_FENCE.search(message)) and fenced[0].split("\n", 1)[-1] not in heard:
+        return True  # whether or not it can be parsed
     program = last_program([message])
     return defines_anything(program) and " ".join(program.split()) not in " ".join(heard.split())
 
