@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from collab.chat.base import ChatFailed, Sampling
-from collab.config import LLMUserConfig, MixUserConfig
+from collab.compose import load_config
+from collab.config import LLMUserConfig, MixUserConfig, check
 from collab.conversation import Conversation, Goal, Key, Message, Reply
+from collab.datamodules.goals import load_splits
+from collab.errors import BadInput
+from collab.preflight import check_machine
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
 from collab.simulation.llm import GIVES_UP, SATISFIED, LLMUser, goal_text
@@ -292,7 +296,6 @@ def test_trains_on_one_user_and_tests_on_another() -> None:
 def test_plays_with_local_weights_in_a_rollout(tiny_model: Path) -> None:
     """A random model never gets the shape right: every try is counted, and nothing is scored."""
     from collab import build
-    from collab.compose import load_config
     from collab.config import ModelConfig
     from collab.modules.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
 
@@ -310,3 +313,36 @@ def test_plays_with_local_weights_in_a_rollout(tiny_model: Path) -> None:
     assert simulation.user.model.engine is engine, "the policy's weights were read twice"
     assert talk.ended_by == "invalid: shape" and simulation.problems["user_shape"] == 2
     assert asyncio.run(simulation.reward(talk)).reward is None
+
+
+# --- config ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["user=llm", "user.mistakes=1.5"], r"user.mistakes \(1.5\) must be from 0 to 1"),
+        (["user=mix", "user.users.agenda.patience=0"], r"user.users.agenda.patience \(0\) must be at least 1"),
+        (["user=mix", "user.users.llm.endpoint.kind=phone"], r"user.users.llm.endpoint.kind \(phone\)"),
+        (["user=mix", "user.weights={agenda:0,llm:0}"], "one of them above 0"),
+        (["user=mix", "+user.test_weights.nobody=1"], "user.test_weights names nobody, and user.users has agenda, llm"),
+        (["trainer.max_invalid=2"], r"trainer.max_invalid \(2.0\) must be from 0 to 1"),
+    ],
+)
+def test_senseless_users_are_refused_in_words(overrides: list[str], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        check(load_config("train", ["experiment=doc_edit", *overrides]))
+
+
+def test_weights_that_are_no_model_and_metrics_without_a_judge_are_refused_before_anything_is_loaded() -> None:
+    def machine(*overrides: str) -> None:
+        config = load_config("train", ["experiment=doc_edit", *overrides])
+        check_machine(config, load_splits(config.task))
+
+    with pytest.raises(BadInput, match="user.endpoint.model=collab cannot speak"):
+        machine("user=local", "user.endpoint.model=collab")
+    with pytest.raises(BadInput, match="task.metrics.interactivity .* is measured by a judge, and judge=none is none"):
+        machine(
+            "task.metrics.interactivity.target=collab.rewards.judge.Interactivity",
+            "~task.metrics.interactivity.options.items_per_answer",
+        )
