@@ -45,6 +45,13 @@ class AnswerChecker:
         """Whether the answer that ends a text equals the reference; an answer that is too costly to read does not."""
         return bool(self._ask(reference, answer))
 
+    def decide(self, reference: str, answer: str) -> bool | None:
+        """As `same`; None where that cannot be told: one of them has no mathematics in it, or too costly ones."""
+        found = self._ask(reference, answer)
+        if found or found is None:
+            return found
+        return False if self.readable(reference) else None
+
     def readable(self, reference: str) -> bool:
         """Whether the reference is an answer that others can be compared with."""
         return bool(self._ask(reference, None))
@@ -105,13 +112,15 @@ def serve(cpu_seconds: float) -> None:
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # nobody handles its signal, so it ends the process
         reference, text = json.loads(line)
+        found: bool | None
         try:
             wanted = parse(boxed(reference), parsing_timeout=None)
             if text is None:
                 # What was not understood is a text; a repeating decimal is compared as such.
                 found = any(not isinstance(one, str) for one in wanted) or "\\overline" in reference
             else:
-                found = verify(wanted, parse(_PERCENT.sub("", text), parsing_timeout=None), timeout_seconds=None)
+                given = parse(_PERCENT.sub("", text), parsing_timeout=None)
+                found = verify(wanted, given, timeout_seconds=None) if given else None
         except (MemoryError, RecursionError):
             found = False
         signal.setitimer(signal.ITIMER_PROF, 0)

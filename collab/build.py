@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import netrc
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,20 @@ from collab.callbacks.progress import Progress
 from collab.callbacks.rollout import Simulation
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.endpoints import Endpoints
-from collab.chat.journal import Journal
-from collab.config import Config, EndpointConfig, ModelConfig
-from collab.conversation import Group
+from collab.chat.journal import Journal, Journalled
+from collab.config import Config, EndpointConfig, LLMJudgeConfig, LLMUserConfig, MixUserConfig, ModelConfig
+from collab.conversation import Group, Key, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import load_splits
 from collab.generation.chat_format import ChatFormat
 from collab.generation.engine import LocalEngine
 from collab.modules.base import PolicyModule
-from collab.modules.loading import load_model, load_tokenizer, num_positions, resolve_device, resolve_dtype
+from collab.modules.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
 from collab.processes import rank
 from collab.quiet import quiet
 from collab.resume import JOURNAL
+from collab.rewards.judge import Judge, JudgedMetric
 from collab.rewards.reward import ConversationReward
 
 
@@ -76,27 +77,6 @@ def endpoints(config: Config, progress: Progress) -> Endpoints:
     return Endpoints(config, tell, rank(), num_processes(config))
 
 
-def chat_model(config: Config, endpoint: EndpointConfig, endpoints: Endpoints) -> ChatModel:
-    """Who speaks at an endpoint: a server, or weights that are loaded here, without an adapter that is trained."""
-    if endpoint.kind == "http":
-        return endpoints.model(endpoint)
-    model = replace(config.model, path=endpoint.model or config.model.path)
-    device = resolve_device(config.trainer.accelerator)
-    lm = load_model(model, resolve_dtype(config.precision, device), device, adapter=False)
-    return engine(config, lm, load_tokenizer(model))
-
-
-def engine(config: Config, lm: Any, tokenizer: Any) -> LocalEngine:
-    engine_class: Any = get_class(config.engine.target)
-    return engine_class(
-        lm,
-        tokenizer,
-        max_batch=config.engine.max_batch,
-        cache_bytes=int(config.engine.cache_gib * 2**30),
-        deterministic=config.engine.deterministic,
-    )
-
-
 def num_processes(config: Config) -> int:
     """Processes of the run, over all machines."""
     devices = config.trainer.devices
@@ -110,17 +90,43 @@ def journal(config: Config) -> Journal:
     return Journal(Path(config.output_dir) / JOURNAL, rank())
 
 
+Speaker = Callable[[EndpointConfig], ChatModel]
+
+
 def simulation(
-    config: Config, endpoints: Endpoints, on_conversation: Callable[[], None], journal: Journal | None = None
+    config: Config,
+    endpoints: Endpoints,
+    on_conversation: Callable[[], None],
+    model: ModelConfig | None = None,
+    journal: Journal | None = None,
 ) -> Simulation:
+    """Everything about conversations except the policy's weights.
+
+    Args:
+        config: The checked config.
+        endpoints: The hosted models of the run.
+        on_conversation: Called whenever a conversation is over.
+        model: The policy that will play, None where it is no local model. Users and judges that speak with the same
+            base weights share its memory.
+        journal: Keeps what users and judges say, and the policy.
+    """
     sampler, task = config.sampler, config.task
-    user_class: Any = get_class(config.user.target)
-    metrics: dict[str, Any] = {
-        name: (metric.weight, get_class(metric.target)(**metric.options)) for name, metric in task.metrics.items()
-    }
+    problems: Counter[str] = Counter()
+    shared = _shared_weights(model)
+
+    def make_engine(lm: Any, tokenizer: Any) -> LocalEngine:
+        engine = _engine(config, lm, tokenizer)
+        if shared is not None:
+            shared.engine = engine
+        return engine
+
+    def speaker(endpoint: EndpointConfig) -> ChatModel:
+        found = chat_model(config, endpoint, endpoints, shared)
+        return found if journal is None else Journalled(found, journal)
+
     return Simulation(
-        user=user_class(config.user, task.max_turns),
-        reward=ConversationReward(metrics),
+        user=_user(config, config.user, speaker, problems),
+        reward=ConversationReward(_metrics(config, speaker, problems)),
         sampling=Sampling(task.max_new_tokens, sampler.temperature, sampler.top_p, sampler.top_k),
         max_turns=task.max_turns,
         window=sampler.window,
@@ -130,10 +136,113 @@ def simulation(
         paired=sampler.paired,
         adaptive=sampler.adaptive,
         seed=config.seed,
-        make_engine=functools.partial(engine, config),
+        make_engine=make_engine,
         on_conversation=on_conversation,
         journal=journal,
+        problems=problems,
+        max_invalid=config.trainer.max_invalid,
     )
+
+
+def _user(config: Config, user: Any, speaker: Speaker, problems: Counter[str]) -> Any:
+    target: Any = get_class(user.target)
+    if isinstance(user, MixUserConfig):
+        return target(user, {name: _user(config, one, speaker, problems) for name, one in user.users.items()})
+    if isinstance(user, LLMUserConfig):
+        return target(user, config.task.max_turns, speaker(user.endpoint), problems)
+    return target(user, config.task.max_turns)
+
+
+def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: (metric.weight, get_class(metric.target)(**metric.options))
+        for name, metric in config.task.metrics.items()
+    }
+    judge = config.judge
+    if isinstance(judge, LLMJudgeConfig):
+        model = speaker(judge.endpoint)
+        sampling = Sampling(judge.max_new_tokens, judge.temperature, response_format="json", adapter=False)
+        rater = Judge(model, sampling, judge.retries, config.seed, problems)
+        copier = None
+        if judge.extract:
+            if judge.extractor is not None:
+                model = speaker(judge.extractor)
+            sampling = Sampling(judge.max_extracted_tokens, judge.temperature, adapter=False)
+            copier = Judge(model, sampling, judge.retries, config.seed, problems, role="extractor")
+        for _, metric in found.values():
+            if isinstance(metric, JudgedMetric):
+                metric.judge = rater
+            if hasattr(metric, "extractor"):
+                metric.extractor = copier
+    return found
+
+
+def _engine(config: Config, lm: Any, tokenizer: Any) -> LocalEngine:
+    target: Any = get_class(config.engine.target)
+    return target(
+        lm,
+        tokenizer,
+        max_batch=config.engine.max_batch,
+        cache_bytes=int(config.engine.cache_gib * 2**30),
+        deterministic=config.engine.deterministic,
+    )
+
+
+class SharedWeights:
+    """The policy's own base weights as a `ChatModel`: the engine of the rollout, which speaks with the adapter off.
+
+    Attributes:
+        engine: Of the rollout, once there is one.
+        base: Where its base weights come from.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.engine: ChatModel | None = None
+        self.base = base
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+        assert self.engine is not None, "the rollout makes its engine before anybody speaks"
+        return await self.engine.complete(messages, replace(sampling, adapter=False), key)
+
+
+def _shared_weights(model: ModelConfig | None) -> SharedWeights | None:
+    """The policy's base weights, where it has any that training leaves alone."""
+    if model is None:
+        return None
+    return SharedWeights(locate(model)[0]) if model.lora.enabled else None
+
+
+def local_model(config: Config, endpoint: EndpointConfig) -> ModelConfig:
+    """Which weights a local endpoint speaks with."""
+    path = endpoint.model
+    if path is None and config.model.path is not None:
+        path = locate(config.model)[0]
+    return replace(config.model, name=path or config.model.name, path=path)
+
+
+def chat_model(
+    config: Config, endpoint: EndpointConfig, endpoints: Endpoints, shared: SharedWeights | None = None
+) -> ChatModel:
+    """Who speaks at an endpoint: a server, or weights in this process.
+
+    Local weights are those that `endpoint.model` names, as they are, or else the base of the config's model. They are
+    read once in a process, and not at all where the policy has them.
+    """
+    if endpoint.kind == "http":
+        return endpoints.model(endpoint)
+    named = local_model(config, endpoint)
+    base, adapter = locate(named)
+    if shared is not None and adapter is None and base == shared.base:
+        return shared
+    key = (base, adapter, config.precision, config.trainer.accelerator)
+    if key not in _LOCAL:
+        device = resolve_device(config.trainer.accelerator)
+        lm = load_model(named, resolve_dtype(config.precision, device), device, adapter=False).eval()
+        _LOCAL[key] = _engine(config, lm, load_tokenizer(named))
+    return _LOCAL[key]
+
+
+_LOCAL: dict[tuple[str | None, ...], ChatModel] = {}  # engines over weights that are no policy's
 
 
 def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool = True) -> PolicyModule:

@@ -19,7 +19,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from collab.config import Config, field_docs, register
+from collab.config import Config, apply_judge, field_docs, register
 from collab.errors import BadInput
 from collab.paths import config_dir
 
@@ -237,4 +237,5 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
             f"The config cannot be resolved: {error_text(error)} Check what is written in ${{...}}."
         ) from error
     assert isinstance(config, Config), "the primary config starts from the schema"
+    apply_judge(config)
     return config

@@ -12,10 +12,10 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
@@ -23,6 +23,8 @@ from omegaconf import MISSING
 
 from collab.errors import BadInput
 from collab.simulation.allocation import adaptive_problem
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -186,8 +188,48 @@ class AgendaUserConfig(UserConfig):
 
 
 @dataclass
+class LLMUserConfig(UserConfig):
+    name: str = "llm"
+    target: str = "collab.simulation.llm.LLMUser"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # who plays the user
+    # name -> what kind of person it is; one is drawn for each conversation
+    personas: dict[str, str] = field(default_factory=dict)
+    patience: int = 3  # replies in a row that brought nothing, after which the user may give up
+    mistakes: float = 0.2  # share of the messages in which the user is told to slip
+    vague_turns: int = 2  # first messages that must not give the goal away in its own words
+    retries: int = 2  # further tries at a message of a wrong shape, or that a guard is against
+    temperature: float = 1.0  # of the user
+    top_p: float = 1.0  # nucleus mass
+    max_new_tokens: int = 300  # length limit of an answer: what the user thinks and its message
+
+
+@dataclass
+class MixUserConfig(UserConfig):
+    name: str = "mix"
+    target: str = "collab.simulation.mix.MixUser"
+    users: dict[str, Any] = field(default_factory=dict)  # name -> a user
+    weights: dict[str, float] = field(default_factory=dict)  # name -> share of training and validation conversations
+    test_weights: dict[str, float] = field(default_factory=dict)  # same, of the test's; empty takes `weights`
+
+
+@dataclass
 class JudgeConfig:
     name: str = MISSING  # where interactivity comes from, for the record; none: it is read off the user's agenda
+    replaces: dict[str, str] = field(default_factory=dict)  # metric of the task -> class that judges it instead
+    metrics: dict[str, MetricConfig] = field(default_factory=dict)  # further metrics, in addition to the task's
+
+
+@dataclass
+class LLMJudgeConfig(JudgeConfig):
+    name: str = "llm"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # who judges
+    extract: bool = False  # the final text or program is copied out of the conversation by a model too, not by rules
+    # who copies it out, where it is not the judge
+    extractor: EndpointConfig | None = None
+    retries: int = 2  # further tries at a verdict of a wrong shape
+    temperature: float = 0.0  # of the judge
+    max_new_tokens: int = 400  # length limit of a verdict with its reasons
+    max_extracted_tokens: int = 2048  # length limit of what is copied out
 
 
 @dataclass
@@ -226,6 +268,7 @@ class TrainerConfig:
     max_steps: int = 24  # rollouts, each on fresh goals and followed by the update
     goals_per_step: int = 4  # contexts per rollout, over all processes
     val_every: int = 8  # steps between validations; the best validated policy is exported
+    max_invalid: float = 0.5  # share of a step's forward conversations that may be lost; more of them stop the run
     deterministic: bool = True  # ask torch for repeatable kernels
 
 
@@ -312,9 +355,20 @@ def register() -> None:
         ("algorithm", "grpo", GRPOConfig),
         ("algorithm", "ppo", PPOConfig),
         ("user", "agenda", AgendaUserConfig),
+        ("user", "llm", LLMUserConfig),
+        ("user", "mix", MixUserConfig),
         ("judge", "none", JudgeConfig),
+        ("judge", "llm", LLMJudgeConfig),
     ):
         store.store(group=group, name=f"schema_{name}", node=node)
+
+
+def apply_judge(config: Config) -> None:
+    """Put what the judge measures among the task's metrics; one that it judges instead keeps its weight."""
+    metrics = config.task.metrics
+    for name in config.judge.replaces.keys() & metrics.keys():
+        metrics[name] = MetricConfig(config.judge.replaces[name], metrics[name].weight)
+    metrics |= config.judge.metrics
 
 
 # --- the doc lines, for messages and `--help` ------------------------------------------------------------------------
@@ -367,6 +421,14 @@ _AT_LEAST: dict[str, int] = {
     "algorithm.value_coef": 0,
     "user.items_per_answer": 1,
     "user.patience": 1,
+    "user.vague_turns": 0,
+    "user.retries": 0,
+    "user.temperature": 0,
+    "user.max_new_tokens": 1,
+    "judge.retries": 0,
+    "judge.temperature": 0,
+    "judge.max_new_tokens": 1,
+    "judge.max_extracted_tokens": 1,
     "sampler.window": 0,
     "sampler.num_samples": 1,
     "sampler.group_size": 1,
@@ -403,6 +465,9 @@ _RANGES: dict[str, tuple[str, Any]] = {
     "algorithm.gamma": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "algorithm.gae_lambda": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "algorithm.minimum_value": ("a finite number", math.isfinite),
+    "user.mistakes": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "user.top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "trainer.max_invalid": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "user.satisfied_at": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "sampler.top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
 }
@@ -420,6 +485,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 # The same of every endpoint, wherever it is.
+ENDPOINT_LIMITS = (  # where a model is spoken to and how often: never what it says
+    *("base_url", "key_env", "max_concurrency", "requests_per_minute", "tokens_per_minute"),
+    *("connect_timeout", "read_timeout", "max_retries", "give_up_after"),
+)
 _ENDPOINT_AT_LEAST = {"max_concurrency": 1, "requests_per_minute": 1, "tokens_per_minute": 1, "max_retries": 0}
 _ENDPOINT_ABOVE_ZERO = ("connect_timeout", "read_timeout", "give_up_after")
 _ENDPOINT_CHOICES = {"kind": ("http", "local"), "length_field": ("max_tokens", "max_completion_tokens")}
@@ -435,7 +504,7 @@ def check(config: Config, entry: str = "train") -> None:
     Raises:
         BadInput: All problems in one message.
     """
-    problems = [*_range_problems(config), *_task_problems(config), *_device_problems(config)]
+    problems = [*_range_problems(config), *_task_problems(config), *_device_problems(config), *_user_problems(config)]
     problems += _hosted_problems(config, entry)
     if config.task.evaluation_only and entry != "evaluate":
         problems.append(
@@ -488,12 +557,17 @@ class HostedPolicy:
 
 def hosted(config: Config, entry: str) -> dict[str, EndpointConfig]:
     """Every server that a run speaks to: dotted key, or row of the evaluation, -> its endpoint."""
-    found = {key: endpoint for key, endpoint in _endpoints(config, "") if key != "evaluation.endpoint"}
+    found = endpoints_in(config)
     if entry == "evaluate":
         for name, policy in _named_policies(config.policies)[0].items():
             if isinstance(policy, HostedPolicy):
                 found[f"policies: {name}"] = policy_endpoint(config, policy)
     return {key: endpoint for key, endpoint in found.items() if endpoint.kind == "http"}
+
+
+def endpoints_in(config: Config) -> dict[str, EndpointConfig]:
+    """Dotted key -> where a user, the judge or the extractor speaks from."""
+    return {key: endpoint for key, endpoint in _endpoints(config, "") if key != "evaluation.endpoint"}
 
 
 def _endpoints(node: Any, key: str) -> Iterable[tuple[str, EndpointConfig]]:
@@ -536,6 +610,13 @@ def _get(config: Any, key: str) -> Any:
     return config
 
 
+def _everywhere(config: Config, rules: Mapping[str, T]) -> dict[str, T]:
+    """The rules, by dotted name, with those of the same fields of users that are part of another."""
+    users = [f"user.users.{name}." for name in getattr(config.user, "users", ())]
+    parts = {key.removeprefix("user."): rule for key, rule in rules.items() if key.startswith("user.")}
+    return {**rules, **{prefix + key: rule for prefix in users for key, rule in parts.items()}}
+
+
 def _range_problems(config: Config) -> Iterable[str]:
     def told(key: str, rule: str, way_out: str) -> str:
         parent, _, name = key.rpartition(".")
@@ -546,7 +627,7 @@ def _range_problems(config: Config) -> Iterable[str]:
     at_least = {f"{key}.{limit}": least for key, _ in endpoints for limit, least in _ENDPOINT_AT_LEAST.items()}
     above_zero = [f"{key}.{time}" for key, _ in endpoints for time in _ENDPOINT_ABOVE_ZERO]
     choices_of = {f"{key}.{name}": some for key, _ in endpoints for name, some in _ENDPOINT_CHOICES.items()}
-    for key, least in (_AT_LEAST | at_least).items():
+    for key, least in (_everywhere(config, _AT_LEAST) | at_least).items():
         value = _get(config, key)
         if value is not None and not (math.isfinite(value) and value >= least):
             yield told(key, f"at least {least}", f"Set {key}={least} or more.")
@@ -554,7 +635,7 @@ def _range_problems(config: Config) -> Iterable[str]:
         value = _get(config, key)
         if value is not None and not (math.isfinite(value) and value > 0):
             yield told(key, "a number above 0", f"Set {key} to one.")
-    for key, (rule, holds) in _RANGES.items():
+    for key, (rule, holds) in _everywhere(config, _RANGES).items():
         value = _get(config, key)
         if value is not None and not holds(value):
             yield told(key, rule, f"Set {key} within that.")
@@ -621,6 +702,27 @@ def _hosted_problems(config: Config, entry: str) -> Iterable[str]:
                     "or as [0,0] where it costs nothing."
                     + ("" if endpoint.model else f" Name the model too, in {key}.model.")
                 )
+
+
+def _user_problems(config: Config) -> Iterable[str]:
+    user = config.user
+    if not isinstance(user, MixUserConfig):
+        return
+    for field_name in ("weights", "test_weights"):
+        weights: dict[str, float] = getattr(user, field_name)
+        if strangers := sorted(weights.keys() - user.users.keys()):
+            there = ", ".join(user.users) or "nobody"
+            yield (
+                f"user.{field_name} names {', '.join(strangers)}, and user.users has {there}. Give weights to users "
+                "that are there."
+            )
+        if any(not (math.isfinite(weight) and weight >= 0) for weight in weights.values()) or (
+            (weights or field_name == "weights") and not sum(weights.values()) > 0
+        ):
+            yield (
+                f"user.{field_name} ({weights}) must be numbers of at least 0, one of them above 0: conversations are "
+                f"shared out in these proportions. Set user.{field_name}.NAME=1 for at least one."
+            )
 
 
 def _device_problems(config: Config) -> Iterable[str]:

@@ -18,6 +18,7 @@ from collab.errors import BadInput
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 Artefact = Literal["text", "answer", "program", "reply"]  # what a conversation is to end with
+INVALID = "invalid"  # how `Conversation.ended_by` begins where the conversation counts nowhere
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,14 @@ class Reply:
             return len(self.token_ids)
         return self.usage.completion_tokens - self.usage.reasoning_tokens
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Reply:
+        """The reply that `dataclasses.asdict` made into `fields`, after they have been JSON."""
+        found: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        if found.get("usage") is not None:
+            found["usage"] = Usage(**found["usage"])
+        return cls(**found)
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -171,7 +180,9 @@ class Conversation:
         system_prompt: The assistant's instruction; empty for none.
         turns: Finished turns.
         pending: The user message that the assistant has to answer next.
-        ended_by: Why it is over: "" (it is not), "satisfied", "patience", "max_turns" or "window".
+        ended_by: Why it is over: "" (it is not), "satisfied", "patience", "max_turns", "window", or "invalid: ..."
+            where the user (or a policy over HTTP) failed.
+        user: Who plays the user, where there are several users or personas.
     """
 
     goal: Goal
@@ -179,14 +190,20 @@ class Conversation:
     turns: tuple[Turn, ...] = ()
     pending: str | None = None
     ended_by: str = ""
+    user: str = ""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the conversation can be measured; one that the simulation spoilt says nothing about the assistant."""
+        return not self.ended_by.startswith(INVALID)
 
     @property
     def position(self) -> int:
         """The number j, from 1, of the turn that is open or comes next."""
         return len(self.turns) + 1
 
-    def with_user(self, text: str) -> Conversation:
-        return replace(self, pending=text)
+    def with_user(self, text: str, user: str = "") -> Conversation:
+        return replace(self, pending=text, user=user or self.user)
 
     def with_reply(self, reply: Reply) -> Conversation:
         assert self.pending is not None, "a reply needs a user message to answer"
@@ -217,10 +234,12 @@ class Score:
     Attributes:
         reward: The weighted sum; None when a part could not be had (a missing score is missing, never 0).
         parts: Metric name -> its value in 0..1 before weighting, None where it could not be had.
+        raw: Metric name -> the raw replies of the model that judged it, in order.
     """
 
     reward: float | None
     parts: Mapping[str, float | None]
+    raw: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -291,7 +310,11 @@ def as_record(conversation: Conversation, score: Score | None = None, **extra: A
         "reply_tokens": [turn.reply.num_tokens for turn in conversation.turns],
         "ended_by": conversation.ended_by,
     }
+    if conversation.user:
+        record["user"] = conversation.user
     if score is not None:
         record["reward"] = score.reward
         record["parts"] = dict(score.parts)
+        if score.raw:
+            record["judge"] = {name: list(replies) for name, replies in score.raw.items()}
     return record

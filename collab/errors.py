@@ -10,7 +10,16 @@ class BadInput(ValueError):
 
 
 class RunStopped(Exception):
-    """The run cannot go on, through no fault of what was given: what it has is to be kept, and the message told."""
+    """The run cannot go on, through no fault of what was given: what it has is to be kept, and the message told.
+
+    Args:
+        message: For the user.
+        everywhere: All processes of the run raise it, at the same place.
+    """
+
+    def __init__(self, message: str, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 @contextmanager

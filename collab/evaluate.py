@@ -13,8 +13,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collab.config import Config, HostedPolicy, named_policies, policy_endpoint
+from collab.config import Config, HostedPolicy, ModelConfig, named_policies, policy_endpoint
 from collab.processes import rank
+from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
 from collab.resume import JOURNAL, RESULTS, RunState, at_work
@@ -80,6 +81,7 @@ def play_row(
     data = build.data(config)
     count = config.evaluation.num_conversations
     policy: ChatModel | None = None
+    model: ModelConfig | None = None
     module: L.LightningModule
     if isinstance(row, HostedPolicy):
         policy = endpoints.model(policy_endpoint(config, row))
@@ -88,7 +90,8 @@ def play_row(
         model = replace(config.model, path=str(row)) if row else config.model
         module = build.module(config, model, load_tokenizer(model), adapter=False)
         module.needs_reference = False  # it is not trained
-    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), build.journal(config))
+    advance = endpoints.shown_by(progress.advance)
+    simulation = build.simulation(config, endpoints, advance, model, build.journal(config))
     rollouts = RolloutCallback(simulation, prompt, count, policy, name)
     trainer = build.trainer(config, [], [rollouts])
     progress.phase(name, len(data.splits.test) * count)
@@ -98,6 +101,8 @@ def play_row(
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     found = conversation_metrics(scored)
     progress.done(mr=found["mr"], tokens=found["assistant_tokens"])
+    if told := add_problems(config.output_dir, name, simulation.problems, rank()):
+        progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
     run.finish(name, time.monotonic() - started, policy_scores(scored))
 
 
@@ -106,7 +111,7 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
     if rank() > 0:
         return
     folder = Path(config.output_dir)
-    source = config.user.name if config.judge.name == "none" else config.judge.name
+    source = "agenda" if config.judge.name == "none" else config.judge.name
     summary = summarise(
         run.scores,
         baseline=config.evaluation.baseline,
@@ -131,8 +136,8 @@ def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
         values: dict[str, float | None] = {
             "mr": score.reward,
             **{name: value for name, value in score.parts.items() if name != "token_penalty"},
-            "assistant_tokens": float(assistant_tokens(conversation)),
-            "turns": float(len(conversation.turns)),
+            "assistant_tokens": float(assistant_tokens(conversation)) if conversation.valid else None,
+            "turns": float(len(conversation.turns)) if conversation.valid else None,
         }
         for metric, value in values.items():
             found.setdefault(metric, {}).setdefault(conversation.goal.id, []).append(value)

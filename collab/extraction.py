@@ -62,6 +62,13 @@ def defines(program: str, name: str) -> bool:
     return tree is not None and any(isinstance(node, kinds) and node.name == name for node in tree.body)
 
 
+def defines_anything(program: str) -> bool:
+    """Whether a program defines a function or class at its top level."""
+    tree = parsed(program)
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return tree is not None and any(isinstance(node, kinds) for node in tree.body)
+
+
 def _programs(reply: str) -> Iterator[str]:
     blocks = [textwrap.dedent(body) for _, body in _FENCED.findall(reply)] or [_plain(reply)]
     yield from (block.strip() + "\n" for block in blocks if _is_complete(block))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from collab.compose import error_text
-from collab.config import Config, ModelConfig, hosted, named_policies
+from collab.config import Config, LLMJudgeConfig, ModelConfig, UserConfig, endpoints_in, hosted, named_policies
 from collab.errors import BadInput
 from collab.targets import load_target
 
@@ -64,6 +64,12 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     _check_hosted(config, goals, entry)
     check_model(config.model)
     _check_positions(config, config.model, "model.path")
+    for key, endpoint in endpoints_in(config).items():
+        if endpoint.kind == "local" and endpoint.model is not None:
+            try:
+                check_model(replace(config.model, path=endpoint.model))
+            except BadInput as error:
+                raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
     if entry == "train":
         check_lora(config.model)
     if entry == "evaluate":
@@ -86,12 +92,12 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
 
 def _check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
     """Ask every server for its models, and hold the budget against an estimate; costs nothing."""
-    if not (endpoints := hosted(config, entry)):
+    if not (servers := hosted(config, entry)):
         return
     from collab.chat.probe import served_model
     from collab.estimate import check_budget, estimate
 
-    for key, endpoint in endpoints.items():
+    for key, endpoint in servers.items():
         try:
             served_model(endpoint)
         except BadInput as error:
@@ -135,14 +141,21 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
 
 
 def _check_metrics(config: Config) -> None:
+    from collab.rewards.judge import JudgedMetric
+
     for name, metric in config.task.metrics.items():
         try:
-            load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
+            made = load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
         except (TypeError, BadInput) as error:
             raise BadInput(
                 f"task.metrics.{name}.options ({metric.options}) do not fit {metric.target}: {error_text(error)} "
                 f"Set task.metrics.{name}.options to what the class takes."
             ) from error
+        if isinstance(made, JudgedMetric) and not isinstance(config.judge, LLMJudgeConfig):
+            raise BadInput(
+                f"task.metrics.{name} ({metric.target}) is measured by a judge, and judge={config.judge.name} is none. "
+                "Set judge=llm or judge=local, or take another metric."
+            )
 
 
 def _check_aggregates(config: Config) -> None:
@@ -176,7 +189,13 @@ def targets(config: Config) -> dict[str, str]:
     return {
         "task.target": config.task.target,
         "algorithm.target": config.algorithm.target,
-        "user.target": config.user.target,
+        **{f"{key}.target": user.target for key, user in users(config).items()},
         "engine.target": config.engine.target,
         **{f"task.metrics.{name}.target": metric.target for name, metric in config.task.metrics.items()},
     }
+
+
+def users(config: Config) -> dict[str, UserConfig]:
+    """Dotted key -> user: the one of the config, and those that it is a mixture of."""
+    parts: dict[str, UserConfig] = getattr(config.user, "users", {})
+    return {"user": config.user, **{f"user.users.{name}": user for name, user in parts.items()}}

@@ -28,9 +28,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from collab.config import Config
+from collab.config import ENDPOINT_LIMITS, Config
 from collab.datamodules.synthesis_folder import only_writer
-from collab.errors import BadInput
+from collab.errors import BadInput, RunStopped
 from collab.processes import rank
 from collab.reports.results import PolicyScores, write_json
 
@@ -40,7 +40,8 @@ _LOCK = ".lock"
 # What may be another on resume: where and how fast a run is computed, and what is told of it, never what comes out.
 FREE = (
     *("output_dir", "resume", "threads", "notes", "synthesis", "checkpoint", "callbacks", "logger", "strategy"),
-    *("trainer.devices", "trainer.num_nodes", "engine.max_batch", "engine.cache_gib"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.max_invalid", "engine.max_batch", "engine.cache_gib"),
+    *("cache", "cache_file", "budget", "dry_run"),
 )
 _SHOWN = 80  # characters of a value in a message
 
@@ -189,11 +190,12 @@ def _saved(folder: Path) -> dict[str, Any]:
 
 
 def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
-    if key in FREE:
+    parent, _, name = key.rpartition(".")
+    if key in FREE or (name in ENDPOINT_LIMITS and parent.endswith(("endpoint", "extractor"))):
         return
     if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for name in dict.fromkeys([*there, *here]):
-            yield from _differences(there.get(name), here.get(name), f"{key}.{name}" if key else str(name))
+        for part in dict.fromkeys([*there, *here]):
+            yield from _differences(there.get(part), here.get(part), f"{key}.{part}" if key else str(part))
     elif there != here:
         yield f"{key} is {_short(there)} there and {_short(here)} here"
 
@@ -293,6 +295,7 @@ def interruptible(way: str) -> Iterator[None]:
     Raises:
         SystemExit: 128 + the signal.
         BadInput: Something could not be written.
+        RunStopped: As it was raised within, with how to go on.
     """
     got: list[int] = []
 
@@ -307,6 +310,8 @@ def interruptible(way: str) -> Iterator[None]:
         if got:
             print(f"\nInterrupted. Go on with: {way}", file=sys.stderr, flush=True)
             raise SystemExit(128 + got[0]) from None
+        if isinstance(error, RunStopped):
+            raise RunStopped(f"{error} What was played is kept; go on with: {way}") from error
         if problem := disk_problem(error):
             raise BadInput(
                 f"Writing failed: {problem}. What was written before is whole. Mend that, then go on with: {way}"

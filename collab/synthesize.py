@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from collab.config import Config, ModelConfig
+from collab.config import ENDPOINT_LIMITS, Config, ModelConfig
 from collab.conversation import Goal, Key
 from collab.datamodules.goals import load_splits
 from collab.datamodules.synthesis_folder import (
@@ -130,7 +130,7 @@ def _make(
 
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
-    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance))
+    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), config.model)
     engine = simulation.make_engine(lm, load_tokenizer(config.model))
     progress.steps(total, completed=total - len(missing), name="conversation")
     progress.phase("forward samples", None)
@@ -224,11 +224,19 @@ def what_matters(config: Config) -> dict[str, Any]:
             "proactive_prompt": task.proactive_prompt,
             "metrics": {name: asdict(metric) for name, metric in task.metrics.items()},
         },
-        "user": asdict(config.user),
-        "judge": asdict(config.judge),
+        "user": _without_limits(asdict(config.user)),
+        "judge": _without_limits(asdict(config.judge)),
         "sampler": asdict(config.sampler),
         "engine": {"deterministic": config.engine.deterministic},
     }
+
+
+def _without_limits(part: Any) -> Any:
+    """Without where and how often an endpoint is spoken to."""
+    if not isinstance(part, dict):
+        return part
+    limits = ENDPOINT_LIMITS if "base_url" in part else ()
+    return {name: _without_limits(value) for name, value in part.items() if name not in limits}
 
 
 def _model_identity(model: ModelConfig) -> str:

@@ -17,6 +17,7 @@ from collab.config import Config
 from collab.evaluate import play_row, report
 from collab.processes import rank
 from collab.reports.plots import training_curves
+from collab.reports.problems import add_problems
 from collab.resume import RunState, at_work
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     tokenizer = load_tokenizer(config.model)
     data = build.data(config)
     journal = build.journal(config)
-    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), journal)
+    advance = endpoints.shown_by(progress.advance)
+    simulation = build.simulation(config, endpoints, advance, config.model, journal)
     candidates = [simulation.candidates_at(turn) for turn in range(1, config.task.max_turns + 1)]
     futures = config.sampler.num_samples if config.sampler.window else 1
     per_step = round(config.trainer.goals_per_step * futures * statistics.fmean(candidates))
@@ -116,7 +118,11 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
         data.setup("fit")
         worth = f"{config.algorithm.data}: {module.check_data(data.groups)}"
         progress.console.print(worth, markup=False, highlight=False, soft_wrap=True)
-    trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
+    finally:
+        if told := add_problems(folder, "fit", simulation.problems, rank()):
+            progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
     for logger in loggers:
         logger.finalize("success")
     run.finish("fit", time.monotonic() - started)

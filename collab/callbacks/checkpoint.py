@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from collab.conversation import Key
-from collab.errors import naming
+from collab.errors import RunStopped, naming
 
 _KEY = "BatchCheckpoint"  # of its state among the callbacks' in a checkpoint
 
@@ -81,6 +81,13 @@ class BatchCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved != self._step:  # the last batch, or stopped early
+            self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # Raised in a rollout, between two updates: what is in memory is the state after the last whole step. Saving
+        # takes all processes.
+        together = isinstance(exception, RunStopped) and (exception.everywhere or trainer.world_size == 1)
+        if together and trainer.training and self._saved != self._step:
             self._save(trainer)
 
     def _due(self, trainer: L.Trainer) -> bool:

@@ -13,17 +13,20 @@ import asyncio
 import contextlib
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
+import torch
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
-from collab.conversation import Goal, Group, Key, Score
+from collab.conversation import Candidate, Goal, Group, Key, Score
 from collab.datamodules.base import GoalBatch, Scored
+from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
@@ -58,6 +61,8 @@ class Simulation:
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
         on_conversation: Called whenever a conversation is over.
         journal: Where replies are kept, so that a run that is interrupted need not ask for them again.
+        problems: What users and judges that are language models got wrong so far, as they count it.
+        max_invalid: Share of a step's forward conversations that may be lost; more of them stop the run.
     """
 
     user: UserSimulator
@@ -74,6 +79,8 @@ class Simulation:
     make_engine: Callable[[Any, Any], LocalEngine]
     on_conversation: Callable[[], None] = field(default=lambda: None)
     journal: Journal | None = None
+    problems: Counter[str] = field(default_factory=Counter)
+    max_invalid: float = 1.0
 
     def candidates_at(self, position: int) -> int:
         """Candidates of a context at a turn; with `equal_turns`, for as many turns as `group_size` whole windows."""
@@ -83,6 +90,37 @@ class Simulation:
 
     def players(self, engine: Any) -> Players:
         return Players(engine, self.user, self.sampling, self.max_turns, self.on_conversation)
+
+
+@dataclass
+class Losses:
+    """Of a rollout on this process: forward conversations, and how many of them have no score.
+
+    Attributes:
+        futures: All that were to be played.
+        invalid: Those that the simulation spoilt, or that could not be begun.
+        unscored: Further ones of which some part of the reward could not be had.
+    """
+
+    futures: int = 0
+    invalid: int = 0
+    unscored: int = 0
+
+    @property
+    def lost(self) -> int:
+        return self.invalid + self.unscored
+
+    def count(self, candidates: Sequence[Candidate]) -> None:
+        for candidate in candidates:
+            for future, score in zip(candidate.futures, candidate.scores, strict=True):
+                self.futures += 1
+                self.invalid += not future.valid
+                self.unscored += future.valid and score.reward is None
+
+    def count_nothing(self, futures: int) -> None:
+        """So many were never begun."""
+        self.futures += futures
+        self.invalid += futures
 
 
 class RolloutCallback(L.Callback):
@@ -113,6 +151,7 @@ class RolloutCallback(L.Callback):
         self.tested: list[Scored] = []
         self._step = 0  # of the last rollout for training, from 1
         self._engine: LocalEngine | None = None
+        self._losses = Losses()
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -126,11 +165,16 @@ class RolloutCallback(L.Callback):
         world, local = trainer.world_size, len(batch.goals)
         numbers = [batch_idx * world * local + i * world + trainer.global_rank for i in range(local)]
         self._step = batch_idx + 1
-        before = self._tokens()
+        before, problems = self._tokens(), Counter(self.simulation.problems)
         with self._rollout(pl_module, f"train-{self._step:06d}") as policy:
-            batch.groups = asyncio.run(self.groups(policy, batch.goals, batch_idx, numbers))
+            groups = asyncio.run(self.groups(policy, batch.goals, batch_idx, numbers))
+        self._stop_if_lost(trainer, batch_idx)
+        # A comparison takes two; what is left of a group that was never larger is all that was wanted.
+        least = min(2, self.simulation.group_size)
+        kept = [(group, n) for group, n in zip(groups, numbers, strict=True) if len(group.candidates) >= least]
+        batch.groups = [group for group, _ in kept]
         metrics = group_metrics(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
-        wanted = [context_position(self.simulation.seed, n, self.simulation.max_turns) for n in numbers]
+        wanted = [context_position(self.simulation.seed, n, self.simulation.max_turns) for _, n in kept]
         earlier = [float(g.context.position < turn) for g, turn in zip(batch.groups, wanted, strict=True)]
         seconds = time.monotonic() - started
         # Chats that the user kept ending before the drawn turn; see `draw_context`.
@@ -139,6 +183,33 @@ class RolloutCallback(L.Callback):
         pl_module.log_dict(
             {f"train/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=trainer.world_size > 1
         )
+        counts = {name: float(count - problems[name]) for name, count in self.simulation.problems.items()}
+        counts |= {**asdict(self._losses), "lost_groups": float(len(groups) - len(kept))}
+        pl_module.log_dict(
+            {f"train/{name}": float(value) for name, value in counts.items()},
+            batch_size=1,
+            sync_dist=trainer.world_size > 1,
+            reduce_fx="sum",
+        )
+
+    def _stop_if_lost(self, trainer: L.Trainer, step: int) -> None:
+        """Stop the run, on all ranks alike, where too little of this rollout could be scored.
+
+        Raises:
+            RunStopped: More than `max_invalid` of the forward conversations are lost.
+        """
+        ours = torch.tensor([self._losses.lost, self._losses.futures], dtype=torch.float64)
+        lost, futures = trainer.strategy.reduce(ours.to(trainer.strategy.root_device), reduce_op="sum").tolist()
+        if lost > self.simulation.max_invalid * futures:
+            told = {name: count for name, count in self.simulation.problems.items() if count}
+            raise RunStopped(
+                f"{lost:.0f} of the {futures:.0f} forward conversations of step {step + 1} have no score, more than "
+                f"trainer.max_invalid={self.simulation.max_invalid} allows: {self._losses.invalid} invalid "
+                f"conversations and {self._losses.unscored} without a score of {self._losses.futures} on this process. "
+                f"Replies of users and judges that could not be taken, so far: {told or 'none'}. Take "
+                "another user or judge, or set trainer.max_invalid=1 to go on regardless.",
+                everywhere=True,
+            )
 
     def on_validation_batch_start(
         self,
@@ -203,7 +274,11 @@ class RolloutCallback(L.Callback):
     # --- what is played ------------------------------------------------------------------------------------------
 
     async def groups(self, engine: Any, goals: Sequence[Goal], step: int, numbers: Sequence[int]) -> list[Group]:
-        """Scored groups, one for each goal. `numbers` count the goals of the run, over all processes."""
+        """Scored groups, one for each goal. `numbers` count the goals of the run, over all processes.
+
+        A group has the candidates that have MR; none where no context could be had.
+        """
+        self._losses = Losses()
         played = (self._group(engine, goal, step, n) for goal, n in zip(goals, numbers, strict=True))
         return list(await asyncio.gather(*played))
 
@@ -214,6 +289,9 @@ class RolloutCallback(L.Callback):
         key = Key(simulation.seed, split=f"train/{number}", round=step, goal=goal.id)
         position = context_position(simulation.seed, number, simulation.max_turns)
         context = await draw_context(players, goal, self.system_prompt, position, key.at(split=f"context/{number}"))
+        if context.pending is None:  # the user failed each time
+            self._losses.count_nothing(simulation.group_size * (simulation.num_samples if simulation.window else 1))
+            return Group(context, ())
         size = simulation.candidates_at(context.position)
         replies = await sample_candidates(players, context, size, key)
         candidates = await multiturn_reward(
@@ -227,6 +305,9 @@ class RolloutCallback(L.Callback):
             paired=simulation.paired,
             adaptive=simulation.adaptive,
         )
+        each = simulation.num_samples if simulation.window else 1
+        self._losses.count_nothing(each * (size - len(replies)))
+        self._losses.count(candidates)
         return as_group(context, candidates)
 
     async def conversations(self, engine: Any, goals: Sequence[Goal], split: str, count: int) -> list[Scored]:
@@ -255,7 +336,7 @@ def group_metrics(groups: Sequence[Group], weights: dict[str, float]) -> dict[st
     is nan.
     """
     candidates = [candidate for group in groups for candidate in group.candidates]
-    futures = [future for candidate in candidates for future in candidate.futures]
+    futures = [future for candidate in candidates for future in candidate.futures if future.valid]
     replies = [candidate.reply for candidate in candidates]
     spoken = [turn.reply for future in futures for turn in future.turns]
     found = {
@@ -279,11 +360,16 @@ def group_metrics(groups: Sequence[Group], weights: dict[str, float]) -> dict[st
 def conversation_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     """Means over whole conversations: `mr` (R*), every part, tokens, turns, share of replies cut at the limit.
 
+    Of valid ones alone; `invalid` is the share of the others, `unscored` that of the valid ones without a reward.
     With a token penalty among the parts, also the share of conversations in which it is saturated.
     """
     names = dict.fromkeys(name for _, score in scored for name in score.parts)
+    invalid = [float(not conversation.valid) for conversation, _ in scored]
+    scored = [(conversation, score) for conversation, score in scored if conversation.valid]
     replies = [turn.reply for conversation, _ in scored for turn in conversation.turns]
     found = {
+        "invalid": _mean(invalid),
+        "unscored": _mean([float(score.reward is None) for _, score in scored]),
         "mr": _mean([score.reward for _, score in scored]),
         **{name: _mean([score.parts.get(name) for _, score in scored]) for name in names},
         "assistant_tokens": _mean([float(assistant_tokens(conversation)) for conversation, _ in scored]),

@@ -162,6 +162,5 @@ class Ledger:
         named = " and ".join(f"budget.{name}={cap}" for name, cap in caps.items() if cap is not None)
         return (
             f"The next hosted call could cost more than {named} allows: {self.total_usd:.4f} $ and {self.total_tokens} "
-            "tokens are spent. Raise the budget and run the same command again: with cache=readwrite, what was paid "
-            "for comes from the cache."
+            "tokens are spent. Raise the budget; what was paid for is not asked for again."
         )

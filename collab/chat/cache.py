@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from collab.conversation import Key, Reply, Usage
+from collab.conversation import Key, Reply
 from collab.errors import BadInput
 
 _BUSY = 60.0  # seconds that a process waits for another one that is writing
@@ -58,21 +58,15 @@ class ReplyCache:
         found = self._table.execute("SELECT reply FROM replies WHERE request = ?", (request,)).fetchone()
         if found is None:
             return None
-        fields = json.loads(found[0])
-        return Reply(**(fields | {"usage": Usage(**fields["usage"])}))
+        return Reply.of(json.loads(found[0]))
 
     def put(self, request: str, reply: Reply) -> None:
         """Keep a reply; where another process was faster, its reply stays."""
         if self._table is None or not self.write:
             return
-        kept = {
-            "text": reply.text,
-            "reasoning": reply.reasoning,
-            "finish_reason": reply.finish_reason,
-            "usage": asdict(reply.usage) if reply.usage else None,
-        }
         try:
-            self._table.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (request, json.dumps(kept)))
+            kept = json.dumps(asdict(reply))
+            self._table.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (request, kept))
         except sqlite3.Error as error:
             self.write = False
             self._tell(f"{self.path}: {error}. Replies are no longer kept.")

@@ -1,5 +1,7 @@
 """The replies of a run that may be interrupted: each is written down when it is had, and never asked for twice.
 
+Those of the policy, and of users and judges that are models, local or hosted.
+
 A scope is a phase of the run that is played with one state of the policy, such as the rollout of step 3. Within it a
 reply is known by the whole request: key, messages and sampling. So a step that is played again after an interruption
 goes through the same conversations, and asks anew only for replies that were never had.
@@ -16,7 +18,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -66,10 +68,9 @@ class Journal:
 
     def put(self, request: str, reply: Reply) -> None:
         self._replies[request] = reply
-        # What a reply cost is left out: taking it from here costs nothing.
-        kept = {f.name: value for f in fields(reply) if isinstance(value := getattr(reply, f.name), str | tuple)}
+        row = {"request": request, "reply": asdict(reply)}
         with naming(Path(self._file.name)):
-            self._file.write(json.dumps({"request": request, "reply": kept}, separators=(",", ":")).encode() + b"\n")
+            self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
 
     def forget(self, step: int) -> None:
         """Delete what no run will ask for that goes on from step `step` or later; one process does it for all."""
@@ -123,6 +124,4 @@ def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Reply]]:
         for line in file.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):  # else it is torn, and another process may be about to cut it off
                 row = json.loads(line)
-                reply = row["reply"].items()
-                values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in reply}
-                yield row["request"], Reply(**values)
+                yield row["request"], Reply.of(row["reply"])

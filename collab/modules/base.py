@@ -177,7 +177,7 @@ class PolicyModule(L.LightningModule):
             entropy=entropy / tokens if tokens else math.nan,
             grad_norm=sum(norms) / len(norms),
             lr=rate,  # of the first update
-            groups_without_spread=1 - taught / groups,
+            groups_without_spread=1 - taught / groups if groups else math.nan,
             **dict(zip(left_out, counts[7:], strict=True)),
         )
 

@@ -187,7 +187,7 @@ def check_model(config: ModelConfig) -> None:
         if not _cached_folder().is_dir():
             _verified_gguf()
         return
-    base, adapter = _locate(config)
+    base, adapter = locate(config)
     try:
         found: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -284,7 +284,7 @@ def check_lora(config: ModelConfig) -> None:
     Raises:
         BadInput: `lora.target_modules` names no linear layer of the model, or is no regular expression.
     """
-    base, exported = _locate(config)
+    base, exported = locate(config)
     if exported is None and config.lora.enabled:
         found = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):
@@ -315,7 +315,7 @@ def _with_fresh_adapter(model: Any, config: ModelConfig, base: str) -> Any:
 
 def num_positions(config: ModelConfig) -> int | None:
     """How many tokens a sequence may have by the model's own config; None where that says nothing."""
-    base, _ = _locate(config)
+    base, _ = locate(config)
     found: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
     return getattr(found.get_text_config(), "max_position_embeddings", None)
 
@@ -399,7 +399,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         BadInput: There is none, or it has no chat template.
     """
-    base, adapter = _locate(config)
+    base, adapter = locate(config)
     source = adapter if adapter and Path(adapter, "tokenizer_config.json").is_file() else base
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
@@ -437,7 +437,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ad
         BadInput: `attention` cannot run in `dtype` on `device`; peft refuses `lora`; or see `check_model`.
     """
     attention = resolve_attention(config.attention, dtype, device)
-    base, exported = _locate(config)
+    base, exported = locate(config)
     model: Any = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
     )
@@ -456,7 +456,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ad
     return cast(torch.nn.Module, model.to(device).eval())
 
 
-def _locate(config: ModelConfig) -> tuple[str, str | None]:
+def locate(config: ModelConfig) -> tuple[str, str | None]:
     """Where the base weights are and, if `path` is an adapter, where that is: absolute folders or hub ids."""
     if config.path is None:
         return str(smollm2_folder()), None

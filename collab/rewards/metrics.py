@@ -1,7 +1,8 @@
 """What a finished conversation is measured by. Each metric is in 0..1 and knows nothing of its weight.
 
 A metric is a class whose instances are awaited with a conversation and return a number, or None when the value could
-not be had. It may have a method `applies(goal) -> bool` besides; without it, it applies to all goals.
+not be had; one that asks a model returns what it said as well (`Judged`). It may have a method
+`applies(goal) -> bool` besides; without it, it applies to all goals.
 `assistant_tokens` is counted on sampled ids.
 """
 
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 from sacrebleu.metrics.bleu import BLEU
 
 from collab.answers import CHECKER
+from collab.chat.structured import Answer
 from collab.conversation import Conversation, Goal
 from collab.errors import BadInput
 from collab.extraction import last_answer, last_program
@@ -22,8 +25,21 @@ from collab.simulation.agenda import agenda_of, asks_back, read
 from collab.text import without_questions
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A value that a model gave, and what it said.
+
+    Attributes:
+        value: In 0..1; None where none could be had.
+        replies: All of its raw replies, in order.
+    """
+
+    value: float | None
+    replies: tuple[str, ...]
+
+
 class Metric(Protocol):
-    async def __call__(self, conversation: Conversation) -> float | None: ...
+    async def __call__(self, conversation: Conversation) -> float | Judged | None: ...
 
 
 def applies(metric: Metric, goal: Goal) -> bool:
@@ -43,17 +59,35 @@ def assistant_tokens(conversation: Conversation) -> int:
     return sum(turn.reply.num_tokens for turn in conversation.turns)
 
 
+class Extractor(Protocol):
+    """Copies the final document or program out of a conversation."""
+
+    async def extract(self, conversation: Conversation, artefact: str) -> Answer[str]: ...
+
+
 class Bleu:
-    """`S(Extract(t), y_g)` of Eq. 3: sentence BLEU (sacrebleu) against the reference, 0..1."""
+    """`S(Extract(t), y_g)` of Eq. 3: sentence BLEU (sacrebleu) against the reference, 0..1.
+
+    Attributes:
+        extractor: A model that extracts the document; None takes the rule of `extract`.
+    """
+
+    extractor: Extractor | None = None
 
     def __init__(self) -> None:
         self._bleu = BLEU(effective_order=True)
 
-    async def __call__(self, conversation: Conversation) -> float | None:
-        artefact = extract(conversation)
-        if not artefact:
+    async def __call__(self, conversation: Conversation) -> float | Judged:
+        if self.extractor is None:
+            return self._score(extract(conversation), conversation.goal)
+        found = await self.extractor.extract(conversation, "document")
+        value = None if found.value is None else self._score(found.value, conversation.goal)
+        return Judged(value, found.replies)
+
+    def _score(self, document: str, goal: Goal) -> float:
+        if not document:
             return 0.0
-        score = self._bleu.sentence_score(artefact, [conversation.goal.reference]).score
+        score = self._bleu.sentence_score(document, [goal.reference]).score
         return min(score / 100, 1.0)  # a perfect match comes out as 100.00000000000004
 
 
@@ -79,21 +113,34 @@ class PassRate:
         sandbox: "strict" runs nothing where the sandbox cannot take from a program all that it should; "auto" takes
             what it can.
 
+    Attributes:
+        extractor: A model that extracts the program; None takes the rules of `collab.extraction.last_program`.
+
     Raises:
         BadInput: `sandbox` is neither.
     """
+
+    extractor: Extractor | None = None
 
     def __init__(self, sandbox: str = "auto") -> None:
         if sandbox not in ("auto", "strict"):
             raise BadInput(f"sandbox ({sandbox!r}) must be auto or strict. Set it to one of them.")
         self.strict = sandbox == "strict"
 
-    async def __call__(self, conversation: Conversation) -> float | None:
-        metadata = conversation.goal.metadata
-        program = last_program(conversation.assistant_texts, metadata["entry_point"])
+    async def __call__(self, conversation: Conversation) -> float | Judged:
+        entry_point = conversation.goal.metadata["entry_point"]
+        if self.extractor is None:
+            return await self._passes(last_program(conversation.assistant_texts, entry_point), conversation.goal)
+        found = await self.extractor.extract(conversation, "program")
+        if found.value is None:
+            return Judged(None, found.replies)
+        program = last_program([found.value], entry_point)  # without a fence, should one have been copied
+        return Judged(await self._passes(program, conversation.goal), found.replies)
+
+    async def _passes(self, program: str, goal: Goal) -> float:
         if not program:
             return 0.0
-        entry_point = metadata["entry_point"]
+        metadata, entry_point = goal.metadata, goal.metadata["entry_point"]
         verdict = await run_program(program, metadata["tests"], entry_point=entry_point, strict=self.strict)
         return float(verdict.passed)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from collab.conversation import Conversation, Score
-from collab.rewards.metrics import Metric, applies
+from collab.rewards.metrics import Judged, Metric, applies
 
 
 class ConversationReward:
@@ -23,12 +23,16 @@ class ConversationReward:
     async def __call__(self, conversation: Conversation) -> Score:
         """Score a finished conversation. A metric that has no value leaves the whole reward without one.
 
-        A metric that does not apply to the goal is no part of its reward.
+        A metric that does not apply to the goal is no part of its reward. An invalid conversation is not measured.
         """
         metrics = {name: pair for name, pair in self.metrics.items() if applies(pair[1], conversation.goal)}
+        if not conversation.valid:
+            return Score(None, dict.fromkeys(metrics))
         values = await asyncio.gather(*(metric(conversation) for _, metric in metrics.values()))
-        parts = dict(zip(metrics, values, strict=True))
+        found = dict(zip(metrics, values, strict=True))
+        raw = {name: value.replies for name, value in found.items() if isinstance(value, Judged)}
+        parts = {name: value.value if isinstance(value, Judged) else value for name, value in found.items()}
         known = {name: value for name, value in parts.items() if value is not None}
         if len(known) < len(parts):
-            return Score(None, parts)
-        return Score(sum(weight * known[name] for name, (weight, _) in metrics.items()), parts)
+            return Score(None, parts, raw)
+        return Score(sum(weight * known[name] for name, (weight, _) in metrics.items()), parts, raw)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from collab.chat.base import ChatModel, Sampling
+from collab.chat.base import ChatFailed, ChatModel, Sampling
 from collab.conversation import Candidate, Conversation, Goal, Group, Key, Reply, Score
 from collab.errors import BadInput
 from collab.rewards.reward import ConversationReward
 from collab.simulation.allocation import adaptive_problem, allocate, mean_of_stages, pilot_samples
-from collab.simulation.user import UserSimulator
+from collab.simulation.user import UserSimulator, invalid
 
 _CONTEXT_TRIES = 4
 
@@ -70,11 +70,14 @@ async def play(
                 return conversation.with_end(reason)
             turn = await players.user.respond(conversation, user_key.at(role="user", turn=conversation.position))
             if turn.end:
-                return conversation.with_end(turn.end)
-            conversation = conversation.with_user(turn.text)
+                return replace(conversation, user=turn.user or conversation.user).with_end(turn.end)
+            conversation = conversation.with_user(turn.text, turn.user)
         if conversation.position == until_context:
             return conversation
-        conversation = conversation.with_reply(await _reply(players, conversation, key))
+        try:
+            conversation = conversation.with_reply(await _reply(players, conversation, key))
+        except ChatFailed:
+            return conversation.with_end(invalid("policy"))
 
 
 async def play_goals(
@@ -94,7 +97,8 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, positio
     """Play on-policy until the user has opened turn `position`: a context `t^h_j`.
 
     Where the user ends the chat before that, some more are played, all at once, and the first of them in order that
-    gets there counts; where none does, the context is the last turn that the last one opened.
+    gets there counts; where none does, the context is the last turn that the last valid one opened. Where there is no
+    such turn because the simulation failed each time, nothing is `pending` in what is returned.
     """
 
     def attempt(number: int) -> Coroutine[Any, Any, Conversation]:
@@ -107,12 +111,15 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, positio
     others = [asyncio.create_task(attempt(number)) for number in range(1, _CONTEXT_TRIES)]
     try:
         for other in others:
-            found = await other
-            if found.pending is not None:
-                return found
+            latest = await other
+            if latest.pending is not None:
+                return latest
+            found = latest if latest.valid or not found.valid else found
     finally:
         for other in others:
             other.cancel()
+    if not found.valid:
+        return found
     if not found.turns:
         raise BadInput(f"The simulated user left {_CONTEXT_TRIES} times before saying anything (goal {goal.id}).")
     last = found.turns[-1]
@@ -120,8 +127,13 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, positio
 
 
 async def sample_candidates(players: Players, context: Conversation, group_size: int, key: Key) -> list[Reply]:
-    """`group_size` independent responses to one context."""
-    return list(await asyncio.gather(*(_reply(players, context, key.at(candidate=i)) for i in range(group_size))))
+    """`group_size` independent responses to one context; fewer where a policy over HTTP failed."""
+    drawn = (_reply(players, context, key.at(candidate=i)) for i in range(group_size))
+    found = await asyncio.gather(*drawn, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException) and not isinstance(one, ChatFailed):
+            raise one
+    return [one for one in found if isinstance(one, Reply)]
 
 
 async def multiturn_reward(

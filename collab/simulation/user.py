@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from collab.conversation import Conversation, Key
+from collab.conversation import INVALID, Conversation, Key
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,18 @@ class UserTurn:
 
     Attributes:
         text: The message; empty when the user leaves.
-        end: Why the user ends the chat ("satisfied", "patience"); empty when it goes on.
+        end: Why the user ends the chat ("satisfied", "patience", or `invalid(...)`); empty when it goes on.
+        user: Who plays, where there are several users or personas; the conversation keeps it for the next turn.
     """
 
     text: str
     end: str = ""
+    user: str = ""
+
+
+def invalid(reason: str) -> str:
+    """`Conversation.ended_by` of a conversation that is not what it should be, and counts nowhere."""
+    return f"{INVALID}: {reason}"
 
 
 class UserSimulator(Protocol):

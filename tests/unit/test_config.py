@@ -9,7 +9,7 @@ import pytest
 
 from collab.cli import EXAMPLES
 from collab.compose import load_config, options
-from collab.config import AgendaUserConfig, Config, GRPOConfig, check, field_docs, named_policies
+from collab.config import Config, GRPOConfig, UserConfig, check, field_docs, named_policies
 from collab.errors import BadInput
 from collab.paths import config_dir
 from collab.preflight import load_target, targets
@@ -35,7 +35,7 @@ def test_every_option_composes_and_passes(entry, override):
     else:
         check(config, entry)
     assert isinstance(config, Config)
-    assert isinstance(config.user, AgendaUserConfig)  # the schema's class, not a bag
+    assert isinstance(config.user, UserConfig) and type(config.user) is not UserConfig  # the schema's class, not a bag
 
 
 def test_nothing_is_synthesised_from_goals_for_evaluation_alone():
