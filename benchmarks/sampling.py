@@ -69,8 +69,8 @@ def play(policy: str, groups: int, samples: int, seed: int, overrides: Sequence[
     numbers = [number for number in range(2 * groups + turns) if context_position(seed, number, turns) < turns][:groups]
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
-    with Progress() as progress, output.open("a") as file:
-        simulation = build.simulation(config, progress.advance)
+    with Progress() as progress, build.endpoints(config, progress) as endpoints, output.open("a") as file:
+        simulation = build.simulation(config, endpoints, progress.advance)
         players = simulation.players(simulation.make_engine(lm, load_tokenizer(config.model)))
         progress.phase(policy, groups * config.sampler.group_size * samples)
 

@@ -155,7 +155,9 @@ class Reply:
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Reply:
         """The reply that `dataclasses.asdict` made into `fields`, after they have been JSON."""
-        found: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        found: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
         if found.get("usage") is not None:
             found["usage"] = Usage(**found["usage"])
         return cls(**found)

@@ -1,28 +1,39 @@
 """Hosted calls, tokens and dollars of a run before it starts: `dry_run=true`, and the check of the budget.
 
 Conversations are taken to be as long as they may be, every reply as long as its limit, and no call to be answered by
-the cache or made twice: about what a run costs at most if nothing fails. Tokens are guessed from characters.
+the cache or made twice: about what a run costs at most if nothing fails and no guard objects. Tokens are guessed from
+characters.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from collab.chat.http import guessed_tokens
-from collab.config import Config, HostedPolicy, hosted, named_policies
+from collab.config import (
+    Config,
+    EndpointConfig,
+    HostedPolicy,
+    LLMJudgeConfig,
+    LLMUserConfig,
+    MixUserConfig,
+    UserConfig,
+    named_policies,
+)
 from collab.errors import BadInput
+from collab.rewards.judge import JudgedMetric
 from collab.simulation.allocation import candidates_at
+from collab.targets import load_target
 
 if TYPE_CHECKING:
     from collab.datamodules.goals import GoalSplits
 
 _INSTRUCTION = 600  # tokens of the instruction of a user or judge, about
 _USER_MESSAGE = 64  # tokens of what a user says, about; what it thinks beside is in its limit
-_REPLY = 200  # tokens of a user's or judge's reply where its config has no limit
 
 
 @dataclass
@@ -75,24 +86,25 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
     all_goals = [*goals.train, *goals.val, *goals.test]
     goal = round(statistics.fmean(guessed_tokens(g.prompt) + guessed_tokens(g.reference) for g in all_goals))
     turn = _USER_MESSAGE + task.max_new_tokens
-    endpoints = hosted(config, entry)
 
-    def user(turns: Iterable[int]) -> Calls:
+    def user(turns: Iterable[int], test: bool = False) -> list[Calls]:
         """The messages that open these turns; a prompt has the goal and the conversation so far."""
-        if (endpoint := endpoints.get("user.endpoint")) is None:
-            return Calls("user", None)
         prompts = [_INSTRUCTION + goal + (number - 1) * turn for number in turns]
-        reply: int = getattr(config.user, "max_new_tokens", _REPLY)
-        return Calls("user", endpoint.model, len(prompts), sum(prompts), len(prompts) * reply)
+        count, tokens = len(prompts), sum(prompts)
+        return [
+            Calls("user", one.endpoint.model, count, tokens, count * one.max_new_tokens).times(share)
+            for share, one in _users(config.user, test)
+            if one.endpoint.kind == "http"
+        ]
 
-    def judge() -> Calls:
-        """A finished conversation; a call for each metric that the judge has."""
-        if (endpoint := endpoints.get("judge.endpoint")) is None:
-            return Calls("judge", None)
-        metrics: Any = getattr(config.judge, "metrics", None) or [""]
-        reply: int = getattr(config.judge, "max_new_tokens", _REPLY)
-        one = Calls("judge", endpoint.model, 1, _INSTRUCTION + goal + task.max_turns * turn, reply)
-        return one.times(len(metrics))
+    def judge() -> list[Calls]:
+        """A finished conversation."""
+        prompt = _INSTRUCTION + goal + task.max_turns * turn
+        return [
+            Calls(role, endpoint.model, count, count * prompt, count * reply)
+            for role, endpoint, count, reply in _judgements(config)
+            if endpoint.kind == "http"
+        ]
 
     def group(position: int) -> list[Calls]:
         """A context at this turn, its candidates and their futures."""
@@ -102,10 +114,10 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
             futures = candidates_at(position, task.max_turns, sampler.window, sampler.num_samples, futures)
         futures *= sampler.num_samples if sampler.window else 1
         ahead = user(range(position + 1, position + left + 1))
-        return [user(range(1, position + 1)), ahead.times(futures), judge().times(futures)]
+        return [*user(range(1, position + 1)), *(call.times(futures) for call in (*ahead, *judge()))]
 
-    def whole(count: float) -> list[Calls]:
-        return [user(range(1, task.max_turns + 1)).times(count), judge().times(count)]
+    def whole(count: float, test: bool = True) -> list[Calls]:
+        return [call.times(count) for call in (*user(range(1, task.max_turns + 1), test), *judge())]
 
     # Each turn is drawn as often as the others.
     contexts = _sum(call for position in range(1, task.max_turns + 1) for call in group(position))
@@ -114,7 +126,7 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
         rollouts = config.algorithm.data is None
         step = [call.times(trainer.goals_per_step / task.max_turns) for call in contexts] if rollouts else []
         validations = math.ceil(trainer.max_steps / min(trainer.val_every, trainer.max_steps))
-        played = whole(len(goals.val) * validations + 3 * tests)
+        played = [*whole(len(goals.val) * validations, test=False), *whole(3 * tests)]
         return Estimate(_sum([*(call.times(trainer.max_steps) for call in step), *played]), step, "training step")
     if entry == "evaluate":
         rows = named_policies(config.policies)
@@ -166,6 +178,29 @@ def check_budget(config: Config, found: Estimate) -> None:
                 "stop in its first one. Raise it, or take fewer goals, candidates or turns; dry_run=true shows the "
                 "whole estimate."
             )
+
+
+def _users(user: UserConfig, test: bool) -> Iterator[tuple[float, LLMUserConfig]]:
+    """Those that are language models, with their shares of the conversations."""
+    if isinstance(user, LLMUserConfig):
+        yield 1.0, user
+    if isinstance(user, MixUserConfig):
+        weights = (user.test_weights if test else {}) or user.weights
+        for name, weight in weights.items():
+            for share, one in _users(user.users[name], test):
+                yield share * weight / sum(weights.values()), one
+
+
+def _judgements(config: Config) -> Iterator[tuple[str, EndpointConfig, int, int]]:
+    """(role, endpoint, calls for a conversation, tokens of a reply at most)."""
+    if not isinstance(judge := config.judge, LLMJudgeConfig):
+        return
+    classes = [load_target(metric.target, name) for name, metric in config.task.metrics.items()]
+    judged = sum(issubclass(metric, JudgedMetric) for metric in classes)
+    yield "judge", judge.endpoint, judged, judge.max_new_tokens
+    if judge.extract:
+        copied = sum(hasattr(metric, "extractor") for metric in classes)
+        yield "extractor", judge.extractor or judge.endpoint, copied, judge.max_extracted_tokens
 
 
 def _policy_prompts(config: Config, turn: int) -> int:

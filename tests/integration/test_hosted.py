@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
+import zlib
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -78,3 +83,93 @@ def test_a_refusal_in_the_middle_is_told_without_a_trace_or_a_key(
         stopped = command(runner, tiny_model, tmp_path / "run", f"policies=[tiny@{server.url}]")
     assert stopped.returncode == 1 and "HTTP 401: refused Bearer [key]" in stopped.stderr
     assert "Traceback" not in stopped.stderr and SECRET not in stopped.stdout + stopped.stderr
+
+
+# --- training with a hosted user and judge ---------------------------------------------------------------------------
+
+
+def play(call: dict[str, Any]) -> str:
+    """What the user or the judge says, a function of what it was asked."""
+    system = call["messages"][0]["content"]
+    number = zlib.crc32(json.dumps(call, sort_keys=True).encode())
+    if mark := re.search(r'"score_([0-9a-f]{8})"', system):
+        return json.dumps({"reasons": "as it is", f"score_{mark[1]}": number % 101 / 100})
+    return json.dumps({"current_answer": "none", "thought": "hm", "message": f"it is about number {number}"})
+
+
+class Training:
+    """`train.py` with a user and a judge at one server, nothing kept but by the run itself."""
+
+    def __init__(self, server: FaultServer, runner: Runner, model: Path) -> None:
+        hosted = [
+            f"{who}.endpoint.{field}"
+            for who in ("user", "judge")
+            for field in (f"base_url={server.url}", "key_env=TEST_KEY", "max_concurrency=2")
+        ]
+        self.overrides = [
+            *runner.training,
+            "user=llm",
+            "judge=llm",
+            *hosted,
+            "cache=off",
+            "algorithm=grpo",
+            "threads=1",
+        ]
+        self.overrides += [f"model.path={model}", "engine.deterministic=true", "trainer.accelerator=cpu"]
+        self.said = ""
+
+    def start(self, *overrides: str) -> subprocess.Popen[str]:
+        from conftest import ROOT
+
+        pipe, env = subprocess.PIPE, {**os.environ, "TEST_KEY": SECRET}
+        return subprocess.Popen(
+            [sys.executable, "train.py", *overrides],
+            cwd=ROOT,
+            env=env,
+            text=True,
+            stdout=pipe,
+            stderr=subprocess.STDOUT,
+        )
+
+    def end(self, process: subprocess.Popen[str]) -> int:
+        self.said += process.communicate(timeout=600)[0]
+        return process.returncode
+
+
+def test_an_interrupted_training_pays_for_no_reply_twice_and_leaves_no_key(
+    runner: Runner, tiny_model: Path, tmp_path: Path
+) -> None:
+    with FaultServer(say=play) as server:
+        training = Training(server, runner, tiny_model)
+        assert (
+            training.end(training.start(*training.overrides, "logger=csv", f"output_dir={tmp_path / 'whole'}")) == 0
+        ), training.said
+    whole = Counter(json.dumps(call) for call in server.calls)
+    total, folder, killed = whole.total(), tmp_path / "pieces", threading.Event()
+
+    def plan(number: int, call: object) -> str:
+        if number == total // 3:
+            killed.set()
+        return "401" if refusing and number >= 2 * total // 3 else "ok"
+
+    refusing = True
+    with FaultServer(plan, say=play) as server:
+        training = Training(server, runner, tiny_model)
+        process = training.start(*training.overrides, f"output_dir={folder}")
+        assert killed.wait(300)
+        process.kill()
+        assert training.end(process) == -signal.SIGKILL
+        assert training.end(training.start(f"resume={folder}", "logger=csv")) == 1
+        assert f"go on with: python train.py resume={folder}" in training.said, training.said
+        refusing = False
+        assert training.end(training.start(f"resume={folder}", "logger=csv")) == 0, training.said
+    asked = Counter(json.dumps(call) for call, how in zip(server.calls, server.behaved, strict=True) if how == "ok")
+    assert not whole - asked
+    # Two may be under way to each of user and judge when it is killed, and again when it is stopped.
+    assert (asked - whole).total() <= 8
+    ends = [json.loads((run / "results.json").read_text())["policies"] for run in (tmp_path / "whole", folder)]
+    assert ends[0] == ends[1] and ends[0]["trained"]["interactivity"]["n"] == 2
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {".wandb", ".ckpt", ".jsonl", ".yaml", ".csv"} <= {path.suffix for path in files}
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert "Traceback" not in training.said and SECRET not in training.said

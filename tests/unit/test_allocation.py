@@ -206,9 +206,10 @@ def test_missing_scores_are_left_out_of_their_stage():
 
 def test_the_simulation_of_a_run_is_adaptive_where_its_config_says_so():
     from collab import build
+    from collab.chat.endpoints import Endpoints
 
     config = load_config("train", ["experiment=doc_edit", "sampler.adaptive=true", "sampler.num_samples=4"])
-    simulation: Simulation = build.simulation(config, lambda: None)
+    simulation: Simulation = build.simulation(config, Endpoints(config), lambda: None)
     policy = ScriptedModel(lambda messages, key: " ".join(key.stream().permutation("Two keys lay by the gate".split())))
     goals = [Goal(f"g{i}", "", "Two keys lay by the gate. Ask Omar.", {"title": "keys"}) for i in range(3)]
     groups = asyncio.run(RolloutCallback(simulation, "").groups(policy, goals, 0, range(3)))

@@ -22,7 +22,7 @@ from collab.chat.endpoints import Endpoints
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
 from collab.compose import load_config
-from collab.config import BudgetConfig, Config, HostedPolicy, check, hosted, named_policies
+from collab.config import BudgetConfig, Config, HostedPolicy, LLMUserConfig, check, hosted, named_policies
 from collab.conversation import Goal, Key, Reply, Usage
 from collab.datamodules.goals import GoalSplits
 from collab.errors import BadInput
@@ -247,7 +247,7 @@ def test_a_key_that_is_refused_is_named_by_its_variable(monkeypatch):
 
 
 def with_user(config: Config, **changes: Any) -> Config:
-    config.user.endpoint = endpoint(**changes)  # type: ignore[attr-defined]  # as a user that speaks from a server has
+    config.user = LLMUserConfig(endpoint=endpoint(**changes), max_new_tokens=200)
     return config
 
 
@@ -337,6 +337,24 @@ def test_an_estimate_counts_what_is_played():
     text = told(config, found)
     usd = (total.prompt_tokens + 10 * total.completion_tokens) / 1e6
     assert f"user (tiny): {total.calls:.0f} calls" in text and f"{usd:.2f} $" in text
+
+
+def test_an_estimate_counts_users_by_their_weights_and_a_judge_by_its_metrics():
+    server = "http://127.0.0.1:9/v1"
+    judge = [f"judge.endpoint.base_url={server}", "judge.endpoint.model=rater", "judge.extract=true"]
+    config = load_config("train", ["user=mix", "judge=llm", *judge, "task.max_turns=2", "sampler.window=0"])
+    config.user.users["llm"].endpoint = endpoint(model="tiny")
+    config.trainer.max_steps, config.trainer.goals_per_step, config.sampler.group_size = 1, 2, 3
+    found = {call.role: call for call in estimate(config, SPLITS, "train").total}
+    # In training only the agenda speaks, in the test (3 rows of 2 goals, played twice) only the model.
+    assert found["user"].calls == 12 * 2
+    # One metric of doc_edit is judged, and one has its document copied: 2 x 3 candidates, 1 validation, 12 in the test.
+    assert found["judge"].calls == found["extractor"].calls == 2 * 3 + 1 + 12
+    assert found["extractor"].completion_tokens == 2048 * 19 and found["judge"].completion_tokens == 400 * 19
+    config.user.weights = {"agenda": 3.0, "llm": 1.0}
+    mixed = {call.role: call for call in estimate(config, SPLITS, "train").total}
+    # A context at turn 1 takes one message of the user, one at turn 2 two; a validation two.
+    assert mixed["user"].calls == 12 * 2 + (1 + 2 + 2) / 4
 
 
 def test_a_run_without_servers_costs_nothing():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from collab.chat.base import ChatFailed, Sampling
+from collab.chat.endpoints import Endpoints
 from collab.compose import load_config
 from collab.config import LLMUserConfig, MixUserConfig, check
 from collab.conversation import Conversation, Goal, Key, Message, Reply
@@ -304,7 +305,7 @@ def test_plays_with_local_weights_in_a_rollout(tiny_model: Path) -> None:
         ["experiment=doc_edit", "user=local", "user.retries=1", "user.max_new_tokens=8", "trainer.accelerator=cpu"]
         + [f"model.path={tiny_model}", "precision=fp32", "task.max_new_tokens=8"],
     )
-    simulation = build.simulation(config, lambda: None, config.model)
+    simulation = build.simulation(config, Endpoints(config), lambda: None, config.model)
     model: ModelConfig = config.model
     device = resolve_device("cpu")
     lm = load_model(model, resolve_dtype("fp32", device), device)

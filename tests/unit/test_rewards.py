@@ -19,6 +19,7 @@ from scripted import (
 )
 
 from collab import build
+from collab.chat.endpoints import Endpoints
 from collab.compose import load_config
 from collab.conversation import Candidate, Conversation, Goal, Key, Reply
 from collab.datamodules.goals import load_splits
@@ -199,7 +200,7 @@ def test_mean_of_a_part_leaves_missing_values_out():
 
 # Two questions and the document take three turns.
 CONFIG = load_config("train", ["experiment=doc_edit", "task.max_turns=3"])
-SIMULATION = build.simulation(CONFIG, lambda: None)
+SIMULATION = build.simulation(CONFIG, Endpoints(CONFIG), lambda: None)
 GOALS = load_splits(CONFIG.task).test[::5]
 
 
