@@ -31,7 +31,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     Raises:
         BadInput: The sandbox cannot be strict; device, precision or attention cannot be had here; the processes cannot
             share a step's goals evenly; a class or function that the config names is not there, a metric does not take
-            its options, or an aggregate lacks its metric; a server does not answer, refuses its key or lacks its model;
+            its options or fit the goals, or an aggregate lacks its metric; a server does not answer, refuses its key or lacks its model;
             the budget does not reach for a step; `model.path` or one of an evaluation's policies is no model,
             or has too few positions for a conversation; a fresh adapter does not fit the model; a reference is longer
             than `task.max_new_tokens`; `groups` have nothing that the algorithm can learn from.
@@ -56,7 +56,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     resolve_attention(config.model.attention, resolve_dtype(config.precision, device), device)
     for key, target in targets(config).items():
         load_target(target, key)
-    _check_metrics(config)
+    _check_metrics(config, goals)
     _check_aggregates(config)
     if groups:
         algorithm = load_target(config.algorithm.target, "algorithm.target")
@@ -140,8 +140,9 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
         )
 
 
-def _check_metrics(config: Config) -> None:
+def _check_metrics(config: Config, goals: GoalSplits) -> None:
     from collab.rewards.judge import JudgedMetric
+    from collab.rewards.metrics import applies
 
     for name, metric in config.task.metrics.items():
         try:
@@ -156,6 +157,14 @@ def _check_metrics(config: Config) -> None:
                 f"task.metrics.{name} ({metric.target}) is measured by a judge, and judge={config.judge.name} is none. "
                 "Set judge=llm or judge=local, or take another metric."
             )
+        for goal in (*goals.train, *goals.val, *goals.test):
+            missing = sorted(set(getattr(made, "needs", ())) - goal.metadata.keys()) if applies(made, goal) else []
+            if missing:
+                raise BadInput(
+                    f"task.metrics.{name} ({metric.target}) needs {' and '.join(missing)} in a goal's metadata, and goal "
+                    f"{goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take a metric that "
+                    "fits the task, or goals that have it."
+                )
 
 
 def _check_aggregates(config: Config) -> None:

@@ -19,8 +19,13 @@ OPTIONS = [f"{group}={name}" for group, names in options([config_dir()]).items()
 
 @functools.cache
 def composed(entry: str, override: str) -> Config:
-    offline = override.removesuffix("_small") in ("algorithm=sft", "algorithm=dpo")  # which come with no data
-    return load_config(entry, [override, *(["algorithm.data=conversations.jsonl"] if offline else [])])
+    missing = {  # what an option leaves to its user
+        **dict.fromkeys(("algorithm=sft", "algorithm=dpo"), "algorithm.data=conversations.jsonl"),
+        "user=llm": "user.endpoint.base_url=http://127.0.0.1:8000/v1",
+        **dict.fromkeys(("judge=llm", "judge=helpfulness"), "judge.endpoint.base_url=http://127.0.0.1:8000/v1"),
+    }
+    named = missing.get(override.removesuffix("_small"))
+    return load_config(entry, [override, *([named] if named else [])])
 
 
 @pytest.mark.parametrize("entry", ["train", "evaluate"])

@@ -172,7 +172,7 @@ def test_the_budget_is_never_exceeded_and_ends_in_a_clean_stop(budget):
     assert len(replies) + len(stops) == 20 and len(server.calls) == len(replies)  # none was paid for and lost
     assert ledger.total_tokens == 12 * len(replies) <= 100
     assert len(replies) == 7  # 84 tokens; an eighth call could have taken 105
-    assert "Raise the budget and run the same command again" in str(stops[0])
+    assert "Raise the budget; what was paid for is not asked for again." in str(stops[0])
 
 
 def test_the_budget_is_dealt_out_to_processes():

@@ -146,6 +146,12 @@ def test_an_unknown_metric_is_named_with_those_that_are_there(checked):
     assert "collab.rewards.metrics has:" in message and " Bleu, Accuracy, PassRate," in message
 
 
+def test_a_metric_of_another_tasks_goals_is_refused(checked):
+    message = refusal(checked, "task=math", "task.metrics.accuracy.target=collab.rewards.metrics.PassRate")
+    assert "task.metrics.accuracy (collab.rewards.metrics.PassRate) needs entry_point and tests in" in message
+    assert "of task math has" in message and "Take a metric that fits" in message
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
