@@ -9,7 +9,6 @@ more done than one of two.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from collab.datamodules.synthesis_folder import only_writer
 from collab.errors import BadInput
 from collab.reports.results import write_json
 
@@ -203,7 +203,8 @@ def run_steps(steps: Sequence[Step], folder: Path, jobs: int) -> dict[str, dict[
         BadInput: As `records`; or another process is at it.
         StepFailed: A command failed. What ran beside it is finished first, nothing else is started.
     """
-    with _only_one(folder), _ended_by_sigterm():
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
+    with only_writer(ROOT / folder, ".lock"), _ended_by_sigterm():
         there = records(steps, folder)
         done = finished(steps, there)
         for name in sorted(done):
@@ -296,20 +297,6 @@ class _Running:
             f"{self.step.name} ended with exit status {self.process.returncode}:\n{end}\n"
             f"All that it said: {self.folder / self.log.name}. The same call goes on from here."
         )
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    (ROOT / folder).mkdir(parents=True, exist_ok=True)
-    with (ROOT / folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BadInput(
-                f"Another process runs its steps in {folder}. Wait for it or stop it, or name another folder by "
-                "--output."
-            ) from error
-        yield
 
 
 @contextmanager

@@ -31,10 +31,10 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     Raises:
         BadInput: The sandbox cannot be strict; device, precision or attention cannot be had here; the processes cannot
             share a step's goals evenly; a class or function that the config names is not there, a metric does not take
-            its options or fit the goals, or an aggregate lacks its metric; a server does not answer, refuses its key or lacks its model;
-            the budget does not reach for a step; `model.path` or one of an evaluation's policies is no model,
-            or has too few positions for a conversation; a fresh adapter does not fit the model; a reference is longer
-            than `task.max_new_tokens`; `groups` have nothing that the algorithm can learn from.
+            its options or fit the goals, or an aggregate lacks its metric; a server does not answer, refuses its key or
+            lacks its model; the budget does not reach for a step; `model.path` or one of an evaluation's policies is no
+            model, or has too few positions for a conversation; a fresh adapter does not fit the model; a reference is
+            longer than `task.max_new_tokens`; `groups` have nothing that the algorithm can learn from.
     """
     from collab.datamodules.goals import check_reference_lengths
     from collab.modules.loading import (
@@ -161,9 +161,9 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
             missing = sorted(set(getattr(made, "needs", ())) - goal.metadata.keys()) if applies(made, goal) else []
             if missing:
                 raise BadInput(
-                    f"task.metrics.{name} ({metric.target}) needs {' and '.join(missing)} in a goal's metadata, and goal "
-                    f"{goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take a metric that "
-                    "fits the task, or goals that have it."
+                    f"task.metrics.{name} ({metric.target}) needs {' and '.join(missing)} in a goal's metadata, and "
+                    f"goal {goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take a metric "
+                    "that fits the task, or goals that have it."
                 )
 
 

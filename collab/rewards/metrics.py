@@ -2,8 +2,8 @@
 
 A metric is a class whose instances are awaited with a conversation and return a number, or None when the value could
 not be had; one that asks a model returns what it said as well (`Judged`). It may have a method
-`applies(goal) -> bool` besides; without it, it applies to all goals. `needs` may name the metadata that a goal must have
-for it; a run with other goals is refused before it starts.
+`applies(goal) -> bool` besides; without it, it applies to all goals. `needs` may name the metadata that a goal must
+have for it; a run with other goals is refused before it starts.
 `assistant_tokens` is counted on sampled ids.
 """
 

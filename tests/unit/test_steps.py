@@ -116,7 +116,7 @@ def test_a_sweep_goes_on_with_the_jobs_that_it_lacks(tmp_path: Path) -> None:
 def test_two_at_once_do_not_share_a_folder(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(BadInput, match="Another process runs its steps"):
+        with pytest.raises(BadInput, match="Another process is writing into"):
             run_steps([step(tmp_path, "a")], tmp_path, jobs=1)
 
 
