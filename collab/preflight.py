@@ -162,8 +162,8 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
             if missing:
                 raise BadInput(
                     f"task.metrics.{name} ({metric.target}) needs {' and '.join(missing)} in a goal's metadata, and "
-                    f"goal {goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take a metric "
-                    "that fits the task, or goals that have it."
+                    f"goal {goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take "
+                    "a metric that fits the task, or goals that have it."
                 )
 
 

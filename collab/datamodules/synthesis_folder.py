@@ -54,8 +54,8 @@ def only_writer(folder: Path, name: str = CLAIM) -> Iterator[None]:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise BadInput(
-                f"Another process is writing into {folder}: both would do the same work. Wait for it or stop it, or name "
-                "another folder (output_dir)."
+                f"Another process is writing into {folder}: both would do the same work. Wait for it or stop it, or "
+                "name another folder (output_dir)."
             ) from error
         yield
 
