@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server, `transformers serve`, as user and as policy of one rollout."""
+"""A real OpenAI-compatible server, `transformers serve`, as user, policy and judge of one rollout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from collab.chat.base import Sampling
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
 from collab.config import EndpointConfig
-from collab.conversation import Conversation, Goal, Key, Message
+from collab.conversation import Conversation, Goal, Key, Message, Score
+from collab.rewards.judge import Interactivity, Judge
+from collab.rewards.reward import ConversationReward
 from collab.simulation.rollout import Players, play_goals
 from collab.simulation.user import UserTurn
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(600)
 
 
 class ServedUser:
@@ -38,8 +41,6 @@ class ServedUser:
 
 @pytest.fixture(scope="module")
 def endpoint(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointConfig]:
-    for package in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(package, reason="pip install 'transformers[serving]'")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,15 +61,27 @@ def endpoint(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         server.wait(30)
 
 
-def test_a_served_model_plays_user_and_policy(endpoint: EndpointConfig) -> None:
+def test_a_served_model_plays_user_and_policy_and_judges(endpoint: EndpointConfig) -> None:
     assert served_model(endpoint) == endpoint.model
     model = HttpChatModel(endpoint)
     players = Players(model, ServedUser(model), Sampling(12, temperature=0.7), max_turns=2)
+    metric, problems = Interactivity(), Counter[str]()
+    metric.judge = Judge(model, Sampling(24, temperature=0.0, response_format="json"), 1, 1, problems)
     goals = [Goal("ferry", "A note about the ferry.", ""), Goal("kiln", "A note about the kiln.", "")]
-    played = asyncio.run(play_goals(players, goals, "Be brief.", Key(1, split="test")))
-    assert [len(talk.turns) for talk in played] == [2, 2]
-    for turn in (turn for talk in played for turn in talk.turns):
+
+    async def played_and_judged() -> list[tuple[Conversation, Score]]:
+        played = await play_goals(players, goals, "Be brief.", Key(1, split="test"))
+        reward = ConversationReward({"interactivity": (1.0, metric)})
+        return list(zip(played, await asyncio.gather(*map(reward, played)), strict=True))
+
+    found = asyncio.run(played_and_judged())
+    assert [len(talk.turns) for talk, _ in found] == [2, 2]
+    for turn in (turn for talk, _ in found for turn in talk.turns):
         assert turn.user and turn.reply.text and 1 <= turn.reply.num_tokens <= 12
         assert turn.reply.usage is not None and turn.reply.usage.prompt_tokens > 10
+    verdicts = [reply for _, score in found for reply in score.raw["interactivity"]]
+    assert all(verdicts) and 2 <= len(verdicts) <= 4  # a model of this size may well give no score, twice
+    assert problems["judge_missing"] == [score.reward for _, score in found].count(None)
     spent = model.ledger.spent
-    assert (spent["user"].calls, spent["policy"].calls, spent["user"].failed) == (4, 4, 0)
+    assert (spent["user"].calls, spent["policy"].calls, spent["judge"].calls) == (4, 4, len(verdicts))
+    assert not any(spend.failed for spend in spent.values())
