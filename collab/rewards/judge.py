@@ -178,32 +178,32 @@ class JudgedMetric:
         return self.judge
 
 
-class Interactivity(JudgedMetric):
+class _Rated(JudgedMetric):
+    """A score of the whole conversation by one rubric."""
+
+    what = rubric = ""
+
+    async def __call__(self, conversation: Conversation) -> Judged:
+        return await self._judge().score(
+            self.what,
+            self.rubric,
+            conversation.goal,
+            material="The conversation",
+            name="conversation",
+            texts=spoken(conversation),
+        )
+
+
+class Interactivity(_Rated):
     """`R_LLM` of Eq. 4: how well the assistant works together with the user, over the whole conversation, 0..1."""
 
-    async def __call__(self, conversation: Conversation) -> Judged:
-        return await self._judge().score(
-            "interactivity",
-            _INTERACTIVITY,
-            conversation.goal,
-            material="The conversation",
-            name="conversation",
-            texts=spoken(conversation),
-        )
+    what, rubric = "interactivity", _INTERACTIVITY
 
 
-class Helpfulness(JudgedMetric):
+class Helpfulness(_Rated):
     """How much the last reply helps as it stands, 0..1: the immediate reward of the ablation (with window 0)."""
 
-    async def __call__(self, conversation: Conversation) -> Judged:
-        return await self._judge().score(
-            "helpfulness",
-            _HELPFULNESS,
-            conversation.goal,
-            material="The conversation",
-            name="conversation",
-            texts=spoken(conversation),
-        )
+    what, rubric = "helpfulness", _HELPFULNESS
 
 
 class JudgedAccuracy(JudgedMetric):
