@@ -6,8 +6,9 @@ In this order, the cheapest first, each with one message for the user and no sta
    `resume`, it is composed anew of what that run was started with, and has to be the same; the folder can be written;
 2. rules across fields (`collab.config.check`);
 3. the goals are read and checked;
-4. torch is imported: device, precision, processes, metrics, the servers of hosted models, the budget, the model's
-   files and tokenizer, the length of the references; with `dry_run` the estimate is printed, and that is all;
+4. with `dry_run` the estimate of hosted calls is printed, and that is all; else the servers of hosted models are asked,
+   the budget is held against the estimate, and torch is imported: device, precision, processes, metrics, the model's
+   files and tokenizer, the length of the references;
 5. Hydra makes the run's folder; a synthesis may find that it is another one's;
 6. `collab.train.train`, `collab.evaluate.evaluate` or `collab.synthesize.synthesize` is called.
 
@@ -45,7 +46,7 @@ from collab.compose import as_typed, compose, options, parse, typed
 from collab.config import Config, check, field_docs, register
 from collab.errors import BadInput, RunStopped
 from collab.paths import config_dir
-from collab.preflight import check_machine
+from collab.preflight import check_hosted, check_machine
 from collab.processes import rank
 from collab.resume import (
     CONFIG,
@@ -317,13 +318,16 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
         from collab.datamodules.conversations import load_groups
 
         groups = load_groups(config.algorithm.data, config.task.system_prompt)
-    if machine:
-        check_machine(config, splits, entry, groups)
     if config.dry_run:
-        from collab.estimate import estimate, told
+        from collab.estimate import check_budget, estimate, told
 
-        print(told(config, estimate(config, splits, entry)), flush=True)
+        found = estimate(config, splits, entry)
+        print(told(config, found), flush=True)
+        check_budget(config, found)
         sys.exit(0)
+    if machine:
+        check_hosted(config, splits, entry)
+        check_machine(config, splits, entry, groups)
     return args.overrides
 
 

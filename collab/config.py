@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -158,7 +159,7 @@ class EndpointConfig:
     connect_timeout: float = 10.0  # seconds until a connection stands
     read_timeout: float = 120.0  # seconds until a whole reply is there
     max_retries: int = 10  # further attempts of a call that failed for a reason that may pass
-    give_up_after: float = 600.0  # seconds of nothing but failures, paused and probed, after which all calls fail
+    give_up_after: float = 600.0  # seconds of nothing but failures, paused and probed, after which the run stops
     length_field: str = "max_tokens"  # how the server calls the limit: max_tokens | max_completion_tokens
     omit: list[str] = field(default_factory=list)  # fields of the request that the server refuses, e.g. [seed,top_p]
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request, sent as they are
@@ -681,10 +682,11 @@ def _hosted_problems(config: Config, entry: str) -> Iterable[str]:
                 f"{key}: the base_url ({endpoint.base_url}) must be the address of a server, as in "
                 f"http://127.0.0.1:8000/v1. Set {key}.base_url to what comes before /chat/completions."
             )
-        if endpoint.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", endpoint.key_env, re.ASCII):
+        if endpoint.key_env is not None and not _names_a_variable(endpoint.key_env):
             yield (
-                f"{place}.key_env must be the NAME of an environment variable, and what is there is none (it is not "
-                "shown here, since it may be the key). Put the key into a variable, and set key_env to its name."
+                f"{place}.key_env must be the NAME of an environment variable in capitals, and what is there is none "
+                "(it is not shown here, since it may be the key). Put the key into a variable, and set key_env to its "
+                "name."
             )
     for model, price in config.budget.prices.items():
         two = isinstance(price, list) and len(price) == 2
@@ -723,6 +725,11 @@ def _user_problems(config: Config) -> Iterable[str]:
                 f"user.{field_name} ({weights}) must be numbers of at least 0, one of them above 0: conversations are "
                 f"shared out in these proportions. Set user.{field_name}.NAME=1 for at least one."
             )
+
+
+def _names_a_variable(text: str) -> bool:
+    """Whether this can be shown as the name of a variable; most keys are words of a program too."""
+    return text in os.environ or re.fullmatch(r"[A-Z_][A-Z0-9_]{0,39}", text) is not None
 
 
 def _device_problems(config: Config) -> Iterable[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from collab.chat.budget import price
 from collab.chat.http import guessed_tokens
 from collab.config import (
     Config,
@@ -51,8 +52,7 @@ class Calls:
         return self.prompt_tokens + self.completion_tokens
 
     def usd(self, config: Config) -> float:
-        prompt, reply = config.budget.prices.get(self.model or "", (0.0, 0.0))
-        return (self.prompt_tokens * prompt + self.completion_tokens * reply) / 1e6
+        return price(config.budget, self.model, self.prompt_tokens, self.completion_tokens)
 
     def times(self, count: float) -> Calls:
         numbers = (self.calls * count, self.prompt_tokens * count, self.completion_tokens * count)
@@ -106,15 +106,16 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
             if endpoint.kind == "http"
         ]
 
-    def group(position: int) -> list[Calls]:
-        """A context at this turn, its candidates and their futures."""
+    def group(position: int, opened: bool = True) -> list[Calls]:
+        """A context at this turn, its candidates and their futures; `opened` counts the messages up to it."""
         left = min(sampler.window, task.max_turns - position)
         futures = sampler.group_size
         if sampler.equal_turns:
             futures = candidates_at(position, task.max_turns, sampler.window, sampler.num_samples, futures)
         futures *= sampler.num_samples if sampler.window else 1
         ahead = user(range(position + 1, position + left + 1))
-        return [*user(range(1, position + 1)), *(call.times(futures) for call in (*ahead, *judge()))]
+        before = user(range(1, position + 1)) if opened else []
+        return [*before, *(call.times(futures) for call in (*ahead, *judge()))]
 
     def whole(count: float, test: bool = True) -> list[Calls]:
         return [call.times(count) for call in (*user(range(1, task.max_turns + 1), test), *judge())]
@@ -139,8 +140,11 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
         ]
         total = [*whole(len(rows) * tests), *(policy.times(tests) for policy in policies)]
         return Estimate(_sum(total), _sum([*whole(1), *policies[:1]]), "conversation")
+    # One conversation grows through all its turns: each is opened once.
+    turns = range(1, task.max_turns + 1)
+    grown = _sum([*user(turns), *(call for position in turns for call in group(position, opened=False))])
     conversations = len(goals.train[: config.synthesis.num_goals]) * config.synthesis.num_conversations
-    return Estimate([call.times(conversations) for call in contexts], contexts, "conversation")
+    return Estimate([call.times(conversations) for call in grown], grown, "conversation")
 
 
 def told(config: Config, found: Estimate) -> str:

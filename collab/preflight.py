@@ -1,4 +1,4 @@
-"""What can be known before weights are read, once torch may be imported: device, classes, model files, lengths."""
+"""What can be known before weights are read: servers; and, once torch may be imported, device, classes, model files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     Raises:
         BadInput: The sandbox cannot be strict; device, precision or attention cannot be had here; the processes cannot
             share a step's goals evenly; a class or function that the config names is not there, a metric does not take
-            its options or fit the goals, or an aggregate lacks its metric; a server does not answer, refuses its key or
-            lacks its model; the budget does not reach for a step; `model.path` or one of an evaluation's policies is no
-            model, or has too few positions for a conversation; a fresh adapter does not fit the model; a reference is
-            longer than `task.max_new_tokens`; `groups` have nothing that the algorithm can learn from.
+            its options or fit the goals, or an aggregate lacks its metric; `model.path` or one of an
+            evaluation's policies is no model, or has too few positions for a conversation; a fresh adapter does not fit
+            the model; a reference is longer than `task.max_new_tokens`; `groups` have nothing that the algorithm can
+            learn from.
     """
     from collab.datamodules.goals import check_reference_lengths
     from collab.modules.loading import (
@@ -61,7 +61,6 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     if groups:
         algorithm = load_target(config.algorithm.target, "algorithm.target")
         algorithm(config.algorithm, None, None, config.sampler.temperature, config.trainer.max_steps).check_data(groups)
-    _check_hosted(config, goals, entry)
     check_model(config.model)
     _check_positions(config, config.model, "model.path")
     for key, endpoint in endpoints_in(config).items():
@@ -90,8 +89,17 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     )
 
 
-def _check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
-    """Ask every server for its models, and hold the budget against an estimate; costs nothing."""
+def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
+    """Ask every server for its models, and hold the budget against an estimate; without torch.
+
+    Args:
+        config: The checked config.
+        goals: Of the task.
+        entry: "train", "evaluate" or "synthesize".
+
+    Raises:
+        BadInput: A server does not answer, refuses its key or lacks its model; the budget does not reach for a step.
+    """
     if not (servers := hosted(config, entry)):
         return
     from collab.chat.probe import served_model

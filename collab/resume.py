@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from collab.config import ENDPOINT_LIMITS, Config
-from collab.datamodules.synthesis_folder import only_writer
+from collab.datamodules.synthesis_folder import differences, only_writer
 from collab.errors import BadInput, RunStopped
 from collab.processes import rank
 from collab.reports.results import PolicyScores, write_json
@@ -43,7 +43,6 @@ FREE = (
     *("trainer.devices", "trainer.num_nodes", "trainer.max_invalid", "engine.max_batch", "engine.cache_gib"),
     *("cache", "cache_file", "budget", "dry_run"),
 )
-_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass
@@ -145,7 +144,11 @@ def _newest(composed: DictConfig, entry: str) -> Path:
     for folder in [here] if (here / STATE).is_file() else beside:
         if not (folder / STATE).is_file() or not (folder / CONFIG).is_file() or (folder / RESULTS).is_file():
             continue
-        state, config = RunState.read(folder), _saved(folder)
+        try:
+            state, config = RunState.read(folder), _saved(folder)
+        except BadInput as error:
+            print(f"note: {error} It is passed over.", file=sys.stderr, flush=True)
+            continue
         if (state.entry, config.get("name"), config.get("seed")) == (entry, composed.name, composed.seed):
             found.append((state.started, folder))
     if not found:
@@ -173,9 +176,9 @@ def check_same_config(folder: Path, config: Config) -> None:
         BadInput: Fields differ on which results depend; names them.
     """
     here: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    if differences := list(_differences(_saved(folder), here)):
+    if found := list(differences(_saved(folder), here, _free)):
         raise BadInput(
-            f"{folder} was begun with another config: {'; '.join(differences)}. A run is finished with the config that "
+            f"{folder} was begun with another config: {'; '.join(found)}. A run is finished with the config that "
             f"it began with. Take those values, or `resume={folder}` alone, which takes all of them; or leave resume "
             "out to start a new run."
         )
@@ -189,24 +192,10 @@ def _saved(folder: Path) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
+def _free(key: str) -> bool:
+    """Whether a field may be another on resume, by its dotted name."""
     parent, _, name = key.rpartition(".")
-    if key in FREE or (name in ENDPOINT_LIMITS and parent.endswith(("endpoint", "extractor"))):
-        return
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for part in dict.fromkeys([*there, *here]):
-            yield from _differences(there.get(part), here.get(part), f"{key}.{part}" if key else str(part))
-    elif there != here:
-        yield f"{key} is {_short(there)} there and {_short(here)} here"
-
-
-def _short(value: Any) -> str:
-    text = str({None: "null", True: "true", False: "false"}.get(value, value) if not _nested(value) else value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-
-
-def _nested(value: Any) -> bool:
-    return isinstance(value, list | Mapping)
+    return key in FREE or (name in ENDPOINT_LIMITS and parent.endswith(("endpoint", "extractor")))
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ async def _play(
                 paired=simulation.paired,
                 adaptive=simulation.adaptive,
             )
-        if made is None:
+        if made is None or not made.turns:
             return False
         turns = [(turn.context, turn.candidates, turn.num_proactive) for turn in made.turns]
         store.append(as_row(conversation_id(goal, number), goal, turns, ended_by=made.ended_by))

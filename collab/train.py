@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collab.config import Config
+from collab.config import Config, hosted
 from collab.evaluate import play_row, report
 from collab.processes import rank
 from collab.reports.plots import training_curves
@@ -107,7 +107,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
         StepSeed(config.seed),
         RolloutProgress(progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "loss")),
         RolloutCallback(simulation, config.task.system_prompt),
-        SpendCallback(endpoints.ledger),
+        *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
         TranscriptCallback(TranscriptWriter(folder, rank()), config.logger.num_conversations),
         ExportBest(folder, merge=config.export.merge),
         BatchCheckpoint(checkpoints, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),

@@ -88,7 +88,13 @@ class BatchCheckpoint(Checkpoint):
         # takes all processes.
         together = isinstance(exception, RunStopped) and (exception.everywhere or trainer.world_size == 1)
         if together and trainer.training and self._saved != self._step:
-            self._save(trainer)
+            # Lightning counts the batch that the last checkpoint was behind when it loads one, and has counted it here.
+            loop = trainer.fit_loop.epoch_loop
+            loop._batches_that_stepped -= 1
+            try:
+                self._save(trainer)
+            finally:
+                loop._batches_that_stepped += 1
 
     def _due(self, trainer: L.Trainer) -> bool:
         return self._step % self.every_n_steps == 0 and self._step != trainer.num_training_batches
@@ -169,13 +175,13 @@ def _problem(path: Path, run: str) -> str:
             return f"is damaged (at {damaged})"
         # Mapped, not read: only the marks are looked at here.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        mark = found["callbacks"][_KEY]
+        mark = found["callbacks"][_KEY]["run"]
     except zipfile.BadZipFile:
         return "is truncated, or no checkpoint"
     except Exception as error:  # of torch or pickle, without a common class
         return f"is no checkpoint of a run ({type(error).__name__})"
-    if mark["run"] != run:
-        return f"is of another run ({mark['run']}, and this is {run})"
+    if mark != run:
+        return f"is of another run ({mark}, and this is {run})"
     return ""
 
 

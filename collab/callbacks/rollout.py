@@ -14,7 +14,7 @@ import contextlib
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
-from collab.conversation import Candidate, Goal, Group, Key, Score
+from collab.conversation import Goal, Group, Key, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
@@ -62,7 +62,8 @@ class Simulation:
         on_conversation: Called whenever a conversation is over.
         journal: Where replies are kept, so that a run that is interrupted need not ask for them again.
         problems: What users and judges that are language models got wrong so far, as they count it.
-        max_invalid: Share of a step's forward conversations that may be lost; more of them stop the run.
+        max_invalid: Share of what is played at a time (a step's forward conversations, a validation, a row of the
+            test) that may be lost; more stops the run.
     """
 
     user: UserSimulator
@@ -94,7 +95,7 @@ class Simulation:
 
 @dataclass
 class Losses:
-    """Of a rollout on this process: forward conversations, and how many of them have no score.
+    """Conversations that were played on this process (of a step: forward samples), and how many have no score.
 
     Attributes:
         futures: All that were to be played.
@@ -110,12 +111,12 @@ class Losses:
     def lost(self) -> int:
         return self.invalid + self.unscored
 
-    def count(self, candidates: Sequence[Candidate]) -> None:
-        for candidate in candidates:
-            for future, score in zip(candidate.futures, candidate.scores, strict=True):
-                self.futures += 1
-                self.invalid += not future.valid
-                self.unscored += future.valid and score.reward is None
+    def count(self, scored: Iterable[Scored]) -> Losses:
+        for conversation, score in scored:
+            self.futures += 1
+            self.invalid += not conversation.valid
+            self.unscored += conversation.valid and score.reward is None
+        return self
 
     def count_nothing(self, futures: int) -> None:
         """So many were never begun."""
@@ -153,6 +154,12 @@ class RolloutCallback(L.Callback):
         self._engine: LocalEngine | None = None
         self._losses = Losses()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"problems": dict(self.simulation.problems)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.simulation.problems.update(state_dict["problems"])
+
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(
@@ -168,7 +175,7 @@ class RolloutCallback(L.Callback):
         before, problems = self._tokens(), Counter(self.simulation.problems)
         with self._rollout(pl_module, f"train-{self._step:06d}") as policy:
             groups = asyncio.run(self.groups(policy, batch.goals, batch_idx, numbers))
-        self._stop_if_lost(trainer, batch_idx)
+        self._stop_if_lost(trainer, self._losses, f"forward conversations of step {self._step}")
         # A comparison takes two; what is left of a group that was never larger is all that was wanted.
         least = min(2, self.simulation.group_size)
         kept = [(group, n) for group, n in zip(groups, numbers, strict=True) if len(group.candidates) >= least]
@@ -192,20 +199,20 @@ class RolloutCallback(L.Callback):
             reduce_fx="sum",
         )
 
-    def _stop_if_lost(self, trainer: L.Trainer, step: int) -> None:
-        """Stop the run, on all ranks alike, where too little of this rollout could be scored.
+    def _stop_if_lost(self, trainer: L.Trainer, losses: Losses, what: str) -> None:
+        """Stop the run, on all ranks alike, where too little of what was played could be scored.
 
         Raises:
-            RunStopped: More than `max_invalid` of the forward conversations are lost.
+            RunStopped: More than `max_invalid` of it is lost.
         """
-        ours = torch.tensor([self._losses.lost, self._losses.futures], dtype=torch.float64)
+        ours = torch.tensor([losses.lost, losses.futures], dtype=torch.float64)
         lost, futures = trainer.strategy.reduce(ours.to(trainer.strategy.root_device), reduce_op="sum").tolist()
         if lost > self.simulation.max_invalid * futures:
             told = {name: count for name, count in self.simulation.problems.items() if count}
             raise RunStopped(
-                f"{lost:.0f} of the {futures:.0f} forward conversations of step {step + 1} have no score, more than "
-                f"trainer.max_invalid={self.simulation.max_invalid} allows: {self._losses.invalid} invalid "
-                f"conversations and {self._losses.unscored} without a score of {self._losses.futures} on this process. "
+                f"{lost:.0f} of the {futures:.0f} {what} have no score, more than "
+                f"trainer.max_invalid={self.simulation.max_invalid} allows: {losses.invalid} invalid conversations "
+                f"and {losses.unscored} without a score of {losses.futures} on this process. "
                 f"Replies of users and judges that could not be taken, so far: {told or 'none'}. Take "
                 "another user or judge, or set trainer.max_invalid=1 to go on regardless.",
                 everywhere=True,
@@ -221,6 +228,7 @@ class RolloutCallback(L.Callback):
     ) -> None:
         with self._rollout(pl_module, f"val-{self._step:06d}") as policy:
             batch.scored = asyncio.run(self.conversations(policy, batch.goals, "val", 1))
+        self._stop_if_lost(trainer, Losses().count(batch.scored), f"validation conversations after step {self._step}")
         pl_module.log_dict(
             {f"val/{name}": value for name, value in conversation_metrics(batch.scored).items()},
             batch_size=len(batch.goals),
@@ -240,6 +248,7 @@ class RolloutCallback(L.Callback):
     ) -> None:
         with self._rollout(pl_module, f"test-{self.name}") as policy:
             batch.scored = asyncio.run(self.conversations(policy, batch.goals, "test", self.num_conversations))
+        self._stop_if_lost(trainer, Losses().count(batch.scored), f"test conversations of {self.name}")
         self.tested += batch.scored
 
     @contextmanager
@@ -307,7 +316,8 @@ class RolloutCallback(L.Callback):
         )
         each = simulation.num_samples if simulation.window else 1
         self._losses.count_nothing(each * (size - len(replies)))
-        self._losses.count(candidates)
+        for candidate in candidates:
+            self._losses.count(zip(candidate.futures, candidate.scores, strict=True))
         return as_group(context, candidates)
 
     async def conversations(self, engine: Any, goals: Sequence[Goal], split: str, count: int) -> list[Scored]:

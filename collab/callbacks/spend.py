@@ -12,8 +12,10 @@ from collab.chat.budget import ROLES, Ledger
 class SpendCallback(L.Callback):
     """Logs `spend/usd`, `spend/tokens` and the counts of each role after every step, summed over processes.
 
+    Of runs that speak to a server: all of their processes have it.
+
     Args:
-        ledger: Of this process; where it never counted anything, nothing is logged.
+        ledger: Of this process.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -23,8 +25,6 @@ class SpendCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         several = trainer.world_size > 1
-        if not self.ledger.in_use:
-            return
         # All processes have to log the same names, whoever has spoken on them so far.
         found = self.ledger.metrics(ROLES if several else sorted(self.ledger.spent))
         pl_module.log_dict(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -47,7 +47,8 @@ class Ledger:
     Args:
         budget: The caps and the prices.
         path: Where it is written, as JSON; what is there already was spent earlier by the same run.
-        share: Processes that the budget is dealt out to; this one takes its part.
+        share: Processes that the budget is dealt out to; this one takes its part of what is left.
+        others: Files of other processes of the run. What stands there now was spent earlier too, and counts.
 
     Attributes:
         spent: Role -> what it has used.
@@ -56,28 +57,31 @@ class Ledger:
         BadInput: `path` holds something else.
     """
 
-    def __init__(self, budget: BudgetConfig, path: Path | None = None, share: int = 1) -> None:
+    def __init__(
+        self, budget: BudgetConfig, path: Path | None = None, share: int = 1, others: Sequence[Path] = ()
+    ) -> None:
         self.budget, self.path = budget, path
-        self._caps = tuple(None if cap is None else cap / share for cap in (budget.max_usd, budget.max_tokens))
         self.spent: dict[str, Spend] = {}
         self._under_way = [0.0, 0.0]  # dollars and tokens at most
         self._changed = asyncio.Condition()
         self._written = 0.0
         if path is not None and path.exists():
-            try:
-                self.spent = {role: Spend(**counts) for role, counts in json.loads(path.read_text()).items()}
-            except (ValueError, TypeError, AttributeError) as error:
-                raise BadInput(
-                    f"{path} does not say what was spent earlier: {error}. Remove it to count anew."
-                ) from None
+            self.spent = _read(path)
+        own = (self.total_usd, float(self.total_tokens))
+        before = [spend for file in others for spend in _read(file).values()]
+        known = (own[0] + sum(spend.usd for spend in before), own[1] + sum(spend.tokens for spend in before))
+        caps = (budget.max_usd, budget.max_tokens)
+        # What this process may have spent in the end.
+        self._caps = tuple(
+            None if cap is None else mine + (cap - all_of_them) / share
+            for cap, mine, all_of_them in zip(caps, own, known, strict=True)
+        )
 
     def of(self, role: str) -> Spend:
         return self.spent.setdefault(role, Spend())
 
     def usd(self, model: str | None, usage: Usage) -> float:
-        """Price of a call; 0 where none is known."""
-        prompt, reply = self.budget.prices.get(model or "", (0.0, 0.0))
-        return (usage.prompt_tokens * prompt + usage.completion_tokens * reply) / 1e6
+        return price(self.budget, model, usage.prompt_tokens, usage.completion_tokens)
 
     @asynccontextmanager
     async def room_for(self, model: str | None, most: Usage) -> AsyncIterator[None]:
@@ -114,15 +118,11 @@ class Ledger:
 
     @property
     def total_usd(self) -> float:
-        return sum(spend.usd for spend in self.spent.values())
+        return sum(spend.usd for spend in self.spent.copy().values())
 
     @property
     def total_tokens(self) -> int:
-        return sum(spend.tokens for spend in self.spent.values())
-
-    @property
-    def in_use(self) -> bool:
-        return bool(self.spent)
+        return sum(spend.tokens for spend in self.spent.copy().values())
 
     def metrics(self, roles: Iterable[str]) -> dict[str, float]:
         """For loggers: `<role>_calls`, `<role>_usd` and so on, and the sums `usd` and `tokens`."""
@@ -135,7 +135,7 @@ class Ledger:
 
     def shown(self) -> dict[str, str]:
         """For the progress bar."""
-        if not self.in_use:
+        if not self.spent:
             return {}
         return {"hosted": f"{self.total_tokens} tokens, {self.total_usd:.2f} $"}
 
@@ -144,13 +144,13 @@ class Ledger:
         return [
             f"{role}: {spend.calls} calls ({spend.cached} more from the cache, {spend.retries} retries, {spend.failed} "
             f"failed), {spend.prompt_tokens} + {spend.completion_tokens} tokens, {spend.usd:.4f} $"
-            for role, spend in sorted(self.spent.items())
+            for role, spend in sorted(self.spent.copy().items())
         ]
 
     def write(self) -> None:
         self._written = time.monotonic()
         if self.path is not None and self.spent:
-            write_json(self.path, {role: asdict(spend) for role, spend in sorted(self.spent.items())})
+            write_json(self.path, {role: asdict(spend) for role, spend in sorted(self.spent.copy().items())})
 
     def _fits(self, wanted: tuple[float, float]) -> bool:
         spent = (self.total_usd, float(self.total_tokens))
@@ -164,3 +164,16 @@ class Ledger:
             f"The next hosted call could cost more than {named} allows: {self.total_usd:.4f} $ and {self.total_tokens} "
             "tokens are spent. Raise the budget; what was paid for is not asked for again."
         )
+
+
+def price(budget: BudgetConfig, model: str | None, prompt_tokens: float, reply_tokens: float) -> float:
+    """US dollars for so many tokens; 0 where the model has no price."""
+    prompt, reply = budget.prices.get(model or "", (0.0, 0.0))
+    return (prompt_tokens * prompt + reply_tokens * reply) / 1e6
+
+
+def _read(path: Path) -> dict[str, Spend]:
+    try:
+        return {role: Spend(**counts) for role, counts in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} does not say what was spent earlier: {error}. Remove it to count anew.") from None

@@ -36,8 +36,11 @@ class Endpoints:
         self, config: Config, tell: Callable[[str], None] = lambda text: None, rank: int = 0, processes: int = 1
     ) -> None:
         self._tell, self._processes = tell, processes
-        spend = Path(config.output_dir) / (f"spend-rank{rank}.json" if rank else "spend.json")
-        self.ledger = Ledger(config.budget, spend, processes)
+        folder = Path(config.output_dir)
+        spend = folder / (f"spend-rank{rank}.json" if rank else "spend.json")
+        self.ledger = Ledger(
+            config.budget, spend, processes, [path for path in folder.glob("spend*.json") if path != spend]
+        )
         self._mode, self._file = config.cache, Path(config.cache_file)
         self._cache: ReplyCache | None = None
         self._models: dict[str, HttpChatModel] = {}

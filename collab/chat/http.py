@@ -18,6 +18,8 @@ searched for it before anyone else gets to see it.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import email.utils
 import functools
 import hashlib
@@ -48,9 +50,10 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds: bounds of the first wait befo
 _LONGEST_RETRY_AFTER = 3600.0  # seconds; a server that asks for more is asked again after that
 _BODY_LIMIT = 2**20  # bytes of an answer that are read at least
 _BYTES_PER_TOKEN = 64  # of an answer, escapes and reasoning included: what is longer is no reply to this request
+_GRACE = 10.0  # seconds that calls under way get when the run ends
 _POOL = 8  # connections that one client of httpx looks after
 _REAL_KEY = 12  # characters from which on a key is taken for a secret in what a server says
-_REFUSED = (401, 403, 404)  # nothing that this run could ask would be answered
+_REFUSED = (401, 402, 403, 404)  # nothing that this run could ask would be answered
 
 
 class HttpChatModel:
@@ -95,6 +98,9 @@ class HttpChatModel:
         self._breaker = Breaker(endpoint.base_url, endpoint.give_up_after, tell)
         self._jitter = random.Random()
         self._told: set[str] = set()
+        self._json_mode = True  # until the server refuses it
+        self._closing = False
+        self._under_way: set[concurrent.futures.Future[Reply]] = set()
 
     def __repr__(self) -> str:
         return f"HttpChatModel({self.endpoint.model}@{self.endpoint.base_url})"
@@ -102,11 +108,17 @@ class HttpChatModel:
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
         """One reply to `messages`. A server takes a seed from `key` and promises little for it.
 
+        A call whose caller has gone (another one failed, the run was stopped) goes on all the same: it is paid for, and
+        its reply is kept in the cache and counted.
+
         Raises:
             ChatFailed: No reply after all retries, or the server refuses this request.
             RunStopped: The server refuses everything: key, model or credit.
         """
-        return await on_http_loop(self._complete(messages, sampling, key))
+        call = asyncio.run_coroutine_threadsafe(self._complete(messages, sampling, key), _loop())
+        self._under_way.add(call)
+        call.add_done_callback(self._under_way.discard)
+        return await outcome(call)
 
     async def _complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
         body, role = self.body(messages, sampling, key), key.role.partition("/")[0] or "other"
@@ -121,20 +133,26 @@ class HttpChatModel:
             except ChatFailed:
                 self.ledger.of(role).failed += 1
                 raise
+            if self._cache is not None:
+                self._cache.put(request, reply)
             assert reply.usage is not None
             self.ledger.add(role, self.endpoint.model, reply.usage)
-        if self._cache is not None:
-            self._cache.put(request, reply)
         return reply
 
     async def _with_retries(self, body: dict[str, Any], most: Usage, role: str) -> Reply:
-        failure = Failure("")
+        failure, plain = Failure(""), {name: value for name, value in body.items() if name != "response_format"}
+        body, refused = body if self._json_mode else plain, False
         for attempt in itertools.count():
             try:
-                return await self._breaker.run(functools.partial(self._attempt, body, most))
+                reply = await self._breaker.run(functools.partial(self._attempt, body, most))
+                self._json_mode = self._json_mode and not refused
+                return reply
+            except _NoJsonMode:
+                body, refused = plain, True
+                continue
             except Failure as error:
                 failure = error
-            if attempt == self.endpoint.max_retries:
+            if attempt == self.endpoint.max_retries or self._closing:
                 break
             self.ledger.of(role).retries += 1
             bound = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT)
@@ -165,6 +183,8 @@ class HttpChatModel:
         limit = max(_BODY_LIMIT, _BYTES_PER_TOKEN * most.completion_tokens)
         problem = ""
         async with self._slots:
+            if self._closing:
+                raise ChatFailed(f"{endpoint.base_url}: the run is being stopped")
             await self._requests.take(1)
             taken = await self._tokens.take(most.prompt_tokens + most.completion_tokens)
             pool = self._free.pop()
@@ -182,6 +202,8 @@ class HttpChatModel:
         # Raised out here, so that no httpx exception, which knows its request, hangs on ours.
         if problem:
             raise Failure(problem)
+        if response.status_code == 400 and "response_format" in body:  # few servers say what they refuse
+            raise _NoJsonMode
         if response.status_code != 200:
             raise self._refusal(response, data)
         reply = read_reply(scrubbed(data, endpoint), body["messages"])
@@ -204,8 +226,17 @@ class HttpChatModel:
         return ChatFailed(text)
 
     async def close(self) -> None:
+        """Wait for the calls that are under way, for `_GRACE` seconds at most; none is begun any more."""
+        self._closing = True
+        await asyncio.to_thread(concurrent.futures.wait, list(self._under_way), _GRACE)
+        for call in list(self._under_way):
+            call.cancel()
         for pool in self._pools:
             await on_http_loop(pool.aclose())
+
+
+class _NoJsonMode(ChatFailed):
+    """The server may not know `response_format`."""
 
 
 class BearerFromEnvironment(httpx.Auth):
@@ -254,8 +285,9 @@ def seed_of(key: Key) -> int:
 
 
 def guessed_tokens(text: str) -> int:
-    """About how many tokens a text has where nobody counts: four characters each."""
-    return -(-len(text) // 4)
+    """About how many tokens a text has where nobody counts: four characters each, of ASCII; else one."""
+    ascii = len(text.encode("ascii", "ignore"))
+    return -(-ascii // 4) + len(text) - ascii
 
 
 def expected_prompt(messages: Sequence[dict[str, str]]) -> int:
@@ -354,6 +386,29 @@ def retry_after(response: httpx.Response) -> float:
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
+
+
+async def outcome(call: concurrent.futures.Future[T]) -> T:
+    """What comes of a call on the other loop, which goes on should the caller be cancelled."""
+    here = asyncio.get_running_loop()
+    found: asyncio.Future[T] = here.create_future()
+
+    def tell() -> None:
+        if found.done():
+            return
+        if call.cancelled():
+            found.cancel()
+        elif error := call.exception():
+            found.set_exception(error)
+        else:
+            found.set_result(call.result())
+
+    def done(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
+            here.call_soon_threadsafe(tell)
+
+    call.add_done_callback(done)
+    return await found
 
 
 async def on_http_loop(work: Coroutine[Any, Any, T]) -> T:

@@ -36,14 +36,10 @@ class Journal:
     Args:
         folder: Of the journal's files; made when the first reply comes.
         rank: Global rank of this process.
-
-    Attributes:
-        taken: Replies that were taken from the journal.
     """
 
     def __init__(self, folder: Path | str, rank: int = 0) -> None:
         self.folder, self.rank = Path(folder), rank
-        self.taken = 0
         self._replies: dict[str, Reply] = {}
         self._file: Any = None
 
@@ -62,9 +58,7 @@ class Journal:
                 self._replies = {}
 
     def get(self, request: str) -> Reply | None:
-        found = self._replies.get(request)
-        self.taken += found is not None
-        return found
+        return self._replies.get(request)
 
     def put(self, request: str, reply: Reply) -> None:
         self._replies[request] = reply
@@ -122,6 +116,8 @@ def cut_torn_line(file: Path) -> None:
 def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Reply]]:
     for file in files:
         for line in file.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):  # else it is torn, and another process may be about to cut it off
+            try:
                 row = json.loads(line)
                 yield row["request"], Reply.of(row["reply"])
+            except (ValueError, LookupError, TypeError):
+                pass  # torn, or damaged with the disk: that reply is asked for again

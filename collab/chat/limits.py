@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from collab.chat.base import ChatFailed
+from collab.errors import RunStopped
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class Breaker:
 
     Args:
         name: Of the endpoint, for what is told.
-        give_up_after: Seconds of pauses and failed tries after which every call fails.
+        give_up_after: Seconds of pauses and failed tries after which the run is stopped.
         tell: Gets a line when calls are held, and when they go on.
         first_pause: Seconds; doubled after each failed try, up to `longest_pause`.
     """
@@ -99,14 +100,17 @@ class Breaker:
 
         Raises:
             Failure: As `attempt` does.
-            ChatFailed: The server has been down for too long.
+            RunStopped: The server has been down for too long.
         """
         while self._since is not None:
             async with self._line:  # whoever is first in line tries; the others find out how it went
                 if self._since is None:
                     break
-                if time.monotonic() - self._since > self.give_up_after:
-                    raise ChatFailed(f"{self.name} has been failing for more than {self.give_up_after:g} s")
+                if (held := time.monotonic() - self._since) > self.give_up_after:
+                    raise RunStopped(
+                        f"{self.name} has done nothing but fail for {held:.0f} s (give_up_after is "
+                        f"{self.give_up_after:g})."
+                    )
                 await asyncio.sleep(self._pause)
                 try:
                     return await self._watched(attempt)

@@ -31,7 +31,8 @@ def served_model(endpoint: EndpointConfig) -> str:
                 f"base_url={where} is not where the server answers, and {where}/v1 is. Set base_url to {where}/v1."
             )
     message, _ = error_message(scrubbed(answer.content, endpoint))
-    if answer.status_code in (401, 403):
+    # Some servers list their models for other kinds of keys alone.
+    if answer.status_code in (401, 403) and not (endpoint.model and _speaks(endpoint, where)):
         raise BadInput(
             f"{where} refuses the key (HTTP {answer.status_code}: {message or 'no message'}). Check the environment "
             f"variable {endpoint.key_env}."
@@ -58,7 +59,9 @@ def served_model(endpoint: EndpointConfig) -> str:
 
 def _speaks(endpoint: EndpointConfig, where: str) -> bool:
     """Whether the model says a word."""
-    hello = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], endpoint.length_field: 1}
+    messages = [{"role": "user", "content": "Hi"}]
+    fields = {"model": endpoint.model, "messages": messages, endpoint.length_field: 1, **endpoint.extra}
+    hello = {name: value for name, value in fields.items() if name not in endpoint.omit}
     return _request(endpoint, "POST", f"{where}/chat/completions", json=hello).status_code == 200
 
 

@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 FAILED = "failed"  # the model gave no reply at all
 SHAPE = "shape"  # the reply was not of the shape that was asked for
-_MOST_STARTS = 64  # braces at which the beginning of an object is looked for
+_MOST_STARTS = 8  # braces at which the beginning of an object is looked for
+_LONGEST = 4000  # characters that are looked at: mending what a model repeats without end takes minutes
 
 
 class Unfit(Exception):
@@ -93,9 +94,13 @@ async def ask(
 
 def find_object(text: str, *names: str) -> dict[str, Any] | None:
     """The first JSON object in `text` that has all of `names`, as well as it can be made out; None if there is none."""
-    starts = [match.start() for match in re.finditer(r"\{", text)]
+    text = text[:_LONGEST]
+    starts = [match.start() for match in re.finditer(r"\{(?!\s*\{)", text)]  # of a run of braces the last
     for start in starts[:_MOST_STARTS]:
-        found = json_repair.loads(text[start:])
+        try:
+            found = json_repair.loads(text[start:])
+        except (ValueError, RecursionError):  # nested too deeply to be mended
+            continue
         for one in found if isinstance(found, list) else [found]:
             if isinstance(one, dict) and all(name in one for name in names):
                 return one

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,9 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
             raise BadInput(
                 f"{claim} is not JSON ({error}). Restore it, or set output_dir to another folder."
             ) from error
-        if differences := list(_differences(there, here)):
+        if found := list(differences(there, here)):
             raise BadInput(
-                f"{folder} holds conversations that were made with another config: {'; '.join(differences)}. A data "
+                f"{folder} holds conversations that were made with another config: {'; '.join(found)}. A data "
                 "set is made with one. Set output_dir to another folder, or take the values that this one was made "
                 "with."
             )
@@ -173,11 +173,13 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
             )
 
 
-def _differences(there: Any, here: Any, key: str = "") -> Iterable[str]:
-    """Fields in which two configs differ, in words."""
+def differences(there: Any, here: Any, free: Callable[[str], bool] = lambda key: False, key: str = "") -> Iterable[str]:
+    """Fields in which two configs differ, in words; those whose dotted names are `free` may."""
+    if free(key):
+        return
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for name in dict.fromkeys([*there, *here]):
-            yield from _differences(there.get(name), here.get(name), f"{key}.{name}" if key else str(name))
+            yield from differences(there.get(name), here.get(name), free, f"{key}.{name}" if key else str(name))
     elif there != here:
         yield f"{key} is {_shown(there)} there and {_shown(here)} here"
 

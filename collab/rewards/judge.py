@@ -157,7 +157,9 @@ class Judge:
 
 def verdict(reply: str, mark: str) -> float | None:
     """The score that stands in the entry of this mark, the last one; None if there is none in 0..1."""
-    found = re.findall(rf"score_{mark}[\"'`*]*\s*[:=]\s*[\"'`*]*(-?\d+(?:\.\d+)?|-?\.\d+)", reply)
+    # Nothing may follow that makes it another number: 1/10, 1 out of 10, 0,8, 1e-1, 1%.
+    number = r"(-?\d+(?:\.\d+)?|-?\.\d+)(?!\d|\.\d|[eE%/]|,\d|\s*(?:/|%|out\b|of\b))"
+    found = re.findall(rf"score_{mark}[\"'`*]*\s*[:=]\s*[\"'`*]*{number}", reply)
     value = float(found[-1]) if found else None
     return value if value is not None and 0 <= value <= 1 else None
 

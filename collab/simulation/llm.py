@@ -107,6 +107,8 @@ class LLMUser:
             `user_invalid`.
     """
 
+    paid = True
+
     def __init__(
         self, config: LLMUserConfig, max_turns: int, model: ChatModel, problems: Counter[str] | None = None
     ) -> None:

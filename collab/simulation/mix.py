@@ -28,6 +28,7 @@ class MixUser:
 
     def __init__(self, config: MixUserConfig, users: Mapping[str, UserSimulator]) -> None:
         self.config, self.users = config, dict(users)
+        self.paid = any(getattr(user, "paid", False) for user in users.values())
 
     async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
         name, _, inner = conversation.user.partition("/")

@@ -116,6 +116,8 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, positio
                 return latest
             found = latest if latest.valid or not found.valid else found
     finally:
+        if getattr(players.user, "paid", False):
+            await asyncio.gather(*others)  # what was asked is paid for, and no timing may decide what is asked
         for other in others:
             other.cancel()
     if not found.valid:

@@ -71,7 +71,8 @@ async def synthesise(
         key: Randomness of this conversation.
 
     Returns:
-        The turns; None where at some turn no candidate could be scored, for then there is no best one to go on from.
+        The turns; None where at some turn no candidate could be scored, for then there is no best one to go on from,
+        or the user failed.
     """
     key = key.at(goal=goal.id)
     turns: list[SynthesisedTurn] = []
@@ -100,6 +101,8 @@ async def synthesise(
         turns.append(SynthesisedTurn(conversation, tuple(candidates), size // 2))
         best = max(scored, key=lambda candidate: candidate.mr or 0.0)
         conversation = await _go_on(players, conversation.with_reply(best.reply), best, window, turn_key)
+    if not conversation.valid:
+        return None
     return Synthesised(tuple(turns), conversation.ended_by)
 
 
@@ -108,7 +111,8 @@ async def _go_on(players: Players, played: Conversation, best: Candidate, window
     if not window:  # no future was played: the user is asked now
         return await play(players, played, key, until_context=played.position)
     done = len(played.turns)
-    for future in best.futures:
+    futures = [future for future in best.futures if future.valid]  # at least one, or it had not been scored
+    for future in futures:
         if len(future.turns) > done:
-            return played.with_user(future.turns[done].user)
-    return played.with_end(best.futures[0].ended_by)
+            return played.with_user(future.turns[done].user, future.user)
+    return played.with_end(futures[0].ended_by)

@@ -29,7 +29,10 @@ def invalid(reason: str) -> str:
 
 
 class UserSimulator(Protocol):
-    """Plays the user. Everything it knows of this chat is in `conversation`."""
+    """Plays the user. Everything it knows of this chat is in `conversation`.
+
+    One that has `paid = True` speaks by calls that cost something: a conversation that was begun is then not abandoned.
+    """
 
     async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
         """The message that opens turn `conversation.position`, with the randomness of `key` alone."""

@@ -182,6 +182,22 @@ def test_the_budget_is_dealt_out_to_processes():
     assert [type(one) for one in found] == [Reply, BudgetExhausted]
 
 
+def test_what_other_processes_spent_earlier_counts(tmp_path):
+    """A run of two processes that goes on as one, and as four."""
+    for name, tokens in (("spend", 400), ("spend-rank1", 500)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"user": {"prompt_tokens": tokens, "calls": 1}}))
+
+    def left(path: Path, share: int) -> int:
+        others = [file for file in tmp_path.glob("spend*.json") if file != path]
+        ledger, found = Ledger(BudgetConfig(max_tokens=1000), path, share, others), 0
+        while ledger._fits((0.0, found + 1.0)):
+            found += 1
+        return found
+
+    assert left(tmp_path / "spend.json", 1) == 100
+    assert [left(tmp_path / name, 4) for name in ("spend.json", "spend-rank1.json", "spend-rank3.json")] == [25] * 3
+
+
 def test_a_ledger_that_is_none_is_refused(tmp_path):
     (tmp_path / "spend.json").write_text("[1]")
     with pytest.raises(BadInput, match="does not say what was spent earlier"):
@@ -233,7 +249,7 @@ def test_a_probe_of_nothing_says_what_to_do():
 
 
 def test_a_key_that_is_refused_is_named_by_its_variable(monkeypatch):
-    with FaultServer(refuse_models=True) as server:
+    with FaultServer(lambda number, call: "401", refuse_models=True) as server:
         with pytest.raises(BadInput, match=r"HTTP 401: refused Bearer \[key\]\)\. Check the .*variable TEST_KEY"):
             served_model(endpoint(server))
         with pytest.raises(BadInput, match=r"wants a key .* Name the environment variable"):
@@ -241,6 +257,12 @@ def test_a_key_that_is_refused_is_named_by_its_variable(monkeypatch):
     monkeypatch.delenv("TEST_KEY")
     with pytest.raises(BadInput, match="environment variable TEST_KEY is not set"):
         served_model(endpoint())
+
+
+def test_a_server_that_lists_its_models_for_others_alone_is_asked_for_a_word():
+    with FaultServer(refuse_models=True) as server:
+        assert served_model(endpoint(server, extra={"user": "me"}, omit=["max_tokens"])) == "tiny"
+    assert server.calls == [{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "user": "me"}]
 
 
 # --- config ----------------------------------------------------------------------------------------------------------
@@ -265,6 +287,7 @@ def with_user(config: Config, **changes: Any) -> Config:
         ({"base_url": f"https://me:{SECRET}@host/v1"}, "a key comes from the environment variable that user.endpoint"),
         ({"base_url": f"https://host/v1?key={SECRET}"}, "a key comes from the environment variable"),
         ({"key_env": SECRET}, "user.endpoint.key_env must be the NAME of an environment variable"),
+        ({"key_env": SECRET.replace("-", "_")}, "user.endpoint.key_env must be the NAME of an environment variable"),
     ],
 )
 def test_a_broken_rule_of_an_endpoint_is_told_without_a_key(changes, said):

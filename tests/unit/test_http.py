@@ -12,6 +12,7 @@ from fault_server import FAULTS, FaultServer
 
 from collab.chat import http
 from collab.chat.base import ChatFailed, Sampling
+from collab.chat.cache import ReplyCache
 from collab.chat.http import HttpChatModel, read_reply, seed_of, split_reasoning
 from collab.chat.limits import Breaker, Failure, PerMinute
 from collab.config import EndpointConfig
@@ -118,7 +119,7 @@ def test_a_completion_under_the_wrong_content_type_is_one():
     assert reply.text.startswith("seed") and server.behaved == ["wrong type"]
 
 
-@pytest.mark.parametrize("status", ["401", "403", "404", "429 insufficient_quota"])
+@pytest.mark.parametrize("status", ["401", "402", "403", "404", "429 insufficient_quota"])
 def test_what_will_not_pass_stops_the_run_at_the_first_call(status: str):
     with FaultServer(lambda number, call: status) as server:
         (error,) = ask(HttpChatModel(endpoint(server)))
@@ -132,6 +133,44 @@ def test_a_request_that_is_refused_fails_alone_and_its_message_is_told_once():
         errors = ask(HttpChatModel(endpoint(server), told.append), Key(1), Key(2))
     assert [type(error) for error in errors] == [ChatFailed, ChatFailed] and len(server.calls) == 2
     assert told == [f"{server.url} answers HTTP 400: refused Bearer [key]"]
+
+
+def test_a_server_without_a_json_mode_is_asked_without_it_from_then_on(tmp_path):
+    def plan(number: int, call: dict[str, Any]) -> str:
+        return "400" if "response_format" in call else "ok"
+
+    in_json = Sampling(8, response_format="json")
+    with FaultServer(plan) as server:
+        model = HttpChatModel(endpoint(server), cache=ReplyCache(tmp_path / "replies"))
+        (first,) = ask(model, sampling=in_json)
+        (second,) = ask(model, Key(2), sampling=in_json)
+        assert [("response_format" in call) for call in server.calls] == [True, False, False]
+        again = HttpChatModel(endpoint(server), cache=ReplyCache(tmp_path / "replies"))
+        assert ask(again, Key(1), Key(2), sampling=in_json) == [first, second] and len(server.calls) == 3
+    with FaultServer(lambda number, call: "400") as server:  # which refuses the request for another reason
+        model = HttpChatModel(endpoint(server))
+        ask(model, sampling=in_json)
+        ask(model, Key(2), sampling=in_json)
+        assert [("response_format" in call) for call in server.calls] == [True, False] * 2
+
+
+def test_a_call_that_nobody_waits_for_any_more_is_counted_and_kept(tmp_path):
+    cache = ReplyCache(tmp_path / "replies")
+    with FaultServer(seconds=0.2) as server:
+        model = HttpChatModel(endpoint(server), cache=cache)
+
+        async def stopped() -> None:
+            calls = [asyncio.create_task(model.complete(ASKED, SHORT, Key(number))) for number in range(5)]
+            await asyncio.sleep(0.1)
+            for call in calls:
+                call.cancel()
+
+        asyncio.run(stopped())
+        asyncio.run(model.close())
+        assert len(server.calls) == 5 and model.ledger.of("other").calls == 5
+        again = HttpChatModel(endpoint(server), cache=cache)
+        assert len(ask(again, *(Key(number) for number in range(5)))) == 5
+        assert len(server.calls) == 5 and again.ledger.of("other").cached == 5
 
 
 def test_a_call_fails_after_all_retries():
@@ -307,5 +346,5 @@ def test_the_breaker_gives_up():
             except Failure:
                 pass
 
-    with pytest.raises(ChatFailed, match="here has been failing"):
+    with pytest.raises(RunStopped, match="here has done nothing but fail"):
         asyncio.run(asyncio.wait_for(call(), 5))

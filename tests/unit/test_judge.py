@@ -112,6 +112,12 @@ def test_a_guessed_mark_is_replaced() -> None:
         ('```json\n{"score_ab": 1}\n```', 1.0),
         ('{"score_ab": 0.1} no, {"score_ab": 0.9}', 0.9),  # the last word counts
         ('{"score_ab": 7}', None),
+        ('{"score_ab": "1/10"}', None),
+        ('{"score_ab": "1 out of 10"}', None),
+        ('{"score_ab": 1e-1}', None),
+        ('{"score_ab": "1%"}', None),
+        ('{"score_ab": "0,8"}', None),
+        ("score_ab: 0.8. It asked well.", 0.8),
         ('{"score_ab": -0.5}', None),
         ('{"score_ab": ...}', None),
         ('{"score": 0.4}', None),

@@ -12,6 +12,7 @@ import pytest
 
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.endpoints import Endpoints
+from collab.chat.structured import find_object
 from collab.compose import load_config
 from collab.config import LLMUserConfig, MixUserConfig, check
 from collab.conversation import Conversation, Goal, Key, Message, Reply
@@ -347,3 +348,12 @@ def test_weights_that_are_no_model_and_metrics_without_a_judge_are_refused_befor
             "task.metrics.interactivity.target=collab.rewards.judge.Interactivity",
             "~task.metrics.interactivity.options.items_per_answer",
         )
+
+
+@pytest.mark.parametrize("text", ["{" * 300, '{"a": ' * 900, "[{" * 900, "{a" * 4000, "{" * 64 + "x" * 20000])
+def test_what_a_model_repeats_without_end_is_of_the_wrong_shape(text: str) -> None:
+    assert find_object(text, "message") is None
+
+
+def test_an_object_is_found_among_prose_and_braces() -> None:
+    assert find_object('So {this} is it: {{"message": "hi"}}', "message") == {"message": "hi"}

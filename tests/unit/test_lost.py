@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ class Listener(L.LightningModule):
         self.groups[batch_idx] = batch.groups
         self.optimizers().step()
 
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
@@ -58,14 +63,11 @@ class Counting(TokenPenalty):
         return await super().__call__(conversation)
 
 
-def run(
-    spoils: Spoils, *, steps: int = 1, max_invalid: float = 0.5, folder: Path | None = None, resume: str | None = None
-) -> tuple[Listener, L.Trainer, Counting]:
+def simulated(spoils: Spoils, metric: TokenPenalty, max_invalid: float = 0.5) -> Simulation:
     def user(conversation: Conversation, key: Key) -> UserTurn:
         return UserTurn("", invalid("shape")) if spoils(conversation, key) else UserTurn(f"hi {conversation.position}")
 
-    metric = Counting(0.001)
-    simulation = Simulation(
+    return Simulation(
         user=ScriptedUser(user),  # type: ignore[arg-type]
         reward=ConversationReward({"token_penalty": (-1.0, metric)}),
         sampling=Sampling(8),
@@ -80,6 +82,13 @@ def run(
         make_engine=lambda lm, tokenizer: ScriptedModel(lambda messages, key: f"reply {key.candidate}", lm=lm),  # type: ignore[arg-type,return-value]
         max_invalid=max_invalid,
     )
+
+
+def run(
+    spoils: Spoils, *, steps: int = 1, max_invalid: float = 0.5, folder: Path | None = None, resume: str | None = None
+) -> tuple[Listener, L.Trainer, Counting]:
+    metric = Counting(0.001)
+    simulation = simulated(spoils, metric, max_invalid)
     callbacks: list[L.Callback] = [RolloutCallback(simulation, "")]
     if folder is not None:
         callbacks.append(BatchCheckpoint(folder, every_n_steps=100))
@@ -139,6 +148,27 @@ def test_a_step_of_which_too_much_is_lost_stops_the_run_and_it_can_be_taken_up(t
     assert checkpoint.name == "step-000002.ckpt"
     module, trainer, _ = run(lambda c, k: False, steps=4, folder=tmp_path, resume=str(checkpoint))
     assert sorted(module.groups) == [2, 3] and trainer.global_step == 4
+    _, whole, _ = run(lambda c, k: False, steps=4)
+    loops = [one.fit_loop.epoch_loop for one in (trainer, whole)]
+    assert loops[0]._batches_that_stepped == loops[1]._batches_that_stepped  # the step that loggers are told
+
+
+def test_an_evaluation_of_which_too_much_is_lost_is_none() -> None:
+    with pytest.raises(RunStopped, match=r"2 of the 2 test conversations of mine .*max_invalid=0.5"):
+        trainer = L.Trainer(
+            accelerator="cpu",
+            callbacks=[RolloutCallback(simulated(lambda c, k: k.split == "test", Counting(0.001)), "", name="mine")],
+            logger=False,
+            enable_progress_bar=False,
+        )
+        trainer.test(Listener(), GoalDataModule(GoalSplits(train=GOALS, val=GOALS, test=GOALS), 2, 1, seed=1))
+
+
+def test_counts_go_on_from_a_checkpoint() -> None:
+    simulation = simulated(lambda c, k: False, Counting(0.001))
+    before, after = (RolloutCallback(replace(simulation, problems=Counter(user_leak=n)), "") for n in (2, 0))
+    after.load_state_dict(before.state_dict())
+    assert after.simulation.problems == {"user_leak": 2}
 
 
 def test_nothing_at_all_may_be_lost_on_request_and_everything() -> None:

@@ -22,7 +22,7 @@ from collab.reports.synthesis import statistics, statistics_table
 from collab.rewards.reward import ConversationReward
 from collab.simulation.rollout import Players
 from collab.simulation.synthesis import synthesise
-from collab.simulation.user import UserTurn
+from collab.simulation.user import UserTurn, invalid
 from collab.synthesize import claim_folder
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +144,24 @@ def test_where_all_futures_end_so_does_the_conversation():
     assert len(made.turns) == 1 and made.ended_by == "satisfied"
     made, _, _ = make(user=leaves({(1, 0)}))
     assert made.turns == () and made.ended_by == "satisfied"
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_a_conversation_that_the_user_spoils_is_none(window):
+    """Neither at its first message nor later; a future that is spoilt is not gone on with."""
+
+    def spoilt(turn, samples=(0, 1)):
+        def user(conversation, key):
+            bad = conversation.position == turn and key.sample in samples
+            return UserTurn("", invalid("failed")) if bad else UserTurn(talk(conversation, key))
+
+        return user
+
+    assert make(user=spoilt(1), window=window)[0] is None
+    assert make(user=spoilt(2), window=window)[0] is None
+    if window:
+        made, _, _ = make(user=spoilt(2, samples=(0,)))
+        assert made.turns[1].context.pending == "message 2 of sample 1 in round 1"
 
 
 def test_without_a_window_the_user_is_asked():
