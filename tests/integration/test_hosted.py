@@ -76,6 +76,21 @@ def test_what_is_wrong_with_a_server_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists() and not server.calls
 
 
+def test_an_estimate_takes_no_key_and_comes_before_the_refusal_of_a_budget(runner: Runner, tmp_path: Path) -> None:
+    from conftest import ROOT
+
+    hosted = ["experiment=doc_edit", "user=openai", "judge=openai", "dry_run=true", "budget.max_usd=0.001"]
+    env = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    command = [sys.executable, "train.py", *hosted, f"output_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert "user (gpt-4o-mini): " in done.stdout and "judge (gpt-4o): " in done.stdout
+    assert done.returncode == 1 and "budget.max_usd (0.001) must be at least what one training step" in done.stderr
+    command = [text for text in command if not text.startswith(("dry_run", "budget"))]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "environment variable OPENAI_API_KEY is not set" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_refusal_in_the_middle_is_told_without_a_trace_or_a_key(
     runner: Runner, tiny_model: Path, tmp_path: Path
 ) -> None:

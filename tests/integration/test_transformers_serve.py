@@ -18,10 +18,11 @@ import pytest
 from collab.chat.base import Sampling
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
-from collab.config import EndpointConfig
+from collab.config import EndpointConfig, LLMUserConfig
 from collab.conversation import Conversation, Goal, Key, Message, Score
 from collab.rewards.judge import Interactivity, Judge
 from collab.rewards.reward import ConversationReward
+from collab.simulation.llm import LLMUser
 from collab.simulation.rollout import Players, play_goals
 from collab.simulation.user import UserTurn
 
@@ -84,4 +85,8 @@ def test_a_served_model_plays_user_and_policy_and_judges(endpoint: EndpointConfi
     assert problems["judge_missing"] == [score.reward for _, score in found].count(None)
     spent = model.ledger.spent
     assert (spent["user"].calls, spent["policy"].calls, spent["judge"].calls) == (4, 4, len(verdicts))
+    user = LLMUser(LLMUserConfig(retries=1, max_new_tokens=24), 2, model)  # whose form it may well not keep to
+    turn = asyncio.run(user.respond(Conversation(goals[0]), Key(1, role="user")))
+    assert turn.text or turn.end.startswith("invalid") and user.problems["user_invalid"] == 1
+    assert 5 <= spent["user"].calls <= 6
     assert not any(spend.failed for spend in spent.values())
