@@ -3,9 +3,9 @@
 A run is one epoch: the training loader holds the whole schedule, `max_steps` batches of goals, so that what step k
 trains on depends on the seed and k alone. Validation and test goals come in file order.
 
-Every loader is sequential. With several processes Lightning gives it a `DistributedSampler`, by which process r of W
-takes items r, r + W, ...: with `goals_per_step / W` goals a process, step k trains on the same goals whatever W is.
-For evaluation that sampler repeats some goals where W does not divide their number: count results by goal id.
+Every loader is sequential. With several processes it has a `DistributedSampler`, by which process r of W takes items
+r, r + W, ...: with `goals_per_step / W` goals a process, step k trains on the same goals whatever W is. For evaluation
+Lightning adds it, and repeats some goals where W does not divide their number: count results by goal id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import lightning
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from collab.conversation import Conversation, Goal, Group, Key, Score
 from collab.datamodules.goals import GoalSplits
@@ -127,8 +127,20 @@ def training_loader(
     # On resume Lightning counts on from the step it had reached, but starts the loader anew.
     done = data.trainer.fit_loop.epoch_loop.batch_progress.current.ready if data.trainer is not None else 0
     done *= data.goals_per_step
-    return _loader(order[done:] + order[:done], data.goals_per_step // world_size, make_batch)
+    items = order[done:] + order[:done]
+    # The sampler that Lightning would put here shuffles.
+    sampler: DistributedSampler[Item] | None = None
+    if world_size > 1:
+        sampler = DistributedSampler(
+            cast("Dataset[Item]", items), num_replicas=world_size, rank=data.trainer.global_rank, shuffle=False
+        )
+    return _loader(items, data.goals_per_step // world_size, make_batch, sampler)
 
 
-def _loader(items: list[Item], batch_size: int, make_batch: Callable[[list[Item]], GoalBatch]) -> DataLoader[Item]:
-    return DataLoader(cast("Dataset[Item]", items), batch_size=batch_size, collate_fn=make_batch)
+def _loader(
+    items: list[Item],
+    batch_size: int,
+    make_batch: Callable[[list[Item]], GoalBatch],
+    sampler: DistributedSampler[Item] | None = None,
+) -> DataLoader[Item]:
+    return DataLoader(cast("Dataset[Item]", items), batch_size=batch_size, collate_fn=make_batch, sampler=sampler)

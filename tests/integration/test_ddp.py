@@ -52,9 +52,17 @@ def test_two_processes_roll_out_and_learn_as_one_does(runner: Runner, tiny_model
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["policies"] for name in ("one", "two"))
     assert two["base"] == one["base"]
     assert two["trained"]["mr"]["n"] == one["trained"]["mr"]["n"] == 2
-    lines = [(tmp_path / "two" / f"transcripts{part}.jsonl").read_text() for part in ("", "-rank1")]
-    train = [json.loads(line) for text in lines for line in text.splitlines() if json.loads(line)["phase"] == "train"]
-    assert len(train) == 2 * (3 + 6)  # steps, candidates of a first and of a last turn
+    train = {
+        name: sorted(
+            (row["step"], row["goal"], row["candidate"])
+            for path in (tmp_path / name).glob("transcripts*.jsonl")
+            for row in map(json.loads, path.read_text().splitlines())
+            if row["phase"] == "train"
+        )
+        for name in ("one", "two")
+    }
+    assert len(train["two"]) == 2 * (3 + 6)  # steps, candidates of a first and of a last turn
+    assert train["two"] == train["one"]  # each goal of a step at its turn
 
 
 STEPS = """
