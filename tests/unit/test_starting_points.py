@@ -17,6 +17,7 @@ from test_modules import KINDS, group, weights
 from transformers import AutoTokenizer
 
 from collab.callbacks.progress import Progress
+from collab.chat.endpoints import Endpoints
 from collab.cli import main
 from collab.compose import load_config
 from collab.config import LoraConfig, ModelConfig, check
@@ -24,6 +25,7 @@ from collab.modules.base import PolicyModule
 from collab.modules.export import export_policy
 from collab.modules.loading import load_model
 from collab.modules.packing import pack
+from collab.resume import RunState
 from collab.train import fit as fit_by_config
 
 GROUPS = [group(1, (0.1, 0.9, 0.4)), group(2, (0.8, 0.2))]
@@ -126,8 +128,8 @@ def run(folder: Path, *overrides: str) -> tuple[str, dict[str, str]]:
     config = load_config("train", list(overrides), output_dir=str(folder))
     check(config)
     told = io.StringIO()
-    with Progress(animate=False, console=Console(file=told)) as progress:
-        fit_by_config(config, progress)
+    with Progress(animate=False, console=Console(file=told)) as progress, Endpoints(config) as endpoints:
+        fit_by_config(config, progress, endpoints, RunState(folder, "train"))
     with (folder / "csv" / "metrics.csv").open() as file:
         logged = {name: value for row in csv.DictReader(file) for name, value in row.items() if value}
     return told.getvalue(), logged
