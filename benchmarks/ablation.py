@@ -42,8 +42,9 @@ from benchmarks.steps import (
 from benchmarks.table import check_overrides, merged, parser
 from collab.conversation import Key
 from collab.errors import BadInput
+from collab.files import write_json
 from collab.merge import read_results
-from collab.reports.results import validate_results, write_json
+from collab.reports.results import validate_results
 from collab.reports.tables import Row, estimate_cell, markdown
 
 SEEDS = (1, 2, 3)

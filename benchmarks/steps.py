@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collab.datamodules.synthesis_folder import only_writer
 from collab.errors import BadInput
-from collab.reports.results import write_json
+from collab.files import only_writer, write_json
 
 ROOT = Path(__file__).parents[1]
 _POLL = 0.2  # seconds between two looks at what runs

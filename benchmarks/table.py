@@ -36,8 +36,9 @@ from benchmarks.steps import (
     wall_seconds,
 )
 from collab.errors import BadInput
+from collab.files import write_json
 from collab.merge import read_results
-from collab.reports.results import validate_results, write_json
+from collab.reports.results import validate_results
 from collab.reports.tables import MISSING, Row, estimate_cell, markdown, num_goals_of
 
 TRAINED = ("sft", "dpo", "ppo", "online_dpo", "grpo")

@@ -168,7 +168,7 @@ class EndpointConfig:
 @dataclass
 class BudgetConfig:
     max_usd: float | None = None  # hosted calls stop the run before they cost more; null: no limit
-    max_tokens: int | None = None  # same, tokens of prompts and replies
+    max_tokens: int | None = None  # hosted calls stop the run before they use more, prompts and replies; null: no limit
     # model -> US dollars per million tokens: [of prompts, of replies]; [0,0] for one that is your own
     prices: dict[str, Any] = field(default_factory=dict)
 
@@ -269,7 +269,7 @@ class TrainerConfig:
     max_steps: int = 24  # rollouts, each on fresh goals and followed by the update
     goals_per_step: int = 4  # contexts per rollout, over all processes
     val_every: int = 8  # steps between validations; the best validated policy is exported
-    max_invalid: float = 0.5  # share of a step's forward conversations that may be lost; more of them stop the run
+    max_invalid: float = 0.5  # share of a step's, validation's or row's conversations that may be lost
     deterministic: bool = True  # ask torch for repeatable kernels
 
 
@@ -699,8 +699,9 @@ def _hosted_problems(config: Config, entry: str) -> Iterable[str]:
         for key, endpoint in endpoints.items():
             if (endpoint.model or "") not in config.budget.prices:
                 yield (
-                    f"{key}: budget.max_usd is set, and budget.prices has no price for the model {endpoint.model}. Add "
-                    f"it in dollars per million tokens, '+budget.prices={{{endpoint.model or 'MODEL'}:[0.15,0.6]}}', "
+                    f"{key}: budget.max_usd is set, and budget.prices has no price for "
+                    f"{endpoint.model or 'a model without a name'}. Add it in dollars per million tokens, "
+                    f"'+budget.prices={{{endpoint.model or 'MODEL'}:[0.15,0.6]}}', "
                     "or as [0,0] where it costs nothing."
                     + ("" if endpoint.model else f" Name the model too, in {key}.model.")
                 )
@@ -889,7 +890,8 @@ def _named_policies(policies: Sequence[str]) -> tuple[dict[str, Path | HostedPol
                 what = "has no config.json or adapter_config.json" if folder.is_dir() else "is not a folder"
                 problems.append(
                     f"policies: {policy} is neither base nor proactive, and {path} {what}. Name a folder that a run "
-                    "exported (outputs/.../policy), as PATH or name:PATH."
+                    "exported (outputs/.../policy), as PATH or name:PATH, or a server's model, as "
+                    "MODEL@http://HOST:PORT/v1."
                 )
         if name in found:
             problems.append(

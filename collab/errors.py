@@ -1,8 +1,4 @@
-"""One exception for everything a user can put right."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+"""One exception for everything a user can put right, and one for a run that cannot go on."""
 
 
 class BadInput(ValueError):
@@ -20,13 +16,3 @@ class RunStopped(Exception):
     def __init__(self, message: str, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system within it name the file, which those of a failed write alone do not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise

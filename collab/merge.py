@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from collab.errors import BadInput
-from collab.reports.results import SOURCE, baseline_of, validate_results, write_json
+from collab.files import write_json
+from collab.reports.results import SOURCE, baseline_of, validate_results
 from collab.reports.tables import (
     MISSING,
     Row,

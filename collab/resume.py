@@ -29,10 +29,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from collab.config import ENDPOINT_LIMITS, Config
-from collab.datamodules.synthesis_folder import differences, only_writer
+from collab.datamodules.synthesis_folder import differences
 from collab.errors import BadInput, RunStopped
+from collab.files import only_writer, write_json
 from collab.processes import rank
-from collab.reports.results import PolicyScores, write_json
+from collab.reports.results import PolicyScores
 
 STATE, CONFIG, RESULTS, JOURNAL = "run.json", "config.yaml", "results.json", "journal"
 _LOCK = ".lock"

@@ -33,12 +33,11 @@ from collab.datamodules.synthesis_folder import (
     ConversationFile,
     check_folder,
     conversation_id,
-    only_writer,
     origin,
     save_dataset,
 )
 from collab.errors import BadInput
-from collab.reports.results import write_json
+from collab.files import only_writer, write_json
 from collab.reports.synthesis import statistics, statistics_table
 from collab.resume import interruptible
 
@@ -60,7 +59,7 @@ def synthesize(config: Config) -> None:
         BadInput: No conversation could be scored; another process is at it; something could not be written.
         SystemExit: Interrupted, 128 + the signal.
     """
-    with interruptible("the same command"), only_writer(Path(config.output_dir)):
+    with interruptible("the same command"), only_writer(Path(config.output_dir), CLAIM):
         _synthesize(config)
 
 

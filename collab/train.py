@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
     from collab.chat.endpoints import Endpoints
 
+CHECKPOINTS = "checkpoints"  # folder of a run
+
 
 def train(config: Config) -> None:
     """Train a policy; writes everything into `config.output_dir`."""
@@ -72,7 +74,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     import lightning as L
 
     from collab import build
-    from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, last_checkpoint, step_of
+    from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
     from collab.callbacks.progress import RolloutProgress
     from collab.callbacks.rollout import RolloutCallback
@@ -94,14 +96,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     per_step = round(config.trainer.goals_per_step * futures * statistics.fmean(candidates))
     if config.algorithm.data is not None:
         per_step = 0
-    checkpoints = folder / "checkpoints"
-    latest, refused = last_checkpoint(checkpoints, run.id)
-    for problem in refused:
-        progress.console.print(f"{problem}: not used, and renamed to .refused", markup=False, soft_wrap=True)
-    if latest is not None:
-        progress.console.print(f"going on from {latest}", markup=False, highlight=False, soft_wrap=True)
-    if rank() == 0:
-        tidy(folder, [checkpoints / problem.split()[0] for problem in refused])
+    latest = where_to_go_on(folder, run, progress)
     loggers = build.loggers(config, run.id, 0 if latest is None else step_of(latest))
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
@@ -110,7 +105,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
         TranscriptCallback(TranscriptWriter(folder, rank()), config.logger.num_conversations),
         ExportBest(folder, merge=config.export.merge),
-        BatchCheckpoint(checkpoints, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),
+        BatchCheckpoint(folder / CHECKPOINTS, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),
     ]
     trainer = build.trainer(config, loggers, callbacks)
     module = build.module(config, config.model, tokenizer)
@@ -128,11 +123,25 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     run.finish("fit", time.monotonic() - started)
 
 
+def where_to_go_on(folder: Path, run: RunState, progress: Progress) -> Path | None:
+    """The checkpoint of the run that training goes on from, None where it begins; those that are refused are told."""
+    from collab.callbacks.checkpoint import last_checkpoint
+
+    latest, refused = last_checkpoint(folder / CHECKPOINTS, run.id)
+    for problem in refused:
+        progress.console.print(f"{problem}: not used, and renamed to .refused", markup=False, soft_wrap=True)
+    if latest is not None:
+        progress.console.print(f"going on from {latest}", markup=False, highlight=False, soft_wrap=True)
+    if rank() == 0:
+        tidy(folder, [folder / CHECKPOINTS / problem.split()[0] for problem in refused])
+    return latest
+
+
 def tidy(folder: Path, refused: Sequence[Path]) -> None:
     """Put away what an interruption left in a run's folder: checkpoints that are refused, and what is half written."""
     for path in refused:
         path.rename(path.with_name(f"{path.name}.refused"))
-    for path in (*folder.glob(".policy*"), *folder.glob("checkpoints/*.part")):
+    for path in (*folder.glob(".policy*"), *folder.glob(f"{CHECKPOINTS}/*.part")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

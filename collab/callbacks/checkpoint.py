@@ -20,7 +20,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from collab.conversation import Key
-from collab.errors import RunStopped, naming
+from collab.errors import RunStopped
+from collab.files import naming
 
 _KEY = "BatchCheckpoint"  # of its state among the callbacks' in a checkpoint
 

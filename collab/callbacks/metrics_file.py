@@ -12,8 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from collab.chat.journal import cut_torn_line
-from collab.errors import naming
+from collab.files import cut_torn_line, naming
 from collab.processes import rank
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from collab.chat.journal import cut_torn_line
 from collab.conversation import Conversation, Group, Score, as_record
 from collab.datamodules.base import Scored
-from collab.errors import naming
+from collab.files import cut_torn_line, naming
 
 
 class TranscriptWriter:

@@ -13,7 +13,7 @@ from pathlib import Path
 from collab.config import BudgetConfig
 from collab.conversation import Usage
 from collab.errors import BadInput, RunStopped
-from collab.reports.results import write_json
+from collab.files import write_json
 
 ROLES = ("policy", "user", "judge", "extractor")
 _WRITE_EVERY = 1.0  # seconds between two writes of the ledger

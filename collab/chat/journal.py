@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from collab.chat.base import ChatModel, Sampling
 from collab.conversation import Key, Message, Reply
-from collab.errors import naming
+from collab.files import cut_torn_line, naming
 
 _STEP = re.compile(r"(?:train|val)-(\d+)\.")
 
@@ -94,23 +94,6 @@ class Journalled:
         reply = await self.model.complete(messages, sampling, key)
         self.journal.put(request, reply)
         return reply
-
-
-def cut_torn_line(file: Path) -> None:
-    """Cut off a last line that has no end: a process was killed while it wrote it."""
-    if not file.is_file() or not (size := file.stat().st_size):
-        return
-    with file.open("rb+") as content:
-        whole = size
-        while whole:
-            start = max(0, whole - 2**16)
-            content.seek(start)
-            if (end := content.read(whole - start).rfind(b"\n")) >= 0:
-                whole = start + end + 1
-                break
-            whole = start
-        if whole < size:
-            content.truncate(whole)
 
 
 def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Reply]]:

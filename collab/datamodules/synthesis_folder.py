@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from collab.conversation import Goal
 from collab.datamodules.goals import COMPLETION, METADATA, PROMPT, quiet_datasets
-from collab.errors import BadInput, naming
+from collab.errors import BadInput
+from collab.files import naming
 
 CLAIM = "synthesis.json"  # what its conversations depend on
 CONVERSATIONS = "conversations.jsonl"  # a row for each finished conversation, in the order in which they finished
@@ -34,30 +34,6 @@ def origin(row: Mapping[str, Any]) -> tuple[str, int]:
     """The goal's id and the number that a row's `conv_id` was made of."""
     goal, _, number = row["conv_id"].rpartition("/")
     return goal, int(number)
-
-
-@contextmanager
-def only_writer(folder: Path, name: str = CLAIM) -> Iterator[None]:
-    """Keep other processes from writing into a folder; the lock goes with the process, however that ends.
-
-    Args:
-        folder: It has to be there.
-        name: Of the file in it that is locked, and made where it is missing. It may not be replaced meanwhile.
-
-    Raises:
-        BadInput: Another one is writing there.
-    """
-    import fcntl
-
-    with (folder / name).open("ab") as claim:
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BadInput(
-                f"Another process is writing into {folder}: both would do the same work. Wait for it or stop it, or "
-                "name another folder (output_dir)."
-            ) from error
-        yield
 
 
 class ConversationFile:

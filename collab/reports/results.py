@@ -14,9 +14,7 @@ goals as well, and takes the aggregate of each resample; that of its difference 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from collab.conversation import Key
-from collab.errors import BadInput, naming
+from collab.errors import BadInput
+from collab.files import write_json
 
 # metric -> goal id -> one value per conversation on that goal; None where it could not be had
 PolicyScores = dict[str, dict[str, list[float | None]]]
@@ -151,22 +150,6 @@ def write_results(
         seconds: Phase -> wall time in seconds.
     """
     write_json(path, {**policies_and_difference, "config": config, "seconds": seconds})
-
-
-def write_json(path: Path, obj: Any) -> None:
-    """Write strict JSON (no NaN) atomically, floats in full precision."""
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: os.replace is atomic within one disk
-    try:
-        with naming(path), temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else the name may reach the disk before the content
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def baseline_of(results: Mapping[str, Any]) -> str | None:

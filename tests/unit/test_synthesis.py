@@ -16,8 +16,9 @@ from collab.compose import load_config
 from collab.config import check
 from collab.conversation import Conversation, Goal, Key
 from collab.datamodules.conversations import as_row, load_groups
-from collab.datamodules.synthesis_folder import ConversationFile, only_writer, save_dataset
+from collab.datamodules.synthesis_folder import CLAIM, ConversationFile, save_dataset
 from collab.errors import BadInput
+from collab.files import only_writer
 from collab.reports.synthesis import statistics, statistics_table
 from collab.rewards.reward import ConversationReward
 from collab.simulation.rollout import Players
@@ -368,9 +369,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path):
     claim_folder(config(tmp_path))
-    with only_writer(tmp_path), pytest.raises(BadInput, match="Another process is writing into"), only_writer(tmp_path):
+    with (
+        only_writer(tmp_path, CLAIM),
+        pytest.raises(BadInput, match="Another process is writing into"),
+        only_writer(tmp_path, CLAIM),
+    ):
         pass
-    with only_writer(tmp_path):
+    with only_writer(tmp_path, CLAIM):
         pass
 
 
