@@ -14,9 +14,7 @@ In this order, the cheapest first, each with one message for the user and no sta
 
 `--help` and a misspelt override end before 2, so this file imports neither torch nor anything that does.
 
-A sweep (`-m`) runs each job as a process of its own, with the command that one would type for it alone. So job k is the
-same run whether or not others came before it (no seeds, thread counts or open loggers are left over), a job that
-crashes or is killed takes nobody with it, and Lightning may start the other ranks of a job by repeating its command.
+A sweep (`-m`) runs each job as a process of its own: `collab.sweep`.
 """
 
 from __future__ import annotations
@@ -25,10 +23,8 @@ import argparse
 import copy
 import functools
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,12 +33,10 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from collab.compose import as_typed, compose, options, parse, typed
+from collab.compose import as_typed, compose, hydra_settings, options, parse, quoted, typed
 from collab.config import Config, check, field_docs, register
 from collab.errors import BadInput, RunStopped
 from collab.paths import config_dir
@@ -56,6 +50,7 @@ from collab.resume import (
     find_run,
     resumed_overrides,
 )
+from collab.sweep import Sweep, check_launcher, summary
 
 Run = Callable[[Config], None]
 
@@ -117,7 +112,6 @@ IDLE = {
         *("trainer.max_steps", "trainer.goals_per_step", "logger.", "evaluation.", "export."),
     ),
 }
-BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # one job after the other, from here
 EXAMPLES = {
     "train": (
         ("experiment=doc_edit", "the quick start, on a CPU"),
@@ -148,19 +142,6 @@ EXAMPLES = {
         ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
     ),
 }
-
-
-class JobFailed(CompactHydraException):
-    """A job of a sweep ended with an error; Hydra prints these without a stack trace."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One finished job of a sweep; `code` is its exit status, negative for the signal that ended it."""
-
-    overrides: list[str]
-    folder: Path
-    code: int
 
 
 def main(entry: str, run: Run | None = None) -> None:
@@ -205,20 +186,20 @@ def _main(entry: str, run: Run | None) -> bool:
     OmegaConf.register_new_resolver("stamp", stamp, replace=True)
     folder = config_dir()
     # A rerun is composed already; Hydra's own help and completion compose nothing.
+    sweep: Sweep | None = None
     if not (args.hydra_help or args.shell_completion or args.experimental_rerun):
-        args.overrides = _check_before_start(entry, args, folder, machine=run is None)
+        if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+            sweep = _check_sweep(entry, args, folder)
+        else:
+            args.overrides = _check_before_start(entry, args, folder, machine=run is None)
     sys.argv[1:] = flags + args.overrides
     if rank() > 0:
         sys.argv.append("hydra.output_subdir=null")  # rank 0 writes the config
 
-    jobs: list[Job] = []
-
     def job(composed: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            jobs.append(_run_in_own_process(args))
-            # `jobs` is told at the end, but another launcher runs this elsewhere and has to be told by an exception.
-            if jobs[-1].code != 0 and HydraConfig.get().launcher._target_ != BASIC_LAUNCHER:
-                raise JobFailed(f"A job of the sweep failed: {' '.join(jobs[-1].overrides)} ({_ending(jobs[-1])})")
+            assert sweep is not None
+            sweep.run()
             return
         config = typed(composed, output_dir=HydraConfig.get().runtime.output_dir)
         try:
@@ -240,11 +221,15 @@ def _main(entry: str, run: Run | None) -> bool:
             _refuse(error)
 
     start = hydra.main(config_path=str(folder), config_name=entry, version_base=None)(job)
+    if sweep is None:
+        start()
+        return False
     try:
         start()
     finally:
-        if jobs and rank() == 0:
-            print(summary(jobs), flush=True)
+        jobs = sweep.finished()
+        if rank() == 0 and not (args.cfg or args.info):
+            print(summary(jobs, sweep.num_jobs), flush=True)
     return any(done.code != 0 for done in jobs)
 
 
@@ -265,50 +250,71 @@ def _entry_point(entry: str) -> Run:
 # --- before the start ------------------------------------------------------------------------------------------------
 
 
-def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, machine: bool) -> list[str]:
-    """Steps 1 to 4 of the module's docstring; of a sweep, and of a config that is only shown, step 1.
-
-    Returns:
-        The overrides to run with: those that were typed, or on resume those that make up the run that goes on.
-    """
-    folders = [folder]
-    searched = []
-    if args.config_dir:
-        folders.insert(0, Path(args.config_dir).absolute())
-        searched = [f"hydra.searchpath=[{_quoted(str(folders[0]))}]"]
-    sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
+    """Step 1 of the module's docstring, of all jobs of a sweep; and whether its launcher can start them."""
+    folders, searched = _folders(args, folder)
     given = [text for text in args.overrides if not text.startswith("hydra.mode=")]
     name = args.config_name or entry
     with hydra.initialize_config_dir(str(args.config_path or folder), job_name=entry, version_base=None):
         overrides = parse(given)
-        if sweep and any(override.key_or_group == "hydra/sweeper" for override in overrides):
-            return args.overrides  # only that sweeper knows what the jobs are
-        if sweep:
+        configs = []
+        own = any(override.key_or_group == "hydra/sweeper" for override in overrides)
+        if not own:  # else only that sweeper knows what the jobs are
             every = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
-        else:
-            if several := [as_typed(override) for override in overrides if override.is_sweep_override()]:
-                raise BadInput(
-                    f"{' '.join(several)} lists several values, and a single run takes one. "
-                    "Add -m to run one job for each, or quote a value with a comma: 'key=\"a,b\"'."
-                )
-            every = [given]
-        configs = [compose(name, [*searched, *job], folders) for job in every]
-        if sweep and any(composed.resume for composed in configs):
+            configs = [compose(name, [*searched, *job], folders) for job in every]
+        if any(composed.resume for composed in configs):
             raise BadInput("resume goes on with one run, and -m starts several. Resume each job: resume=FOLDER.")
-        if sweep or args.cfg or args.info:
+        fixed = [as_typed(override) for override in overrides if not override.is_sweep_override()]
+        settings = hydra_settings(name, [*searched, *fixed], folders)
+        place = str(settings.sweep.dir)
+        if not (args.cfg or args.info):
+            check_launcher(settings.launcher, configs)
+    args.overrides = [*args.overrides, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would be named anew
+    program = ["-m", module] if (module := _module()) else [os.path.abspath(sys.argv[0])]
+    flags = ["--config-name", args.config_name] if args.config_name else []
+    flags += ["--config-dir", args.config_dir] if args.config_dir else []
+    return Sweep([sys.executable, *program, *flags], Path(place), None if own else len(configs))
+
+
+def _folders(args: argparse.Namespace, folder: Path) -> tuple[list[Path], list[str]]:
+    """Where options are looked for, and the override that tells Hydra."""
+    if not args.config_dir:
+        return [folder], []
+    more = Path(args.config_dir).absolute()
+    return [more, folder], [f"hydra.searchpath=[{quoted(str(more))}]"]
+
+
+def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, machine: bool) -> list[str]:
+    """Steps 1 to 4 of the module's docstring; of a config that is only shown, step 1.
+
+    Returns:
+        The overrides to run with: those that were typed, or on resume those that make up the run that goes on.
+    """
+    folders, searched = _folders(args, folder)
+    given = [text for text in args.overrides if not text.startswith("hydra.mode=")]
+    name = args.config_name or entry
+    with hydra.initialize_config_dir(str(args.config_path or folder), job_name=entry, version_base=None):
+        overrides = parse(given)
+        if several := [as_typed(override) for override in overrides if override.is_sweep_override()]:
+            raise BadInput(
+                f"{' '.join(several)} lists several values, and a single run takes one. "
+                "Add -m to run one job for each, or quote a value with a comma: 'key=\"a,b\"'."
+            )
+        composed = compose(name, [*searched, *given], folders)
+        if args.cfg or args.info:
             return args.overrides
-        config = typed(copy.deepcopy(configs[0]), output_dir="")  # the folder is named only once everything is right
-        resumed = find_run(configs[0], entry) if entry != "synthesize" else None
+        config = typed(copy.deepcopy(composed), output_dir="")  # the folder is named only once everything is right
+        resumed = find_run(composed, entry) if entry != "synthesize" else None
         if resumed is not None:
             args.overrides = resumed_overrides(resumed, given)
             config = typed(compose(name, [*searched, *args.overrides], folders), output_dir="")
     if resumed is not None:
         check_same_config(resumed, config)
         check_writable(resumed)
-        place = _quoted(str(resumed))
+        place = quoted(str(resumed))
         args.overrides += [f"resume={place}", f"output_dir={place}", "hydra.output_subdir=null"]
     elif rank() == 0 and entry != "synthesize":
-        check_new_folder(Path(str(configs[0].output_dir)))
+        check_new_folder(Path(str(composed.output_dir)))
     check(config, entry)
     from collab.datamodules.goals import load_splits
 
@@ -448,47 +454,8 @@ def stamp() -> str:
     return now
 
 
-def _run_in_own_process(args: argparse.Namespace) -> Job:
-    """Run the sweep's current job with the command that one would type for it alone, in the folder it was given."""
-    about = HydraConfig.get()
-    folder = Path(about.runtime.output_dir)
-    module = _module()
-    program = ["-m", module] if module else [sys.argv[0]]
-    flags = ["--config-name", args.config_name] if args.config_name else []
-    flags += ["--config-dir", args.config_dir] if args.config_dir else []
-    ours = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
-    passed = [text for text in about.overrides.hydra if not text.lstrip("+~").startswith(ours)]
-    overrides = list(about.overrides.task)
-    command = [sys.executable, *program, *flags, *overrides, *passed, f"output_dir={_quoted(str(folder))}"]
-    env = dict(os.environ)
-    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun's store keeps what earlier jobs wrote for their process group: each job opens one on its own port.
-        env["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-        env["MASTER_PORT"] = str(int(env["MASTER_PORT"]) + 1 + about.job.num)
-    return Job(overrides, folder, subprocess.run(command, env=env).returncode)
-
-
 def _module() -> str | None:
     """NAME, where this process runs `python -m NAME`."""
     import __main__
 
     return __main__.__spec__.name if __main__.__spec__ else None
-
-
-def _quoted(text: str) -> str:
-    """`text` as a value in Hydra's grammar."""
-    return QuotedString(text, Quote.single).with_quotes()
-
-
-def summary(jobs: Sequence[Job]) -> str:
-    """One line for each job of a sweep: its overrides, how it ended, its folder."""
-    failed = sum(job.code != 0 for job in jobs)
-    width = max(len(_ending(job)) for job in jobs)
-    rows = [(" ".join(job.overrides), f"{_ending(job):<{width}}  {os.path.relpath(job.folder)}") for job in jobs]
-    return "\n".join([f"Sweep: {len(jobs) - failed} of {len(jobs)} jobs finished, {failed} failed.", *_table(rows)])
-
-
-def _ending(job: Job) -> str:
-    if job.code < 0:
-        return f"FAILED by signal {-job.code}"
-    return f"FAILED with exit status {job.code}" if job.code else "finished"

@@ -14,8 +14,8 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,22 +24,39 @@ from collab.errors import BadInput
 from collab.paths import config_dir
 
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # the last where a group is given no text
+# What the plugins of the extra `sweep` add to Hydra.
+_LAUNCHERS = tuple(f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
 
 
 def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictConfig:
     """One job's config; Hydra has to be initialised.
 
     Raises:
-        BadInput: Names each override that does not fit, why, and what would.
+        BadInput: Names each override that does not fit, why, and what would; or the extra that is not installed.
     """
     try:
         config = hydra.compose(name, overrides)
     except _REFUSALS as error:
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file in _LAUNCHERS:
+            raise BadInput(
+                f"{error.missing_cfg_file} comes with the extra `sweep`, which is not installed. Install it by "
+                "`pip install -e '.[sweep]'`, or leave it out: the jobs of a sweep then run one after the other."
+            ) from error
         raise BadInput(_explain(error, name, parse(overrides), options(folders))) from error
     if strangers := _strangers(config):  # Hydra lets + add them even to a schema
         refusal = HydraException(f"There is no field {', '.join(strangers)}.")
         raise BadInput(_explain(refusal, name, parse(overrides), options(folders)))
     return config
+
+
+def hydra_settings(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """The node `hydra` of a config: its launcher, the folder of a sweep; Hydra has to be initialised.
+
+    Raises:
+        BadInput: As `compose`.
+    """
+    compose(name, list(overrides), folders)
+    return hydra.compose(name, list(overrides), return_hydra_config=True).hydra
 
 
 def load_config(entry: str, overrides: Sequence[str] = (), output_dir: str = "") -> Config:
@@ -190,6 +207,11 @@ def _unknown(
         valid = f"Groups: {', '.join(groups)}. Fields: {', '.join(fields_beside)}."
     what = "group" if "/" in key else "field"
     return f"{as_typed(override)}: there is no {what} {key}.{hint} {valid} `--cfg job` prints all fields."
+
+
+def quoted(text: str) -> str:
+    """`text` as a value in Hydra's grammar."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def as_typed(override: Override) -> str:

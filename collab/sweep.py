@@ -1,0 +1,177 @@
+"""Sweeps (`-m`): which jobs a launcher can start, and each job as a process of its own.
+
+A job runs with the command that one would type for it alone. So job k is the same run whether or not others came before
+it (no seeds, thread counts or open loggers are left over), a job that crashes or is killed takes nobody with it, and
+Lightning may start the other ranks of a job by repeating its command.
+
+Hydra's launchers decide where: the basic one here, one after the other; joblib here, several at once; submitit as jobs
+of SLURM. All but the first call the job in another process, which knows nothing of this one but what it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from collab.compose import quoted
+from collab.errors import BadInput
+from collab.files import write_json
+from collab.processes import rank
+from collab.resume import STATE
+
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+LOCAL = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+RECORD = "job.json"  # in a job's folder: how it ended, for the process that began the sweep
+OUTPUT = "output.log"  # same: what it printed, where other jobs print at the same time
+
+
+@dataclass(frozen=True)
+class Job:
+    """One finished job of a sweep; `code` is its exit status, negative for the signal that ended it."""
+
+    overrides: list[str]
+    folder: Path
+    code: int
+
+
+@dataclass
+class Sweep:
+    """What a job has to know of the command that began the sweep; it travels to wherever a launcher runs the job.
+
+    Attributes:
+        command: What comes before the overrides: interpreter, program and Hydra's flags.
+        folder: Of the sweep; those of the jobs are in it.
+        num_jobs: None where only the sweeper knows.
+        id: Tells the jobs of this sweep from those of an earlier one in the same folder.
+        jobs: Those that finished in this process.
+    """
+
+    command: list[str]
+    folder: Path
+    num_jobs: int | None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    jobs: list[Job] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Run the job that Hydra is at, in the folder that it was given, and leave word of how it ended."""
+        about = HydraConfig.get()
+        here = about.launcher._target_ == BASIC
+        folder = Path(about.runtime.output_dir)
+        overrides = list(about.overrides.task)
+        ours = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
+        passed = [text for text in about.overrides.hydra if not text.lstrip("+~").startswith(ours)]
+        command = [*self.command, *overrides, *passed, f"output_dir={quoted(str(folder))}"]
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) and (folder / STATE).is_file():
+            command.append(f"resume={quoted(str(folder))}")  # SLURM took the job off and has put it back
+        env = {**os.environ, **_own_port(about.job.num)} if here else dict(os.environ)
+        if here:
+            self.jobs.append(Job(overrides, folder, subprocess.run(command, env=env).returncode))
+            return
+        log = folder / (OUTPUT if rank() == 0 else OUTPUT.replace(".", f"-rank{rank()}."))
+        with log.open("ab") as file:
+            code = subprocess.run(command, env=env, stdout=file, stderr=file).returncode
+        if rank() == 0:
+            told = {"sweep": self.id, "job": about.job.num, "overrides": overrides, "code": code}
+            write_json(folder / RECORD, told)
+
+    def finished(self) -> list[Job]:
+        """The jobs of which it is known how they ended, wherever they ran."""
+        told = [(json.loads(file.read_bytes()), file.parent) for file in self.folder.rglob(RECORD)]
+        ours = sorted((found["job"], found, folder) for found, folder in told if found["sweep"] == self.id)
+        return self.jobs or [Job(found["overrides"], folder, found["code"]) for _, found, folder in ours]
+
+
+def _own_port(job: int) -> dict[str, str]:
+    """Variables by which the processes of job `job` find each other, and not those of the job before it."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun's store keeps what earlier jobs wrote for their process group: each job opens one on its own port.
+        port = int(os.environ["MASTER_PORT"]) + 1 + job
+        return {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        port = int(os.environ.get("MASTER_PORT", 15000 + int(os.environ["SLURM_JOB_ID"][-4:])))  # as Lightning has it
+        return {"MASTER_PORT": str(port + 1 + job)}
+    return {}
+
+
+def check_launcher(launcher: DictConfig, jobs: Sequence[DictConfig]) -> None:
+    """Whether a launcher can start the jobs of a sweep with the processes that they ask for.
+
+    Args:
+        launcher: `hydra.launcher` of the sweep.
+        jobs: The composed config of each job.
+
+    Raises:
+        BadInput: This command has several processes itself; a SLURM job would have another number of tasks than the run
+            has processes; there is no SLURM here.
+    """
+    kind = launcher._target_
+    if kind == BASIC:
+        return
+    name = kind.rpartition(".")[2].removesuffix("Launcher").lower()
+    within = "SLURM_NTASKS" if "SLURM_STEP_ID" in os.environ else "WORLD_SIZE"
+    if (processes := int(os.environ.get(within, 1))) > 1:
+        raise BadInput(
+            f"This command was started {processes} times, by torchrun or srun, and each would launch all jobs of the "
+            f"sweep ({name}). Start it once, without them, as `python train.py -m ...`: with trainer.devices=N a job "
+            "starts its own processes. Or leave the launcher out: torchrun then runs one job after the other."
+        )
+    if kind == LOCAL and launcher.tasks_per_node != 1:
+        raise BadInput(
+            f"hydra.launcher.tasks_per_node ({launcher.tasks_per_node}) must be 1 for submitit_local: its tasks do not "
+            "find each other, and each would be a run of its own. Set it to 1, and trainer.devices=N, by which a job "
+            "starts its own processes."
+        )
+    if kind != SLURM:
+        return
+    there = [launcher.tasks_per_node, launcher.nodes]
+    for config in jobs:
+        asked = [config.trainer.devices, config.trainer.num_nodes]
+        if asked != there:
+            raise BadInput(
+                f"A job of the sweep has trainer.devices={asked[0]} and trainer.num_nodes={asked[1]}, and SLURM would "
+                f"start it as {there[0]} tasks on each of {there[1]} nodes: one task for each process is needed, and "
+                "one launcher has the same for all jobs. Take sweep=slurm, which asks for as many tasks as "
+                "trainer.devices (a number) and trainer.num_nodes say, and type a command for each number of processes."
+            )
+    if shutil.which("sbatch") is None:
+        raise BadInput(
+            "A sweep by SLURM is submitted by sbatch, and there is none here. Type the command on a machine of the "
+            "cluster, or run the jobs on this one: leave sweep=slurm out, or take sweep=joblib."
+        )
+
+
+def summary(jobs: Sequence[Job], num_jobs: int | None = None) -> str:
+    """One line for each finished job of a sweep: its overrides, how it ended, its folder or log.
+
+    Args:
+        jobs: In order.
+        num_jobs: Of the sweep, where it is known; the others left no word.
+    """
+    failed = sum(job.code != 0 for job in jobs)
+    total = max(len(jobs), num_jobs or 0)
+    lost = f", {total - len(jobs)} without an end" if total > len(jobs) else ""
+    head = f"Sweep: {len(jobs) - failed} of {total} jobs finished, {failed} failed{lost}."
+    rows = [(" ".join(job.overrides), _ending(job), os.path.relpath(_to_read(job))) for job in jobs]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return "\n".join([head, *(f"  {what:<{widths[0]}}  {end:<{widths[1]}}  {where}" for what, end, where in rows)])
+
+
+def _to_read(job: Job) -> Path:
+    log = job.folder / OUTPUT
+    return log if job.code and log.is_file() else job.folder
+
+
+def _ending(job: Job) -> str:
+    if job.code < 0:
+        return f"FAILED by signal {-job.code}"
+    return f"FAILED with exit status {job.code}" if job.code else "finished"
