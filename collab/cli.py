@@ -221,16 +221,15 @@ def _main(entry: str, run: Run | None) -> bool:
             _refuse(error)
 
     start = hydra.main(config_path=str(folder), config_name=entry, version_base=None)(job)
-    if sweep is None:
+    if sweep is None or args.cfg or args.info:
         start()
         return False
     try:
         start()
     finally:
-        jobs = sweep.finished()
-        if rank() == 0 and not (args.cfg or args.info):
-            print(summary(jobs, sweep.num_jobs), flush=True)
-    return any(done.code != 0 for done in jobs)
+        if rank() == 0:
+            print(summary(sweep), flush=True)
+    return not sweep.went_well()
 
 
 def _entry_point(entry: str) -> Run:
@@ -273,7 +272,7 @@ def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
     program = ["-m", module] if (module := _module()) else [os.path.abspath(sys.argv[0])]
     flags = ["--config-name", args.config_name] if args.config_name else []
     flags += ["--config-dir", args.config_dir] if args.config_dir else []
-    return Sweep([sys.executable, *program, *flags], Path(place), None if own else len(configs))
+    return Sweep([sys.executable, *program, *flags], Path(place), len(configs))
 
 
 def _folders(args: argparse.Namespace, folder: Path) -> tuple[list[Path], list[str]]:

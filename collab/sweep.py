@@ -51,14 +51,14 @@ class Sweep:
     Attributes:
         command: What comes before the overrides: interpreter, program and Hydra's flags.
         folder: Of the sweep; those of the jobs are in it.
-        num_jobs: None where only the sweeper knows.
+        num_jobs: 0 where only the sweeper knows.
         id: Tells the jobs of this sweep from those of an earlier one in the same folder.
         jobs: Those that finished in this process.
     """
 
     command: list[str]
     folder: Path
-    num_jobs: int | None
+    num_jobs: int
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     jobs: list[Job] = field(default_factory=list)
 
@@ -89,6 +89,11 @@ class Sweep:
         told = [(json.loads(file.read_bytes()), file.parent) for file in self.folder.rglob(RECORD)]
         ours = sorted((found["job"], found, folder) for found, folder in told if found["sweep"] == self.id)
         return self.jobs or [Job(found["overrides"], folder, found["code"]) for _, found, folder in ours]
+
+    def went_well(self) -> bool:
+        """Whether all jobs finished."""
+        jobs = self.finished()
+        return len(jobs) >= self.num_jobs and all(job.code == 0 for job in jobs)
 
 
 def _own_port(job: int) -> dict[str, str]:
@@ -150,20 +155,20 @@ def check_launcher(launcher: DictConfig, jobs: Sequence[DictConfig]) -> None:
         )
 
 
-def summary(jobs: Sequence[Job], num_jobs: int | None = None) -> str:
-    """One line for each finished job of a sweep: its overrides, how it ended, its folder or log.
-
-    Args:
-        jobs: In order.
-        num_jobs: Of the sweep, where it is known; the others left no word.
-    """
+def summary(sweep: Sweep) -> str:
+    """One line for each finished job of a sweep: its overrides, how it ended, its folder or log."""
+    jobs = sweep.finished()
     failed = sum(job.code != 0 for job in jobs)
-    total = max(len(jobs), num_jobs or 0)
-    lost = f", {total - len(jobs)} without an end" if total > len(jobs) else ""
-    head = f"Sweep: {len(jobs) - failed} of {total} jobs finished, {failed} failed{lost}."
+    total = max(len(jobs), sweep.num_jobs)
+    lost = f", {total - len(jobs)} left no word" if total > len(jobs) else ""
     rows = [(" ".join(job.overrides), _ending(job), os.path.relpath(_to_read(job))) for job in jobs]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    return "\n".join([head, *(f"  {what:<{widths[0]}}  {end:<{widths[1]}}  {where}" for what, end, where in rows)])
+    return "\n".join(
+        [
+            f"Sweep: {len(jobs) - failed} of {total} jobs finished, {failed} failed{lost}.",
+            *(f"  {what:<{widths[0]}}  {ending:<{widths[1]}}  {where}" for what, ending, where in rows),
+        ]
+    )
 
 
 def _to_read(job: Job) -> Path:
