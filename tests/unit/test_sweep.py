@@ -123,7 +123,7 @@ def test_a_sweep_is_submitted_to_slurm_with_a_task_for_each_process(slurm, tmp_p
     found = ran(tmp_path)
     for seed in (1, 7):
         assert sorted(line["SLURM_PROCID"] for line in found[seed]) == ["0", "1"]
-    (script,) = tmp_path.glob("multirun/*/.submitit/**/*.sh")
+    script, *_ = tmp_path.glob("multirun/*/.submitit/**/*_submission.sh")  # the same for each job
     options = dict(line[10:].partition("=")[::2] for line in script.read_text().splitlines() if "#SBATCH" in line)
     asked = ("nodes", "ntasks-per-node", "gpus-per-node", "partition", "time", "array", "cpus-per-task")
     assert [options[name] for name in asked] == ["2", "1", "1", "gpu", "1440", "0-1%2", "8"]
