@@ -24,6 +24,7 @@ import copy
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -112,6 +113,7 @@ IDLE = {
         *("trainer.max_steps", "trainer.goals_per_step", "logger.", "evaluation.", "export."),
     ),
 }
+_FIRST_SPEAKS = 5.0  # seconds that rank 0 gets to say what is wrong before the others do
 EXAMPLES = {
     "train": (
         ("experiment=doc_edit", "the quick start, on a CPU"),
@@ -166,6 +168,8 @@ def main(entry: str, run: Run | None = None) -> None:
 
 
 def _refuse(error: Exception) -> None:
+    if rank() > 0:
+        time.sleep(_FIRST_SPEAKS)  # where all fail alike, the launcher ends this one before it says the same again
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(1)
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from collab.compose import quoted
 from collab.errors import BadInput
 from collab.files import write_json
-from collab.processes import rank
+from collab.processes import rank, started
 from collab.resume import STATE
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -123,12 +123,11 @@ def check_launcher(launcher: DictConfig, jobs: Sequence[DictConfig]) -> None:
     if kind == BASIC:
         return
     name = kind.rpartition(".")[2].removesuffix("Launcher").lower()
-    within = "SLURM_NTASKS" if "SLURM_STEP_ID" in os.environ else "WORLD_SIZE"
-    if (processes := int(os.environ.get(within, 1))) > 1:
+    if (found := started()) is not None and (processes := found[1] * found[2]) > 1:
         raise BadInput(
-            f"This command was started {processes} times, by torchrun or srun, and each would launch all jobs of the "
-            f"sweep ({name}). Start it once, without them, as `python train.py -m ...`: with trainer.devices=N a job "
-            "starts its own processes. Or leave the launcher out: torchrun then runs one job after the other."
+            f"{found[0]} has started this command {processes} times, and each would launch all jobs of the sweep "
+            f"({name}). Start it once, as `python train.py -m ...`: with trainer.devices=N a job starts its own "
+            "processes. Or leave the launcher out: one job after the other then runs in all these processes."
         )
     if kind == LOCAL and launcher.tasks_per_node != 1:
         raise BadInput(
@@ -138,15 +137,15 @@ def check_launcher(launcher: DictConfig, jobs: Sequence[DictConfig]) -> None:
         )
     if kind != SLURM:
         return
-    there = [launcher.tasks_per_node, launcher.nodes]
+    tasks, nodes = launcher.tasks_per_node, launcher.nodes
     for config in jobs:
-        asked = [config.trainer.devices, config.trainer.num_nodes]
-        if asked != there:
+        devices, num_nodes = config.trainer.devices, config.trainer.num_nodes
+        if devices not in ("auto", tasks) or num_nodes not in (1, nodes) or tasks == "auto":
             raise BadInput(
-                f"A job of the sweep has trainer.devices={asked[0]} and trainer.num_nodes={asked[1]}, and SLURM would "
-                f"start it as {there[0]} tasks on each of {there[1]} nodes: one task for each process is needed, and "
-                "one launcher has the same for all jobs. Take sweep=slurm, which asks for as many tasks as "
-                "trainer.devices (a number) and trainer.num_nodes say, and type a command for each number of processes."
+                f"A job of the sweep has trainer.devices={devices} and trainer.num_nodes={num_nodes}, and SLURM would "
+                f"start it as {tasks} tasks on each of {nodes} nodes: one task for each process is needed, and a sweep "
+                "has the same for all jobs. Take sweep=slurm, which asks for as many as trainer.devices (a number) and "
+                "trainer.num_nodes say, and type a command for each number of processes."
             )
     if shutil.which("sbatch") is None:
         raise BadInput(

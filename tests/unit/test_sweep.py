@@ -42,8 +42,8 @@ text = open(sys.argv[-1]).read()
 number = os.getpid()
 asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", text, re.M))
 nodes, tasks = int(asked["nodes"]), int(asked["ntasks-per-node"])
-job = {{"SLURM_NTASKS_PER_NODE": tasks, "SLURM_NTASKS": nodes * tasks, "SLURM_JOB_NUM_NODES": nodes,
-       "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "train"}}
+job = {{"SLURM_NTASKS_PER_NODE": tasks, "SLURM_NTASKS": nodes * tasks, "SLURM_JOB_NUM_NODES": nodes, "SLURM_NNODES": nodes,
+       "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "train"}}
 for element in range(int(asked.get("array", "0-0").split("%")[0].split("-")[1]) + 1):
     job["SLURM_JOB_ID"] = number + element
     if "array" in asked:
@@ -159,22 +159,30 @@ ONE = {"devices": 1, "num_nodes": 1}
 def test_a_job_in_slurm_has_as_many_tasks_as_processes(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     launcher = {"_target_": SLURM, "tasks_per_node": 2, "nodes": 1}
-    check_launcher(OmegaConf.create(launcher), [OmegaConf.create({"trainer": {"devices": 2, "num_nodes": 1}})])
-    others = [ONE, *({"devices": devices, "num_nodes": nodes} for devices, nodes in (("auto", 1), (2, 2), ([0, 1], 1)))]
-    for job in others:
-        said = refusal(launcher, {"devices": 2, "num_nodes": 1}, job)
+    two = {"devices": 2, "num_nodes": 1}
+    for job in (two, {"devices": "auto", "num_nodes": 1}):  # a job takes what SLURM has started
+        check_launcher(OmegaConf.create(launcher), [OmegaConf.create({"trainer": job})])
+    for job in (ONE, {"devices": 2, "num_nodes": 2}, {"devices": [0, 1], "num_nodes": 1}):
+        said = refusal(launcher, two, job)
         assert f"trainer.devices={job['devices']}" in said and "Take sweep=slurm" in said
+    assert "trainer.devices (a number)" in refusal(launcher | {"tasks_per_node": "auto"}, ONE | {"devices": "auto"})
 
 
 @pytest.mark.parametrize(
-    "environment", [{"WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "WORLD_SIZE": "1"}]
+    ("environment", "who"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}, "torchrun"),
+        ({"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "x"}, "SLURM"),
+    ],
 )
-def test_a_command_that_is_several_processes_launches_no_jobs_elsewhere(environment, monkeypatch):
+def test_a_command_that_is_several_processes_launches_no_jobs_elsewhere(environment, who, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     joblib = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
     said = refusal(joblib, ONE)
-    assert "started 2 times" in said and "`python train.py -m ...`" in said and "(joblib)" in said
+    assert (
+        f"{who} has started this command 2 times" in said and "`python train.py -m ...`" in said and "(joblib)" in said
+    )
     check_launcher(OmegaConf.create({"_target_": BASIC}), [OmegaConf.create({"trainer": ONE})])
 
 
