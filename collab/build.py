@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from hydra.utils import get_class
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from collab.callbacks.metrics_file import metrics_logger
@@ -287,9 +287,17 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) 
         inference_mode=False,
         deterministic="warn" if config.trainer.deterministic else False,
         default_root_dir=config.output_dir,
-        # By default Lightning would answer SLURM's signals with checkpoints of its own, and load them unasked.
-        plugins=[CheckpointFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+        plugins=[CheckpointFiles(), *_slurm()],
     )
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """By default Lightning would answer SLURM's signals with checkpoints of its own, and load them unasked.
+
+    Nothing where torchrun has started the processes, which may be in a job of SLURM too.
+    """
+    by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
 
 
 def _strategy_name(config: Config) -> str:

@@ -118,7 +118,7 @@ def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
         (["++sampler.foo=1"], ["no field sampler.foo", "group_size"]),
         (["algorithm.clip_epsilon=0.1"], ["It is a field of algorithm=grpo"]),
         (["algorithm=grpo", "algorithm.beta=0.1"], ["a field of algorithm=dpo, algorithm=dpo_small"]),
-        (["model=smolm2"], ["no such model", "Did you mean smollm2?", "one of: llama31_8b, smollm2"]),
+        (["model=smolm2"], ["no such model", "Did you mean smollm2?", "one of: llama31_70b, llama31_8b, smollm2"]),
         (["experiment=paper/doc_edt"], ["Did you mean paper/doc_edit?", "is one of: abg_coqa, code, doc_edit,"]),
         (["+experiment=doc_edit"], ["Write experiment=doc_edit, without the +"]),
         (["~model"], ["cannot be resolved", "model.name"]),

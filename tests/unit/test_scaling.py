@@ -1,0 +1,84 @@
+"""docs/scaling.md: its scripts are bash, and every command in them composes, as SLURM and torchrun would start it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra._internal.utils import get_args_parser
+from omegaconf import OmegaConf
+
+from collab.cli import _check_sweep, _main, stamp
+from collab.paths import config_dir
+
+TEXT = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+# Whoever starts a program says how; whatever else a block calls does nothing, and it can write nowhere.
+STAND_INS = """
+PATH=/nowhere
+for name in python srun torchrun; do eval "$name() { printf '%s\\0' \\"\\$@\\"; printf '\\n'; }"; done
+source() { :; }
+cd() { :; }
+cat() { printf HOST; }
+command_not_found_handle() { :; }
+set -r
+"""
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Program and arguments of every command in the text; what bash expands is expanded."""
+    found = {}
+    for block in BLOCKS:
+        done = subprocess.run(
+            ["bash", "-c", STAND_INS + block],
+            env={"USER": "me", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert not re.sub(r".*hostname.*|.*: restricted: cannot redirect output\n", "", done.stderr), done.stderr
+        for line in done.stdout.splitlines():
+            words = line.split("\0")[:-1]
+            for place, word in enumerate(words):
+                if program := re.fullmatch(r"(?:collab\.)?(train|evaluate|synthesize)(?:\.py)?", word):
+                    found[program[1], *words[place + 1 :]] = None
+                    break
+    return list(found)
+
+
+COMMANDS = commands()
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_a_script_is_bash(block):
+    done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_there_are_scripts_and_commands_of_every_kind():
+    scripts = [block for block in BLOCKS if block.startswith("#!/bin/bash\n#SBATCH")]
+    assert len(scripts) >= 3
+    for launcher in ("srun python", "srun torchrun", "torchrun"):
+        assert any(re.search(rf"^{launcher} .*train\.py", re.sub(r"\\\n\s*", "", text), re.M) for text in BLOCKS)
+    entries = [entry for entry, *_ in COMMANDS]
+    assert {"train", "evaluate"} <= set(entries) and entries.count("train") >= 10
+    written = len(re.findall(r"(?:train|evaluate)\.py |-m collab\.(?:train|evaluate|synthesize) ", "".join(BLOCKS)))
+    assert written >= len(COMMANDS) > written - 5  # none is overlooked; the same one may be written twice
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments"), [(entry, rest) for entry, *rest in COMMANDS], ids=[" ".join(found) for found in COMMANDS]
+)
+def test_a_command_composes(entry, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{entry}.py", *arguments])
+    if "-m" not in arguments:
+        sys.argv += ["--cfg", "all"]
+        assert _main(entry, None) is False
+        shown = OmegaConf.create(capsys.readouterr().out)
+        assert "hydra" in shown and "model" in shown
+        return
+    OmegaConf.register_new_resolver("stamp", stamp, replace=True)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert _check_sweep(entry, get_args_parser().parse_intermixed_args(), config_dir()).num_jobs > 1
