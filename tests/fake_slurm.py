@@ -1,4 +1,4 @@
-"""SLURM as far as submitit needs it, on this machine: sbatch runs each job at once, srun starts its tasks beside each other."""
+"""SLURM as far as submitit needs it, on this machine: sbatch runs jobs at once, srun starts tasks beside each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ number = os.getpid()
 asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", text, re.M))
 nodes, tasks = int(asked["nodes"]), int(asked["ntasks-per-node"])
 job = {{"SLURM_NTASKS_PER_NODE": tasks, "SLURM_NTASKS": nodes * tasks, "SLURM_JOB_NUM_NODES": nodes,
-       "SLURM_NNODES": nodes, "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "train"}}
+       "SLURM_NNODES": nodes, "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1",
+       "SLURM_JOB_NAME": "train"}}
 for element in range(int(asked.get("array", "0-0").split("%")[0].split("-")[1]) + 1):
     job["SLURM_JOB_ID"] = number + element
     if "array" in asked:

@@ -9,6 +9,7 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
+from collab import build
 from collab.cli import _check_sweep, _main, stamp
 from collab.paths import config_dir
 
@@ -60,8 +61,9 @@ def test_a_script_is_bash(block):
 def test_there_are_scripts_and_commands_of_every_kind():
     scripts = [block for block in BLOCKS if block.startswith("#!/bin/bash\n#SBATCH")]
     assert len(scripts) >= 3
-    for launcher in ("srun python", "srun torchrun", "torchrun"):
-        assert any(re.search(rf"^{launcher} .*train\.py", re.sub(r"\\\n\s*", "", text), re.M) for text in BLOCKS)
+    whole = [re.sub(r"\\\n\s*", "", block) for block in BLOCKS]
+    for launcher in (r"srun \S+ python", r"srun \S+ torchrun", "torchrun", "python"):
+        assert any(re.search(rf"^{launcher} .*\btrain\.py ", block, re.MULTILINE) for block in whole), launcher
     entries = [entry for entry, *_ in COMMANDS]
     assert {"train", "evaluate"} <= set(entries) and entries.count("train") >= 10
     written = len(re.findall(r"(?:train|evaluate)\.py |-m collab\.(?:train|evaluate|synthesize) ", "".join(BLOCKS)))
@@ -82,3 +84,11 @@ def test_a_command_composes(entry, arguments, monkeypatch, capsys):
     OmegaConf.register_new_resolver("stamp", stamp, replace=True)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     assert _check_sweep(entry, get_args_parser().parse_intermixed_args(), config_dir()).num_jobs > 1
+
+
+def test_within_slurm_torchrun_has_the_say(monkeypatch):
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "collab"}.items():
+        monkeypatch.setenv(name, value)
+    assert len(build._slurm()) == 1  # else Lightning takes every process for the one that SLURM has started
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    assert build._slurm() == []
