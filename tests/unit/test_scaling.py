@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from collab import build
 from collab.cli import _check_sweep, _main, stamp
+from collab.config import register
 from collab.paths import config_dir
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -81,6 +82,7 @@ def test_a_command_composes(entry, arguments, monkeypatch, capsys):
         shown = OmegaConf.create(capsys.readouterr().out)
         assert "hydra" in shown and "model" in shown
         return
+    register()
     OmegaConf.register_new_resolver("stamp", stamp, replace=True)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     assert _check_sweep(entry, get_args_parser().parse_intermixed_args(), config_dir()).num_jobs > 1
