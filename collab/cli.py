@@ -123,6 +123,7 @@ EXAMPLES = {
         ("experiment=doc_edit resume=true", "go on with the newest run of it that was interrupted"),
         ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
         ("experiment=doc_edit -m sampler.window=1,2 seed=1,2", "a sweep over all pairs"),
+        ("experiment=paper/doc_edit -m sweep=slurm seed=1,2,3", "a sweep as jobs of SLURM"),
         ("experiment=paper/doc_edit --cfg job", "print the composed config, run nothing"),
     ),
     "evaluate": (
@@ -261,8 +262,7 @@ def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
     with hydra.initialize_config_dir(str(args.config_path or folder), job_name=entry, version_base=None):
         overrides = parse(given)
         configs = []
-        own = any(override.key_or_group == "hydra/sweeper" for override in overrides)
-        if not own:  # else only that sweeper knows what the jobs are
+        if not any(override.key_or_group == "hydra/sweeper" for override in overrides):  # else only it knows the jobs
             every = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
             configs = [compose(name, [*searched, *job], folders) for job in every]
         if any(composed.resume for composed in configs):

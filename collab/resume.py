@@ -164,7 +164,7 @@ def resumed_overrides(folder: Path, given: Sequence[str]) -> list[str]:
     """What to type to go on: what the run in `folder` was started with, then what is typed now."""
     file = folder / ".hydra" / "overrides.yaml"
     there: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
-    ours = ("resume=", "output_dir=", "hydra.")
+    ours = ("resume=", "output_dir=", "hydra.", "hydra/", "sweep=")  # where it ran, and as what
     first = [str(text) for text in there if not str(text).lstrip("+~").startswith(ours) and text not in given]
     now = [text for text in given if not text.lstrip("+~").startswith(ours)]
     return [*first, *now]

@@ -10,6 +10,7 @@ of SLURM. All but the first call the job in another process, which knows nothing
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from collab.compose import quoted
 from collab.errors import BadInput
 from collab.files import write_json
 from collab.processes import rank, started
-from collab.resume import STATE
+from collab.resume import RESULTS, STATE
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 LOCAL = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
@@ -65,22 +66,21 @@ class Sweep:
     def run(self) -> None:
         """Run the job that Hydra is at, in the folder that it was given, and leave word of how it ended."""
         about = HydraConfig.get()
+        folder, overrides, code = Path(about.runtime.output_dir), list(about.overrides.task), 0
         here = about.launcher._target_ == BASIC
-        folder = Path(about.runtime.output_dir)
-        overrides = list(about.overrides.task)
-        ours = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
-        passed = [text for text in about.overrides.hydra if not text.lstrip("+~").startswith(ours)]
-        command = [*self.command, *overrides, *passed, f"output_dir={quoted(str(folder))}"]
-        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) and (folder / STATE).is_file():
-            command.append(f"resume={quoted(str(folder))}")  # SLURM took the job off and has put it back
-        env = {**os.environ, **_own_port(about.job.num)} if here else dict(os.environ)
+        # SLURM took the job off, and has put it back.
+        back = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0 and (folder / STATE).is_file()
+        if not (back and (folder / RESULTS).is_file()):
+            ours = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
+            passed = [text for text in about.overrides.hydra if not text.lstrip("+~").startswith(ours)]
+            places = [f"{key}={quoted(str(folder))}" for key in ("output_dir", *(("resume",) if back else ()))]
+            command = [*self.command, *overrides, *passed, *places]
+            env = {**os.environ, **(_own_port(about.job.num) if here else {})}
+            with contextlib.nullcontext() if here else _log(folder).open("ab") as file:
+                code = subprocess.run(command, env=env, stdout=file, stderr=file).returncode
         if here:
-            self.jobs.append(Job(overrides, folder, subprocess.run(command, env=env).returncode))
-            return
-        log = folder / (OUTPUT if rank() == 0 else OUTPUT.replace(".", f"-rank{rank()}."))
-        with log.open("ab") as file:
-            code = subprocess.run(command, env=env, stdout=file, stderr=file).returncode
-        if rank() == 0:
+            self.jobs.append(Job(overrides, folder, code))
+        elif rank() == 0:
             told = {"sweep": self.id, "job": about.job.num, "overrides": overrides, "code": code}
             write_json(folder / RECORD, told)
 
@@ -94,6 +94,10 @@ class Sweep:
         """Whether all jobs finished."""
         jobs = self.finished()
         return len(jobs) >= self.num_jobs and all(job.code == 0 for job in jobs)
+
+
+def _log(folder: Path) -> Path:
+    return folder / (OUTPUT if rank() == 0 else OUTPUT.replace(".", f"-rank{rank()}."))
 
 
 def _own_port(job: int) -> dict[str, str]:

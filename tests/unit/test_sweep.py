@@ -20,7 +20,7 @@ from collab.cli import main
 from collab.errors import BadInput
 from collab.processes import rank
 
-SHOWN = ("SLURM_PROCID", "SLURM_NTASKS", "MASTER_PORT", "OMP_NUM_THREADS")
+SHOWN = ("SLURM_PROCID", "MASTER_PORT")
 
 def run(config):
     found = {name: os.environ.get(name) for name in SHOWN}
@@ -86,13 +86,16 @@ def test_a_sweep_is_submitted_to_slurm_with_a_task_for_each_process(slurm, tmp_p
     assert not {"account", "qos", "mem"} & options.keys()  # the cluster's own
 
 
-def test_a_job_that_slurm_puts_back_goes_on(slurm, tmp_path):
+def test_a_job_that_slurm_puts_back_goes_on_unless_it_is_done(slurm, tmp_path):
     typed = ["-m", "sweep=slurm", "seed=1", "name=x", "hydra.sweep.dir=multirun/mine"]
     assert command(*typed, cwd=tmp_path, PATH=slurm).returncode == 0
-    log = tmp_path / "multirun" / "mine" / "0-x-seed1" / "output.log"
+    folder = tmp_path / "multirun" / "mine" / "0-x-seed1"
     back = command(*typed, cwd=tmp_path, PATH=slurm, SLURM_RESTART_COUNT="1")
-    assert back.returncode == 0, log.read_text()
+    assert back.returncode == 0, (folder / "output.log").read_text()
     assert len(ran(tmp_path)[1]) == 2
+    (folder / "results.json").write_text("{}")
+    done = command(*typed, cwd=tmp_path, PATH=slurm, SLURM_RESTART_COUNT="2")
+    assert "Sweep: 1 of 1 jobs finished" in done.stdout and len(ran(tmp_path)[1]) == 2
 
 
 def test_jobs_of_several_tasks_in_one_allocation_have_ports_of_their_own(tmp_path):
