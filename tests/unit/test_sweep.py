@@ -86,15 +86,15 @@ def test_a_sweep_is_submitted_to_slurm_with_a_task_for_each_process(slurm, tmp_p
     assert not {"account", "qos", "mem"} & options.keys()  # the cluster's own
 
 
-def test_a_job_that_slurm_puts_back_goes_on_unless_it_is_done(slurm, tmp_path):
-    typed = ["-m", "sweep=slurm", "seed=1", "name=x", "hydra.sweep.dir=multirun/mine"]
-    assert command(*typed, cwd=tmp_path, PATH=slurm).returncode == 0
-    folder = tmp_path / "multirun" / "mine" / "0-x-seed1"
-    back = command(*typed, cwd=tmp_path, PATH=slurm, SLURM_RESTART_COUNT="1")
-    assert back.returncode == 0, (folder / "output.log").read_text()
+def test_a_job_that_slurm_puts_back_goes_on_unless_it_is_done(tmp_path):
+    typed = ["-m", "seed=1", "name=x", "hydra.sweep.dir=multirun/mine"]
+    assert command(*typed, cwd=tmp_path).returncode == 0
+    again = command(*typed, cwd=tmp_path)
+    assert again.returncode == 1 and "holds an unfinished run, which stays as it is" in again.stderr
+    assert command(*typed, cwd=tmp_path, SLURM_RESTART_COUNT="1").returncode == 0
     assert len(ran(tmp_path)[1]) == 2
-    (folder / "results.json").write_text("{}")
-    done = command(*typed, cwd=tmp_path, PATH=slurm, SLURM_RESTART_COUNT="2")
+    (tmp_path / "multirun" / "mine" / "0-x-seed1" / "results.json").write_text("{}")
+    done = command(*typed, cwd=tmp_path, SLURM_RESTART_COUNT="2")
     assert "Sweep: 1 of 1 jobs finished" in done.stdout and len(ran(tmp_path)[1]) == 2
 
 
