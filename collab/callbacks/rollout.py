@@ -245,17 +245,18 @@ class RolloutCallback(L.Callback):
         with self._rollout(pl_module, f"val-{self._step:06d}") as policy:
             batch.scored = asyncio.run(self.conversations(policy, batch.goals, "val", 1))
         self._stop_if_lost(trainer, Losses().count(batch.scored), f"validation conversations after step {self._step}")
+        # Lightning fills the processes' shares up with goals that others have: they are played, and count once.
+        goals = len(trainer.val_dataloaders.dataset)  # type: ignore[union-attr]
+        ours = (goals - trainer.global_rank - 1) // trainer.world_size + 1
+        batch.scored = batch.scored[: ours - len(self._validated)]
         self._validated += batch.scored
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validated = []
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loader: Any = trainer.val_dataloaders
-        # Lightning fills the processes' shares up with goals that others have: they are played, and count once.
-        ours = (len(loader.dataset) - trainer.global_rank - 1) // trainer.world_size + 1
         names = self.simulation.reward.metrics
-        self._log(trainer, pl_module, "val", conversation_values(self._validated[:ours], names))
+        self._log(trainer, pl_module, "val", conversation_values(self._validated, names))
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.tested = []
