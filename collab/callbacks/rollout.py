@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
-import torch
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
@@ -29,6 +28,7 @@ from collab.conversation import Goal, Group, Key, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
+from collab.modules.base import over_ranks
 from collab.modules.sharding import gathered
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
@@ -190,13 +190,14 @@ class RolloutCallback(L.Callback):
         values["earlier_contexts"] = [
             float(group.context.position < turn) for group, turn in zip(batch.groups, wanted, strict=True)
         ]
-        seconds = time.monotonic() - started
-        values["rollout_seconds"] = [seconds]
+        # Of the process that takes longest, since the update waits for it, and of all their tokens.
+        seconds = over_ranks(trainer, [time.monotonic() - started], "max")[0]
+        tokens = over_ranks(trainer, [float(self._decoded - before)])[0]
+        values |= {"rollout_seconds": [seconds], "rollout_tokens_per_s": [tokens / seconds]}
         self._log(trainer, pl_module, "train", values)
         counts = {name: float(count - problems[name]) for name, count in self.simulation.problems.items()}
         counts |= {**asdict(self._losses), "lost_groups": float(len(groups) - len(kept))}
         counts["candidates"] = float(sum(len(group.candidates) for group in batch.groups))
-        counts["rollout_tokens_per_s"] = (self._decoded - before) / seconds
         pl_module.log_dict(
             {f"train/{name}": float(value) for name, value in counts.items()},
             batch_size=1,
@@ -206,11 +207,7 @@ class RolloutCallback(L.Callback):
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str, values: Values) -> None:
         """Log the mean of each metric over all processes."""
-
-        def summed(ours: torch.Tensor) -> torch.Tensor:
-            return trainer.strategy.reduce(ours.to(trainer.strategy.root_device), reduce_op="sum")
-
-        found = means(values, summed)
+        found = means(values, lambda sums: over_ranks(trainer, sums))
         # They are the same on all processes, which Lightning wants to be told.
         together = trainer.world_size > 1
         pl_module.log_dict({f"{prefix}/{name}": x for name, x in found.items()}, batch_size=1, sync_dist=together)
@@ -221,8 +218,7 @@ class RolloutCallback(L.Callback):
         Raises:
             RunStopped: More than `max_invalid` of it is lost.
         """
-        ours = torch.tensor([losses.lost, losses.futures], dtype=torch.float64)
-        lost, futures = trainer.strategy.reduce(ours.to(trainer.strategy.root_device), reduce_op="sum").tolist()
+        lost, futures = over_ranks(trainer, [losses.lost, losses.futures])
         if lost > self.simulation.max_invalid * futures:
             told = {name: count for name, count in self.simulation.problems.items() if count}
             raise RunStopped(
@@ -366,17 +362,17 @@ def context_position(seed: int, number: int, max_turns: int) -> int:
 Values = dict[str, list[float | None]]  # metric -> what its mean is over; None where it could not be had
 
 
-def means(values: Values, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums) -> dict[str, float]:
+def means(values: Values, sum_up: Callable[[list[float]], list[float]] = lambda sums: sums) -> dict[str, float]:
     """The mean of each list; missing values are left out, and what nobody has is nan.
 
     Args:
         values: Metric -> values of this process.
-        reduce: Adds a tensor up over all processes, which have to have the same metrics.
+        sum_up: Adds numbers up over all processes, which have to have the same metrics.
     """
     known = [[value for value in listed if value is not None and value == value] for listed in values.values()]
-    ours = torch.tensor([[math.fsum(listed), len(listed)] for listed in known], dtype=torch.float64).view(-1, 2)
-    pairs = zip(values, reduce(ours).tolist(), strict=True)
-    return {name: total / count if count else math.nan for name, (total, count) in pairs}
+    totals = iter(sum_up([number for listed in known for number in (math.fsum(listed), float(len(listed)))]))
+    pairs = zip(values, totals, totals, strict=True)
+    return {name: total / count if count else math.nan for name, total, count in pairs}
 
 
 def group_values(groups: Sequence[Group], weights: dict[str, float]) -> Values:
