@@ -32,7 +32,7 @@ from collab.modules.base import over_ranks
 from collab.modules.sharding import gathered
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
-from collab.simulation.allocation import candidates_at
+from collab.simulation.allocation import candidates_at, context_turns
 from collab.simulation.rollout import (
     Players,
     as_group,
@@ -64,6 +64,7 @@ class Simulation:
         on_conversation: Called whenever a conversation is over.
         journal: Where replies are kept, so that a run that is interrupted need not ask for them again.
         problems: What users and judges that are language models got wrong so far, as they count it.
+        last_turns: Contexts at the last turn, for each one at any other turn.
         max_invalid: Share of what is played at a time (a step's forward conversations, a validation, a row of the
             test) that may be lost; more stops the run.
     """
@@ -83,7 +84,13 @@ class Simulation:
     on_conversation: Callable[[], None] = field(default=lambda: None)
     journal: Journal | None = None
     problems: Counter[str] = field(default_factory=Counter)
+    last_turns: int = 1
     max_invalid: float = 1.0
+
+    @property
+    def turns(self) -> list[int]:
+        """At which contexts are drawn, each entry as often."""
+        return context_turns(self.max_turns, self.last_turns)
 
     def candidates_at(self, position: int) -> int:
         """Candidates of a context at a turn; with `equal_turns`, for as many turns as `group_size` whole windows."""
@@ -185,7 +192,7 @@ class RolloutCallback(L.Callback):
         kept = [(group, n) for group, n in zip(groups, numbers, strict=True) if len(group.candidates) >= least]
         batch.groups = [group for group, _ in kept]
         values = group_values(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
-        wanted = [context_position(self.simulation.seed, n, self.simulation.max_turns) for _, n in kept]
+        wanted = [context_position(self.simulation.seed, n, self.simulation.turns) for _, n in kept]
         # Chats that the user kept ending before the drawn turn; see `draw_context`.
         values["earlier_contexts"] = [
             float(group.context.position < turn) for group, turn in zip(batch.groups, wanted, strict=True)
@@ -316,7 +323,7 @@ class RolloutCallback(L.Callback):
         players = simulation.players(engine)
         # `number` keeps apart a goal that comes twice in one step.
         key = Key(simulation.seed, split=f"train/{number}", round=step, goal=goal.id)
-        position = context_position(simulation.seed, number, simulation.max_turns)
+        position = context_position(simulation.seed, number, simulation.turns)
         context = await draw_context(players, goal, self.system_prompt, position, key.at(split=f"context/{number}"))
         if context.pending is None:  # the user failed each time
             self._losses.count_nothing(simulation.group_size * (simulation.num_samples if simulation.window else 1))
@@ -349,14 +356,13 @@ class RolloutCallback(L.Callback):
         return list(zip(played, scores, strict=True))
 
 
-def context_position(seed: int, number: int, max_turns: int) -> int:
+def context_position(seed: int, number: int, turns: Sequence[int]) -> int:
     """The turn, from 1, at which the `number`-th context of a run is drawn.
 
-    Each run of `max_turns` contexts holds every turn once, in random order: no position is drawn more often than
-    another.
+    Each run of as many contexts as `turns` has entries holds every entry once, in random order.
     """
-    cycle, place = divmod(number, max_turns)
-    return int(Key(seed, role="context", round=cycle).stream().permutation(max_turns)[place]) + 1
+    cycle, place = divmod(number, len(turns))
+    return turns[int(Key(seed, role="context", round=cycle).stream().permutation(len(turns))[place])]
 
 
 Values = dict[str, list[float | None]]  # metric -> what its mean is over; None where it could not be had
