@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import scaling
 from benchmarks.rows import FOLDER, ROWS, Row
 from benchmarks.steps import commit
 
@@ -191,6 +192,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         "",
         *(setup(name, row) for name, row in ROWS.items()),
     ]
+    if scaling.FIGURES.exists():
+        parts.append(scaling.section(json.loads(scaling.FIGURES.read_text(encoding="utf-8"))))
     return "\n".join(parts)
 
 

@@ -65,8 +65,8 @@ def play(policy: str, groups: int, samples: int, seed: int, overrides: Sequence[
     check(config)
     build.start(config)
     goals = load_splits(config.task).val
-    turns = config.task.max_turns
-    numbers = [number for number in range(2 * groups + turns) if context_position(seed, number, turns) < turns][:groups]
+    turns = range(1, config.task.max_turns + 1)
+    numbers = [n for n in range(2 * groups + len(turns)) if context_position(seed, n, turns) < len(turns)][:groups]
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
     with Progress() as progress, build.endpoints(config, progress) as endpoints, output.open("a") as file:

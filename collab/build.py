@@ -141,6 +141,7 @@ def simulation(
         num_samples=sampler.num_samples,
         group_size=sampler.group_size,
         equal_turns=sampler.equal_turns,
+        last_turns=sampler.last_turns,
         paired=sampler.paired,
         adaptive=sampler.adaptive,
         seed=config.seed,

@@ -240,6 +240,7 @@ class SamplerConfig:
     group_size: int = 8  # candidates per context
     # where the conversation ends within the window, more candidates instead: as many turns are played for each context
     equal_turns: bool = False
+    last_turns: int = 1  # contexts at the last turn, where the result is due, for each one at any other turn
     paired: bool = True  # all candidates of a context face the same user randomness
     adaptive: bool = False  # spend the same samples where a pilot leaves the ranking open; takes num_samples >= 4
     temperature: float = 0.7  # of the policy, in rollouts and evaluation
@@ -436,6 +437,7 @@ _AT_LEAST: dict[str, int] = {
     "sampler.window": 0,
     "sampler.num_samples": 1,
     "sampler.group_size": 1,
+    "sampler.last_turns": 1,
     "sampler.temperature": 0,
     "sampler.top_k": 0,
     "engine.max_batch": 1,

@@ -27,7 +27,7 @@ from collab.config import (
 )
 from collab.errors import BadInput
 from collab.rewards.judge import JudgedMetric
-from collab.simulation.allocation import candidates_at
+from collab.simulation.allocation import candidates_at, context_turns
 from collab.targets import load_target
 
 if TYPE_CHECKING:
@@ -120,12 +120,12 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
     def whole(count: float, test: bool = True) -> list[Calls]:
         return [call.times(count) for call in (*user(range(1, task.max_turns + 1), test), *judge())]
 
-    # Each turn is drawn as often as the others.
-    contexts = _sum(call for position in range(1, task.max_turns + 1) for call in group(position))
+    drawn = context_turns(task.max_turns, sampler.last_turns)
+    contexts = _sum(call for position in drawn for call in group(position))
     tests = len(goals.test) * config.evaluation.num_conversations
     if entry == "train":
         rollouts = config.algorithm.data is None
-        step = [call.times(trainer.goals_per_step / task.max_turns) for call in contexts] if rollouts else []
+        step = [call.times(trainer.goals_per_step / len(drawn)) for call in contexts] if rollouts else []
         validations = math.ceil(trainer.max_steps / min(trainer.val_every, trainer.max_steps))
         played = [*whole(len(goals.val) * validations, test=False), *whole(3 * tests)]
         return Estimate(_sum([*(call.times(trainer.max_steps) for call in step), *played]), step, "training step")

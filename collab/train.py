@@ -91,7 +91,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     journal = build.journal(config)
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, config.model, journal)
-    candidates = [simulation.candidates_at(turn) for turn in range(1, config.task.max_turns + 1)]
+    candidates = [simulation.candidates_at(turn) for turn in simulation.turns]
     futures = config.sampler.num_samples if config.sampler.window else 1
     goals = config.trainer.goals_per_step // build.num_processes(config)
     per_step = round(goals * futures * statistics.fmean(candidates))

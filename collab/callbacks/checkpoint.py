@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from collab.conversation import Key
 from collab.errors import RunStopped
 from collab.files import naming
+from collab.modules.sharding import REST
 
 _KEY = "BatchCheckpoint"  # of its state among the callbacks' in a checkpoint
 
@@ -167,8 +168,8 @@ def last_checkpoint(folder: Path, run: str) -> tuple[Path | None, list[str]]:
 
 
 def _problem(path: Path, run: str) -> str:
-    if path.is_dir():
-        return ""  # sharded; whoever loads it looks into it
+    if path.is_dir():  # of shards
+        path = path / REST
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
@@ -177,7 +178,7 @@ def _problem(path: Path, run: str) -> str:
         # Mapped, not read: only the marks are looked at here.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         mark = found["callbacks"][_KEY]["run"]
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, FileNotFoundError):
         return "is truncated, or no checkpoint"
     except Exception as error:  # of torch or pickle, without a common class
         return f"is no checkpoint of a run ({type(error).__name__})"

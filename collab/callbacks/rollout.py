@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
-import torch
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
@@ -29,10 +28,11 @@ from collab.conversation import Goal, Group, Key, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
+from collab.modules.base import over_ranks
 from collab.modules.sharding import gathered
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
-from collab.simulation.allocation import candidates_at
+from collab.simulation.allocation import candidates_at, context_turns
 from collab.simulation.rollout import (
     Players,
     as_group,
@@ -64,6 +64,7 @@ class Simulation:
         on_conversation: Called whenever a conversation is over.
         journal: Where replies are kept, so that a run that is interrupted need not ask for them again.
         problems: What users and judges that are language models got wrong so far, as they count it.
+        last_turns: Contexts at the last turn, for each one at any other turn.
         max_invalid: Share of what is played at a time (a step's forward conversations, a validation, a row of the
             test) that may be lost; more stops the run.
     """
@@ -83,7 +84,13 @@ class Simulation:
     on_conversation: Callable[[], None] = field(default=lambda: None)
     journal: Journal | None = None
     problems: Counter[str] = field(default_factory=Counter)
+    last_turns: int = 1
     max_invalid: float = 1.0
+
+    @property
+    def turns(self) -> list[int]:
+        """At which contexts are drawn, each entry as often."""
+        return context_turns(self.max_turns, self.last_turns)
 
     def candidates_at(self, position: int) -> int:
         """Candidates of a context at a turn; with `equal_turns`, for as many turns as `group_size` whole windows."""
@@ -185,18 +192,19 @@ class RolloutCallback(L.Callback):
         kept = [(group, n) for group, n in zip(groups, numbers, strict=True) if len(group.candidates) >= least]
         batch.groups = [group for group, _ in kept]
         values = group_values(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
-        wanted = [context_position(self.simulation.seed, n, self.simulation.max_turns) for _, n in kept]
+        wanted = [context_position(self.simulation.seed, n, self.simulation.turns) for _, n in kept]
         # Chats that the user kept ending before the drawn turn; see `draw_context`.
         values["earlier_contexts"] = [
             float(group.context.position < turn) for group, turn in zip(batch.groups, wanted, strict=True)
         ]
-        seconds = time.monotonic() - started
-        values["rollout_seconds"] = [seconds]
+        # Of the process that takes longest, since the update waits for it, and of all their tokens.
+        seconds = over_ranks(trainer, [time.monotonic() - started], "max")[0]
+        tokens = over_ranks(trainer, [float(self._decoded - before)])[0]
+        values |= {"rollout_seconds": [seconds], "rollout_tokens_per_s": [tokens / seconds]}
         self._log(trainer, pl_module, "train", values)
         counts = {name: float(count - problems[name]) for name, count in self.simulation.problems.items()}
         counts |= {**asdict(self._losses), "lost_groups": float(len(groups) - len(kept))}
         counts["candidates"] = float(sum(len(group.candidates) for group in batch.groups))
-        counts["rollout_tokens_per_s"] = (self._decoded - before) / seconds
         pl_module.log_dict(
             {f"train/{name}": float(value) for name, value in counts.items()},
             batch_size=1,
@@ -206,11 +214,7 @@ class RolloutCallback(L.Callback):
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str, values: Values) -> None:
         """Log the mean of each metric over all processes."""
-
-        def summed(ours: torch.Tensor) -> torch.Tensor:
-            return trainer.strategy.reduce(ours.to(trainer.strategy.root_device), reduce_op="sum")
-
-        found = means(values, summed)
+        found = means(values, lambda sums: over_ranks(trainer, sums))
         # They are the same on all processes, which Lightning wants to be told.
         together = trainer.world_size > 1
         pl_module.log_dict({f"{prefix}/{name}": x for name, x in found.items()}, batch_size=1, sync_dist=together)
@@ -221,8 +225,7 @@ class RolloutCallback(L.Callback):
         Raises:
             RunStopped: More than `max_invalid` of it is lost.
         """
-        ours = torch.tensor([losses.lost, losses.futures], dtype=torch.float64)
-        lost, futures = trainer.strategy.reduce(ours.to(trainer.strategy.root_device), reduce_op="sum").tolist()
+        lost, futures = over_ranks(trainer, [losses.lost, losses.futures])
         if lost > self.simulation.max_invalid * futures:
             told = {name: count for name, count in self.simulation.problems.items() if count}
             raise RunStopped(
@@ -245,17 +248,18 @@ class RolloutCallback(L.Callback):
         with self._rollout(pl_module, f"val-{self._step:06d}") as policy:
             batch.scored = asyncio.run(self.conversations(policy, batch.goals, "val", 1))
         self._stop_if_lost(trainer, Losses().count(batch.scored), f"validation conversations after step {self._step}")
+        # Lightning fills the processes' shares up with goals that others have: they are played, and count once.
+        goals = len(trainer.val_dataloaders.dataset)  # type: ignore[union-attr]
+        ours = (goals - trainer.global_rank - 1) // trainer.world_size + 1
+        batch.scored = batch.scored[: ours - len(self._validated)]
         self._validated += batch.scored
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validated = []
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loader: Any = trainer.val_dataloaders
-        # Lightning fills the processes' shares up with goals that others have: they are played, and count once.
-        ours = (len(loader.dataset) - trainer.global_rank - 1) // trainer.world_size + 1
         names = self.simulation.reward.metrics
-        self._log(trainer, pl_module, "val", conversation_values(self._validated[:ours], names))
+        self._log(trainer, pl_module, "val", conversation_values(self._validated, names))
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.tested = []
@@ -319,7 +323,7 @@ class RolloutCallback(L.Callback):
         players = simulation.players(engine)
         # `number` keeps apart a goal that comes twice in one step.
         key = Key(simulation.seed, split=f"train/{number}", round=step, goal=goal.id)
-        position = context_position(simulation.seed, number, simulation.max_turns)
+        position = context_position(simulation.seed, number, simulation.turns)
         context = await draw_context(players, goal, self.system_prompt, position, key.at(split=f"context/{number}"))
         if context.pending is None:  # the user failed each time
             self._losses.count_nothing(simulation.group_size * (simulation.num_samples if simulation.window else 1))
@@ -352,30 +356,29 @@ class RolloutCallback(L.Callback):
         return list(zip(played, scores, strict=True))
 
 
-def context_position(seed: int, number: int, max_turns: int) -> int:
+def context_position(seed: int, number: int, turns: Sequence[int]) -> int:
     """The turn, from 1, at which the `number`-th context of a run is drawn.
 
-    Each run of `max_turns` contexts holds every turn once, in random order: no position is drawn more often than
-    another.
+    Each run of as many contexts as `turns` has entries holds every entry once, in random order.
     """
-    cycle, place = divmod(number, max_turns)
-    return int(Key(seed, role="context", round=cycle).stream().permutation(max_turns)[place]) + 1
+    cycle, place = divmod(number, len(turns))
+    return turns[int(Key(seed, role="context", round=cycle).stream().permutation(len(turns))[place])]
 
 
 Values = dict[str, list[float | None]]  # metric -> what its mean is over; None where it could not be had
 
 
-def means(values: Values, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums) -> dict[str, float]:
+def means(values: Values, sum_up: Callable[[list[float]], list[float]] = lambda sums: sums) -> dict[str, float]:
     """The mean of each list; missing values are left out, and what nobody has is nan.
 
     Args:
         values: Metric -> values of this process.
-        reduce: Adds a tensor up over all processes, which have to have the same metrics.
+        sum_up: Adds numbers up over all processes, which have to have the same metrics.
     """
     known = [[value for value in listed if value is not None and value == value] for listed in values.values()]
-    ours = torch.tensor([[math.fsum(listed), len(listed)] for listed in known], dtype=torch.float64).view(-1, 2)
-    pairs = zip(values, reduce(ours).tolist(), strict=True)
-    return {name: total / count if count else math.nan for name, (total, count) in pairs}
+    totals = iter(sum_up([number for listed in known for number in (math.fsum(listed), float(len(listed)))]))
+    pairs = zip(values, totals, totals, strict=True)
+    return {name: total / count if count else math.nan for name, total, count in pairs}
 
 
 def group_values(groups: Sequence[Group], weights: dict[str, float]) -> Values:

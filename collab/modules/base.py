@@ -181,7 +181,7 @@ class PolicyModule(L.LightningModule):
                 norms.append(norm)
         self.policy.eval()
         left_out = self.left_out(batch.groups)
-        counts = self._over_ranks([*found, len(examples), len(batch.groups), *left_out.values()])
+        counts = over_ranks(self.trainer, [*found, len(examples), len(batch.groups), *left_out.values()])
         loss, kl, kl_tokens, entropy, tokens, taught, groups = counts[:7]
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self._log(
@@ -201,7 +201,7 @@ class PolicyModule(L.LightningModule):
             For the log: this rank's sums of the loss (its share of the step's mean), of the KL and the tokens it was
             read off, of the entropy and the tokens; then the norm of the gradient.
         """
-        total = self._over_ranks([sum(self.units(example) for example in examples)])[0]
+        total = over_ranks(self.trainer, [sum(self.units(example) for example in examples)])[0]
         if not total:
             return [0.0] * 5, 0.0
         assert self.policy is not None
@@ -264,15 +264,15 @@ class PolicyModule(L.LightningModule):
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 torch.distributed.all_reduce(parameter.grad)
 
-    def _over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Each value's sum over all processes."""
-        summed: torch.Tensor = self.trainer.strategy.reduce(
-            torch.tensor(values, dtype=torch.float64, device=self.device), reduce_op="sum"
-        )
-        return summed.tolist()
-
     def _log(self, **values: float) -> None:
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+
+
+def over_ranks(trainer: L.Trainer, values: Sequence[float], operation: str = "sum") -> list[float]:
+    """Each value's sum (or "max") over all processes, which have to ask together."""
+    ours = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
+    found: torch.Tensor = trainer.strategy.reduce(ours, reduce_op=operation)
+    return found.tolist()
 
 
 def learning_rate_scale(schedule: str, warmup_steps: int, max_steps: int) -> Callable[[int], float]:

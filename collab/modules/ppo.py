@@ -30,7 +30,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from collab.conversation import Group
-from collab.modules.base import Example, PolicyModule, mr_of
+from collab.modules.base import Example, PolicyModule, mr_of, over_ranks
 from collab.modules.losses import clipped_policy_losses, clipped_value_losses, generalised_advantages
 from collab.modules.packing import PackedBatch
 from collab.modules.policy import PolicyOutput
@@ -110,7 +110,7 @@ class PPO(PolicyModule):
         """Mean and variance of all numbers in `parts`, over all processes; 0 where there are none."""
         wide = [part.double() for part in parts]
         sums = [sum(map(len, wide)), sum(x.sum().item() for x in wide), sum(x.square().sum().item() for x in wide)]
-        count, total, squares = self._over_ranks(sums)
+        count, total, squares = over_ranks(self.trainer, sums)
         mean = total / count if count else 0.0
         return mean, max(0.0, squares / count - mean**2) if count else 0.0
 

@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from collab.modules.packing import idle_batch
 from collab.modules.policy import Policy, inner_of
 
-_REST = "rest.pt"  # of a sharded checkpoint: all that is no shard
+REST = "rest.pt"  # of a sharded checkpoint: all that is no shard; written last
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _write_shards(checkpoint: dict[str, Any], folder: Path, first: bool) -> None
         shards |= {f"optimizer.{number}.{index}": values for index, values in state["state"].items()}
     dcp.save(shards, checkpoint_id=folder)
     if first:
-        torch.save({**checkpoint, "param_groups": [state["param_groups"] for state in states]}, folder / _REST)
+        torch.save({**checkpoint, "param_groups": [state["param_groups"] for state in states]}, folder / REST)
 
 
 def _read_shards(folder: Path, owners: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def _read_shards(folder: Path, owners: Mapping[str, torch.Tensor]) -> dict[str, 
         dtype = meta.properties.dtype
         entries[name] = torch.empty_like(owner, dtype=dtype) if cut else torch.empty(meta.size, dtype=dtype)
     dcp.load(entries, storage_reader=reader, no_dist=not owners)
-    checkpoint: dict[str, Any] = torch.load(folder / _REST, map_location="cpu", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     states: list[Any] = [{"state": {}, "param_groups": groups} for groups in checkpoint.pop("param_groups")]
     weights = {}
     for name, value in entries.items():

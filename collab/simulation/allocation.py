@@ -129,6 +129,11 @@ def _tail(gap: float, variance: float) -> float:
     return math.erfc(gap / math.sqrt(2 * variance)) / 2 if variance > 0 else 0.0
 
 
+def context_turns(max_turns: int, last_turns: int = 1) -> list[int]:
+    """The turns, from 1, at which contexts are drawn, each equally often; the last one `last_turns` times."""
+    return [*range(1, max_turns + 1), *[max_turns] * (last_turns - 1)]
+
+
 def candidates_at(position: int, max_turns: int, window: int, num_samples: int, group_size: int) -> int:
     """Candidates of a context at a turn that play as many turns as `group_size` whole windows (`equal_turns`)."""
     left = min(window, max_turns - position)

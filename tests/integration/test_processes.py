@@ -5,24 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 import torch
-
-if TYPE_CHECKING:
-    from conftest import Runner
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
+PLACES = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "integration"))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
+STRATEGIES = {
+    "ddp": ["strategy=ddp"],
+    "fsdp": ["strategy=fsdp"],
+    "shards": ["strategy=fsdp", "strategy.sharded_checkpoints=true"],
+}
 
-
-def first_step(folder: Path) -> dict[str, float]:
-    with (folder / "csv" / "metrics.csv").open() as file:
-        row = next(row for row in csv.DictReader(file) if row["train/mr"])
-    return {name: float(row[name]) for name in ("train/mr", "train/interactivity", "train/reply_tokens")}
+pytestmark = pytest.mark.timeout(600)
 
 
 def launch(processes: int) -> list[str]:
@@ -33,36 +36,143 @@ def launch(processes: int) -> list[str]:
     return [*run, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 
 
-def run(command: list[str], **environment: str) -> None:
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True
-    )
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(600)
-def test_two_processes_roll_out_and_learn_as_one_does(runner: Runner, tiny_model: Path, tmp_path: Path) -> None:
-    overrides = [*runner.training, "algorithm=grpo", f"model.path={tiny_model}", "logger=csv"]
-    for name, processes in (("one", 1), ("two", 2)):
-        places = [] if processes == 1 else ["strategy=ddp", "trainer.devices=2"]
-        given = [*overrides, *places, "trainer.accelerator=cpu", f"output_dir={tmp_path / name}"]
-        run([*launch(processes), "train.py", *given])
-    # The same contexts, candidates and futures, wherever they are played; the mean is over both processes.
-    assert first_step(tmp_path / "two") == pytest.approx(first_step(tmp_path / "one"), rel=1e-5)
-    one, two = (json.loads((tmp_path / name / "results.json").read_text())["policies"] for name in ("one", "two"))
-    assert two["base"] == one["base"]
-    assert two["trained"]["mr"]["n"] == one["trained"]["mr"]["n"] == 2
-    train = {
-        name: sorted(
-            (row["step"], row["goal"], row["candidate"])
-            for path in (tmp_path / name).glob("transcripts*.jsonl")
-            for row in map(json.loads, path.read_text().splitlines())
-            if row["phase"] == "train"
-        )
-        for name in ("one", "two")
-    }
-    assert len(train["two"]) == 2 * (3 + 6)  # steps, candidates of a first and of a last turn
-    assert train["two"] == train["one"]  # each goal of a step at its turn
+@pytest.fixture(scope="module")
+def overrides(letters: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A small run with three goals to validate and to test on, which two processes cannot share evenly."""
+    files = []
+    for split, names in (("val", ("heron", "plum", "drum")), ("test", ("mill", "fig", "horn"))):
+        file = tmp_path_factory.mktemp("goals") / f"{split}.jsonl"
+        records = [
+            {
+                "id": f"{split}-{name}",
+                "single_turn_prompt": f"Write a notice about the {name}.",
+                "single_turn_completion": f"The {name} is here.",
+                "single_turn_metadata": {"title": f"the {name}", "form": "notice"},
+            }
+            for name in names
+        ]
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        files.append(f"task.{split}_file={file}")
+    return [*letters, *files, "model.lora.enabled=false"]
+
+
+@pytest.fixture(scope="module")
+def alone(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    run([*launch(1), "train.py", *overrides, f"output_dir={folder}"])
+    return folder
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """All that is logged, the evaluations, what was said, and the policies."""
+    assert_same(metrics(found), metrics(expected))
+    assert_same(*(json.loads((folder / "results.json").read_text())["policies"] for folder in (found, expected)))
+    assert said(found) == said(expected)
+    for name in ("policy", "policy_last"):
+        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (found, expected))
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            torch.testing.assert_close(ours[key], theirs[key], atol=1e-4, rtol=1e-4, msg=f"{name}: {key}")
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    elif isinstance(expected, str):
+        assert found == expected
+    else:
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5, nan_ok=True)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Rows of metrics.csv, without what is measured by the clock; the KL is read off other tokens."""
+    with (folder / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if v and "rollout_" not in k and k != "train/kl"} for row in rows]
+
+
+def said(folder: Path) -> list[str]:
+    lines = [json.loads(line) for path in folder.glob("transcripts*.jsonl") for line in path.read_text().splitlines()]
+    assert lines
+    return sorted(f"{r['phase']} {r['policy']} {r.get('step')} {r['goal']} {r['messages']}" for r in lines)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow), "shards"])
+def test_two_processes_train_as_one_does(strategy: str, alone: Path, overrides: list[str], tmp_path: Path) -> None:
+    run([*launch(2), "train.py", *overrides, *STRATEGIES[strategy], f"output_dir={tmp_path / 'two'}"])
+    assert_same_run(tmp_path / "two", alone)
+    learned, base = (metrics_of(alone, name) for name in ("trained", "base"))
+    assert learned > base + 0.1
+
+
+def metrics_of(folder: Path, policy: str) -> float:
+    found: float = json.loads((folder / "results.json").read_text())["policies"][policy]["mr"]["mean"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "strategy"),
+    [
+        (1, 2, "fsdp"),
+        pytest.param(2, 1, "shards"),
+        pytest.param(1, 2, "ddp", marks=pytest.mark.slow),
+        pytest.param(2, 1, "fsdp", marks=pytest.mark.slow),
+        pytest.param(2, 2, "shards", marks=pytest.mark.slow),
+        pytest.param(1, 2, "shards", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    before: int, after: int, strategy: str, alone: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    given = {1: [], 2: STRATEGIES[strategy]}
+    command = [*launch(before), "train.py", *overrides, *given[before], f"output_dir={folder}"]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not (folder / "checkpoints" / "step-000002.ckpt").exists():
+        assert process.poll() is None, "it has ended before"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+    strategies = given[after] or ["strategy=auto", "strategy.sharded_checkpoints=false"]
+    run([*launch(after), "train.py", f"resume={folder}", *strategies])
+    assert_same(*(json.loads((path / "results.json").read_text())["policies"] for path in (folder, alone)))
+
+
+def test_a_process_that_fails_ends_all_with_its_message(overrides: list[str], tmp_path: Path) -> None:
+    failing = "task.metrics.bleu.target=commands.FailsOnTheSecond"
+    command = [*launch(2), "train.py", *overrides, "strategy=fsdp", failing, f"output_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    told = None
+    for line in process.stdout:
+        if told is None and "nothing to say about train" in line:
+            told = time.monotonic()
+    assert process.wait() != 0 and told is not None
+    assert time.monotonic() - told < 20
+
+
+def test_input_that_is_refused_is_told_once(overrides: list[str], tmp_path: Path) -> None:
+    command = [*launch(2), "train.py", *overrides, "strategy=fsdp", "trainer.goals_per_step=3"]
+    done = subprocess.run(
+        [*command, f"output_dir={tmp_path / 'run'}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and said.count("must be a multiple of the number of processes (2") == 1, said
+    assert not (tmp_path / "run").exists()
 
 
 STEPS = """
@@ -123,12 +233,10 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps")
     (folder / "steps.py").write_text(STEPS)
     for processes, strategies in ((1, "alone"), (2, "ddp,fsdp,fsdp_replicas")):
-        places = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "unit")])
-        run([*launch(processes), str(folder / "steps.py"), str(folder), strategies, *STEPPED], PYTHONPATH=places)
+        run([*launch(processes), str(folder / "steps.py"), str(folder), strategies, *STEPPED])
     return folder
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("algorithm", STEPPED)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp_replicas"])

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -365,6 +366,13 @@ def test_the_last_whole_checkpoint_of_the_run_is_found_and_others_are_named(tmp_
         path, (refused,) = last_checkpoint(tmp_path, "mine")
         assert path == third and refused.startswith(f"step-000004.ckpt {why}"), refused
     fourth.write_bytes(whole)
+    fifth = tmp_path / "step-000005.ckpt"  # of shards, of which the rest is written last
+    fifth.mkdir()
+    assert last_checkpoint(tmp_path, "mine") == (fourth, ["step-000005.ckpt is truncated, or no checkpoint"])
+    (fifth / "rest.pt").write_bytes(whole)
+    assert last_checkpoint(tmp_path, "mine") == (fifth, [])
+    assert last_checkpoint(tmp_path, "yours")[1][0].startswith("step-000005.ckpt is of another run")
+    shutil.rmtree(fifth)
     path, refused = last_checkpoint(tmp_path, "yours")
     assert path is None and refused[1] == "step-000003.ckpt is of another run (mine, and this is yours)"
 

@@ -303,7 +303,7 @@ def test_a_broken_rule_of_an_endpoint_is_told_without_a_key(changes, said):
         ({"budget__max_tokens": 0}, r"budget.max_tokens \(0\) must be a number above 0"),
         (
             {"budget__max_usd": 1.0},
-            r"has no price for the model tiny. Add it .* '\+budget.prices=\{tiny:\[0.15,0.6\]\}'",
+            r"has no price for tiny. Add it .* '\+budget.prices=\{tiny:\[0.15,0.6\]\}'",
         ),
         ({"budget__prices": {"tiny": [1]}}, r"budget.prices.tiny \(\[1\]\) must be two numbers"),
         ({"budget__prices": {"tiny": "free"}}, r"budget.prices.tiny \(free\) must be two numbers"),

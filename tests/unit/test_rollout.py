@@ -28,6 +28,7 @@ from collab.datamodules.goals import GoalSplits
 from collab.rewards.metrics import AgendaInteractivity, Bleu, TokenPenalty
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import AgendaUser
+from collab.simulation.allocation import context_turns
 from collab.simulation.rollout import Players, as_group, draw_context, multiturn_reward, play, play_goals
 from collab.simulation.user import UserTurn
 
@@ -332,12 +333,15 @@ def test_draws_change_with_seed_and_step():
 
 
 @pytest.mark.parametrize("max_turns", [1, 2, 3, 5])
-def test_every_turn_is_drawn_equally_often(max_turns):
+def test_every_turn_is_drawn_equally_often_but_the_last_if_asked_to(max_turns):
     cycles = 40
-    drawn = [context_position(3, number, max_turns) for number in range(cycles * max_turns)]
+    drawn = [context_position(3, number, context_turns(max_turns)) for number in range(cycles * max_turns)]
     assert Counter(drawn) == dict.fromkeys(range(1, max_turns + 1), cycles)
     orders = {tuple(drawn[i : i + max_turns]) for i in range(0, len(drawn), max_turns)}
     assert len(orders) > 1 or max_turns == 1
+    turns = context_turns(max_turns, last_turns=3)
+    drawn = [context_position(3, number, turns) for number in range(cycles * len(turns))]
+    assert Counter(drawn) == {**dict.fromkeys(range(1, max_turns), cycles), max_turns: 3 * cycles}
 
 
 def test_context_is_played_on_policy_up_to_the_turn_that_waits():
@@ -441,7 +445,7 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
 
     R* = 2 bleu - 0.01 tokens + 0.6 interactivity.
     """
-    positions = [context_position(1, number, 2) for number in range(2)]
+    positions = [context_position(1, number, [1, 2]) for number in range(2)]
     assert sorted(positions) == [1, 2]
     made = []
 
@@ -529,7 +533,7 @@ def test_a_run_draws_every_turn_equally_often_and_counts_cut_replies():
 
 
 def test_contexts_that_the_user_ended_before_their_turn_are_counted():
-    positions = [context_position(seed=1, number=number, max_turns=3) for number in range(3)]
+    positions = [context_position(seed=1, number=number, turns=[1, 2, 3]) for number in range(3)]
     assert sorted(positions) == [1, 2, 3]
     rollout = RolloutCallback(
         simulation(

@@ -1,0 +1,133 @@
+"""One process against two, each with one core: time, speed of rollouts, memory of each process.
+
+    python benchmarks/scaling.py            # prints; about 20 minutes on two cores that do nothing else
+    python benchmarks/scaling.py --write    # also benchmarks/scaling.json and the section in docs/benchmarks.md
+
+Every run is `train.py` as a user starts it, in processes that are bound to a core of their own; the model is SmolLM2.
+Memory that is sharded is what parameters and the optimizer's state take in a process after the last update; the peak is
+of all that the process ever held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.steps import commit  # noqa: E402
+
+FIGURES = Path(__file__).with_name("scaling.json")
+COMMON = (
+    "experiment=doc_edit",
+    "callbacks=quiet",
+    "logger=csv",
+    "threads=1",
+    "trainer.accelerator=cpu",
+    "trainer.goals_per_step=8",
+    "trainer.max_steps=3",
+    "trainer.val_every=3",
+    "task.max_turns=2",
+    "task.num_val=2",
+    "task.num_test=2",
+    "evaluation.num_conversations=1",
+)
+TUNED = {"LoRA": (), "full": ("model.lora.enabled=false", "precision=fp32")}
+CASES = {  # name -> processes, overrides
+    "one process": (1, ()),
+    "two, ddp": (2, ("strategy=ddp",)),
+    "two, fsdp": (2, ("strategy=fsdp",)),
+}
+
+
+def command(processes: int, overrides: Sequence[str]) -> str:
+    """What a user would type."""
+    start = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
+    return " ".join([start, "train.py", *COMMON, *overrides])
+
+
+def run(processes: int, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Train in `folder`, and what came of it."""
+    start = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    script = str(Path(__file__).with_name("scaled_train.py"))
+    places = [*COMMON, *overrides, f"output_dir={folder / 'run'}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MEASURED": str(folder), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *start, script, *places], cwd=ROOT, env=env, check=True)
+    with (folder / "run" / "csv" / "metrics.csv").open() as file:
+        steps = [row for row in csv.DictReader(file) if row["train/rollout_seconds"]]
+    ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+    assert len(ranks) == processes, "every process leaves its figures"
+    return {
+        "processes": processes,
+        "command": command(processes, overrides),
+        "tokens_per_s": statistics.median(float(row["train/rollout_tokens_per_s"]) for row in steps),
+        "fit_seconds": json.loads((folder / "run" / "run.json").read_text())["seconds"]["fit"],
+        "state_mb": max(rank["state"] for rank in ranks) / 1e6,
+        "peak_mb": max(rank["peak"] for rank in ranks) / 1e6,
+    }
+
+
+def section(found: dict[str, Any]) -> str:
+    """Of docs/benchmarks.md, from what scaling.json holds."""
+    lines = [
+        "## Two processes against one",
+        "",
+        "`python benchmarks/scaling.py --write`: `train.py` on SmolLM2, three steps of eight goals, every process",
+        "bound to a core of its own. LoRA in the default precision, full fine-tuning in fp32. State is what",
+        "parameters (of the policy and, in full fine-tuning, of its frozen copy) and the optimizer take in a process;",
+        "the ratio in brackets is to one process. Wanted: rollouts at least 1.7 times as fast; with fsdp at most 0.55",
+        "of the state in full fine-tuning.",
+        "",
+        "| tuned | processes | rollout tokens/s | training, s | state per process, MB | peak memory per process, MB |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for tuned, cases in found["cases"].items():
+        one = cases["one process"]
+        for name, case in cases.items():
+            lines.append(
+                f"| {tuned} | {name} | {case['tokens_per_s']:.0f} ({case['tokens_per_s'] / one['tokens_per_s']:.2f}) | "
+                f"{case['fit_seconds']:.0f} ({case['fit_seconds'] / one['fit_seconds']:.2f}) | "
+                f"{case['state_mb']:.0f} ({case['state_mb'] / one['state_mb']:.2f}) | "
+                f"{case['peak_mb']:.0f} ({case['peak_mb'] / one['peak_mb']:.2f}) |"
+            )
+    return "\n".join([*lines, "", f"Measured on {found['machine']}.", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the figures into scaling.json and docs/benchmarks.md")
+    parser.add_argument("--tuned", choices=tuple(TUNED), nargs="+", default=list(TUNED), help="which to measure")
+    args = parser.parse_args()
+    import torch
+    import transformers
+
+    version = commit()
+    cases: dict[str, Any] = json.loads(FIGURES.read_text())["cases"] if args.write and FIGURES.exists() else {}
+    for tuned in args.tuned:
+        cases[tuned] = {}
+        for name, (processes, overrides) in CASES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                cases[tuned][name] = run(processes, [*TUNED[tuned], *overrides], Path(folder))
+            print(tuned, name, cases[tuned][name], flush=True)
+    machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, transformers {transformers.__version__}"
+    found = {"cases": cases, "machine": f"{machine}{f', commit {version}' if version else ''}"}
+    print(section(found))
+    if args.write:
+        from benchmarks import run as table
+
+        FIGURES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        table.write([], Path(__file__).with_name("results.json"), ROOT / "docs" / "benchmarks.md")
+
+
+if __name__ == "__main__":
+    main()
