@@ -94,3 +94,37 @@ def test_within_slurm_torchrun_has_the_say(monkeypatch):
     assert len(build._slurm()) == 1  # else Lightning takes every process for the one that SLURM has started
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
     assert build._slurm() == []
+
+
+def figures(row):
+    """The figures of a row of the table of names, for 8B and 70B."""
+    (cells,) = re.findall(rf"^\| {row} \|.*\| ([\d,]+) \| ([\d,]+) \|$", TEXT, re.MULTILINE)
+    return [int(cell.replace(",", "")) for cell in cells]
+
+
+@pytest.mark.parametrize(
+    ("column", "width", "inner", "layers", "heads"), [(0, 4096, 14336, 32, 32), (1, 8192, 28672, 80, 64)]
+)
+def test_parameters_are_those_of_the_models(column, width, inner, layers, heads):
+    import peft
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        lm = LlamaForCausalLM(config)
+        one = sum(parameter.numel() for parameter in lm.model.layers[0].parameters())
+        rest = sum(parameter.numel() for parameter in lm.parameters()) - one
+        adapted = peft.get_peft_model(lm, peft.LoraConfig(r=32, target_modules="all-linear"))
+    adapter = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert figures("P")[column] == layers * one + rest
+    assert figures("A")[column] == layers * adapter
+    assert figures("k")[column] == 2 * layers * 8 * config.head_dim * 2
