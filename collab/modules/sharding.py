@@ -88,14 +88,14 @@ def gathered(policy: Policy) -> Iterator[bool]:
     Yields:
         Whether the policy is sharded: what was made of gathered weights is to be forgotten then.
     """
-    if not is_spread(policy):
+    if not isinstance(policy, FSDPModule):
         yield False
         return
     # The first module to run takes itself for the root of all that is sharded, so this one has to run once.
     device = next(policy.parameters()).device
     with torch.no_grad():
         policy(idle_batch().to(device))
-    root, *layers = _sharded(policy)
+    root, layers = policy, _sharded(policy.lm)  # its frozen copy says nothing in a rollout
     for module in layers:
         module.set_reshard_after_forward(False, recurse=False)
     for module in (root, *layers):
