@@ -263,10 +263,11 @@ def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool 
     if config.strategy.name == "fsdp":
         # Where shards of all weights are trained, they are fp32 and computing is in `dtype`.
         compute, dtype = (None, dtype) if model.lora.enabled or not adapter else (dtype, torch.float32)
-        device = torch.device("cpu")  # the first process reads them there, and a GPU need not hold them all
-        empty = partial(load_model, model, dtype, device, adapter, empty=True)
-        sharding = Sharding(empty, config.strategy.replicas, compute)
-    load = partial(load_model, model, dtype, device, adapter)
+        load = partial(load_model, model, dtype, device, adapter, computed_in=compute)
+        sharding = Sharding(partial(load, place=torch.device("meta")), config.strategy.replicas, compute)
+        load = partial(load, place=torch.device("cpu"))  # where the shards are cut: a GPU need not hold it all
+    else:
+        load = partial(load_model, model, dtype, device, adapter)
     return target(config.algorithm, load, tokenizer, config.sampler.temperature, config.trainer.max_steps, sharding)
 
 

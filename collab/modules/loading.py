@@ -417,7 +417,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, adapter: bool = True, empty: bool = False
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    adapter: bool = True,
+    place: torch.device | None = None,
+    computed_in: torch.dtype | None = None,
 ) -> torch.nn.Module:
     """The causal language model of `config` on `device`, in evaluation mode (all dropout off).
 
@@ -434,19 +439,22 @@ def load_model(
         dtype: Of the base weights, see `resolve_dtype`.
         device: Where to.
         adapter: False adds no fresh adapter: the policy at `path` as it is, which is what evaluation wants.
-        empty: The same model on the meta device, without reading weights; another process has them.
+        place: Where to leave it instead, for a model that gets to `device` in shards: the CPU, or the meta device, for
+            which no weights are read.
+        computed_in: What attention will be computed in, where that is not `dtype`.
 
     Raises:
         BadInput: `attention` cannot run in `dtype` on `device`; peft refuses `lora`; or see `check_model`.
     """
-    attention = resolve_attention(config.attention, dtype, device)
+    attention = resolve_attention(config.attention, computed_in or dtype, device)
     base, exported = locate(config)
     given: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": config.trust_remote_code}
     model: Any
+    place = place or device
+    empty = place.type == "meta"
     if empty:
-        device = torch.device("meta")
         found = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
-        with device:
+        with place:
             model = AutoModelForCausalLM.from_config(found, dtype=dtype, **given)
     else:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **given)
@@ -455,7 +463,7 @@ def load_model(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if exported is not None and empty:
-        with device:
+        with place:
             model = peft.PeftModel(model, peft.PeftConfig.from_pretrained(exported, inference_mode=False))
     elif exported is not None:
         model = peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
@@ -464,10 +472,10 @@ def load_model(
         if not config.lora.enabled:
             model = model.merge_and_unload().requires_grad_(True)
     elif adapter and config.lora.enabled:
-        with device if empty else contextlib.nullcontext():
+        with place if empty else contextlib.nullcontext():
             model = _with_fresh_adapter(model, config, base)
     make_lean(model)
-    return cast(torch.nn.Module, model.to(device).eval())
+    return cast(torch.nn.Module, model.to(place).eval())
 
 
 def locate(config: ModelConfig) -> tuple[str, str | None]:
