@@ -28,7 +28,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,8 @@ def main(entry: str, run: Run | None = None) -> None:
 
 
 def _refuse(error: Exception) -> None:
+    if rank() > 0 and isinstance(error, RunStopped) and error.everywhere:
+        sys.exit(1)  # the first process tells it
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(1)
 
@@ -327,7 +329,8 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
         sys.exit(0)
     if machine:
         check_hosted(config, splits, entry)
-        check_machine(config, splits, entry, groups)
+        place = str(resumed or configs[0].output_dir)
+        check_machine(replace(config, output_dir=place), splits, entry, groups)
     return args.overrides
 
 

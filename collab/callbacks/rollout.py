@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import statistics
 import time
 from collections import Counter
@@ -24,10 +25,12 @@ import torch
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
-from collab.conversation import Goal, Group, Key, Score
+from collab.conversation import Goal, Group, Key, Reply, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
+from collab.generation.vllm import LogProbs, VLLMEngine
+from collab.modules.packing import pack
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
 from collab.simulation.allocation import candidates_at
@@ -77,7 +80,7 @@ class Simulation:
     paired: bool
     adaptive: bool
     seed: int
-    make_engine: Callable[[Any, Any], LocalEngine]
+    make_engine: Callable[[Any, Any], LocalEngine | VLLMEngine]
     on_conversation: Callable[[], None] = field(default=lambda: None)
     journal: Journal | None = None
     problems: Counter[str] = field(default_factory=Counter)
@@ -151,7 +154,7 @@ class RolloutCallback(L.Callback):
         self.name = name
         self.tested: list[Scored] = []
         self._step = 0  # of the last rollout for training, from 1
-        self._engine: LocalEngine | None = None
+        self._engine: LocalEngine | VLLMEngine | None = None
         self._losses = Losses()
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,6 +190,8 @@ class RolloutCallback(L.Callback):
         # Chats that the user kept ending before the drawn turn; see `draw_context`.
         metrics["earlier_contexts"] = _mean(earlier)
         metrics |= {"rollout_seconds": seconds, "rollout_tokens_per_s": (self._tokens() - before) / seconds}
+        if isinstance(self._engine, VLLMEngine):
+            metrics |= {"server_share": math.nan, **self._engine.checked}
         pl_module.log_dict(
             {f"train/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=trainer.world_size > 1
         )
@@ -269,16 +274,29 @@ class RolloutCallback(L.Callback):
         return self._engine.new_tokens if self._engine else 0
 
     @contextmanager
-    def _speaking(self, pl_module: Any) -> Iterator[LocalEngine]:
+    def _speaking(self, pl_module: Any) -> Iterator[LocalEngine | VLLMEngine]:
         """The module's own weights, ready to speak; what the engine keeps of them is forgotten at the end."""
         lm = pl_module.policy.lm
         if self._engine is None or self._engine.lm is not lm:
             self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)
         pl_module.policy.eval()
         try:
+            if isinstance(self._engine, VLLMEngine):
+                self._engine.take_up(_logprobs(pl_module), pl_module.trainer.strategy.broadcast)
             yield self._engine
         finally:
             self._engine.forget()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._leave()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Nobody asks the engine any more."""
+        if isinstance(self._engine, VLLMEngine):
+            self._engine.close()
 
     # --- what is played ------------------------------------------------------------------------------------------
 
@@ -405,3 +423,15 @@ def _mean(values: Sequence[float | None]) -> float:
 def _spread(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.pstdev(known) if known else None
+
+
+def _logprobs(pl_module: Any) -> LogProbs:
+    """The module's own log-probs of a reply, as its update computes them."""
+
+    def of(prompt: Sequence[int], ids: Sequence[int], temperature: float, adapter: bool) -> list[float]:
+        reply = Reply("", tuple(ids), (0.0,) * len(ids), prompt_ids=tuple(prompt))
+        with torch.no_grad():
+            output = pl_module.policy(pack([[reply]], temperature).to(pl_module.device), reference=not adapter)
+        return output.logprobs.tolist()
+
+    return of
