@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,7 @@ class VLLMServer:
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.endpoint, self.url = endpoint, endpoint.base_url.rstrip("/")
         api_key(endpoint)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each call
 
     def base(self) -> Served:
         """The model that `endpoint.model` names, or the first one.
@@ -133,15 +135,15 @@ class VLLMServer:
 
     def _models(self) -> list[dict[str, Any]]:
         try:
-            cards: list[dict[str, Any]] = json.loads(self._request("GET", f"{self.url}/models"))["data"]
-            assert all(isinstance(card["id"], str) for card in cards)
-            return cards
+            data = self._request("GET", f"{self.url}/models")
         except ServerRefused as error:
             hint = "Set engine.base_url to what comes before /models, as in http://127.0.0.1:8000/v1"
             if error.status in (401, 403):
                 hint = f"Check the key: engine.key_env is {self.endpoint.key_env or 'null, and no key is sent'}"
             raise BadInput(f"engine.base_url: {self.url}/models answers {error}. {hint}.") from None
-        except (ValueError, LookupError, TypeError, AssertionError):
+        try:
+            return [{**card, "id": str(card["id"])} for card in json.loads(data)["data"]]
+        except (ValueError, LookupError, TypeError):
             raise BadInput(
                 f"engine.base_url: {self.url}/models answers with no list of models: it is no vLLM server. Set "
                 "engine.base_url to the address of one, as in http://127.0.0.1:8000/v1."
@@ -557,9 +559,9 @@ class VLLMEngine:
         if not gap(said.sampled, sampled) <= self._tolerance_of_sampled():
             if gap(said.sampled, raw) <= self._tolerance_of_sampled():
                 raise RunStopped(
-                    f"engine=vllm: the server at {self._server.url} returns log-probs at temperature 1, and samples at "
-                    f"{self._temperature}: the policy would learn from ratios that are wrong. Start it with "
-                    "--logprobs-mode processed_logprobs."
+                    f"engine=vllm: the server at {self._server.url} returns log-probs at temperature 1, where "
+                    f"{self._temperature} was asked for: the policy would learn from ratios that are wrong. Start it "
+                    "with --logprobs-mode processed_logprobs."
                 )
             raise RunStopped(
                 f"engine=vllm: the log-probs of the tokens that the server at {self._server.url} samples are "
