@@ -7,6 +7,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from hydra.utils import get_class
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress
@@ -41,7 +44,8 @@ from collab.generation.engine import LocalEngine
 from collab.generation.vllm import VLLMEngine
 from collab.modules.base import PolicyModule
 from collab.modules.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
-from collab.processes import rank
+from collab.modules.sharding import CheckpointFiles, ShardedStrategy, Sharding
+from collab.processes import layout, rank
 from collab.quiet import quiet
 from collab.resume import JOURNAL
 from collab.rewards.judge import Judge, JudgedMetric
@@ -57,10 +61,11 @@ def start(config: Config) -> None:
 
 
 def describe(config: Config) -> str:
-    """One line: which model, in which precision, on which device."""
+    """One line: which model, in which precision, on which device, in how many processes."""
     device = resolve_device(config.trainer.accelerator)
     dtype = str(resolve_dtype(config.precision, device)).removeprefix("torch.")
-    return f"{config.model.path or config.model.name} in {dtype} on {device.type}"
+    told, processes = f"{config.model.path or config.model.name} in {dtype} on {device.type}", num_processes(config)
+    return told if processes == 1 else f"{told}, {processes} processes, {_strategy_name(config)}"
 
 
 def data(config: Config) -> GoalDataModule | OfflineData:
@@ -89,10 +94,13 @@ def endpoints(config: Config, progress: Progress) -> Endpoints:
 
 def num_processes(config: Config) -> int:
     """Processes of the run, over all machines."""
-    devices = config.trainer.devices
-    if devices == "auto":
-        devices = torch.cuda.device_count() if resolve_device(config.trainer.accelerator).type == "cuda" else 1
-    return (len(devices) if isinstance(devices, list) else devices) * config.trainer.num_nodes
+    devices, nodes = _layout(config)
+    return (len(devices) if isinstance(devices, list) else devices) * nodes
+
+
+def _layout(config: Config) -> tuple[Any, int]:
+    on_cuda = resolve_device(config.trainer.accelerator).type == "cuda"
+    return layout(config.trainer.devices, config.trainer.num_nodes, torch.cuda.device_count() if on_cuda else 1)
 
 
 def journal(config: Config) -> Journal:
@@ -151,6 +159,7 @@ def simulation(
         journal=journal,
         problems=problems,
         max_invalid=config.trainer.max_invalid,
+        decodes_here=not isinstance(config.engine, VLLMEngineConfig),
     )
 
 
@@ -271,23 +280,24 @@ def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool 
     target: Any = get_class(config.algorithm.target)
     device = resolve_device(config.trainer.accelerator)
     dtype = resolve_dtype(config.precision, device)
-
-    def load() -> Any:
-        return load_model(model, dtype, device, adapter=adapter)
-
-    return target(config.algorithm, load, tokenizer, config.sampler.temperature, config.trainer.max_steps)
+    sharding = None
+    if config.strategy.name == "fsdp":
+        # Where shards of all weights are trained, they are fp32 and computing is in `dtype`.
+        compute, dtype = (None, dtype) if model.lora.enabled or not adapter else (dtype, torch.float32)
+        device = torch.device("cpu")  # the first process reads them there, and a GPU need not hold them all
+        empty = partial(load_model, model, dtype, device, adapter, empty=True)
+        sharding = Sharding(empty, config.strategy.replicas, compute)
+    load = partial(load_model, model, dtype, device, adapter)
+    return target(config.algorithm, load, tokenizer, config.sampler.temperature, config.trainer.max_steps, sharding)
 
 
 def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) -> L.Trainer:
-    accelerator = resolve_device(config.trainer.accelerator).type
-    devices = config.trainer.devices
-    if devices == "auto" and accelerator == "cpu":
-        devices = 1
+    devices, nodes = _layout(config)
     return L.Trainer(
-        accelerator=accelerator,
+        accelerator=resolve_device(config.trainer.accelerator).type,
         devices=devices,
-        num_nodes=config.trainer.num_nodes,
-        strategy=config.strategy.name,
+        num_nodes=nodes,
+        strategy=_strategy(config),
         max_epochs=1,  # the run is one pass over its schedule of goals: `max_steps` batches
         val_check_interval=min(config.trainer.val_every, config.trainer.max_steps),
         num_sanity_val_steps=0,
@@ -300,8 +310,20 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) 
         deterministic="warn" if config.trainer.deterministic else False,
         default_root_dir=config.output_dir,
         # By default Lightning would answer SLURM's signals with checkpoints of its own, and load them unasked.
-        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+        plugins=[CheckpointFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
     )
+
+
+def _strategy_name(config: Config) -> str:
+    several = num_processes(config) > 1
+    return "ddp" if config.strategy.name == "auto" and several else config.strategy.name
+
+
+def _strategy(config: Config) -> Strategy | str:
+    name, timeout = _strategy_name(config), timedelta(minutes=config.strategy.timeout_minutes)
+    if name == "fsdp":
+        return ShardedStrategy(num_processes(config), config.strategy.sharded_checkpoints, timeout)
+    return DDPStrategy(timeout=timeout) if name == "ddp" else "auto"
 
 
 def loggers(config: Config, run: str, before: int) -> list[Logger]:

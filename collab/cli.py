@@ -27,6 +27,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -117,6 +118,7 @@ IDLE = {
         *("trainer.max_steps", "trainer.goals_per_step", "logger.", "evaluation.", "export."),
     ),
 }
+_FIRST_SPEAKS = 5.0  # seconds that rank 0 gets to say what is wrong before the others do
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # one job after the other, from here
 EXAMPLES = {
     "train": (
@@ -185,8 +187,8 @@ def main(entry: str, run: Run | None = None) -> None:
 
 
 def _refuse(error: Exception) -> None:
-    if rank() > 0 and isinstance(error, RunStopped) and error.everywhere:
-        sys.exit(1)  # the first process tells it
+    if rank() > 0:
+        time.sleep(_FIRST_SPEAKS)  # where all fail alike, the launcher ends this one before it says the same again
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(1)
 

@@ -279,7 +279,10 @@ class VLLMEngineConfig(EngineConfig):
 
 @dataclass
 class StrategyConfig:
-    name: str = "auto"  # Lightning's name of it: auto | ddp
+    name: str = "auto"  # auto (one process alone, ddp for several) | ddp | fsdp
+    replicas: int = 1  # fsdp: groups of processes that hold all shards each, e.g. one per machine
+    sharded_checkpoints: bool = False  # fsdp: each process writes its shards to a folder; else rank 0 writes one file
+    timeout_minutes: float = 720  # how long a process waits for the others, whose rollouts may wait for a server
 
 
 @dataclass
@@ -459,6 +462,7 @@ _AT_LEAST: dict[str, int] = {
     "sampler.temperature": 0,
     "sampler.top_k": 0,
     "engine.max_batch": 1,
+    "strategy.replicas": 1,
     "trainer.num_nodes": 1,
     "trainer.max_steps": 1,
     "trainer.goals_per_step": 1,
@@ -472,6 +476,7 @@ _AT_LEAST: dict[str, int] = {
     "evaluation.bootstrap_samples": 100,
 }
 _ABOVE_ZERO = (
+    "strategy.timeout_minutes",
     "budget.max_usd",
     "budget.max_tokens",
     "algorithm.lr",
@@ -506,7 +511,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.attention": ("auto", "sdpa", "flash_attention_2", "eager"),
     "algorithm.schedule": ("constant", "cosine", "linear"),
     "algorithm.mean_over": ("tokens", "sequences", "sums"),
-    "strategy.name": ("auto", "ddp"),
+    "strategy.name": ("auto", "ddp", "fsdp"),
     "trainer.accelerator": ("auto", "cpu", "cuda"),
     "logger.wandb": ("auto", "online", "offline", "disabled"),
 }
@@ -802,6 +807,13 @@ def _device_problems(config: Config) -> Iterable[str]:
         yield (
             f"trainer.devices ({devices}) must be auto, a number of at least 1, or a list of different indices. "
             "Set trainer.devices=1, or 'trainer.devices=[0,1]' on GPUs."
+        )
+    strategy = config.strategy
+    if strategy.name != "fsdp" and (strategy.replicas != 1 or strategy.sharded_checkpoints):
+        yield (
+            f"strategy.replicas ({strategy.replicas}) and strategy.sharded_checkpoints "
+            f"({str(strategy.sharded_checkpoints).lower()}) are of strategy=fsdp, and it is {strategy.name}. "
+            "Leave them out, or set strategy=fsdp."
         )
     targets = config.model.lora.target_modules
     names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)

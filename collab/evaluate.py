@@ -94,13 +94,13 @@ def play_row(
     simulation = build.simulation(config, endpoints, advance, model, build.journal(config))
     rollouts = RolloutCallback(simulation, prompt, count, policy, name)
     trainer = build.trainer(config, [], [rollouts])
-    progress.phase(name, len(data.splits.test) * count)
+    progress.phase(name, -(-len(data.splits.test) // trainer.world_size) * count)
     trainer.test(module, datamodule=data, verbose=False)
     scored = _gathered(rollouts.tested)
     if trainer.is_global_zero:
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     found = conversation_metrics(scored)
-    progress.done(mr=found["mr"], tokens=found["assistant_tokens"])
+    progress.done(len(scored), mr=found["mr"], tokens=found["assistant_tokens"])
     if told := add_problems(config.output_dir, name, simulation.problems, rank()):
         progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
     run.finish(name, time.monotonic() - started, policy_scores(scored))

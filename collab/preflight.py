@@ -25,7 +25,7 @@ from collab.config import (
     named_policies,
 )
 from collab.errors import BadInput
-from collab.processes import rank
+from collab.processes import layout, rank
 from collab.targets import load_target
 
 if TYPE_CHECKING:
@@ -137,27 +137,31 @@ def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
 def _check_devices(config: Config, kind: str, entry: str) -> None:
     import torch
 
-    devices, nodes, goals = config.trainer.devices, config.trainer.num_nodes, config.trainer.goals_per_step
-    on_each = devices if isinstance(devices, int) else 1 if devices == "auto" else len(devices)
+    there = torch.cuda.device_count() if kind == "cuda" else 1
+    goals, strategy = config.trainer.goals_per_step, config.strategy
+    devices, nodes = layout(config.trainer.devices, config.trainer.num_nodes, there)
     if kind == "cpu" and isinstance(devices, list):
         raise BadInput(
             f"trainer.devices ({devices}) lists indices of devices, and the run is on the CPU. "
             f"Set trainer.devices={len(devices)}, a number of processes."
         )
-    if kind == "cuda":
-        there = torch.cuda.device_count()
-        if devices == "auto":
-            on_each = there
-        elif devices > there if isinstance(devices, int) else max(devices) >= there:
-            raise BadInput(
-                f"trainer.devices ({devices}) asks for more than this machine has: {there} CUDA devices. "
-                "Set trainer.devices=auto."
-            )
-    processes = on_each * nodes
+    if kind == "cuda" and (devices > there if isinstance(devices, int) else max(devices) >= there):
+        raise BadInput(
+            f"trainer.devices ({devices}) asks for more than this machine has: {there} CUDA devices. "
+            "Set trainer.devices=auto."
+        )
+    processes = (devices if isinstance(devices, int) else len(devices)) * nodes
+    if processes > 1 or strategy.name == "fsdp":
+        _check_backend(kind, f"strategy={strategy.name}, {processes} processes")
+    if processes % strategy.replicas:
+        raise BadInput(
+            f"strategy.replicas ({strategy.replicas}) must divide the number of processes ({processes}): each replica "
+            "is spread over as many. Set strategy.replicas=1, or to the number of machines."
+        )
     if entry == "train" and goals % processes:
         raise BadInput(
-            f"trainer.goals_per_step ({goals}) must be a multiple of the number of processes ({processes}, by "
-            f"trainer.devices={devices} and trainer.num_nodes={nodes}): each takes as many goals. "
+            f"trainer.goals_per_step ({goals}) must be a multiple of the number of processes ({processes}, "
+            f"{devices} on each of {nodes} machines): each takes as many goals. "
             f"Set trainer.goals_per_step={(goals // processes + 1) * processes}."
         )
     updates = config.algorithm.updates_per_step if entry == "train" else 1
@@ -166,6 +170,18 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
             f"algorithm.updates_per_step ({updates}) must divide the {goals // processes} goals that each of the "
             f"{processes} processes takes in a step, so that an update has goals of all of them. Set "
             f"trainer.goals_per_step={(goals // (processes * updates) + 1) * processes * updates}."
+        )
+
+
+def _check_backend(kind: str, what: str) -> None:
+    """Raise `BadInput` where processes cannot talk to each other."""
+    from torch import distributed
+
+    name = "nccl" if kind == "cuda" else "gloo"
+    if not distributed.is_available() or not getattr(distributed, f"is_{name}_available")():
+        raise BadInput(
+            f"{what}: this torch has no {name}, by which processes on {kind} devices exchange tensors. Install a torch "
+            "that has it, or run one process with strategy=auto."
         )
 
 

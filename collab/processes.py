@@ -1,8 +1,11 @@
-"""Which of the run's processes this one is."""
+"""Which of the run's processes this one is, and how many there are."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
+
+from collab.errors import BadInput
 
 
 def rank() -> int:
@@ -11,3 +14,45 @@ def rank() -> int:
         if variable in os.environ:
             return int(os.environ[variable])
     return 0
+
+
+def layout(devices: Any, nodes: int, available: int) -> tuple[Any, int]:
+    """Devices on each machine, and machines, of a run; what torchrun or SLURM has started counts.
+
+    Args:
+        devices: `trainer.devices`: "auto", a number, or a list of indices.
+        nodes: `trainer.num_nodes`.
+        available: Devices of this machine that "auto" takes where nobody has started processes.
+
+    Raises:
+        BadInput: The launcher has started other processes than the config says; several machines without a launcher.
+    """
+    started = _started()
+    if started is None:
+        if nodes > 1 and "NODE_RANK" not in os.environ:
+            raise BadInput(
+                f"trainer.num_nodes ({nodes}) asks for several machines, and this process was started alone. Start it "
+                f"on each by torchrun --nnodes={nodes} or by srun, and leave trainer.num_nodes out."
+            )
+        return (available if devices == "auto" else devices), nodes
+    launcher, on_each, machines = started
+    wanted = len(devices) if isinstance(devices, list) else devices
+    if wanted not in ("auto", on_each) or nodes not in (1, machines):
+        raise BadInput(
+            f"trainer.devices ({devices}) and trainer.num_nodes ({nodes}) say otherwise than {launcher}, which has "
+            f"started {on_each} processes on each of {machines} machines. Leave both out: they are taken from it."
+        )
+    return (on_each if devices == "auto" else devices), machines
+
+
+def _started() -> tuple[str, int, int] | None:
+    """Who started this process and how many more: the launcher, processes on each machine, machines."""
+    get = os.environ.get
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(get("LOCAL_WORLD_SIZE", 1))
+        return "torchrun", local, int(get("WORLD_SIZE", 1)) // local
+    # As Lightning does, which takes a shell inside an allocation for no launcher.
+    if "SLURM_NTASKS" in os.environ and get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        machines = int(get("SLURM_NNODES", 1))
+        return "SLURM", int(os.environ["SLURM_NTASKS"]) // machines, machines
+    return None

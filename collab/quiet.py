@@ -15,11 +15,18 @@ _LINES = (
     "TPU available:",
     "LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES:",  # the only process, or the first: says what `trainer.devices` asked for
     "`Trainer(val_check_interval=1)` was configured",  # repeats `trainer.val_every`
+    "Initializing distributed: GLOBAL_RANK:",  # what the launcher was asked for
+    "-" * 100 + "\ndistributed_backend=",  # ours tells how many processes there are
     "Restoring states from the checkpoint path at",  # which is told already
     "Restored all states from the checkpoint at",
     "`Trainer.fit` stopped: `max_epochs=1` reached.",  # the regular end: a run is one pass over its schedule of goals
 )
-_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.accelerators.cuda",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
+)
 
 # Regular expressions for the beginnings of warnings.
 _WARNINGS = (
@@ -27,6 +34,7 @@ _WARNINGS = (
     r"`is_gradient_checkpointing` is deprecated",  # peft's use of transformers: theirs to change
     # The training loader begins where the checkpoint was made.
     r"You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable",
+    r"Using `DistributedSampler` with the dataloaders",  # conversations are gathered, and each goal counts once
     # Meant so: the policy plays in eval mode, and `training_step` puts it into training mode for its update alone.
     r"Found \d+ module\(s\) in eval mode at the start of training",
 )

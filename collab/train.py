@@ -93,7 +93,8 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     simulation = build.simulation(config, endpoints, advance, config.model, journal)
     candidates = [simulation.candidates_at(turn) for turn in range(1, config.task.max_turns + 1)]
     futures = config.sampler.num_samples if config.sampler.window else 1
-    per_step = round(config.trainer.goals_per_step * futures * statistics.fmean(candidates))
+    goals = config.trainer.goals_per_step // build.num_processes(config)
+    per_step = round(goals * futures * statistics.fmean(candidates))
     if config.algorithm.data is not None:
         per_step = 0
     latest = where_to_go_on(folder, run, progress)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from peft import PeftModel
 
 from collab.modules.export import export_policy
+from collab.modules.sharding import is_spread, whole_state
 
 
 class ExportBest(L.Callback):
@@ -57,5 +59,8 @@ class ExportBest(L.Callback):
         self.best_mr, self.best_step = state_dict["best_mr"], state_dict["best_step"]
 
     def _export(self, trainer: L.Trainer, pl_module: Any, name: str) -> None:
+        lm, state = pl_module.policy.lm, None
+        if is_spread(pl_module.policy):
+            state = whole_state(lm, only_trained=isinstance(lm, PeftModel))
         if trainer.is_global_zero:
-            export_policy(pl_module.policy.lm, pl_module.tokenizer, self.folder / name, merge=self.merge)
+            export_policy(lm, pl_module.tokenizer, self.folder / name, merge=self.merge, state=state)

@@ -92,10 +92,13 @@ class Progress:
         """Show `fields` beside the inner bar, in place of what was there."""
         self._bars.update(self._phase, note=_note(fields))
 
-    def done(self, **fields: Value) -> None:
-        """The phase is over: its bar goes, and one line stays with its count, `fields` and seconds."""
+    def done(self, played: int | None = None, **fields: Value) -> None:
+        """The phase is over: its bar goes, and one line stays with its count, `fields` and seconds.
+
+        `played` is the count, over all processes; without it, what this one has shown as finished.
+        """
         task = self._bars.tasks[self._phase]
-        count = f"{int(task.completed)} conversations"
+        count = f"{int(task.completed) if played is None else played} conversations"
         self._bars.update(self._phase, visible=False)
         self._line(task.description, "  ".join(filter(None, (count, _note(fields)))), self._elapsed())
 
@@ -147,7 +150,7 @@ class RolloutProgress(L.Callback):
         progress: The display, entered by whoever owns the run.
         conversations_per_step: Conversations that this process plays for one training batch; 0 where it learns from
             earlier ones.
-        conversations_per_validation: Conversations that this process plays in one validation.
+        conversations_per_validation: Conversations of one validation, over all processes.
         shown: Metrics beside the bars, without their `train/` or `val/`.
     """
 
@@ -189,10 +192,10 @@ class RolloutProgress(L.Callback):
         self.progress.step(batch_idx + 1, seconds, **fields)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.progress.phase("validation", self.conversations_per_validation)
+        self.progress.phase("validation", -(-self.conversations_per_validation // trainer.world_size))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.progress.done(**self._metrics(trainer, "val"))
+        self.progress.done(self.conversations_per_validation, **self._metrics(trainer, "val"))
 
     def _metrics(self, trainer: L.Trainer, prefix: str) -> dict[str, Value]:
         return {name: trainer.callback_metrics.get(f"{prefix}/{name}") for name in self.shown}

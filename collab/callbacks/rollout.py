@@ -30,7 +30,9 @@ from collab.datamodules.base import GoalBatch, Scored
 from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
 from collab.generation.vllm import LogProbs, VLLMEngine
+from collab.modules.base import over_ranks
 from collab.modules.packing import pack
+from collab.modules.sharding import gathered, is_spread, whole_state
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
 from collab.simulation.allocation import candidates_at
@@ -62,6 +64,7 @@ class Simulation:
         adaptive: More forward samples for candidates whose ranking is open; see `collab.simulation.allocation`.
         seed: Of the run.
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
+        decodes_here: Whether it does so with the weights in this process.
         on_conversation: Called whenever a conversation is over.
         journal: Where replies are kept, so that a run that is interrupted need not ask for them again.
         problems: What users and judges that are language models got wrong so far, as they count it.
@@ -85,6 +88,7 @@ class Simulation:
     journal: Journal | None = None
     problems: Counter[str] = field(default_factory=Counter)
     max_invalid: float = 1.0
+    decodes_here: bool = True
 
     def candidates_at(self, position: int) -> int:
         """Candidates of a context at a turn; with `equal_turns`, for as many turns as `group_size` whole windows."""
@@ -155,7 +159,9 @@ class RolloutCallback(L.Callback):
         self.tested: list[Scored] = []
         self._step = 0  # of the last rollout for training, from 1
         self._engine: LocalEngine | VLLMEngine | None = None
+        self._decoded = 0  # tokens so far
         self._losses = Losses()
+        self._validated: list[Scored] = []  # conversations of the validation that is going on
 
     def state_dict(self) -> dict[str, Any]:
         return {"problems": dict(self.simulation.problems)}
@@ -175,7 +181,7 @@ class RolloutCallback(L.Callback):
         world, local = trainer.world_size, len(batch.goals)
         numbers = [batch_idx * world * local + i * world + trainer.global_rank for i in range(local)]
         self._step = batch_idx + 1
-        before, problems = self._tokens(), Counter(self.simulation.problems)
+        before, problems = self._decoded, Counter(self.simulation.problems)
         with self._rollout(pl_module, f"train-{self._step:06d}") as policy:
             groups = asyncio.run(self.groups(policy, batch.goals, batch_idx, numbers))
         self._stop_if_lost(trainer, self._losses, f"forward conversations of step {self._step}")
@@ -183,20 +189,22 @@ class RolloutCallback(L.Callback):
         least = min(2, self.simulation.group_size)
         kept = [(group, n) for group, n in zip(groups, numbers, strict=True) if len(group.candidates) >= least]
         batch.groups = [group for group, _ in kept]
-        metrics = group_metrics(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
+        values = group_values(batch.groups, {name: w for name, (w, _) in self.simulation.reward.metrics.items()})
         wanted = [context_position(self.simulation.seed, n, self.simulation.max_turns) for _, n in kept]
-        earlier = [float(g.context.position < turn) for g, turn in zip(batch.groups, wanted, strict=True)]
-        seconds = time.monotonic() - started
         # Chats that the user kept ending before the drawn turn; see `draw_context`.
-        metrics["earlier_contexts"] = _mean(earlier)
-        metrics |= {"rollout_seconds": seconds, "rollout_tokens_per_s": (self._tokens() - before) / seconds}
+        values["earlier_contexts"] = [
+            float(group.context.position < turn) for group, turn in zip(batch.groups, wanted, strict=True)
+        ]
+        # Of the process that takes longest, since the update waits for it, and of all their tokens.
+        seconds = over_ranks(trainer, [time.monotonic() - started], "max")[0]
+        tokens = over_ranks(trainer, [float(self._decoded - before)])[0]
+        values |= {"rollout_seconds": [seconds], "rollout_tokens_per_s": [tokens / seconds]}
         if isinstance(self._engine, VLLMEngine):
-            metrics |= {"server_share": math.nan, **self._engine.checked}
-        pl_module.log_dict(
-            {f"train/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=trainer.world_size > 1
-        )
+            values |= {name: [value] for name, value in self._engine.checked.items()}
+        self._log(trainer, pl_module, "train", values)
         counts = {name: float(count - problems[name]) for name, count in self.simulation.problems.items()}
         counts |= {**asdict(self._losses), "lost_groups": float(len(groups) - len(kept))}
+        counts["candidates"] = float(sum(len(group.candidates) for group in batch.groups))
         pl_module.log_dict(
             {f"train/{name}": float(value) for name, value in counts.items()},
             batch_size=1,
@@ -204,14 +212,20 @@ class RolloutCallback(L.Callback):
             reduce_fx="sum",
         )
 
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str, values: Values) -> None:
+        """Log the mean of each metric over all processes."""
+        found = means(values, lambda sums: over_ranks(trainer, sums))
+        # They are the same on all processes, which Lightning wants to be told.
+        together = trainer.world_size > 1
+        pl_module.log_dict({f"{prefix}/{name}": x for name, x in found.items()}, batch_size=1, sync_dist=together)
+
     def _stop_if_lost(self, trainer: L.Trainer, losses: Losses, what: str) -> None:
         """Stop the run, on all ranks alike, where too little of what was played could be scored.
 
         Raises:
             RunStopped: More than `max_invalid` of it is lost.
         """
-        ours = torch.tensor([losses.lost, losses.futures], dtype=torch.float64)
-        lost, futures = trainer.strategy.reduce(ours.to(trainer.strategy.root_device), reduce_op="sum").tolist()
+        lost, futures = over_ranks(trainer, [losses.lost, losses.futures])
         if lost > self.simulation.max_invalid * futures:
             told = {name: count for name, count in self.simulation.problems.items() if count}
             raise RunStopped(
@@ -234,11 +248,18 @@ class RolloutCallback(L.Callback):
         with self._rollout(pl_module, f"val-{self._step:06d}") as policy:
             batch.scored = asyncio.run(self.conversations(policy, batch.goals, "val", 1))
         self._stop_if_lost(trainer, Losses().count(batch.scored), f"validation conversations after step {self._step}")
-        pl_module.log_dict(
-            {f"val/{name}": value for name, value in conversation_metrics(batch.scored).items()},
-            batch_size=len(batch.goals),
-            sync_dist=trainer.world_size > 1,
-        )
+        # Lightning fills the processes' shares up with goals that others have: they are played, and count once.
+        goals = len(trainer.val_dataloaders.dataset)  # type: ignore[union-attr]
+        ours = (goals - trainer.global_rank - 1) // trainer.world_size + 1
+        batch.scored = batch.scored[: ours - len(self._validated)]
+        self._validated += batch.scored
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = []
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        names = self.simulation.reward.metrics
+        self._log(trainer, pl_module, "val", conversation_values(self._validated, names))
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.tested = []
@@ -269,23 +290,26 @@ class RolloutCallback(L.Callback):
             speaker = self.policy or stack.enter_context(self._speaking(pl_module))
             yield speaker if journal is None else Journalled(speaker, journal)
 
-    def _tokens(self) -> int:
-        """Tokens that the engine has decoded so far."""
-        return self._engine.new_tokens if self._engine else 0
-
     @contextmanager
     def _speaking(self, pl_module: Any) -> Iterator[LocalEngine | VLLMEngine]:
         """The module's own weights, ready to speak; what the engine keeps of them is forgotten at the end."""
         lm = pl_module.policy.lm
-        if self._engine is None or self._engine.lm is not lm:
-            self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)
         pl_module.policy.eval()
-        try:
-            if isinstance(self._engine, VLLMEngine):
-                self._engine.take_up(_logprobs(pl_module), pl_module.trainer.strategy.broadcast)
-            yield self._engine
-        finally:
-            self._engine.forget()
+        # A server needs no weights of this process, which may stay in shards.
+        with gathered(pl_module.policy) if self.simulation.decodes_here else contextlib.nullcontext(False) as sharded:
+            if self._engine is None or self._engine.lm is not lm:
+                self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)
+            engine, before = self._engine, self._engine.new_tokens
+            try:
+                if isinstance(engine, VLLMEngine):
+                    state = whole_state(lm, only_trained=True) if is_spread(pl_module.policy) else None
+                    engine.take_up(_logprobs(pl_module), pl_module.trainer.strategy.broadcast, state)
+                yield engine
+            finally:
+                self._decoded += engine.new_tokens - before
+                engine.forget()
+                if sharded:  # it may hold copies of weights, in other layouts, which are no shards
+                    self._engine = None
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._leave()
@@ -357,72 +381,85 @@ def context_position(seed: int, number: int, max_turns: int) -> int:
     return int(Key(seed, role="context", round=cycle).stream().permutation(max_turns)[place]) + 1
 
 
-def group_metrics(groups: Sequence[Group], weights: dict[str, float]) -> dict[str, float]:
-    """What a rollout was like. `*_spread`: standard deviation of a part times its weight, mean over groups.
+Values = dict[str, list[float | None]]  # metric -> what its mean is over; None where it could not be had
 
-    Spreads tell which part of MR the comparison of candidates is made by. Missing values are left out; what nobody has
-    is nan.
+
+def means(values: Values, sum_up: Callable[[list[float]], list[float]] = lambda sums: sums) -> dict[str, float]:
+    """The mean of each list; missing values are left out, and what nobody has is nan.
+
+    Args:
+        values: Metric -> values of this process.
+        sum_up: Adds numbers up over all processes, which have to have the same metrics.
+    """
+    known = [[value for value in listed if value is not None and value == value] for listed in values.values()]
+    totals = iter(sum_up([number for listed in known for number in (math.fsum(listed), float(len(listed)))]))
+    pairs = zip(values, totals, totals, strict=True)
+    return {name: total / count if count else math.nan for name, total, count in pairs}
+
+
+def group_values(groups: Sequence[Group], weights: dict[str, float]) -> Values:
+    """What a rollout was like. `*_spread`: of each group, standard deviation of a part times its weight.
+
+    Spreads tell which part of MR the comparison of candidates is made by.
     """
     candidates = [candidate for group in groups for candidate in group.candidates]
     futures = [future for candidate in candidates for future in candidate.futures if future.valid]
-    replies = [candidate.reply for candidate in candidates]
     spoken = [turn.reply for future in futures for turn in future.turns]
-    found = {
-        "mr": _mean([c.mr for c in candidates]),
-        "mr_spread": _mean([_spread([c.mr for c in g.candidates]) for g in groups]),
-        "assistant_tokens": _mean([float(assistant_tokens(future)) for future in futures]),
-        "turns": _mean([float(len(future.turns)) for future in futures]),
-        "context_turn": _mean([float(group.context.position) for group in groups]),
-        "reply_tokens": _mean([float(reply.num_tokens) for reply in replies]),
-        "cut_replies": _mean([float(reply.finish_reason == "length") for reply in spoken]),
-        "candidates": float(len(candidates)),
+    found: Values = {
+        "mr": [c.mr for c in candidates],
+        "mr_spread": [_spread([c.mr for c in g.candidates]) for g in groups],
+        "assistant_tokens": [float(assistant_tokens(future)) for future in futures],
+        "turns": [float(len(future.turns)) for future in futures],
+        "context_turn": [float(group.context.position) for group in groups],
+        "reply_tokens": [float(candidate.reply.num_tokens) for candidate in candidates],
+        "cut_replies": [float(reply.finish_reason == "length") for reply in spoken],
     }
     for name, weight in weights.items():
-        found[name] = _mean([c.part(name) for c in candidates])
-        found[f"{name}_spread"] = abs(weight) * _mean([_spread([c.part(name) for c in g.candidates]) for g in groups])
+        found[name] = [c.part(name) for c in candidates]
+        found[f"{name}_spread"] = [_spread([c.part(name) for c in g.candidates], abs(weight)) for g in groups]
     if "token_penalty" in weights:
         found["token_penalty_saturated"] = _saturated([score for c in candidates for score in c.scores])
     return found
 
 
-def conversation_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """Means over whole conversations: `mr` (R*), every part, tokens, turns, share of replies cut at the limit.
+def conversation_values(scored: Sequence[Scored], names: Iterable[str]) -> Values:
+    """Of whole conversations: `mr` (R*), the parts `names`, tokens, turns, whether replies are cut at the limit.
 
-    Of valid ones alone; `invalid` is the share of the others, `unscored` that of the valid ones without a reward.
-    With a token penalty among the parts, also the share of conversations in which it is saturated.
+    Of valid ones alone; `invalid` tells the others, `unscored` the valid ones without a reward. With a token penalty
+    among the parts, also whether it is saturated.
     """
-    names = dict.fromkeys(name for _, score in scored for name in score.parts)
-    invalid = [float(not conversation.valid) for conversation, _ in scored]
+    names = list(names)
+    invalid: list[float | None] = [float(not conversation.valid) for conversation, _ in scored]
     scored = [(conversation, score) for conversation, score in scored if conversation.valid]
     replies = [turn.reply for conversation, _ in scored for turn in conversation.turns]
-    found = {
-        "invalid": _mean(invalid),
-        "unscored": _mean([float(score.reward is None) for _, score in scored]),
-        "mr": _mean([score.reward for _, score in scored]),
-        **{name: _mean([score.parts.get(name) for _, score in scored]) for name in names},
-        "assistant_tokens": _mean([float(assistant_tokens(conversation)) for conversation, _ in scored]),
-        "turns": _mean([float(len(conversation.turns)) for conversation, _ in scored]),
-        "cut_replies": _mean([float(reply.finish_reason == "length") for reply in replies]),
+    found: Values = {
+        "invalid": invalid,
+        "unscored": [float(score.reward is None) for _, score in scored],
+        "mr": [score.reward for _, score in scored],
+        **{name: [score.parts.get(name) for _, score in scored] for name in names},
+        "assistant_tokens": [float(assistant_tokens(conversation)) for conversation, _ in scored],
+        "turns": [float(len(conversation.turns)) for conversation, _ in scored],
+        "cut_replies": [float(reply.finish_reason == "length") for reply in replies],
     }
     if "token_penalty" in names:
         found["token_penalty_saturated"] = _saturated([score for _, score in scored])
     return found
 
 
-def _saturated(scores: Sequence[Score]) -> float:
-    """Share of the token penalties that are at their limit."""
+def conversation_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """Means of `conversation_values`, of all parts that the scores have."""
+    return means(conversation_values(scored, dict.fromkeys(name for _, score in scored for name in score.parts)))
+
+
+def _saturated(scores: Sequence[Score]) -> list[float | None]:
+    """Whether each token penalty is at its limit."""
     values = [score.parts["token_penalty"] for score in scores]
-    return _mean([float(value >= 1) for value in values if value is not None])
+    return [None if value is None else float(value >= 1) for value in values]
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None and value == value]
-    return statistics.fmean(known) if known else float("nan")
-
-
-def _spread(values: Sequence[float | None]) -> float | None:
+def _spread(values: Sequence[float | None], weight: float = 1.0) -> float | None:
     known = [value for value in values if value is not None]
-    return statistics.pstdev(known) if known else None
+    return weight * statistics.pstdev(known) if known else None
 
 
 def _logprobs(pl_module: Any) -> LogProbs:

@@ -28,6 +28,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -378,6 +379,7 @@ class VLLMEngine:
         new_tokens: Sampled so far.
         checked: Of the last check, for the log: `server_gap`, nats a token between the server's log-probs and ours;
             `server_share`, of the change from the base, NaN where it tells nothing; see the module's docstring.
+            Both are NaN on other processes than the first.
 
     Raises:
         BadInput: The server cannot be reached or has no such model.
@@ -410,7 +412,7 @@ class VLLMEngine:
         self._earlier: tuple[np.ndarray, np.ndarray] | None = None
         self._noise = 0.0  # see `share`
         self.new_tokens = 0
-        self.checked: dict[str, float] = {}
+        self.checked = {"server_gap": math.nan, "server_share": math.nan}
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
         """One reply; see `ChatModel`. Its randomness is a seed made of `key`.
@@ -547,7 +549,7 @@ class VLLMEngine:
 
     def _hold_base(self, said: _Said, ours: np.ndarray, sampled: np.ndarray, raw: np.ndarray) -> None:
         tolerance, base = self.config.tolerance, self._path()
-        self.checked = {"server_gap": gap(said.read, ours)}
+        self.checked["server_gap"] = gap(said.read, ours)
         if not self.checked["server_gap"] <= tolerance:
             raise RunStopped(
                 f"engine=vllm: the server at {self._server.url} has {self._served.name} ({self._served.root}), and "
@@ -581,13 +583,13 @@ class VLLMEngine:
     def _hold_adapter(self, said: _Said, ours: np.ndarray, sampled: np.ndarray) -> str:
         assert self._base is not None
         where = f"engine=vllm: the adapter {self._adapter}, loaded at {self._server.url}, is not in effect:"
-        self.checked, tells = {"server_gap": gap(said.read, ours)}, {}
+        self.checked["server_gap"], tells = gap(said.read, ours), {}
         for older, state in (("an earlier adapter", self._earlier), ("the base model", self._base)):
             if state is None:
                 continue
             found, error = share(ours - state[1], said.read - state[0], self._noise)
             tells[older] = error <= _TELLING
-            self.checked["server_share"] = found if tells[older] else float("nan")
+            self.checked["server_share"] = found if tells[older] else math.nan
             if tells[older] and found < 0.5:
                 return (
                     f"{where} the server's log-probs have made {found:.2f} of the change from {older} to the policy "

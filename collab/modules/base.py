@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,9 @@ from collab.config import AlgorithmConfig
 from collab.conversation import Candidate, Group, Reply
 from collab.errors import BadInput
 from collab.modules.losses import kl_estimates
-from collab.modules.packing import PackedBatch, micro_batches, pack, packed_length
+from collab.modules.packing import PackedBatch, idle_batch, micro_batches, pack, packed_length
 from collab.modules.policy import Policy, PolicyOutput
+from collab.modules.sharding import Sharding, is_sharded, shard
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,25 @@ class PolicyModule(L.LightningModule):
         tokenizer: Its tokenizer, kept for export.
         temperature: Temperature of the distribution that candidates are sampled from.
         max_steps: Rollouts of the run, for the schedule.
+        sharding: How the policy is spread over the processes; None where each has all of it.
     """
 
     needs_reference = True  # set to False where nothing is trained: full weights then have no frozen copy
     has_values = False  # a value head on the policy's trunk: trained and kept in checkpoints, no part of an export
 
     def __init__(
-        self, config: Any, load: Callable[[], Any], tokenizer: Any, temperature: float, max_steps: int
+        self,
+        config: Any,
+        load: Callable[[], Any],
+        tokenizer: Any,
+        temperature: float,
+        max_steps: int,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.config: Any = config
         self.tokenizer = tokenizer
-        self.temperature, self.max_steps = temperature, max_steps
+        self.temperature, self.max_steps, self.sharding = temperature, max_steps, sharding
         self.policy: Policy | None = None
         self._load = load
         self.automatic_optimization = False
@@ -128,8 +136,13 @@ class PolicyModule(L.LightningModule):
     # --- the model -----------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        if self.policy is None:
-            self.policy = Policy(self._load(), self.needs_reference, self.has_values)
+        if self.policy is not None:
+            return
+        # Of sharded weights the first process gives the others their parts.
+        load = self.sharding.empty if self.sharding is not None and self.global_rank > 0 else self._load
+        self.policy = Policy(load(), self.needs_reference, self.has_values)
+        if self.sharding is not None:
+            shard(self.policy, self.sharding, self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> Any:
         config: AlgorithmConfig = self.config
@@ -168,7 +181,7 @@ class PolicyModule(L.LightningModule):
                 norms.append(norm)
         self.policy.eval()
         left_out = self.left_out(batch.groups)
-        counts = self._over_ranks([*found, len(examples), len(batch.groups), *left_out.values()])
+        counts = over_ranks(self.trainer, [*found, len(examples), len(batch.groups), *left_out.values()])
         loss, kl, kl_tokens, entropy, tokens, taught, groups = counts[:7]
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self._log(
@@ -188,23 +201,24 @@ class PolicyModule(L.LightningModule):
             For the log: this rank's sums of the loss (its share of the step's mean), of the KL and the tokens it was
             read off, of the entropy and the tokens; then the norm of the gradient.
         """
-        total = self._over_ranks([sum(self.units(example) for example in examples)])[0]
+        total = over_ranks(self.trainer, [sum(self.units(example) for example in examples)])[0]
         if not total:
             return [0.0] * 5, 0.0
         assert self.policy is not None
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        lengths = [packed_length(example.replies) for example in examples]
         loss_sum = kl = kl_tokens = entropy = tokens = 0.0
-        for number, indices in enumerate(micro_batches(lengths, self.config.tokens_per_micro_batch)):
-            chosen = [examples[index] for index in indices]
-            packed = pack([example.replies for example in chosen], self.temperature).to(self.device)
+        for number, (indices, packed) in enumerate(self.passes(examples)):
             ref_logprobs = None
             if self.loss_needs_reference or (log_kl and number == 0):
                 with torch.no_grad():
                     ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
-            loss = self.loss(chosen, packed, output, ref_logprobs) / total
+            if not indices:
+                learning = [part for part in output if part is not None and part.requires_grad]
+                self.manual_backward(0 * torch.cat(learning).sum())
+                continue
+            loss = self.loss([examples[index] for index in indices], packed, output, ref_logprobs) / total
             self.manual_backward(loss)
             loss_sum += loss.item()
             if ref_logprobs is not None:
@@ -217,7 +231,23 @@ class PolicyModule(L.LightningModule):
         norm = clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        return [loss_sum, kl, kl_tokens, entropy, tokens], float(norm)
+        return [loss_sum, kl, kl_tokens, entropy, tokens], float(norm.full_tensor() if is_sharded(norm) else norm)
+
+    def passes(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], PackedBatch]]:
+        """Micro-batches: indices into `examples`, each once, and these examples packed.
+
+        A pass over sharded weights takes all processes, so that each has as many of them then: those that it has no
+        examples for come at the end, with no indices and a batch that says nothing.
+        """
+        lengths = [packed_length(example.replies) for example in examples]
+        found = micro_batches(lengths, self.config.tokens_per_micro_batch)
+        if self.sharding is not None:
+            count = torch.tensor(len(found), device=self.device)
+            torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
+            found += [[]] * (int(count) - len(found))
+        for indices in found:
+            replies = [examples[index].replies for index in indices]
+            yield indices, (pack(replies, self.temperature) if indices else idle_batch()).to(self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """The rollout callback has played and scored the batch; there is nothing to compute on the weights."""
@@ -234,15 +264,15 @@ class PolicyModule(L.LightningModule):
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 torch.distributed.all_reduce(parameter.grad)
 
-    def _over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Each value's sum over all processes."""
-        summed: torch.Tensor = self.trainer.strategy.reduce(
-            torch.tensor(values, dtype=torch.float64, device=self.device), reduce_op="sum"
-        )
-        return summed.tolist()
-
     def _log(self, **values: float) -> None:
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+
+
+def over_ranks(trainer: L.Trainer, values: Sequence[float], operation: str = "sum") -> list[float]:
+    """Each value's sum (or "max") over all processes, which have to ask together."""
+    ours = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
+    found: torch.Tensor = trainer.strategy.reduce(ours, reduce_op=operation)
+    return found.tolist()
 
 
 def learning_rate_scale(schedule: str, warmup_steps: int, max_steps: int) -> Callable[[int], float]:

@@ -10,10 +10,17 @@ from typing import Any
 
 import peft
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 
-def export_policy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, *, merge: bool) -> None:
+def export_policy(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    merge: bool,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write `model` and its tokenizer to `folder`, in place of what an earlier export left there.
 
     `AutoModelForCausalLM.from_pretrained(folder)` loads the result. A LoRA policy is written as an adapter
@@ -29,6 +36,8 @@ def export_policy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, fo
         tokenizer: Saved beside it, chat template included.
         folder: Destination; parents are made.
         merge: Merge the adapter into the base weights; no effect without an adapter.
+        state: Where the model is sharded, its state dict as `whole_state` returns it, of an adapter the trained part.
+            Merging then reads the base weights anew.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +45,8 @@ def export_policy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, fo
     try:
         written: Any = model
         if merge and isinstance(model, peft.PeftModel):
-            written = copy.deepcopy(model).merge_and_unload()
-        written.save_pretrained(fresh)
+            written, state = _merged(model, state, fresh), None
+        written.save_pretrained(fresh, state_dict=state)
         tokenizer.save_pretrained(fresh)
         if folder.exists():
             os.rename(folder, stale)
@@ -45,3 +54,15 @@ def export_policy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, fo
         shutil.rmtree(stale, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _merged(model: peft.PeftModel, state: dict[str, torch.Tensor] | None, folder: Path) -> Any:
+    """The base model with the adapter in its weights; `folder` is used on the way."""
+    if state is None:
+        return copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(str(folder), state_dict=state)
+    base: Any = model.peft_config["default"].base_model_name_or_path
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=model.get_base_model().dtype)
+    merged = peft.PeftModel.from_pretrained(whole, folder).merge_and_unload()
+    shutil.rmtree(folder)
+    return merged

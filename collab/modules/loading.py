@@ -437,7 +437,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, adapter: bool = True) -> torch.nn.Module:
+def load_model(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, adapter: bool = True, empty: bool = False
+) -> torch.nn.Module:
     """The causal language model of `config` on `device`, in evaluation mode (all dropout off).
 
     With `lora.enabled` it is a `peft.PeftModel` whose only trainable weights are the adapter's, in fp32, over a frozen
@@ -453,26 +455,38 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ad
         dtype: Of the base weights, see `resolve_dtype`.
         device: Where to.
         adapter: False adds no fresh adapter: the policy at `path` as it is, which is what evaluation wants.
+        empty: The same model on the meta device, without reading weights; another process has them.
 
     Raises:
         BadInput: `attention` cannot run in `dtype` on `device`; peft refuses `lora`; or see `check_model`.
     """
     attention = resolve_attention(config.attention, dtype, device)
     base, exported = locate(config)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
-    )
+    given: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": config.trust_remote_code}
+    model: Any
+    if empty:
+        device = torch.device("meta")
+        found = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+        with device:
+            model = AutoModelForCausalLM.from_config(found, dtype=dtype, **given)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **given)
     if attention == "flash_attention_2":
         model.set_attn_implementation(FLASH_WHERE_UNMASKED)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if exported is not None:
+    if exported is not None and empty:
+        with device:
+            model = peft.PeftModel(model, peft.PeftConfig.from_pretrained(exported, inference_mode=False))
+    elif exported is not None:
         model = peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
+    if exported is not None:
         model.peft_config["default"].base_model_name_or_path = base  # it may have moved since the export
         if not config.lora.enabled:
             model = model.merge_and_unload().requires_grad_(True)
     elif adapter and config.lora.enabled:
-        model = _with_fresh_adapter(model, config, base)
+        with device if empty else contextlib.nullcontext():
+            model = _with_fresh_adapter(model, config, base)
     make_lean(model)
     return cast(torch.nn.Module, model.to(device).eval())
 

@@ -139,3 +139,9 @@ def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:
         num_sequences,
         temperature,
     )
+
+
+def idle_batch(temperature: float = 1.0) -> PackedBatch:
+    """One reply of one token, for passes that only keep step with other processes."""
+    reply = Reply(text="", token_ids=(0,), logprobs=(0.0,), finish_reason="length", prompt_ids=(0,))
+    return pack([[reply]], temperature)

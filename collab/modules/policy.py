@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,11 +20,11 @@ from collab.modules.packing import PackedBatch
 _CHUNK = 128  # tokens whose [tokens, vocabulary] logits exist at one time
 
 
-@dataclass(frozen=True)
-class PolicyOutput:
+class PolicyOutput(NamedTuple):
     """Of every candidate token: its `logprobs` [N], and (no gradient) the `entropy` [N] of what it was drawn from.
 
-    `values` [N], where the policy has a value head: what the state before each token is worth.
+    `values` [N], where the policy has a value head: what the state before each token is worth. A tuple, for sharding
+    hooks look for tensors in what a module returns, and into no other class.
     """
 
     logprobs: torch.Tensor
@@ -39,7 +38,7 @@ class Policy(nn.Module):
     With an adapter the reference is the same weights with the adapter off, and costs no memory.
 
     Args:
-        lm: A transformers causal LM, with or without a peft adapter.
+        lm: A transformers causal LM, with or without a peft adapter; on the meta device where weights come later.
         with_reference: Whether `reference=True` will be asked for.
         with_values: Whether a linear value head reads the trunk's last hidden states. It is in fp32 and starts at zero.
 
@@ -50,11 +49,12 @@ class Policy(nn.Module):
     def __init__(self, lm: Any, with_reference: bool, with_values: bool = False) -> None:
         super().__init__()
         self.lm = lm
-        use_by_layout(_inner(lm))
-        check_logits(_inner(lm))
+        use_by_layout(inner_of(lm))
+        if next(lm.parameters()).device.type != "meta":  # else the process that has the weights does
+            check_logits(inner_of(lm))
         self.value_head: nn.Linear | None = None
         if with_values:
-            width = _inner(lm).config.get_text_config().hidden_size
+            width = inner_of(lm).config.get_text_config().hidden_size
             self.value_head = nn.Linear(width, 1, device=next(lm.parameters()).device, dtype=torch.float32)
             for parameter in self.value_head.parameters():
                 nn.init.zeros_(parameter)
@@ -83,7 +83,7 @@ class Policy(nn.Module):
             lm = self.reference
         elif reference:
             off = self.lm.disable_adapter()
-        inner = _inner(lm)
+        inner = inner_of(lm)
         config, dtype = inner.config.get_text_config(), inner.get_output_embeddings().weight.dtype
         positions = batch.position_ids
         masks: Any
@@ -99,10 +99,10 @@ class Policy(nn.Module):
             output = _chosen(inner, states, batch.targets, batch.temperature)
         if self.value_head is None or reference:
             return output
-        return replace(output, values=self.value_head(states.float())[:, 0])
+        return output._replace(values=self.value_head(states.float())[:, 0])
 
 
-def _inner(lm: Any) -> Any:
+def inner_of(lm: Any) -> Any:
     """The transformers model, without what peft has put around it."""
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 

@@ -30,9 +30,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from collab.conversation import Group
-from collab.modules.base import Example, PolicyModule, mr_of
+from collab.modules.base import Example, PolicyModule, mr_of, over_ranks
 from collab.modules.losses import clipped_policy_losses, clipped_value_losses, generalised_advantages
-from collab.modules.packing import PackedBatch, micro_batches, pack, packed_length
+from collab.modules.packing import PackedBatch
 from collab.modules.policy import PolicyOutput
 
 
@@ -70,9 +70,8 @@ class PPO(PolicyModule):
     @torch.no_grad()
     def prepare(self, examples: list[Example]) -> list[Example]:
         found: dict[int, Episodes] = {}
-        lengths = [packed_length(example.replies) for example in examples]
-        for indices in micro_batches(lengths, self.config.tokens_per_micro_batch):
-            found |= zip(indices, self._episodes([examples[index] for index in indices]), strict=True)
+        for indices, batch in self.passes(examples):
+            found |= zip(indices, self._episodes([examples[index] for index in indices], batch), strict=True)
         episodes = [found[index] for index in range(len(examples))]
         mean, variance = self._moments([e.advantages for e in episodes])
         spread = self._moments([e.returns for e in episodes])[1]
@@ -82,17 +81,18 @@ class PPO(PolicyModule):
             return list(episodes)
         return [replace(e, advantages=(e.advantages - mean) / (math.sqrt(variance) + 1e-8)) for e in episodes]
 
-    def _episodes(self, examples: Sequence[Example]) -> list[Episodes]:
+    def _episodes(self, examples: Sequence[Example], batch: PackedBatch) -> list[Episodes]:
         """Values, advantages and returns of a micro-batch, by the policy as it is."""
         assert self.policy is not None
         config = self.config
-        batch = pack([example.replies for example in examples], self.temperature).to(self.device)
         output: PolicyOutput = self.policy(batch)
         values = output.values
         assert values is not None
         rewards = torch.zeros_like(values)
         if config.kl_coef:
             rewards = config.kl_coef * (self.policy(batch, reference=True).logprobs - output.logprobs)
+        if not examples:
+            return []
         sizes = [len(reply.token_ids) for example in examples for reply in example.replies]
         ends = torch.tensor(sizes, device=self.device).cumsum(0) - 1
         rewards[ends] += torch.tensor([mr for e in examples for mr in e.weights], device=self.device)
@@ -110,7 +110,7 @@ class PPO(PolicyModule):
         """Mean and variance of all numbers in `parts`, over all processes; 0 where there are none."""
         wide = [part.double() for part in parts]
         sums = [sum(map(len, wide)), sum(x.sum().item() for x in wide), sum(x.square().sum().item() for x in wide)]
-        count, total, squares = self._over_ranks(sums)
+        count, total, squares = over_ranks(self.trainer, sums)
         mean = total / count if count else 0.0
         return mean, max(0.0, squares / count - mean**2) if count else 0.0
 

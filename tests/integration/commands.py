@@ -37,6 +37,15 @@ class Early:
         return sum(letter < "n" for letter in letters) / max(1, len(letters))
 
 
+class FailsOnTheSecond(Early):
+    """Raises on the second of several processes, when the candidates of a step are scored."""
+
+    async def __call__(self, conversation: Conversation) -> float | None:
+        if os.environ.get("RANK") == "1" and conversation.goal.id.startswith("train"):
+            raise RuntimeError(f"nothing to say about {conversation.goal.id}")
+        return await super().__call__(conversation)
+
+
 def _main(entry: str, overrides: list[str], log: str) -> None:
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from collab.reports.results import validate_results
 
@@ -38,6 +42,22 @@ TRAINING = (
     "model.lora.r=4",
     "algorithm.warmup_steps=0",
     "algorithm.lr=0.005",  # so that two steps already change what is said
+)
+
+LETTERS = (
+    "algorithm=grpo",
+    "trainer.accelerator=cpu",
+    "engine.deterministic=true",
+    "logger=csv",
+    "threads=1",
+    "trainer.max_steps=4",
+    "trainer.val_every=2",
+    "checkpoint.every_n_steps=1",
+    "sampler.group_size=4",
+    "engine.max_batch=8",
+    "task.metrics.bleu.target=commands.Early",
+    "algorithm.schedule=linear",
+    "algorithm.lr=0.05",
 )
 
 
@@ -95,3 +115,22 @@ def runner(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
 def trained(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`train.py`, two steps."""
     return runner("train.py", tmp_path_factory.mktemp("run") / "first", *TRAINING)
+
+
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run of a model that says letters, and learns within four steps which ones are wanted."""
+    folder = tmp_path_factory.mktemp("letters")
+    words = ["</s>", "<unk>", "user", "assistant", "system", *string.ascii_lowercase]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "
+    tokenizer.save_pretrained(folder / "model")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=len(words), eos_token_id=0, initializer_range=0.5, **sizes)
+        LlamaForCausalLM(config).save_pretrained(folder / "model")
+    goals = Runner(folder)
+    return [*goals.training, *LETTERS, f"model.path={folder / 'model'}"]

@@ -8,9 +8,6 @@ import os
 import random
 import shutil
 import signal
-import string
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,28 +15,8 @@ from typing import Any
 
 import commands
 import pytest
-import torch
-from conftest import ROOT, Runner
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 pytestmark = pytest.mark.timeout(600)
-
-SETTINGS = (
-    "algorithm=grpo",
-    "trainer.accelerator=cpu",
-    "engine.deterministic=true",
-    "logger=csv",
-    "threads=1",
-    "trainer.max_steps=4",
-    "trainer.val_every=2",
-    "checkpoint.every_n_steps=1",
-    "sampler.group_size=4",
-    "engine.max_batch=8",
-    "task.metrics.bleu.target=commands.Early",
-    "algorithm.schedule=linear",
-    "algorithm.lr=0.05",
-)
 
 
 def policies(folder: Path) -> Any:
@@ -56,25 +33,6 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if "rollout_" not in k} for row in csv.DictReader(file)]
 
 
-@pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run of a model that says letters, and learns within four steps which ones are wanted."""
-    folder = tmp_path_factory.mktemp("letters")
-    words = ["</s>", "<unk>", "user", "assistant", "system", *string.ascii_lowercase]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "
-    tokenizer.save_pretrained(folder / "model")
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = LlamaConfig(vocab_size=len(words), eos_token_id=0, initializer_range=0.5, **sizes)
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
-    goals = Runner(folder)
-    return [*goals.training, *SETTINGS, f"model.path={folder / 'model'}"]
-
-
 class Whole:
     """A run that nothing interrupts, and the seconds that it takes."""
 
@@ -88,8 +46,13 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return Whole(overrides, tmp_path_factory.mktemp("resume"))
+def overrides(letters: list[str]) -> list[str]:
+    return letters
+
+
+@pytest.fixture(scope="module")
+def whole(letters: list[str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(letters, tmp_path_factory.mktemp("resume"))
 
 
 def assert_ends_as(whole: Whole, folder: Path) -> None:
@@ -212,25 +175,3 @@ def test_an_evaluation_goes_on_with_the_row_that_it_was_at(whole: Whole, overrid
     assert "base: played before" in log.read_text()
     assert policies(folder) == policies(tmp_path / "whole")
     assert transcripts(folder) == transcripts(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_a_run_of_one_process_goes_on_in_two(whole: Whole, overrides: list[str], tmp_path: Path) -> None:
-    folder, log = tmp_path / "run", tmp_path / "log"
-    process = commands.start("train", [*overrides, f"output_dir={folder}"], log)
-    until((folder / "checkpoints" / "step-000002.ckpt").is_file, process)
-    process.kill()
-    process.join()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
-    places = ["--rdzv-endpoint=localhost:0", "train.py", f"resume={folder}", "strategy=ddp", "trainer.devices=2"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
-    done = subprocess.run([*launch, *places], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert policies(folder)["base"] == policies(whole.folder)["base"]
-    lines = [json.loads(line) for path in folder.glob("transcripts*.jsonl") for line in path.read_text().splitlines()]
-    expected = [json.loads(line) for line in transcripts(whole.folder)]
-    places_of = [
-        sorted((r["phase"], r["policy"], r.get("step", 0), r["goal"], r.get("candidate", 0)) for r in found)
-        for found in (lines, expected)
-    ]
-    assert places_of[0] == places_of[1]

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.tensor import DTensor
 
 from collab.callbacks.checkpoint import BatchCheckpoint
 from collab.conversation import Goal, Group
@@ -26,11 +27,17 @@ class Scored(L.Callback):
         batch.groups = self.per_step(batch_idx)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+        found = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients.append({name: grad.clone() for name, grad in whole(found).items()})
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         logged = {name.removeprefix("train/"): float(value) for name, value in trainer.callback_metrics.items()}
         self.logged.append(logged)
+
+
+def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All of each, where processes hold shards; they all have to ask."""
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
 
 def fit(
@@ -40,13 +47,14 @@ def fit(
     callbacks: Sequence[L.Callback] = (),
     ckpt_path: str | None = None,
     devices: int = 1,
+    strategy: Any = "auto",
 ) -> tuple[L.Trainer, Scored]:
     given = per_step
     scored = Scored(given if callable(given) else lambda _: given)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=strategy,
         max_epochs=1,
         logger=False,
         callbacks=[scored, *callbacks],

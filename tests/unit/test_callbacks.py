@@ -204,7 +204,7 @@ def test_rollout_progress_reports_each_step_and_validation():
         "step 2/2  mr 0.500  loss 1.500",
     ]
     assert all("tokens/s " in line for line in lines[:2])
-    assert lines[2].startswith("validation  0 conversations  mr 0.750")
+    assert lines[2].startswith("validation  4 conversations  mr 0.750")
 
 
 # --- transcripts -----------------------------------------------------------------------------------------------------

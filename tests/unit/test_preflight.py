@@ -48,6 +48,16 @@ def test_what_is_right_passes_and_says_nothing(checked):
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
+def launched(monkeypatch, on_each, machines, by="torchrun"):
+    """As in a process that a launcher has started."""
+    if by == "torchrun":
+        found = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": on_each, "WORLD_SIZE": on_each * machines}
+    else:
+        found = {"SLURM_JOB_NAME": "x", "SLURM_NTASKS": on_each * machines, "SLURM_NNODES": machines}
+    for name, value in found.items():
+        monkeypatch.setenv(name, str(value))
+
+
 @pytest.mark.parametrize(
     ("overrides", "processes", "enough"),
     [
@@ -56,12 +66,42 @@ def test_what_is_right_passes_and_says_nothing(checked):
         (["trainer.devices=auto", "trainer.num_nodes=3"], 3, 6),  # a CPU is one device
     ],
 )
-def test_processes_that_cannot_share_a_step_are_refused(overrides, processes, enough, checked):
+def test_processes_that_cannot_share_a_step_are_refused(overrides, processes, enough, checked, monkeypatch):
+    monkeypatch.setenv("NODE_RANK", "0")  # the machines' own script starts a process on each
     message = refusal(checked, *overrides)
     assert "trainer.goals_per_step (4)" in message and f"number of processes ({processes}," in message
     assert f"Set trainer.goals_per_step={enough}." in message
     checked(*overrides, f"trainer.goals_per_step={enough}")
     checked(*overrides, entry="evaluate")  # which has no steps
+
+
+@pytest.mark.parametrize("by", ["torchrun", "SLURM"])
+def test_processes_are_those_that_the_launcher_has_started(by, checked, monkeypatch):
+    launched(monkeypatch, 3, 2, by)
+    assert "number of processes (6, 3 on each of 2 machines)" in refusal(checked)
+    checked("trainer.goals_per_step=6", "trainer.devices=3", "trainer.num_nodes=2")
+    for override in ("trainer.devices=2", "trainer.num_nodes=3"):
+        message = refusal(checked, "trainer.goals_per_step=6", override)
+        assert f"otherwise than {by}, which has started 3 processes on each of 2 machines. Leave both out" in message
+
+
+def test_several_machines_take_a_launcher(checked):
+    message = refusal(checked, "trainer.num_nodes=2")
+    assert "this process was started alone" in message and "torchrun --nnodes=2" in message
+
+
+def test_replicas_must_divide_the_processes(checked, monkeypatch):
+    launched(monkeypatch, 4, 1)
+    checked("strategy=fsdp", "strategy.replicas=2")
+    message = refusal(checked, "strategy=fsdp", "strategy.replicas=3")
+    assert "strategy.replicas (3) must divide the number of processes (4)" in message
+
+
+def test_processes_need_a_way_to_talk(checked, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: False)
+    assert "this torch has no gloo" in refusal(checked, "strategy=fsdp")
+    assert "this torch has no gloo" in refusal(checked, "trainer.devices=2")
+    checked()
 
 
 def test_updates_must_share_the_goals_of_a_process(checked):
@@ -81,6 +121,7 @@ def test_auto_is_every_cuda_device(checked, monkeypatch):
     monkeypatch.setattr(loading, "resolve_device", lambda accelerator: torch.device("cuda"))
     monkeypatch.setattr(loading, "_has_native_bf16", lambda device: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     assert "number of processes (3," in refusal(checked)
     assert "number of processes (3," in refusal(checked, "trainer.devices=3")
     checked("trainer.devices=[0,2]")

@@ -12,7 +12,14 @@ import pytest
 import torch
 from scripted import ScriptedModel, ScriptedUser, says, spoken
 
-from collab.callbacks.rollout import RolloutCallback, Simulation, context_position, conversation_metrics, group_metrics
+from collab.callbacks.rollout import (
+    RolloutCallback,
+    Simulation,
+    context_position,
+    conversation_metrics,
+    group_values,
+    means,
+)
 from collab.chat.base import Sampling
 from collab.config import AgendaUserConfig
 from collab.conversation import Conversation, Goal, Key, Score
@@ -576,10 +583,8 @@ def groups_of(reward: ConversationReward) -> list:
 @pytest.mark.parametrize(("coefficient", "saturated"), [(0.1, 0), (0.25, 0.5), (0.5, 1)])
 def test_saturated_share(coefficient, saturated):
     """Three and five tokens: at 0.25 only the longer one is beyond the bound."""
-    metrics = group_metrics(
-        groups_of(ConversationReward({"token_penalty": (-1.0, TokenPenalty(coefficient))})), {"token_penalty": -1.0}
-    )
-    assert metrics["token_penalty_saturated"] == saturated
+    groups = groups_of(ConversationReward({"token_penalty": (-1.0, TokenPenalty(coefficient))}))
+    assert means(group_values(groups, {"token_penalty": -1.0}))["token_penalty_saturated"] == saturated
 
 
 def test_saturated_share_of_whole_conversations():
@@ -594,15 +599,15 @@ def test_cut_replies_are_counted_over_all_of_a_future():
     at = replace(players(says("one two three")), sampling=Sampling(2))
     candidates = mr_of(open_context(1), ["whole", "whole"], at=at, window=1)
     candidates = [replace(candidate, mr=0.0) for candidate in candidates]
-    assert group_metrics([as_group(open_context(1), candidates)], {})["cut_replies"] == 0.5
+    assert means(group_values([as_group(open_context(1), candidates)], {}))["cut_replies"] == 0.5
 
 
 def test_means_leave_missing_values_out_and_are_nan_where_nobody_has_one():
     reward = ConversationReward({"judge": (1.0, Table({"a b c": 0.5}))})
-    metrics = group_metrics(groups_of(reward), {"judge": 1.0})
-    assert (metrics["mr"], metrics["judge"], metrics["candidates"]) == (0.5, 0.5, 1)
-    metrics = group_metrics(groups_of(NOTHING), {"zero": 1.0})
-    assert math.isnan(metrics["mr"]) and math.isnan(metrics["zero"]) and metrics["candidates"] == 0
+    metrics = means(group_values(groups_of(reward), {"judge": 1.0}))
+    assert (metrics["mr"], metrics["judge"]) == (0.5, 0.5)
+    metrics = means(group_values(groups_of(NOTHING), {"zero": 1.0}))
+    assert math.isnan(metrics["mr"]) and math.isnan(metrics["zero"])
 
 
 def test_conversation_metrics_leave_missing_values_out():

@@ -1,0 +1,260 @@
+"""Two processes on the CPU, launched by torchrun as a user would, against one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+PLACES = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "integration"))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
+STRATEGIES = {
+    "ddp": ["strategy=ddp"],
+    "fsdp": ["strategy=fsdp"],
+    "shards": ["strategy=fsdp", "strategy.sharded_checkpoints=true"],
+}
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def launch(processes: int) -> list[str]:
+    """What comes before a script's name."""
+    if processes == 1:
+        return [sys.executable]
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    return [*run, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def overrides(letters: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A small run with three goals to validate and to test on, which two processes cannot share evenly."""
+    files = []
+    for split, names in (("val", ("heron", "plum", "drum")), ("test", ("mill", "fig", "horn"))):
+        file = tmp_path_factory.mktemp("goals") / f"{split}.jsonl"
+        records = [
+            {
+                "id": f"{split}-{name}",
+                "single_turn_prompt": f"Write a notice about the {name}.",
+                "single_turn_completion": f"The {name} is here.",
+                "single_turn_metadata": {"title": f"the {name}", "form": "notice"},
+            }
+            for name in names
+        ]
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        files.append(f"task.{split}_file={file}")
+    return [*letters, *files, "model.lora.enabled=false"]
+
+
+@pytest.fixture(scope="module")
+def alone(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    run([*launch(1), "train.py", *overrides, f"output_dir={folder}"])
+    return folder
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """All that is logged, the evaluations, what was said, and the policies."""
+    assert_same(metrics(found), metrics(expected))
+    assert_same(*(json.loads((folder / "results.json").read_text())["policies"] for folder in (found, expected)))
+    assert said(found) == said(expected)
+    for name in ("policy", "policy_last"):
+        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (found, expected))
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            torch.testing.assert_close(ours[key], theirs[key], atol=1e-4, rtol=1e-4, msg=f"{name}: {key}")
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    elif isinstance(expected, str):
+        assert found == expected
+    else:
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5, nan_ok=True)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Rows of metrics.csv, without what is measured by the clock; the KL is read off other tokens."""
+    with (folder / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if v and "rollout_" not in k and k != "train/kl"} for row in rows]
+
+
+def said(folder: Path) -> list[str]:
+    lines = [json.loads(line) for path in folder.glob("transcripts*.jsonl") for line in path.read_text().splitlines()]
+    assert lines
+    return sorted(f"{r['phase']} {r['policy']} {r.get('step')} {r['goal']} {r['messages']}" for r in lines)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow), "shards"])
+def test_two_processes_train_as_one_does(strategy: str, alone: Path, overrides: list[str], tmp_path: Path) -> None:
+    run([*launch(2), "train.py", *overrides, *STRATEGIES[strategy], f"output_dir={tmp_path / 'two'}"])
+    assert_same_run(tmp_path / "two", alone)
+    learned, base = (metrics_of(alone, name) for name in ("trained", "base"))
+    assert learned > base + 0.1
+
+
+def metrics_of(folder: Path, policy: str) -> float:
+    found: float = json.loads((folder / "results.json").read_text())["policies"][policy]["mr"]["mean"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "strategy"),
+    [
+        (1, 2, "fsdp"),
+        pytest.param(2, 1, "shards"),
+        pytest.param(1, 2, "ddp", marks=pytest.mark.slow),
+        pytest.param(2, 1, "fsdp", marks=pytest.mark.slow),
+        pytest.param(2, 2, "shards", marks=pytest.mark.slow),
+        pytest.param(1, 2, "shards", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    before: int, after: int, strategy: str, alone: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    given = {1: [], 2: STRATEGIES[strategy]}
+    command = [*launch(before), "train.py", *overrides, *given[before], f"output_dir={folder}"]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not (folder / "checkpoints" / "step-000002.ckpt").exists():
+        assert process.poll() is None, "it has ended before"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+    strategies = given[after] or ["strategy=auto", "strategy.sharded_checkpoints=false"]
+    run([*launch(after), "train.py", f"resume={folder}", *strategies])
+    assert_same(*(json.loads((path / "results.json").read_text())["policies"] for path in (folder, alone)))
+
+
+def test_a_process_that_fails_ends_all_with_its_message(overrides: list[str], tmp_path: Path) -> None:
+    failing = "task.metrics.bleu.target=commands.FailsOnTheSecond"
+    command = [*launch(2), "train.py", *overrides, "strategy=fsdp", failing, f"output_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    told = None
+    for line in process.stdout:
+        if told is None and "nothing to say about train" in line:
+            told = time.monotonic()
+    assert process.wait() != 0 and told is not None
+    assert time.monotonic() - told < 20
+
+
+def test_input_that_is_refused_is_told_once(overrides: list[str], tmp_path: Path) -> None:
+    command = [*launch(2), "train.py", *overrides, "strategy=fsdp", "trainer.goals_per_step=3"]
+    done = subprocess.run(
+        [*command, f"output_dir={tmp_path / 'run'}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and said.count("must be a multiple of the number of processes (2") == 1, said
+    assert not (tmp_path / "run").exists()
+
+
+STEPS = """
+import dataclasses, os, sys, torch
+from datetime import timedelta
+from stepping import fit, whole
+from test_update import ALGORITHMS, TEMPERATURE, make_groups, make_lm, moved
+from collab.modules.sharding import Sharding, ShardedStrategy
+
+processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+groups = make_groups()
+shares = [[groups[:3], groups[3:]], [groups, []], [groups[:1], groups[1:]]]  # of each step, of the two processes
+
+
+def share(step):
+    return sum(shares[step], []) if processes == 1 else shares[step][rank]
+
+
+def empty(adapter):
+    with torch.device("meta"):
+        return make_lm("Llama", adapter)
+
+
+def with_sgd(target):
+    class Descending(target):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.05)
+            return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)]
+
+    return Descending
+
+
+for strategy in sys.argv[2].split(","):
+    for name in sys.argv[3:]:
+        for adapter in (True, False):
+            target, config, _ = ALGORITHMS[name]
+            config = dataclasses.replace(config, max_grad_norm=0.5)
+            sharding, made = None, "auto" if processes == 1 else "ddp"
+            if strategy.startswith("fsdp"):
+                sharding = Sharding(lambda: empty(adapter), replicas=2 if strategy == "fsdp_replicas" else 1)
+                made = ShardedStrategy(processes, False, timedelta(minutes=1))
+            load = lambda: moved(make_lm("Llama", adapter))
+            module = with_sgd(target)(config, load, None, TEMPERATURE, 3, sharding)
+            passes = []
+            module.configure_model() if sharding is None else None
+            trainer, scored = fit(module, share, steps=3, devices=processes, strategy=made)
+            weights = whole({n: p.detach() for n, p in module.named_parameters() if p.requires_grad})
+            kept = {"gradients": scored.gradients, "logged": scored.logged, "weights": weights}
+            torch.save(kept, f"{sys.argv[1]}/{strategy}-{name}-{adapter}-{rank}.pt")
+"""
+# Units of four kinds: tokens, pairs, tokens scaled over the whole rollout, replies.
+STEPPED = ("grpo_kl", "dpo", "ppo", "sft")
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What three steps on the same scored groups make of the same policies, with one process and with two."""
+    folder = tmp_path_factory.mktemp("steps")
+    (folder / "steps.py").write_text(STEPS)
+    for processes, strategies in ((1, "alone"), (2, "ddp,fsdp,fsdp_replicas")):
+        run([*launch(processes), str(folder / "steps.py"), str(folder), strategies, *STEPPED])
+    return folder
+
+
+@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("algorithm", STEPPED)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp_replicas"])
+def test_processes_with_unequal_shares_of_a_step_learn_as_one_does(
+    steps: Path, strategy: str, algorithm: str, adapter: bool
+) -> None:
+    files = [steps / f"{strategy}-{algorithm}-{adapter}-{rank}.pt" for rank in (0, 1)]
+    one = torch.load(steps / f"alone-{algorithm}-{adapter}-0.pt", weights_only=True)
+    for process in (torch.load(file, weights_only=True) for file in files):
+        assert len(process["gradients"]) == len(one["gradients"]) == 3
+        pairs = zip([*process["gradients"], process["weights"]], [*one["gradients"], one["weights"]], strict=True)
+        for found, expected in pairs:
+            assert found.keys() == expected.keys()
+            for name in expected:
+                largest = float(expected[name].abs().max())
+                torch.testing.assert_close(found[name], expected[name], atol=1e-4 * largest, rtol=0, msg=name)
+        assert max(float(gradient.abs().max()) for gradient in one["gradients"][0].values()) > 1e-3
+        for found, expected in zip(process["logged"], one["logged"], strict=True):
+            # Where no loss needs the KL, each process reads it off one micro-batch.
+            names = sorted(expected.keys() - ({"kl"} if algorithm in ("ppo", "sft") else set()))
+            assert [found[n] for n in names] == pytest.approx([expected[n] for n in names], rel=1e-4, abs=1e-6)
