@@ -302,7 +302,8 @@ class RolloutCallback(L.Callback):
             engine, before = self._engine, self._engine.new_tokens
             try:
                 if isinstance(engine, VLLMEngine):
-                    state = whole_state(lm, only_trained=True) if is_spread(pl_module.policy) else None
+                    spread = is_spread(pl_module.policy) and hasattr(lm, "disable_adapter")
+                    state = whole_state(lm, only_trained=True) if spread else None
                     engine.take_up(_logprobs(pl_module), pl_module.trainer.strategy.broadcast, state)
                 yield engine
             finally:

@@ -476,8 +476,10 @@ def load_model(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if exported is not None and empty:
+        found = peft.PeftConfig.from_pretrained(exported)
+        found.inference_mode = False  # what the file says wins over an argument, and would freeze the adapter
         with device:
-            model = peft.PeftModel(model, peft.PeftConfig.from_pretrained(exported, inference_mode=False))
+            model = peft.PeftModel(model, found)
     elif exported is not None:
         model = peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
     if exported is not None:
