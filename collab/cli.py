@@ -187,6 +187,8 @@ def main(entry: str, run: Run | None = None) -> None:
 
 
 def _refuse(error: Exception) -> None:
+    if rank() > 0 and isinstance(error, RunStopped) and error.everywhere:
+        sys.exit(1)  # rank 0 says it
     if rank() > 0:
         time.sleep(_FIRST_SPEAKS)  # where all fail alike, the launcher ends this one before it says the same again
     print(f"error: {error}", file=sys.stderr, flush=True)

@@ -289,7 +289,9 @@ def _check_server(config: Config, engine: VLLMEngineConfig, tokenizer: Any, entr
                 )
             if adapter is not None:
                 adapters[name] = model
-    if rank() == 0:
+    if adapters:
+        server.check_adapters()
+    if rank() == 0:  # one is enough to try each
         for model in adapters.values():
             _try_adapter(server, model, Path(engine.adapters or config.output_dir).expanduser().absolute())
 

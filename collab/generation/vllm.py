@@ -191,6 +191,17 @@ class VLLMServer:
         except ServerRefused as error:
             raise BadInput(self._not_loaded(error, folder)) from None
 
+    def check_adapters(self) -> None:
+        """Raise `BadInput` where no adapter at all would be loaded; none is."""
+        nowhere = Path(f"/nowhere-{uuid.uuid4().hex[:12]}")
+        try:
+            self._request(
+                "POST", f"{self.url}/load_lora_adapter", {"lora_name": nowhere.name, "lora_path": str(nowhere)}
+            )
+        except ServerRefused as error:
+            if "no adapter found" not in error.message.lower():
+                raise BadInput(self._not_loaded(error, nowhere)) from None
+
     def _not_loaded(self, error: ServerRefused, folder: Path) -> str:
         if not error.message or error.status == 405:
             return (

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,26 @@ def test_two_processes_share_what_the_first_has_loaded(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("fault", "words"), [("ignores adapters", "It was loaded 2 times"), ("no lora", "--enable-lora")]
-)
-def test_two_processes_end_together_with_one_message(
-    fault: str, words: str, letters: list[str], server: TinyVLLM, tmp_path: Path
+def test_an_adapter_that_is_not_in_effect_ends_both_processes_with_one_message(
+    letters: list[str], server: TinyVLLM, tmp_path: Path
 ) -> None:
-    server.faults = {fault}
-    folder = tmp_path / "run"
-    command = [*TWO, "train.py", *given(letters, server, folder), "strategy=ddp"]
+    server.faults = {"ignores adapters"}
+    command = [*TWO, "train.py", *given(letters, server, tmp_path / "run"), "strategy=ddp"]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.count(words) == done.stderr.count("error: ") == 1, done.stderr
-    assert not server.adapters
+    assert done.stderr.count("It was loaded 2 times") == done.stderr.count("error: ") == 1, done.stderr
+    assert not server.adapters and (tmp_path / "run" / "checkpoints").is_dir()  # of the step before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_without_adapters_is_refused_by_both_processes(
+    letters: list[str], server: TinyVLLM, tmp_path: Path
+) -> None:
+    server.faults = {"no lora"}
+    command = [*TWO, "train.py", *given(letters, server, tmp_path / "run"), "strategy=ddp"]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode != 0 and "error: engine=vllm: LoRA is switched off" in done.stderr, done.stderr
+    assert time.monotonic() - started < 120  # and not when a collective gives up
+    assert not (tmp_path / "run").exists()
