@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types bench table ablation clean
+.PHONY: help install quickstart test test-vllm lint types bench table ablation clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv with the tested versions; does nothing when it is up to date
 
@@ -21,6 +21,9 @@ quickstart: $(STAMP) ## install, train on doc_edit with a real model, show the t
 
 test: $(STAMP) ## install, run the tests in two processes (ARGS='...' is passed to pytest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+
+test-vllm: $(STAMP) ## install, test engine=vllm against a real server (installed into benchmarks/.envs, 3.5 GB; minutes)
+	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python -m pytest -m vllm -s tests/vllm $(ARGS)
 
 lint: $(STAMP) ## install, check style and formatting
 	$(BIN)/ruff check .

@@ -25,13 +25,23 @@ from collab.callbacks.rollout import Simulation
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.endpoints import Endpoints
 from collab.chat.journal import Journal, Journalled
-from collab.config import Config, EndpointConfig, LLMJudgeConfig, LLMUserConfig, MixUserConfig, ModelConfig
+from collab.config import (
+    Config,
+    EndpointConfig,
+    LLMJudgeConfig,
+    LLMUserConfig,
+    LocalEngineConfig,
+    MixUserConfig,
+    ModelConfig,
+    VLLMEngineConfig,
+)
 from collab.conversation import Group, Key, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import load_splits
 from collab.generation.chat_format import ChatFormat
 from collab.generation.engine import LocalEngine
+from collab.generation.vllm import VLLMEngine
 from collab.modules.base import PolicyModule
 from collab.modules.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
 from collab.modules.sharding import CheckpointFiles, ShardedStrategy, Sharding
@@ -122,8 +132,8 @@ def simulation(
     problems: Counter[str] = Counter()
     shared = _shared_weights(model)
 
-    def make_engine(lm: Any, tokenizer: Any) -> LocalEngine:
-        engine = _engine(config, lm, tokenizer)
+    def make_engine(lm: Any, tokenizer: Any) -> LocalEngine | VLLMEngine:
+        engine = _engine(config, lm, tokenizer, endpoints.tell)
         if shared is not None:
             shared.engine = engine
         return engine
@@ -150,6 +160,7 @@ def simulation(
         journal=journal,
         problems=problems,
         max_invalid=config.trainer.max_invalid,
+        decodes_here=not isinstance(config.engine, VLLMEngineConfig),
     )
 
 
@@ -186,14 +197,23 @@ def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[s
     return found
 
 
-def _engine(config: Config, lm: Any, tokenizer: Any) -> LocalEngine:
-    target: Any = get_class(config.engine.target)
+def _engine(config: Config, lm: Any, tokenizer: Any, tell: Callable[[str], None]) -> LocalEngine | VLLMEngine:
+    engine = config.engine
+    target: Any = get_class(engine.target)
+    if isinstance(engine, VLLMEngineConfig):
+        return target(lm, tokenizer, engine, Path(config.output_dir), config.sampler.temperature, tell)
+    assert isinstance(engine, LocalEngineConfig)
+    return _local_engine(engine, lm, tokenizer)
+
+
+def _local_engine(engine: LocalEngineConfig, lm: Any, tokenizer: Any) -> LocalEngine:
+    target: Any = get_class(engine.target)
     return target(
         lm,
         tokenizer,
-        max_batch=config.engine.max_batch,
-        cache_bytes=int(config.engine.cache_gib * 2**30),
-        deterministic=config.engine.deterministic,
+        max_batch=engine.max_batch,
+        cache_bytes=int(engine.cache_gib * 2**30),
+        deterministic=engine.deterministic,
     )
 
 
@@ -247,7 +267,9 @@ def chat_model(
     if key not in _LOCAL:
         device = resolve_device(config.trainer.accelerator)
         lm = load_model(named, resolve_dtype(config.precision, device), device, adapter=False).eval()
-        _LOCAL[key] = _engine(config, lm, load_tokenizer(named))
+        # What speaks from here where the policy speaks from a server has the fields of the default.
+        engine = config.engine if isinstance(config.engine, LocalEngineConfig) else LocalEngineConfig()
+        _LOCAL[key] = _local_engine(engine, lm, load_tokenizer(named))
     return _LOCAL[key]
 
 

@@ -26,6 +26,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ IDLE = {
         *("trainer.max_steps", "trainer.goals_per_step", "logger.", "evaluation.", "export."),
     ),
 }
-_FIRST_SPEAKS = 5.0  # seconds that rank 0 gets to say what is wrong before the others do
+_FIRST_SPEAKS = 20.0  # seconds that rank 0 gets to say what is wrong before the others do
 EXAMPLES = {
     "train": (
         ("experiment=doc_edit", "the quick start, on a CPU"),
@@ -169,6 +170,8 @@ def main(entry: str, run: Run | None = None) -> None:
 
 
 def _refuse(error: Exception) -> None:
+    if rank() > 0 and isinstance(error, RunStopped) and error.everywhere:
+        sys.exit(1)  # rank 0 says it
     if rank() > 0:
         time.sleep(_FIRST_SPEAKS)  # where all fail alike, the launcher ends this one before it says the same again
     print(f"error: {error}", file=sys.stderr, flush=True)
@@ -336,7 +339,8 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
         sys.exit(0)
     if machine:
         check_hosted(config, splits, entry)
-        check_machine(config, splits, entry, groups)
+        place = str(resumed or composed.output_dir)
+        check_machine(replace(config, output_dir=place), splits, entry, groups)
     return args.overrides
 
 

@@ -250,11 +250,32 @@ class SamplerConfig:
 
 @dataclass
 class EngineConfig:
-    name: str = "local"  # of the option, for the record
-    target: str = "collab.generation.engine.LocalEngine"  # class of the rollout engine
-    max_batch: int = 64  # sequences decoded together at most
+    name: str = MISSING  # of the option, for the record
+    target: str = MISSING  # class of the rollout engine
+    max_batch: int = 64  # sequences decoded together at most; with a server, requests of a process that are under way
+
+
+@dataclass
+class LocalEngineConfig(EngineConfig):
+    name: str = "local"
+    target: str = "collab.generation.engine.LocalEngine"
     cache_gib: float = 2.0  # memory for keys and values that conversations share, in GiB; 0 keeps none
     deterministic: bool = False  # bit-equal replies whatever is decoded beside them or kept; slower
+
+
+@dataclass
+class VLLMEngineConfig(EngineConfig):
+    name: str = "vllm"
+    target: str = "collab.generation.vllm.VLLMEngine"
+    base_url: str = ""  # what comes before /completions, e.g. http://127.0.0.1:8000/v1
+    model: str | None = None  # name of the policy's base model at the server; null takes the first one that it has
+    key_env: str | None = None  # NAME of the environment variable that holds the server's key; null sends none
+    # folder in which adapters are handed over; the server has to see it under the same path; null: in the run's folder
+    adapters: str | None = None
+    tolerance: float = 0.1  # nats by which log-probs of the server's may differ from ours, in the mean over tokens
+    connect_timeout: float = 10.0  # seconds until a connection stands
+    read_timeout: float = 600.0  # seconds until a whole reply is there, or an adapter is loaded
+    give_up_after: float = 600.0  # seconds of nothing but failures after which the run stops
 
 
 @dataclass
@@ -338,7 +359,7 @@ class Config:
     user: UserConfig = MISSING
     judge: JudgeConfig = MISSING
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    engine: EngineConfig = MISSING
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -364,6 +385,8 @@ def register() -> None:
         ("user", "mix", MixUserConfig),
         ("judge", "none", JudgeConfig),
         ("judge", "llm", LLMJudgeConfig),
+        ("engine", "local", LocalEngineConfig),
+        ("engine", "vllm", VLLMEngineConfig),
     ):
         store.store(group=group, name=f"schema_{name}", node=node)
 
@@ -463,6 +486,10 @@ _ABOVE_ZERO = (
     "algorithm.std_floor",
     "algorithm.value_clip",
     "model.lora.alpha",
+    "engine.tolerance",
+    "engine.connect_timeout",
+    "engine.read_timeout",
+    "engine.give_up_after",
 )
 # key -> the range in words, and whether a value is in it
 _RANGES: dict[str, tuple[str, Any]] = {
@@ -513,7 +540,7 @@ def check(config: Config, entry: str = "train") -> None:
         BadInput: All problems in one message.
     """
     problems = [*_range_problems(config), *_task_problems(config), *_device_problems(config), *_user_problems(config)]
-    problems += _hosted_problems(config, entry)
+    problems += [*_hosted_problems(config, entry), *_engine_problems(config, entry)]
     if config.task.evaluation_only and entry != "evaluate":
         problems.append(
             f"task {config.task.name} is for evaluation only (task.evaluation_only): it has no goals to train on. Run "
@@ -585,6 +612,19 @@ def _endpoints(node: Any, key: str) -> Iterable[tuple[str, EndpointConfig]]:
     elif is_dataclass(node) or isinstance(node, dict):
         for name, value in (node if isinstance(node, dict) else vars(node)).items():
             yield from _endpoints(value, f"{key}.{name}" if key else str(name))
+
+
+def engine_endpoint(engine: VLLMEngineConfig) -> EndpointConfig:
+    """The server of an engine, for the HTTP client."""
+    return EndpointConfig(
+        base_url=engine.base_url,
+        model=engine.model,
+        key_env=engine.key_env,
+        max_concurrency=engine.max_batch,
+        connect_timeout=engine.connect_timeout,
+        read_timeout=engine.read_timeout,
+        give_up_after=engine.give_up_after,
+    )
 
 
 def policy_endpoint(config: Config, policy: HostedPolicy) -> EndpointConfig:
@@ -676,7 +716,8 @@ def _task_problems(config: Config) -> Iterable[str]:
 def _hosted_problems(config: Config, entry: str) -> Iterable[str]:
     """What is wrong with endpoints and budget; a value that could be a key is not repeated."""
     endpoints = hosted(config, entry)
-    for key, endpoint in endpoints.items():
+    engine = {"engine": engine_endpoint(config.engine)} if isinstance(config.engine, VLLMEngineConfig) else {}
+    for key, endpoint in (endpoints | engine).items():
         place = "evaluation.endpoint" if key.startswith("policies") else key
         url = urlsplit(endpoint.base_url)
         if url.username or url.password or url.query or url.fragment:
@@ -687,7 +728,8 @@ def _hosted_problems(config: Config, entry: str) -> Iterable[str]:
         elif url.scheme not in ("http", "https") or not url.hostname:
             yield (
                 f"{key}: the base_url ({endpoint.base_url}) must be the address of a server, as in "
-                f"http://127.0.0.1:8000/v1. Set {key}.base_url to what comes before /chat/completions."
+                f"http://127.0.0.1:8000/v1. Set {key}.base_url to what comes before "
+                f"{'/completions' if engine.get(key) else '/chat/completions'}."
             )
         if endpoint.key_env is not None and not _names_a_variable(endpoint.key_env):
             yield (
@@ -712,6 +754,23 @@ def _hosted_problems(config: Config, entry: str) -> Iterable[str]:
                     "or as [0,0] where it costs nothing."
                     + ("" if endpoint.model else f" Name the model too, in {key}.model.")
                 )
+
+
+def _engine_problems(config: Config, entry: str) -> Iterable[str]:
+    if not isinstance(config.engine, VLLMEngineConfig):
+        return
+    if entry == "synthesize":
+        yield "engine=vllm trains and evaluates, and a synthesis decodes in its own process. Set engine=local."
+    if not config.model.lora.enabled:
+        yield (
+            "engine=vllm takes new weights as LoRA adapters, and model.lora.enabled=false trains every weight: a vLLM "
+            "server cannot be given a whole model over HTTP. Set model.lora.enabled=true, or engine=local."
+        )
+    if config.export.merge and entry == "train":
+        yield (
+            "export.merge=true writes the trained policy as a whole model, and with engine=vllm the server has the "
+            "base model alone, to which the row `trained` is an adapter. Set export.merge=false, or engine=local."
+        )
 
 
 def _user_problems(config: Config) -> Iterable[str]:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from collab.compose import error_text
-from collab.config import Config, LLMJudgeConfig, ModelConfig, UserConfig, endpoints_in, hosted, named_policies
+from collab.config import (
+    Config,
+    HostedPolicy,
+    LLMJudgeConfig,
+    ModelConfig,
+    UserConfig,
+    VLLMEngineConfig,
+    endpoints_in,
+    engine_endpoint,
+    hosted,
+    named_policies,
+)
 from collab.errors import BadInput
-from collab.processes import layout
+from collab.processes import layout, rank
 from collab.targets import load_target
 
 if TYPE_CHECKING:
     from collab.conversation import Group
     from collab.datamodules.goals import GoalSplits
+    from collab.generation.vllm import VLLMServer
 
 
 def check_machine(config: Config, goals: GoalSplits, entry: str = "train", groups: Sequence[Group] = ()) -> None:
@@ -35,7 +49,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             its options or fit the goals, or an aggregate lacks its metric; `model.path` or one of an
             evaluation's policies is no model, or has too few positions for a conversation; a fresh adapter does not fit
             the model; a reference is longer than `task.max_new_tokens`; `groups` have nothing that the algorithm can
-            learn from.
+            learn from; the server that is to decode has another model, or takes no adapters (`_check_server`).
     """
     from collab.datamodules.goals import check_reference_lengths
     from collab.modules.loading import (
@@ -88,6 +102,8 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
         config.task.max_new_tokens,
     )
+    if isinstance(config.engine, VLLMEngineConfig):
+        _check_server(config, config.engine, tokenizer, entry)
 
 
 def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
@@ -101,6 +117,10 @@ def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
     Raises:
         BadInput: A server does not answer, refuses its key or lacks its model; the budget does not reach for a step.
     """
+    if isinstance(config.engine, VLLMEngineConfig):
+        from collab.generation.vllm import VLLMServer
+
+        VLLMServer(engine_endpoint(config.engine)).base()
     if not (servers := hosted(config, entry)):
         return
     from collab.chat.probe import served_model
@@ -216,6 +236,100 @@ def _check_positions(config: Config, model: ModelConfig, key: str) -> None:
             f"({model.path or model.name}) has {positions} positions for the whole conversation. "
             f"Set task.max_new_tokens={positions // (2 * task.max_turns)} or less, or fewer turns."
         )
+
+
+_SAMPLE = "Dear neighbours,\n\nthe lift (built in 1987) stands still on the 12th of May; naïve, isn't it?"
+
+
+def _check_server(config: Config, engine: VLLMEngineConfig, tokenizer: Any, entry: str) -> None:
+    """What a vLLM server can be asked before the policy is loaded: whether it could play it.
+
+    Whether its weights are those of the policy's base only log-probs can tell, before the first rollout.
+    """
+    from collab.generation.vllm import VLLMServer, start_command
+    from collab.modules.loading import locate
+
+    server = VLLMServer(engine_endpoint(engine))
+    served, base = server.base(), locate(config.model)[0]
+    start = f"Start a server with the policy's base, `{start_command(base, config.model.lora.r)}`."
+    ids = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
+    differs = _differs(served.root, base, config.model.trust_remote_code)
+    if not differs and server.tokenise(_SAMPLE) not in (None, ids):
+        differs = "it has another tokenizer"
+    if differs:
+        raise BadInput(
+            f"engine=vllm: the server at {server.url} has {served.name} ({served.root}), which is another base model "
+            f"than the policy's {base}: {differs}. {start}"
+        )
+    needed = config.task.max_turns * config.task.max_new_tokens
+    if served.positions is not None and needed > served.positions:
+        raise BadInput(
+            f"task.max_turns times task.max_new_tokens is {needed} tokens for the assistant alone, and the server at "
+            f"{server.url} takes sequences of {served.positions} tokens. Start it with a larger --max-model-len, or "
+            "set fewer or shorter turns."
+        )
+    sampler = config.sampler
+    whole = sampler.temperature == 1 and sampler.top_p == 1 and sampler.top_k == 0
+    if entry == "train" and not whole and not server.returns_sampled_logprobs(served, ids):
+        raise BadInput(
+            f"engine=vllm: the server at {server.url} returns log-probs of the model's whole distribution at "
+            f"temperature 1, and not of what is sampled, at sampler.temperature={sampler.temperature}. Start it with "
+            "--logprobs-mode processed_logprobs."
+        )
+    adapters = {"model": config.model} if entry == "train" else {}
+    if entry == "evaluate":
+        rows = {name: row for name, row in named_policies(config.policies).items() if not isinstance(row, HostedPolicy)}
+        models = {name: replace(config.model, path=str(row)) if row else config.model for name, row in rows.items()}
+        for name, model in models.items():
+            other, adapter = locate(model)
+            if other != base:
+                raise BadInput(
+                    f"policies: {name} has the base model {other}, and with engine=vllm all policies are adapters to "
+                    f"the one that the server has, {base}. Play {name} with engine=local."
+                )
+            if adapter is not None:
+                adapters[name] = model
+    if adapters:
+        server.check_adapters()
+    if rank() == 0:  # one is enough to try each
+        for model in adapters.values():
+            _try_adapter(server, model, Path(engine.adapters or config.output_dir).expanduser().absolute())
+
+
+def _differs(served: str, base: str, trust_remote_code: bool) -> str:
+    """By what two models differ as far as their configs tell; "" also where the server's is out of reach."""
+    from transformers import AutoConfig
+
+    if served == base:
+        return ""
+    try:
+        there, here = (AutoConfig.from_pretrained(m, trust_remote_code=trust_remote_code) for m in (served, base))
+    except (OSError, ValueError):
+        return ""
+    for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
+        theirs, ours = (getattr(c.get_text_config(), name, None) for c in (there, here))
+        if theirs != ours:
+            return f"its {name} is {theirs}, and not {ours}"
+    return ""
+
+
+def _try_adapter(server: VLLMServer, model: ModelConfig, place: Path) -> None:
+    """Load and unload an adapter of the right shape, in a folder where those of the run will be."""
+    from collab.modules.loading import write_start
+
+    parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
+    folder = parent / f".collab-probe-{uuid.uuid4().hex[:12]}"
+    try:
+        folder.mkdir()  # not a temporary one of Python's, which the server may not be allowed to read
+        write_start(model, folder)
+        server.load(folder.name, folder)
+        server.unload(folder.name)
+    except OSError as error:
+        raise BadInput(
+            f"engine.adapters: nothing can be written in {parent} ({error}). Name another folder."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def targets(config: Config) -> dict[str, str]:

@@ -42,6 +42,8 @@ _LOCK = ".lock"
 FREE = (
     *("output_dir", "resume", "threads", "notes", "synthesis", "checkpoint", "callbacks", "logger", "strategy"),
     *("trainer.devices", "trainer.num_nodes", "trainer.max_invalid", "engine.max_batch", "engine.cache_gib"),
+    *(f"engine.{name}" for name in ("base_url", "model", "key_env", "adapters", "tolerance")),  # of a server
+    *(f"engine.{name}" for name in ("connect_timeout", "read_timeout", "give_up_after")),
     *("cache", "cache_file", "budget", "dry_run"),
 )
 

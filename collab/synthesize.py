@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collab.callbacks.rollout import Simulation
     from collab.chat.endpoints import Endpoints
     from collab.generation.engine import LocalEngine
+    from collab.generation.vllm import VLLMEngine
 
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}  # weights, config, tokenizer
 
@@ -142,7 +143,7 @@ def _make(
 async def _play(
     config: Config,
     simulation: Simulation,
-    engine: LocalEngine,
+    engine: LocalEngine | VLLMEngine,
     missing: Sequence[tuple[Goal, int]],
     total: int,
     store: ConversationFile,
@@ -226,7 +227,7 @@ def what_matters(config: Config) -> dict[str, Any]:
         "user": _without_limits(asdict(config.user)),
         "judge": _without_limits(asdict(config.judge)),
         "sampler": asdict(config.sampler),
-        "engine": {"deterministic": config.engine.deterministic},
+        "engine": {"deterministic": getattr(config.engine, "deterministic", False)},
     }
 
 

@@ -21,15 +21,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
+import torch
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
-from collab.conversation import Goal, Group, Key, Score
+from collab.conversation import Goal, Group, Key, Reply, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
+from collab.generation.vllm import LogProbs, VLLMEngine
 from collab.modules.base import over_ranks
-from collab.modules.sharding import gathered
+from collab.modules.packing import pack
+from collab.modules.sharding import gathered, is_spread, whole_state
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
 from collab.simulation.allocation import candidates_at, context_turns
@@ -61,6 +64,7 @@ class Simulation:
         adaptive: More forward samples for candidates whose ranking is open; see `collab.simulation.allocation`.
         seed: Of the run.
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
+        decodes_here: Whether it does so with the weights in this process.
         on_conversation: Called whenever a conversation is over.
         journal: Where replies are kept, so that a run that is interrupted need not ask for them again.
         problems: What users and judges that are language models got wrong so far, as they count it.
@@ -80,12 +84,13 @@ class Simulation:
     paired: bool
     adaptive: bool
     seed: int
-    make_engine: Callable[[Any, Any], LocalEngine]
+    make_engine: Callable[[Any, Any], LocalEngine | VLLMEngine]
     on_conversation: Callable[[], None] = field(default=lambda: None)
     journal: Journal | None = None
     problems: Counter[str] = field(default_factory=Counter)
     last_turns: int = 1
     max_invalid: float = 1.0
+    decodes_here: bool = True
 
     @property
     def turns(self) -> list[int]:
@@ -160,7 +165,7 @@ class RolloutCallback(L.Callback):
         self.name = name
         self.tested: list[Scored] = []
         self._step = 0  # of the last rollout for training, from 1
-        self._engine: LocalEngine | None = None
+        self._engine: LocalEngine | VLLMEngine | None = None
         self._decoded = 0  # tokens so far
         self._losses = Losses()
         self._validated: list[Scored] = []  # conversations of the validation that is going on
@@ -201,6 +206,8 @@ class RolloutCallback(L.Callback):
         seconds = over_ranks(trainer, [time.monotonic() - started], "max")[0]
         tokens = over_ranks(trainer, [float(self._decoded - before)])[0]
         values |= {"rollout_seconds": [seconds], "rollout_tokens_per_s": [tokens / seconds]}
+        if isinstance(self._engine, VLLMEngine):
+            values |= {name: [value] for name, value in self._engine.checked.items()}
         self._log(trainer, pl_module, "train", values)
         counts = {name: float(count - problems[name]) for name, count in self.simulation.problems.items()}
         counts |= {**asdict(self._losses), "lost_groups": float(len(groups) - len(kept))}
@@ -291,21 +298,37 @@ class RolloutCallback(L.Callback):
             yield speaker if journal is None else Journalled(speaker, journal)
 
     @contextmanager
-    def _speaking(self, pl_module: Any) -> Iterator[LocalEngine]:
+    def _speaking(self, pl_module: Any) -> Iterator[LocalEngine | VLLMEngine]:
         """The module's own weights, ready to speak; what the engine keeps of them is forgotten at the end."""
         lm = pl_module.policy.lm
         pl_module.policy.eval()
-        with gathered(pl_module.policy) as sharded:
+        # A server needs no weights of this process, which may stay in shards.
+        with gathered(pl_module.policy) if self.simulation.decodes_here else contextlib.nullcontext(False) as sharded:
             if self._engine is None or self._engine.lm is not lm:
                 self._engine = self.simulation.make_engine(lm, pl_module.tokenizer)
             engine, before = self._engine, self._engine.new_tokens
             try:
+                if isinstance(engine, VLLMEngine):
+                    spread = is_spread(pl_module.policy) and hasattr(lm, "disable_adapter")
+                    state = whole_state(lm, only_trained=True) if spread else None
+                    engine.take_up(_logprobs(pl_module), pl_module.trainer.strategy.broadcast, state)
                 yield engine
             finally:
                 self._decoded += engine.new_tokens - before
                 engine.forget()
                 if sharded:  # it may hold copies of weights, in other layouts, which are no shards
                     self._engine = None
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._leave()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Nobody asks the engine any more."""
+        if isinstance(self._engine, VLLMEngine):
+            self._engine.close()
 
     # --- what is played ------------------------------------------------------------------------------------------
 
@@ -444,3 +467,15 @@ def _saturated(scores: Sequence[Score]) -> list[float | None]:
 def _spread(values: Sequence[float | None], weight: float = 1.0) -> float | None:
     known = [value for value in values if value is not None]
     return weight * statistics.pstdev(known) if known else None
+
+
+def _logprobs(pl_module: Any) -> LogProbs:
+    """The module's own log-probs of a reply, as its update computes them."""
+
+    def of(prompt: Sequence[int], ids: Sequence[int], temperature: float, adapter: bool) -> list[float]:
+        reply = Reply("", tuple(ids), (0.0,) * len(ids), prompt_ids=tuple(prompt))
+        with torch.no_grad():
+            output = pl_module.policy(pack([[reply]], temperature).to(pl_module.device), reference=not adapter)
+        return output.logprobs.tolist()
+
+    return of

@@ -27,6 +27,7 @@ class Endpoints:
 
     Attributes:
         ledger: What was spent.
+        tell: As given.
 
     Raises:
         BadInput: The cache or the ledger cannot be used.
@@ -35,7 +36,7 @@ class Endpoints:
     def __init__(
         self, config: Config, tell: Callable[[str], None] = lambda text: None, rank: int = 0, processes: int = 1
     ) -> None:
-        self._tell, self._processes = tell, processes
+        self.tell, self._processes = tell, processes
         folder = Path(config.output_dir)
         spend = folder / (f"spend-rank{rank}.json" if rank else "spend.json")
         self.ledger = Ledger(
@@ -69,14 +70,14 @@ class Endpoints:
         name = repr(asdict(endpoint))
         if name not in self._models:
             if self._cache is None and self._mode != "off":
-                self._cache = ReplyCache(self._file, self._mode == "readwrite", self._tell)
+                self._cache = ReplyCache(self._file, self._mode == "readwrite", self.tell)
             share: dict[str, Any] = {
                 limit: max(1, value // self._processes)
                 for limit in ("max_concurrency", "requests_per_minute", "tokens_per_minute")
                 if (value := getattr(endpoint, limit)) is not None
             }
             share["model"] = endpoint.model or served_model(endpoint)
-            self._models[name] = HttpChatModel(replace(endpoint, **share), self._tell, self._cache, self.ledger)
+            self._models[name] = HttpChatModel(replace(endpoint, **share), self.tell, self._cache, self.ledger)
         return self._models[name]
 
     def shown_by(self, advance: Callable[..., None]) -> Callable[[], None]:

@@ -69,6 +69,8 @@ class HttpChatModel:
         BadInput: The key's variable is not set, or holds what no header can.
     """
 
+    route = "chat/completions"
+
     def __init__(
         self,
         endpoint: EndpointConfig,
@@ -115,10 +117,13 @@ class HttpChatModel:
             ChatFailed: No reply after all retries, or the server refuses this request.
             RunStopped: The server refuses everything: key, model or credit.
         """
-        call = asyncio.run_coroutine_threadsafe(self._complete(messages, sampling, key), _loop())
-        self._under_way.add(call)
-        call.add_done_callback(self._under_way.discard)
-        return await outcome(call)
+        return await self._outcome(self._complete(messages, sampling, key))
+
+    async def _outcome(self, call: Coroutine[Any, Any, Reply]) -> Reply:
+        under_way = asyncio.run_coroutine_threadsafe(call, _loop())
+        self._under_way.add(under_way)
+        under_way.add_done_callback(self._under_way.discard)
+        return await outcome(under_way)
 
     async def _complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
         body, role = self.body(messages, sampling, key), key.role.partition("/")[0] or "other"
@@ -190,7 +195,7 @@ class HttpChatModel:
             pool = self._free.pop()
             try:
                 async with asyncio.timeout(endpoint.connect_timeout + endpoint.read_timeout):
-                    url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+                    url = f"{endpoint.base_url.rstrip('/')}/{self.route}"
                     async with pool.stream("POST", url, json=body) as response:
                         data = await _read(response, limit)
             except TimeoutError:
@@ -206,10 +211,14 @@ class HttpChatModel:
             raise _NoJsonMode
         if response.status_code != 200:
             raise self._refusal(response, data)
-        reply = read_reply(scrubbed(data, endpoint), body["messages"])
+        reply = self.read(scrubbed(data, endpoint), body)
         assert reply.usage is not None
         taken.amount = reply.usage.prompt_tokens + reply.usage.completion_tokens
         return reply
+
+    def read(self, data: bytes, body: dict[str, Any]) -> Reply:
+        """The reply in the body of an answer to `body`; see `read_reply`."""
+        return read_reply(data, body["messages"])
 
     def _refusal(self, response: httpx.Response, data: bytes) -> Exception:
         status = response.status_code

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from collab.conversation import Message
+from collab.errors import BadInput
 
 _MARK = "~assistant~"
 
@@ -57,6 +58,11 @@ class ChatFormat:
         ids = self._tokenize(text)
         return ids if ids and cut else [*ids, *self._end]
 
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """The text of a reply, stripped, without special tokens and without what begins with a stop string."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text[: min((text.find(one) for one in stop if one in text), default=None)].strip()
+
     @cached_property
     def _end(self) -> list[int]:
         """The end-of-turn token."""
@@ -83,3 +89,25 @@ class ChatFormat:
     def _tokenize(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def check_fits(prompt: Sequence[int], max_new_tokens: int, positions: int | None) -> None:
+    """Raise `BadInput` where a prompt is empty, or leaves too few of a model's positions for the reply."""
+    if not prompt:
+        raise BadInput(
+            "The conversation is rendered as no token at all, and a reply needs one to follow. Give a message that is "
+            "not empty, or a tokenizer whose chat template says who speaks next."
+        )
+    if positions and len(prompt) + max_new_tokens > positions:
+        raise BadInput(
+            f"A conversation of {len(prompt)} tokens plus max_new_tokens={max_new_tokens} does not fit the model's "
+            f"{positions} positions. Lower task.max_turns or task.max_new_tokens."
+        )
+
+
+def end_tokens(lm: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a reply: those that a transformers model generates until, and its tokenizer's."""
+    inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    stops = inner.generation_config.eos_token_id if inner.generation_config else None
+    stops = stops if isinstance(stops, list) else [stops]
+    return {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}

@@ -39,7 +39,7 @@ from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
 from collab.errors import BadInput
 from collab.generation.attention import additive_masks, check_layers, use_by_layout
-from collab.generation.chat_format import ChatFormat
+from collab.generation.chat_format import ChatFormat, check_fits, end_tokens
 from collab.generation.graphs import StepGraphs, padded
 from collab.generation.products import Products
 
@@ -289,9 +289,7 @@ class LocalEngine:
             )
         use_by_layout(inner)
         check_logits(inner)
-        stops = inner.generation_config.eos_token_id if inner.generation_config else None
-        stops = stops if isinstance(stops, list) else [stops]
-        self._stops = {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}
+        self._stops = end_tokens(lm, tokenizer)
         self._limit = getattr(self._config, "max_position_embeddings", None)
         self._rows = _Rows(self._config.num_hidden_layers, self._mode.whole_blocks)
         self._products = Products(lm)
@@ -313,17 +311,7 @@ class LocalEngine:
             RuntimeError: Another event loop has requests in this engine, or is served by another one over its model.
         """
         prompt, boundaries = self.format.encode(messages)
-        if not prompt:
-            raise BadInput(
-                "The conversation is rendered as no token at all, and a reply needs one to follow. Give a message that "
-                "is not empty, or a tokenizer whose chat template says who speaks next."
-            )
-        limit = self._limit
-        if limit and len(prompt) + sampling.max_new_tokens > limit:
-            raise BadInput(
-                f"A conversation of {len(prompt)} tokens plus max_new_tokens={sampling.max_new_tokens} does not fit "
-                f"the model's {limit} positions. Lower task.max_turns or task.max_new_tokens."
-            )
+        check_fits(prompt, sampling.max_new_tokens, self._limit)
         self._leave_other_loop()
         boundaries = self._mode.boundaries(prompt, boundaries)
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -603,9 +591,8 @@ class LocalEngine:
         return any(stop in text for stop in stops)
 
     def _reply(self, request: _Request, stopped: bool) -> Reply:
-        text = self.tokenizer.decode(request.ids, skip_special_tokens=True)
         return Reply(
-            text=text[: min((text.find(stop) for stop in request.sampling.stop if stop in text), default=None)].strip(),
+            text=self.format.decode(request.ids, request.sampling.stop),
             token_ids=tuple(request.ids),
             logprobs=tuple(request.logprobs),
             finish_reason="stop" if stopped else "length",

@@ -39,7 +39,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from collab.config import ModelConfig, is_model_folder
 from collab.errors import BadInput
@@ -286,12 +286,33 @@ def check_lora(config: ModelConfig) -> None:
     """
     base, exported = locate(config)
     if exported is None and config.lora.enabled:
-        found = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                found, attn_implementation="eager", trust_remote_code=config.trust_remote_code
-            )
-            _with_fresh_adapter(model, config, base)
+        _without_memory(config, base)
+
+
+def write_start(config: ModelConfig, folder: Path) -> None:
+    """Write the adapter that training would start with, without its model: the one at `path`, or zeros of its shapes.
+
+    Zeros say what a fresh adapter says, nothing.
+    """
+    base, exported = locate(config)
+    if exported is None:
+        model = _without_memory(config, base)
+        state = model.state_dict()
+        zeros = {name: torch.zeros(state[name].shape, dtype=torch.bfloat16) for name in state if "lora_" in name}
+        model.save_pretrained(folder, state_dict=zeros, save_embedding_layers=False)
+        return
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(cast(str, cached_file(exported, name)), folder / name)
+
+
+def _without_memory(config: ModelConfig, base: str) -> Any:
+    """The model with a fresh adapter on it, as shapes."""
+    found = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            found, attn_implementation="eager", trust_remote_code=config.trust_remote_code
+        )
+        return _with_fresh_adapter(model, config, base)
 
 
 def _with_fresh_adapter(model: Any, config: ModelConfig, base: str) -> Any:
@@ -463,8 +484,10 @@ def load_model(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if exported is not None and empty:
+        adapter_config = peft.PeftConfig.from_pretrained(exported)
+        adapter_config.inference_mode = False  # what the file says wins over an argument, and would freeze the adapter
         with place:
-            model = peft.PeftModel(model, peft.PeftConfig.from_pretrained(exported, inference_mode=False))
+            model = peft.PeftModel(model, adapter_config)
     elif exported is not None:
         model = peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
     if exported is not None:

@@ -1,0 +1,94 @@
+"""Whole runs with engine=vllm, over a server on loopback that computes with real adapters."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import run
+from tiny_vllm import TinyVLLM
+
+ROOT = Path(__file__).parents[2]
+PLACES = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "integration"))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
+
+
+@pytest.fixture
+def server(letters: list[str]) -> Iterator[TinyVLLM]:
+    (folder,) = (text.removeprefix("model.path=") for text in letters if text.startswith("model.path="))
+    with TinyVLLM(Path(folder)) as there:
+        yield there
+
+
+def given(letters: list[str], server: TinyVLLM, folder: Path) -> list[str]:
+    ours = [f"engine.base_url={server.url}", f"output_dir={folder}", "model.lora.enabled=true", "model.lora.r=4"]
+    return [text for text in letters if not text.startswith("engine.")] + ["engine=vllm", *ours]
+
+
+def assert_verified(server: TinyVLLM, folder: Path) -> None:
+    """Each update is loaded under a name of its own, seen to be in effect, and gone in the end."""
+    with (folder / "csv" / "metrics.csv").open() as file:
+        rows: list[dict[str, Any]] = [row for row in csv.DictReader(file) if row["train/server_gap"]]
+    assert len(rows) >= 2 and all(float(row["train/server_gap"]) < 1e-4 for row in rows)
+    assert math.isnan(float(rows[0]["train/server_share"]))
+    assert all(float(row["train/server_share"]) == pytest.approx(1, abs=0.01) for row in rows[1:])
+    assert len(set(server.loaded)) == len(server.loaded) > len(rows) + 1  # and for validations and the test
+    assert not server.adapters and not (folder / "adapters").exists()
+    asked = {call["model"] for call in server.calls if "prompt_logprobs" not in call}
+    assert asked == {"tiny", *server.loaded[1:]}  # but for the one that was tried before the start
+
+
+def test_a_run_has_each_update_loaded_verified_and_played(letters: list[str], server: TinyVLLM, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert run("train", given(letters, server, folder), log) == 0, log.read_text()
+    assert_verified(server, folder)
+    assert (folder / "results.json").is_file() and (folder / "policy" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_share_what_the_first_has_loaded(
+    strategy: str, letters: list[str], server: TinyVLLM, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = [*TWO, "train.py", *given(letters, server, folder), f"strategy={strategy}"]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_verified(server, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_adapter_that_is_not_in_effect_ends_both_processes_with_one_message(
+    letters: list[str], server: TinyVLLM, tmp_path: Path
+) -> None:
+    server.faults = {"ignores adapters"}
+    command = [*TWO, "train.py", *given(letters, server, tmp_path / "run"), "strategy=ddp"]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("It was loaded 2 times") == done.stderr.count("error: ") == 1, done.stderr
+    assert not server.adapters and (tmp_path / "run" / "checkpoints").is_dir()  # of the step before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_without_adapters_is_refused_by_both_processes(
+    letters: list[str], server: TinyVLLM, tmp_path: Path
+) -> None:
+    server.faults = {"no lora"}
+    command = [*TWO, "train.py", *given(letters, server, tmp_path / "run"), "strategy=ddp"]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode != 0 and "error: engine=vllm: LoRA is switched off" in done.stderr, done.stderr
+    assert time.monotonic() - started < 120  # and not when a collective gives up
+    assert not (tmp_path / "run").exists()
