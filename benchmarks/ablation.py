@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks.steps import (
     ROOT,
+    SETTING,
     Step,
     StepFailed,
     account,
@@ -68,7 +69,7 @@ def steps(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
         folder: Of all steps, as the commands have it.
         overrides: Of the user; they hold for every command, but for what ties the steps together.
     """
-    experiment = ("experiment=doc_edit", "callbacks=quiet", "logger.wandb=disabled")
+    experiment = ("experiment=doc_edit", *SETTING, "callbacks=quiet", "logger.wandb=disabled")
     # train.py plays test goals itself; here that is left to the one evaluation. The policy is the last one.
     sizes = ("sampler.equal_turns=false", "trainer.max_steps=5", "task.num_val=1")
     training = ("train.py", "-m", *experiment, *sizes, "task.num_test=1", "evaluation.num_conversations=1")

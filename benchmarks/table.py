@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.steps import (
     ROOT,
+    SETTING,
     Step,
     StepFailed,
     account,
@@ -68,7 +69,7 @@ def steps(folder: Path, seed: int, overrides: Sequence[str] = ()) -> list[Step]:
         seed: Of every command.
         overrides: Of the user; they hold for every command, but for what ties the steps together.
     """
-    experiment = ("experiment=doc_edit", f"seed={seed}", "callbacks=quiet", "logger.wandb=disabled")
+    experiment = ("experiment=doc_edit", *SETTING, f"seed={seed}", "callbacks=quiet", "logger.wandb=disabled")
     # train.py plays test goals itself; here that is left to the one evaluation.
     training = ("train.py", *experiment, "task.num_test=1", "evaluation.num_conversations=1")
     offline = ("trainer.goals_per_step=8", "trainer.max_steps=46", "trainer.val_every=23")  # about two epochs
