@@ -23,7 +23,7 @@ test: $(STAMP) ## install, run the tests in two processes (ARGS='...' is passed 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 test-vllm: $(STAMP) ## install, test engine=vllm against a real server (installed into benchmarks/.envs, 3.5 GB; minutes)
-	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python -m pytest -m vllm -s tests/vllm $(ARGS)
+	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python -m pytest -m vllm -s tests/real_vllm $(ARGS)
 
 lint: $(STAMP) ## install, check style and formatting
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from collab.errors import BadInput
@@ -56,3 +57,14 @@ def started() -> tuple[str, int, int] | None:
         machines = int(get("SLURM_NNODES", 1))
         return "SLURM", int(os.environ["SLURM_NTASKS"]) // machines, machines
     return None
+
+
+def part() -> None:
+    """The end of a run that went well: no process leaves before all are done, or the others' connections break."""
+    if "torch" not in sys.modules:
+        return
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
