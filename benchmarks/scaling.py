@@ -1,6 +1,6 @@
 """One process against two, each with one core: time, speed of rollouts, memory of each process.
 
-    python benchmarks/scaling.py            # prints; about 20 minutes on two cores that do nothing else
+    python benchmarks/scaling.py            # prints; about 15 minutes on two cores that do nothing else
     python benchmarks/scaling.py --write    # also benchmarks/scaling.json and the section in docs/benchmarks.md
 
 Every run is `train.py` as a user starts it, in processes that are bound to a core of their own; the model is SmolLM2.
@@ -35,8 +35,8 @@ COMMON = (
     "threads=1",
     "trainer.accelerator=cpu",
     "trainer.goals_per_step=8",
-    "trainer.max_steps=3",
-    "trainer.val_every=3",
+    "trainer.max_steps=2",
+    "trainer.val_every=2",
     "task.max_turns=2",
     "task.num_val=2",
     "task.num_test=2",
@@ -82,7 +82,7 @@ def section(found: dict[str, Any]) -> str:
     lines = [
         "## Two processes against one",
         "",
-        "`python benchmarks/scaling.py --write`: `train.py` on SmolLM2, three steps of eight goals, every process",
+        "`python benchmarks/scaling.py --write`: `train.py` on SmolLM2, two steps of eight goals, every process",
         "bound to a core of its own. LoRA in the default precision, full fine-tuning in fp32. State is what",
         "parameters (of the policy and, in full fine-tuning, of its frozen copy) and the optimizer take in a process;",
         "the ratio in brackets is to one process. Wanted: rollouts at least 1.7 times as fast; with fsdp at most 0.55",
