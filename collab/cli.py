@@ -43,7 +43,7 @@ from collab.config import Config, check, field_docs, register
 from collab.errors import BadInput, RunStopped
 from collab.paths import config_dir
 from collab.preflight import check_hosted, check_machine
-from collab.processes import part, rank
+from collab.processes import connected, part, rank
 from collab.resume import (
     CONFIG,
     check_new_folder,
@@ -170,11 +170,11 @@ def main(entry: str, run: Run | None = None) -> None:
 
 
 def _refuse(error: Exception) -> None:
-    if rank() > 0 and isinstance(error, RunStopped) and error.everywhere:
-        sys.exit(1)  # rank 0 says it
-    if rank() > 0:
+    together = isinstance(error, RunStopped) and error.everywhere
+    if rank() > 0 and (together or not connected()):
         time.sleep(_FIRST_SPEAKS)  # where all fail alike, the launcher ends this one before it says the same again
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    if not (rank() > 0 and together):
+        print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(1)
 
 

@@ -30,7 +30,7 @@ def layout(devices: Any, nodes: int, available: int) -> tuple[Any, int]:
     """
     found = started()
     if found is None:
-        if nodes > 1 and "NODE_RANK" not in os.environ:
+        if nodes > 1:
             raise BadInput(
                 f"trainer.num_nodes ({nodes}) asks for several machines, and this process was started alone. Start it "
                 f"on each by torchrun --nnodes={nodes} or by srun, and leave trainer.num_nodes out."
@@ -61,10 +61,17 @@ def started() -> tuple[str, int, int] | None:
 
 def part() -> None:
     """The end of a run that went well: no process leaves before all are done, or the others' connections break."""
-    if "torch" not in sys.modules:
-        return
-    from torch import distributed
+    if connected():
+        from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
+
+
+def connected() -> bool:
+    """Whether the processes of the run have found each other."""
+    if "torch" not in sys.modules:
+        return False
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()

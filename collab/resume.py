@@ -303,7 +303,7 @@ def interruptible(way: str) -> Iterator[None]:
             print(f"\nInterrupted. Go on with: {way}", file=sys.stderr, flush=True)
             raise SystemExit(128 + got[0]) from None
         if isinstance(error, RunStopped):
-            raise RunStopped(f"{error} What was played is kept; go on with: {way}") from error
+            raise RunStopped(f"{error} What was played is kept; go on with: {way}", error.everywhere) from error
         if problem := disk_problem(error):
             raise BadInput(
                 f"Writing failed: {problem}. What was written before is whole. Mend that, then go on with: {way}"

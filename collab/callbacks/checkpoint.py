@@ -111,8 +111,8 @@ class BatchCheckpoint(Checkpoint):
             self._saved = self._step
             if not trainer.is_global_zero:
                 return
-            if partial.is_file():
-                _force_to_disk(partial)
+            for file in [partial] if partial.is_file() else partial.iterdir():
+                _force_to_disk(file)
             if target.is_dir():  # a sharded checkpoint is a folder, which cannot be replaced in one go
                 shutil.rmtree(target)
             os.replace(partial, target)
@@ -169,6 +169,8 @@ def last_checkpoint(folder: Path, run: str) -> tuple[Path | None, list[str]]:
 
 def _problem(path: Path, run: str) -> str:
     if path.is_dir():  # of shards
+        if not (path / ".metadata").is_file() or not any(path.glob("*.distcp")):
+            return "is truncated, or no checkpoint"
         path = path / REST
     try:
         with zipfile.ZipFile(path) as file:

@@ -286,7 +286,7 @@ class RolloutCallback(L.Callback):
 
     @contextmanager
     def _rollout(self, pl_module: Any, scope: str) -> Iterator[ChatModel]:
-        """Enter and exit of a rollout: the only place besides `configure_model` that has to know of sharding.
+        """Enter and exit of a rollout.
 
         Yields who is to play the policy, with its replies kept in the journal if there is one.
         """
@@ -312,12 +312,16 @@ class RolloutCallback(L.Callback):
                     spread = is_spread(pl_module.policy) and hasattr(lm, "disable_adapter")
                     state = whole_state(lm, only_trained=True) if spread else None
                     engine.take_up(_logprobs(pl_module), pl_module.trainer.strategy.broadcast, state)
+                    if is_spread(pl_module.policy):
+                        pl_module.policy.reshard()  # what its last forward has left gathered
                 yield engine
             finally:
                 self._decoded += engine.new_tokens - before
-                engine.forget()
-                if sharded:  # it may hold copies of weights, in other layouts, which are no shards
+                if sharded and isinstance(engine, LocalEngine):
+                    engine.forget(weights=True)
                     self._engine = None
+                else:
+                    engine.forget()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._leave()

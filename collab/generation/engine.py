@@ -330,15 +330,17 @@ class LocalEngine:
         self._task.get_coro().close()  # gives back what it holds of the model
         self._task = None
 
-    def forget(self) -> None:
+    def forget(self, weights: bool = False) -> None:
         """Drop all that was computed from the weights. Call it whenever they have changed.
+
+        With `weights`, also copies of the weights themselves in other layouts.
 
         Raises:
             RuntimeError: Replies are being decoded, from keys and values that would be lost.
         """
         if self._running:
             raise RuntimeError(f"forget() while {len(self._running)} replies are being decoded: await or cancel them")
-        self._products.forget()
+        self._products.forget(weights)
         self._graphs.forget()
         self._kept.clear()
         self._kept_bytes = 0

@@ -53,10 +53,15 @@ class Products:
         """The rounded adapters, which are other tensors whenever adapters have changed."""
         return [group.down for group in self.groups]
 
-    def forget(self) -> None:
-        """Round adapters anew next time, also where they were written past autograd's count of changes."""
+    def forget(self, weights: bool = False) -> None:
+        """Round adapters anew next time, also where they were written past autograd's count of changes.
+
+        With `weights`, pack the base weights anew too.
+        """
         for group in self.groups:
             group.rounded_from = group.down = group.up = None
+            if weights:
+                group.packed = group.packed_from = group.bias = None
 
 
 class _Group:

@@ -36,9 +36,10 @@ def launch(processes: int) -> list[str]:
     return [*run, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str]) -> str:
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,8 @@ def test_a_run_goes_on_with_another_number_of_processes(
     process.wait()
     assert not (folder / "results.json").exists()
     strategies = given[after] or ["strategy=auto", "strategy.sharded_checkpoints=false"]
-    run([*launch(after), "train.py", f"resume={folder}", *strategies])
+    told = run([*launch(after), "train.py", f"resume={folder}", *strategies])
+    assert "going on from" in told and "not used" not in told
     assert_same(*(json.loads((path / "results.json").read_text())["policies"] for path in (folder, alone)))
 
 
@@ -214,10 +216,13 @@ for strategy in sys.argv[2].split(","):
             if strategy.startswith("fsdp"):
                 sharding = Sharding(lambda: empty(adapter), replicas=2 if strategy == "fsdp_replicas" else 1)
                 made = ShardedStrategy(processes, False, timedelta(minutes=1))
-            load = lambda: moved(make_lm("Llama", adapter))
+            def load():
+                lm = moved(make_lm("Llama", adapter))
+                if strategy == "fsdp":  # what is recomputed has to be gathered again
+                    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                return lm
+
             module = with_sgd(target)(config, load, None, TEMPERATURE, 3, sharding)
-            passes = []
-            module.configure_model() if sharding is None else None
             trainer, scored = fit(module, share, steps=3, devices=processes, strategy=made)
             weights = whole({n: p.detach() for n, p in module.named_parameters() if p.requires_grad})
             kept = {"gradients": scored.gradients, "logged": scored.logged, "weights": weights}

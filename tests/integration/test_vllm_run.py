@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "integration"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
+TWO += ["--rdzv-endpoint=localhost:0"]
 
 
 @pytest.fixture

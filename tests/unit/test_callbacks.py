@@ -370,6 +370,9 @@ def test_the_last_whole_checkpoint_of_the_run_is_found_and_others_are_named(tmp_
     fifth.mkdir()
     assert last_checkpoint(tmp_path, "mine") == (fourth, ["step-000005.ckpt is truncated, or no checkpoint"])
     (fifth / "rest.pt").write_bytes(whole)
+    assert last_checkpoint(tmp_path, "mine")[0] == fourth  # without its shards
+    (fifth / ".metadata").touch()
+    (fifth / "__0_0.distcp").touch()
     assert last_checkpoint(tmp_path, "mine") == (fifth, [])
     assert last_checkpoint(tmp_path, "yours")[1][0].startswith("step-000005.ckpt is of another run")
     shutil.rmtree(fifth)
