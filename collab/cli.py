@@ -118,7 +118,7 @@ _FIRST_SPEAKS = 20.0  # seconds that rank 0 gets to say what is wrong before the
 EXAMPLES = {
     "train": (
         ("experiment=doc_edit", "the quick start, on a CPU"),
-        ("experiment=doc_edit trainer.max_steps=24 sampler.group_size=4", "more steps, fewer candidates"),
+        ("experiment=doc_edit trainer.max_steps=20 sampler.group_size=4", "more steps, fewer candidates"),
         ("experiment=math", "another task"),
         ("experiment=doc_edit model.path=Qwen/Qwen2.5-0.5B-Instruct", "another model, from the hub or a folder"),
         ("experiment=doc_edit resume=true", "go on with the newest run of it that was interrupted"),

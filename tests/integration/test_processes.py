@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -139,17 +140,25 @@ def test_a_run_goes_on_with_another_number_of_processes(
     folder = tmp_path / "run"
     given = {1: [], 2: STRATEGIES[strategy]}
     command = [*launch(before), "train.py", *overrides, *given[before], f"output_dir={folder}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     while not (folder / "checkpoints" / "step-000002.ckpt").exists():
         assert process.poll() is None, "it has ended before"
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    killed(folder)
     process.wait()
     assert not (folder / "results.json").exists()
     strategies = given[after] or ["strategy=auto", "strategy.sharded_checkpoints=false"]
     told = run([*launch(after), "train.py", f"resume={folder}", *strategies])
     assert "going on from" in told and "not used" not in told
     assert_same(*(json.loads((path / "results.json").read_text())["policies"] for path in (folder, alone)))
+
+
+def killed(folder: Path) -> None:
+    """Kill all processes of the run in a folder; those that torchrun starts have sessions of their own."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in (place / "cmdline").read_bytes():
+                os.kill(int(place.name), signal.SIGKILL)
 
 
 def test_a_process_that_fails_ends_all_with_its_message(overrides: list[str], tmp_path: Path) -> None:
