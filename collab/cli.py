@@ -43,7 +43,7 @@ from collab.config import Config, check, field_docs, register
 from collab.errors import BadInput, RunStopped
 from collab.paths import config_dir
 from collab.preflight import check_hosted, check_machine
-from collab.processes import connected, part, rank
+from collab.processes import connected, leave_together, rank
 from collab.resume import (
     CONFIG,
     check_new_folder,
@@ -225,7 +225,7 @@ def _main(entry: str, run: Run | None) -> bool:
                 for note in config.notes:
                     print(f"note: {note}", flush=True)
             (run or _entry_point(entry))(config)
-            part()
+            leave_together()
         except (BadInput, RunStopped) as error:  # here, since Hydra would print it with its trace
             _refuse(error)
 

@@ -59,7 +59,7 @@ def started() -> tuple[str, int, int] | None:
     return None
 
 
-def part() -> None:
+def leave_together() -> None:
     """The end of a run that went well: no process leaves before all are done, or the others' connections break."""
     if connected():
         from torch import distributed

@@ -83,7 +83,7 @@ class Sweep:
         elif rank() == 0:
             told = {"sweep": self.id, "job": about.job.num, "overrides": overrides, "code": code}
             write_json(folder / RECORD, told)
-        if code and rank() > 0:
+        if code and not here and rank() > 0:
             os._exit(abs(code))  # past all that would go on: the launcher has to see it, and end the other processes
 
     def finished(self) -> list[Job]:

@@ -256,8 +256,8 @@ class RolloutCallback(L.Callback):
             batch.scored = asyncio.run(self.conversations(policy, batch.goals, "val", 1))
         self._stop_if_lost(trainer, Losses().count(batch.scored), f"validation conversations after step {self._step}")
         # Lightning fills the processes' shares up with goals that others have: they are played, and count once.
-        goals = len(trainer.val_dataloaders.dataset)  # type: ignore[union-attr]
-        ours = (goals - trainer.global_rank - 1) // trainer.world_size + 1
+        loader: Any = trainer.val_dataloaders
+        ours = (len(loader.dataset) - trainer.global_rank - 1) // trainer.world_size + 1
         batch.scored = batch.scored[: ours - len(self._validated)]
         self._validated += batch.scored
 

@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import ENVIRONMENT, ROOT, TORCHRUN
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
-PLACES = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "integration"))
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
 STRATEGIES = {
     "ddp": ["strategy=ddp"],
     "fsdp": ["strategy=fsdp"],
@@ -31,10 +29,7 @@ pytestmark = pytest.mark.timeout(600)
 
 def launch(processes: int) -> list[str]:
     """What comes before a script's name."""
-    if processes == 1:
-        return [sys.executable]
-    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    return [*run, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return [sys.executable, *(TORCHRUN if processes == 2 else ())]
 
 
 def run(command: list[str]) -> str:

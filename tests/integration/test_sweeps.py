@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from commands import TORCHRUN
 
 if TYPE_CHECKING:
     from conftest import Runner
 
 ROOT = Path(__file__).parents[2]
 TWO = ("strategy=ddp", "trainer.devices=2")
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import subprocess
 import sys
 import time
@@ -13,14 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import run
+from commands import ENVIRONMENT, ROOT, TORCHRUN, run
 from tiny_vllm import TinyVLLM
-
-ROOT = Path(__file__).parents[2]
-PLACES = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "integration"))
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
-TWO += ["--rdzv-endpoint=localhost:0"]
 
 
 @pytest.fixture
@@ -33,6 +26,12 @@ def server(letters: list[str]) -> Iterator[TinyVLLM]:
 def given(letters: list[str], server: TinyVLLM, folder: Path) -> list[str]:
     ours = [f"engine.base_url={server.url}", f"output_dir={folder}", "model.lora.enabled=true", "model.lora.r=4"]
     return [text for text in letters if not text.startswith("engine.")] + ["engine=vllm", *ours]
+
+
+def in_two(overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    """`train.py` in two processes."""
+    command = [sys.executable, *TORCHRUN, "train.py", *overrides]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def assert_verified(server: TinyVLLM, folder: Path) -> None:
@@ -62,8 +61,7 @@ def test_two_processes_share_what_the_first_has_loaded(
     strategy: str, letters: list[str], server: TinyVLLM, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    command = [*TWO, "train.py", *given(letters, server, folder), f"strategy={strategy}"]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    done = in_two([*given(letters, server, folder), f"strategy={strategy}"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert_verified(server, folder)
 
@@ -74,8 +72,7 @@ def test_an_adapter_that_is_not_in_effect_ends_both_processes_with_one_message(
     letters: list[str], server: TinyVLLM, tmp_path: Path
 ) -> None:
     server.faults = {"ignores adapters"}
-    command = [*TWO, "train.py", *given(letters, server, tmp_path / "run"), "strategy=ddp"]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    done = in_two([*given(letters, server, tmp_path / "run"), "strategy=ddp"])
     assert done.returncode != 0
     assert done.stderr.count("It was loaded 2 times") == done.stderr.count("error: ") == 1, done.stderr
     assert not server.adapters and (tmp_path / "run" / "checkpoints").is_dir()  # of the step before
@@ -87,9 +84,8 @@ def test_a_server_without_adapters_is_refused_by_both_processes(
     letters: list[str], server: TinyVLLM, tmp_path: Path
 ) -> None:
     server.faults = {"no lora"}
-    command = [*TWO, "train.py", *given(letters, server, tmp_path / "run"), "strategy=ddp"]
     started = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    done = in_two([*given(letters, server, tmp_path / "run"), "strategy=ddp"])
     assert done.returncode != 0 and "error: engine=vllm: LoRA is switched off" in done.stderr, done.stderr
     assert time.monotonic() - started < 120  # and not when a collective gives up
     assert not (tmp_path / "run").exists()
