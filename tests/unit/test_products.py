@@ -76,20 +76,23 @@ def test_in_bf16_the_error_is_no_larger_than_that_of_the_layers(adapter: bool) -
     products = Products(lm)
     with products:
         assert overridden(lm) == (14 if adapter else 15) + adapter  # the head, which has no adapter, as well
-        assert all(group.packed is not None for group in products.groups)
+        lm(IDS)
+        assert all(list(group.packed) == [bool(group.adapters)] for group in products.groups)
     exact = plain(make_lm(torch.float32, adapter))
     error = (inside(lm) - exact).abs().mean()
     assert 0 < error < 1.5 * (plain(lm) - exact).abs().mean()
 
 
-def test_the_adapter_can_be_switched_off_inside() -> None:
-    lm = make_lm(torch.float32)
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_the_adapter_can_be_switched_off_inside(dtype: torch.dtype, near: float) -> None:
+    lm = make_lm(dtype)
     with torch.no_grad(), Products(lm):
         on = lm(IDS).logits
         with lm.disable_adapter():
             off = lm(IDS).logits
-    torch.testing.assert_close(off, make_lm(torch.float32, adapter=False)(IDS).logits, atol=1e-5, rtol=0)
-    assert (on - off).abs().max() > 0.1
+        again = lm(IDS).logits
+    torch.testing.assert_close(off.float(), plain(make_lm(torch.float32, adapter=False)), atol=near, rtol=0)
+    assert torch.equal(again, on) and (on - off).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -111,10 +114,10 @@ def test_changed_biases_are_seen_and_what_has_not_changed_is_kept() -> None:
     lm = make_lm()
     products = Products(lm)
     before = inside(lm, products)
-    held = [x for group in products.groups for x in (group.packed, group.up)]
+    held = [x for group in products.groups for x in group.packed.values()]
     torch.testing.assert_close(inside(lm, products), before, atol=0, rtol=0)
-    again = [x for group in products.groups for x in (group.packed, group.up)]
-    assert all(x is y for x, y in zip(again, held, strict=True))
+    again = [x for group in products.groups for x in group.packed.values()]
+    assert len(held) == len(products.groups) and all(x is y for x, y in zip(again, held, strict=True))
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if name.endswith("bias"):
