@@ -118,7 +118,7 @@ def additive_masks(
         queries: [N, T] position of each query.
         keys: [N or 1, L] position of each key.
         dtype: Of the mask.
-        ends: Of packed rows (`PackedBatch.ends`); travels with the mask of layers that see all of them.
+        ends: Of a packed row (`PackedBatch.ends`); travels with the mask of layers that see all of it.
 
     Returns:
         [N, 1, T, L], 0 where visible and the lowest number elsewhere; where layers differ, one for each kind of layer.
@@ -137,7 +137,7 @@ def additive_masks(
     if keys.shape[1] <= window:
         return full
     near = queries[:, :, None] - keys[:, None] < window
-    if ends is not None and bool(near.all()):  # in decoding, asking would wait for the device
+    if ends is not None and bool((near | ~visible).all()):  # in decoding, asking would wait for the device
         return full
     sliding = additive(visible & near)
     return {"full_attention": full, "sliding_attention": sliding} if "full_attention" in kinds else sliding
@@ -151,23 +151,43 @@ def takes_blocks(lm: Any, device: torch.device) -> bool:
     return device.type == "cuda" and ours and channels >= 16  # the kernel's least
 
 
-def block_masks(config: Any, owners: torch.Tensor, positions: torch.Tensor) -> BlockMask | dict[str, BlockMask]:
-    """As `additive_masks`, for packed rows with `[R, T]` owners and positions (`PackedBatch`).
+def in_blocks(lm: Any, device: torch.device, longest: int) -> bool:
+    """Whether packed groups are computed in blocks, so that what the mask hides costs nothing.
+
+    Elsewhere a row's cost grows with the square of its length.
+
+    Args:
+        lm: A transformers model.
+        device: Where it is.
+        longest: Positions of the longest group; one that fits a layer's window is seen as a whole.
+    """
+    config = lm.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+    whole = not window or kinds == {"full_attention"} or longest <= window
+    plain = lm.config._attn_implementation == BY_LAYOUT and not getattr(config, "attn_logit_softcapping", None)
+    return takes_blocks(lm, device) or (device.type == "cpu" and plain and whole)
+
+
+def block_masks(
+    config: Any, owners: tuple[torch.Tensor, torch.Tensor], positions: torch.Tensor
+) -> BlockMask | dict[str, BlockMask]:
+    """As `additive_masks`, for a packed row with `[1, T]` owners and positions (`PackedBatch`).
 
     Blocks that are hidden as a whole are skipped, and no tensor of T x T numbers is kept.
     """
     window, kinds = getattr(config, "sliding_window", None) or 0, set(getattr(config, "layer_types", None) or ())
+    own, history = owners
 
     def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        owner = owners[row, key]
-        return (query >= key) & ((owner == 0) | (owner == owners[row, query]))
+        owner = own[row, key]
+        return (query >= key) & ((owner == own[row, query]) | (owner == history[row, query]))
 
     def sees_near(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return sees(row, head, query, key) & (positions[row, query] - positions[row, key] < window)
 
     def blocks(rule: Any) -> BlockMask:
-        rows, width = owners.shape
-        return create_block_mask(rule, rows, None, width, width, device=owners.device)
+        width = positions.shape[1]
+        return create_block_mask(rule, 1, None, width, width, device=positions.device)
 
     if not window or kinds == {"full_attention"}:
         return blocks(sees)

@@ -26,9 +26,10 @@ from torch.nn.utils import clip_grad_norm_
 from collab.config import AlgorithmConfig
 from collab.conversation import Candidate, Group, Reply
 from collab.errors import BadInput
+from collab.generation.attention import in_blocks
 from collab.modules.losses import kl_estimates
 from collab.modules.packing import PackedBatch, idle_batch, micro_batches, pack, packed_length
-from collab.modules.policy import Policy, PolicyOutput
+from collab.modules.policy import Policy, PolicyOutput, inner_of
 from collab.modules.sharding import Sharding, is_sharded, shard
 
 
@@ -174,11 +175,14 @@ class PolicyModule(L.LightningModule):
         waiting = iter(examples)
         minibatches = [list(itertools.islice(waiting, len(share))) for share in shares]
         self.policy.train()
-        for epoch in range(self.config.epochs):
-            for number, minibatch in enumerate(minibatches):
-                sums, norm = self._update(minibatch, log_kl=epoch == number == 0)
+        log_kl = True
+        for minibatch in minibatches * self.config.epochs:
+            total, norm = over_ranks(self.trainer, [sum(map(self.units, minibatch))])[0], 0.0
+            if total:
+                sums, norm = self._update(minibatch, total, log_kl)
                 found = [a + b for a, b in zip(found, sums, strict=True)]
-                norms.append(norm)
+                log_kl = False
+            norms.append(norm)
         self.policy.eval()
         left_out = self.left_out(batch.groups)
         counts = over_ranks(self.trainer, [*found, len(examples), len(batch.groups), *left_out.values()])
@@ -194,16 +198,13 @@ class PolicyModule(L.LightningModule):
             **dict(zip(left_out, counts[7:], strict=True)),
         )
 
-    def _update(self, examples: Sequence[Example], log_kl: bool) -> tuple[list[float], float]:
-        """One optimizer step; none where no rank has anything to learn from.
+    def _update(self, examples: Sequence[Example], total: float, log_kl: bool) -> tuple[list[float], float]:
+        """One optimizer step on the mean over all ranks' `total` units.
 
         Returns:
             For the log: this rank's sums of the loss (its share of the step's mean), of the KL and the tokens it was
             read off, of the entropy and the tokens; then the norm of the gradient.
         """
-        total = over_ranks(self.trainer, [sum(self.units(example) for example in examples)])[0]
-        if not total:
-            return [0.0] * 5, 0.0
         assert self.policy is not None
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
@@ -240,7 +241,9 @@ class PolicyModule(L.LightningModule):
         examples for come at the end, with no indices and a batch that says nothing.
         """
         lengths = [packed_length(example.replies) for example in examples]
-        found = micro_batches(lengths, self.config.tokens_per_micro_batch)
+        assert self.policy is not None
+        blocks = in_blocks(inner_of(self.policy.lm), self.device, max(lengths, default=0))
+        found = micro_batches(lengths, self.config.tokens_per_micro_batch if blocks else 1)
         if self.sharding is not None:
             count = torch.tensor(len(found), device=self.device)
             torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)

@@ -95,7 +95,7 @@ class Policy(nn.Module):
             hidden = inner.get_decoder()(
                 input_ids=batch.input_ids, position_ids=positions, attention_mask=masks, use_cache=False
             ).last_hidden_state
-            states = hidden.flatten(0, 1)[batch.predict_from]
+            states = hidden[0, batch.predict_from]
             output = _chosen(inner, states, batch.targets, batch.temperature)
         if self.value_head is None or reference:
             return output

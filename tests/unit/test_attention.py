@@ -16,35 +16,33 @@ from transformers.integrations import flex_attention
 from collab.conversation import Reply
 from collab.generation import attention as attention_module
 from collab.generation import packed_attention
-from collab.generation.attention import additive_masks, block_masks, by_layout, takes_blocks
+from collab.generation.attention import additive_masks, block_masks, by_layout, in_blocks, takes_blocks
 from collab.generation.packed_attention import PackedAttention
 from collab.modules import policy as policy_module
 from collab.modules.packing import PackedBatch, pack
 from collab.modules.policy import Policy
 
-# History and candidates; candidates without a fed token, rows that end before others, a history and nothing else.
-ENDS = ((13, 18, 18, 21), (3, 9), (6, 6), (1, 2, 3, 4))
+# Histories and candidates; a candidate without a fed token, a history and nothing else.
+ENDS = ((0, 13, 18, 18, 21), (21, 24, 30), (30, 36, 36), (36, 37, 38, 39, 40))
 
 
-def mask_of(ends: tuple[tuple[int, ...], ...], width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    ids, empty = torch.zeros(len(ends), width, dtype=torch.long), torch.zeros(0)
-    visible = PackedBatch(ids, ids, ends, empty, empty, empty, empty, 0, 1.0).visible()
-    mask = additive_masks(LlamaConfig(), visible, ids, ids, dtype, ends)
+def packed_mask() -> torch.Tensor:
+    ids, empty = torch.zeros(1, 40, dtype=torch.long), torch.zeros(0)
+    visible = PackedBatch(ids, ids, ENDS, empty, empty, empty, empty, 0, 1.0).visible()
+    mask = additive_masks(LlamaConfig(), visible, ids, ids, torch.float32, ENDS)
     assert isinstance(mask, torch.Tensor)
     return mask
 
 
 def inputs(heads: int, kv_heads: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """Strided as a transformers layer hands them over: [R, T, heads, D] seen as [R, heads, T, D]."""
+    """Strided as a transformers layer hands them over: [1, T, heads, D] seen as [1, heads, T, D]."""
     draw = torch.Generator().manual_seed(0)
-    shapes = [(4, 22, count, 8) for count in (heads, kv_heads, kv_heads)]
+    shapes = [(1, 40, count, 8) for count in (heads, kv_heads, kv_heads)]
     return [torch.randn(s, generator=draw).to(dtype).transpose(1, 2).requires_grad_() for s in shapes]
 
 
 def gradients(out: torch.Tensor, given: list[torch.Tensor]) -> list[torch.Tensor]:
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-    for row, ends in enumerate(ENDS):
-        weights[row, :, ends[-1] :] = 0  # nothing is learned from padding
     return list(torch.autograd.grad((out * weights).sum(), given))
 
 
@@ -60,13 +58,11 @@ def test_blocks_give_what_the_dense_mask_gives(
     query, key, value = exact
     repeats = heads // kv_heads
     dense = F.scaled_dot_product_attention(
-        query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), mask_of(ENDS, 22), scale=0.4
+        query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), packed_mask(), scale=0.4
     )
     blocks: Any = PackedAttention.apply(*given, ENDS, 0.4)  # type: ignore[no-untyped-call]
     near = 3e-6 if dtype == torch.float32 else 3e-2
-    for row, ends in enumerate(ENDS):
-        found, expected = blocks[row, :, : ends[-1]], dense[row, :, : ends[-1]]
-        torch.testing.assert_close(found.float(), expected, atol=near, rtol=near)
+    torch.testing.assert_close(blocks.float(), dense, atol=near, rtol=near)
     for found, expected in zip(gradients(blocks, given), gradients(dense, exact), strict=True):
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), expected, atol=3 * near, rtol=near)
@@ -76,9 +72,9 @@ def test_only_a_mask_with_ends_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -
     asked: list[Any] = []
     monkeypatch.setattr(attention_module, "sdpa_attention_forward", lambda *args, **kwargs: asked.append(kwargs))
     query, key, value = inputs(4, 2)
-    module, mask = torch.nn.Module(), mask_of(ENDS, 22)
+    module, mask = torch.nn.Module(), packed_mask()
     out, _ = by_layout(module, query, key, value, mask, scaling=0.4, dropout=0.0)
-    assert out.shape == (4, 22, 4, 8) and not asked
+    assert out.shape == (1, 40, 4, 8) and not asked
     by_layout(module, query, key, value, mask.clone(), scaling=0.4)
     by_layout(module, query, key, value, None, scaling=0.4)
     # What only the other implementation knows of, or refuses, is left to it.
@@ -129,6 +125,20 @@ def test_a_policy_computes_with_it_where_it_would_with_sdpa(
     assert len(counted) == 3 * expected  # layers; the history, the candidate over it and over itself
 
 
+def test_groups_that_fit_the_window_are_computed_in_blocks_in_a_row_that_does_not() -> None:
+    batch = pack([[reply(9, 6), reply(9, 4)], [reply(3, 7)]], 1.0)
+    positions, longest = batch.position_ids, 17
+    for window, blocks in ((20, True), (8, False)):
+        config = SimpleNamespace(sliding_window=window, layer_types=None)
+        masks = additive_masks(config, batch.visible(), positions, positions, torch.float32, batch.ends)
+        assert hasattr(masks, "packed_ends") == blocks
+        model = LlamaConfig(sliding_window=window, attn_implementation=attention_module.BY_LAYOUT)
+        model._attn_implementation = attention_module.BY_LAYOUT
+        assert in_blocks(SimpleNamespace(config=model), torch.device("cpu"), longest) == blocks
+        model._attn_implementation = "eager"
+        assert not in_blocks(SimpleNamespace(config=model), torch.device("cpu"), longest)
+
+
 # --- blocks for FlexAttention ----------------------------------------------------------------------------------------
 
 
@@ -141,9 +151,9 @@ def test_block_masks_show_what_the_dense_ones_show(kinds: list[str]) -> None:
     dense = additive_masks(config, batch.visible(), positions, positions, torch.float32, batch.ends)
     assert isinstance(blocks, dict) == isinstance(dense, dict) == (len(kinds) == 2)
     pairs = [(blocks, dense)] if not isinstance(blocks, dict) else [(blocks[kind], dense[kind]) for kind in blocks]
-    rows, width = batch.input_ids.shape
+    width = batch.input_ids.shape[1]
     for block, mask in pairs:
-        shown = create_mask(block.mask_mod, rows, 1, width, width, device="cpu")
+        shown = create_mask(block.mask_mod, 1, 1, width, width, device="cpu")
         torch.testing.assert_close(shown, mask == 0)
     assert len({int((mask == 0).sum()) for _, mask in pairs}) == len(kinds)  # the window hides something
 

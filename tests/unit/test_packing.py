@@ -63,7 +63,7 @@ def group(prompt_length: int, lengths: Sequence[int], seed: int = 0) -> list[Rep
     ]
 
 
-# Prompts and replies of different lengths, single tokens among them; the second and third rows are padded.
+# Prompts and replies of different lengths, single tokens among them.
 GROUPS = [group(9, [5, 1, 3]), group(4, [2, 7]), group(6, [1, 1])]
 
 
@@ -182,22 +182,21 @@ def test_a_packed_row_by_hand() -> None:
     ]
     short = [Reply("", (50,), (-0.7,), "stop", (12,))]
     batch = pack([replies, short], 0.7)
-    assert batch.input_ids.tolist() == [[10, 11, 20, 21, 40], [12, 0, 0, 0, 0]]  # what is only predicted is not fed
-    assert batch.position_ids[0].tolist() == [0, 1, 2, 3, 2]
+    assert batch.input_ids.tolist() == [[10, 11, 20, 21, 40, 12]]  # what is only predicted is not fed
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0]]
     assert batch.targets.tolist() == [20, 21, 22, 30, 40, 41, 50]
     assert batch.predict_from.tolist() == [1, 2, 3, 1, 1, 4, 5]
     assert batch.sequence.tolist() == [0, 0, 0, 1, 2, 2, 3] and batch.num_sequences == 4
     assert batch.sampled_logprobs.tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6, -0.7])
-    assert batch.ends == ((2, 4, 4, 5), (1, 1))
-    visible = batch.visible().int()
-    assert visible[0].tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
+    assert batch.ends == ((0, 2, 4, 4, 5), (5, 6, 6))
+    assert batch.visible().int()[0].tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
     ]
-    assert visible[1, :1].tolist() == [[1, 0, 0, 0, 0]]  # what padding sees does not matter
 
 
 def test_replies_of_other_prompts_do_not_go_into_one_group() -> None:
@@ -207,10 +206,10 @@ def test_replies_of_other_prompts_do_not_go_into_one_group() -> None:
 
 def test_micro_batches_by_hand() -> None:
     lengths = [30, 10, 90, 12, 28, 11]
-    assert micro_batches(lengths, 60) == [[0, 4], [1, 3, 5], [2]]  # 2 * 30, 3 * 12, and one over the budget
-    assert micro_batches(lengths, 59) == [[0], [1, 3, 5], [2], [4]]
+    assert micro_batches(lengths, 40) == [[0, 1], [2], [3, 4], [5]]  # one is over the budget
+    assert micro_batches(lengths, 51) == [[0, 1], [2], [3, 4, 5]]
     assert micro_batches(lengths, 1) == [[n] for n in range(6)]
-    assert micro_batches(lengths, 6 * 90) == [[0, 1, 2, 3, 4, 5]]
+    assert micro_batches(lengths, sum(lengths)) == [[0, 1, 2, 3, 4, 5]]
     assert micro_batches([], 60) == []
 
 
@@ -219,11 +218,11 @@ def test_micro_batches_hold_every_group_once_within_the_budget() -> None:
     for budget in (1, 40, 100, 300):
         lengths = torch.randint(1, 120, (50,), generator=draw).tolist()
         batches = micro_batches(lengths, budget)
-        assert sorted(index for batch in batches for index in batch) == list(range(50)) and 0 in batches[0]
-        assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
+        assert [index for batch in batches for index in batch] == list(range(50))
+        assert all(len(b) == 1 or sum(lengths[i] for i in b) <= budget for b in batches)
 
 
-def test_a_packed_length_is_what_a_row_takes() -> None:
+def test_a_packed_length_is_what_a_group_takes() -> None:
     for replies in GROUPS:
         assert packed_length(replies) == pack([replies], 1.0).input_ids.shape[1]
 
@@ -232,17 +231,16 @@ def test_a_packed_length_is_what_a_row_takes() -> None:
 
 
 def owners(batch: PackedBatch, groups: Sequence[Sequence[Reply]]) -> torch.Tensor:
-    """[R, T] number of the sequence that a position belongs to; -1 history, -2 padding."""
-    found = torch.full(batch.input_ids.shape, -2)
+    """[T] number of the sequence that a position belongs to; -1, -2, ... of the first, second history."""
+    found: list[int] = []
     number = 0
-    for row, replies in enumerate(groups):
-        end = len(replies[0].prompt_ids)
-        found[row, :end] = -1
+    for group_number, replies in enumerate(groups):
+        found += [-1 - group_number] * len(replies[0].prompt_ids)
         for reply in replies:
-            found[row, end : end + len(reply.token_ids) - 1] = number
-            end += len(reply.token_ids) - 1
+            found += [number] * (len(reply.token_ids) - 1)
             number += 1
-    return found
+    assert len(found) == batch.input_ids.shape[1]
+    return torch.tensor(found)
 
 
 def test_a_candidate_depends_on_its_history_and_itself_alone() -> None:
@@ -256,14 +254,13 @@ def test_a_candidate_depends_on_its_history_and_itself_alone() -> None:
         return embedded[-1]
 
     lm.get_input_embeddings().register_forward_hook(keep)
-    rows = [row for row, replies in enumerate(GROUPS) for _ in replies]
+    groups = [number for number, replies in enumerate(GROUPS) for _ in replies]
     for number in range(batch.num_sequences):
         logprobs = policy(batch).logprobs
         logprobs[batch.sequence == number].sum().backward()
         assert embedded[-1].grad is not None
-        moved = embedded[-1].grad.abs().sum(-1) > 0
-        history = (owner == -1) & (torch.arange(len(GROUPS)) == rows[number])[:, None]
-        assert torch.equal(moved, history | (owner == number))
+        moved = embedded[-1].grad[0].abs().sum(-1) > 0
+        assert torch.equal(moved, (owner == -1 - groups[number]) | (owner == number))
 
 
 def test_what_a_sibling_says_does_not_matter() -> None:
@@ -291,9 +288,9 @@ def test_only_candidate_tokens_are_targets() -> None:
     first = policy(batch).logprobs
     first.sum().backward()
     assert hidden[0].grad is not None
-    taught = hidden[0].grad.flatten(0, 1).abs().sum(-1) > 0
+    taught = hidden[0].grad[0].abs().sum(-1) > 0
     assert taught.nonzero()[:, 0].tolist() == sorted(set(batch.predict_from.tolist()))
-    history = owners(batch, GROUPS).flatten() == -1
+    history = owners(batch, GROUPS) < 0
     assert (taught & history).sum() == len(GROUPS)  # the last token of a prompt, which predicts a reply's first
     # Another target at one place changes the log-prob at that place alone.
     targets = batch.targets.clone()
@@ -306,8 +303,8 @@ def test_only_candidate_tokens_are_targets() -> None:
 def test_with_siblings_in_sight_it_would_be_wrong(attention: str) -> None:
     policy, batch = Policy(llama(attn_implementation=attention), with_reference=False), pack(GROUPS[:1], 0.7)
     right = policy(batch).logprobs
-    history, *candidates = batch.ends[0]
-    leaking = policy(dataclasses.replace(batch, ends=((history, candidates[-1]),))).logprobs
+    first, history, *candidates = batch.ends[0]
+    leaking = policy(dataclasses.replace(batch, ends=((first, history, candidates[-1]),))).logprobs
     same = (right - leaking).abs() < 1e-5
     # The first candidate, and first tokens, see nothing but the history either way; the third sees its siblings.
     assert same.tolist() == [True] * 5 + [True] + [True, False, False]

@@ -269,7 +269,8 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(
     passes: list[int] = []
     module.policy.register_forward_pre_hook(lambda _, args, kwargs: passes.append(len(args[0].ends)), with_kwargs=True)
     _, scored = fit(module, make_groups())
-    assert len(passes) > 2 and 2 in passes  # micro-batches, with several groups in one
+    # Micro-batches, with several groups in one where attention is computed in blocks.
+    assert len(passes) > 2 and (2 in passes) == (family == "Llama")
 
     lm, reference = moved(make_lm(family, adapter)), make_lm(family, adapter)
     head = HEAD.clone().requires_grad_()
