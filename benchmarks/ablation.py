@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from benchmarks.steps import (
+    GRPO,
     ROOT,
     SETTING,
     Step,
@@ -72,7 +73,7 @@ def steps(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     experiment = ("experiment=doc_edit", *SETTING, "callbacks=quiet", "logger.wandb=disabled")
     # train.py plays test goals itself; here that is left to the one evaluation. The policy is the last one.
     sizes = ("sampler.equal_turns=false", "trainer.max_steps=5", "task.num_val=1")
-    training = ("train.py", "-m", *experiment, *sizes, "task.num_test=1", "evaluation.num_conversations=1")
+    training = ("train.py", "-m", *experiment, *GRPO, *sizes, "task.num_test=1", "evaluation.num_conversations=1")
 
     def sweep(name: str, key: str, values: tuple[int, ...], *tied: str) -> Step:
         folders = (f"hydra.sweep.dir={folder / name}", f"hydra.sweep.subdir=${{{key}}}")

@@ -22,6 +22,8 @@ def held(tensors: list[torch.Tensor]) -> int:
 
 
 class Measured(L.Trainer):
+    """The trainer of a run, which nobody else gets hold of while it has its optimizers."""
+
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().fit(model, *args, **kwargs)
         states = [

@@ -22,10 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.steps import commit  # noqa: E402
+from benchmarks.steps import ROOT, commit
 
 FIGURES = Path(__file__).with_name("scaling.json")
 COMMON = (

@@ -32,12 +32,14 @@ ROOT = Path(__file__).parents[1]
 # What the settings of all algorithms were found for; the recipe of the quick start has moved on.
 SETTING = (
     "task.metrics.bleu.weight=10",
+    "task.metrics.bleu.options.finished_only=false",
     "task.metrics.interactivity.weight=1.5",
     "task.metrics.token_penalty.options.coefficient=1.0e-3",
     "sampler.last_turns=1",
     "trainer.max_steps=12",
     "trainer.val_every=6",
 )
+GRPO = ("algorithm=grpo_small", "algorithm.lr=1.2e-3", "algorithm.epochs=3")  # likewise
 _POLL = 0.2  # seconds between two looks at what runs
 _TAIL = 15  # lines of the log of a step that failed
 

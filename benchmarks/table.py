@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.steps import (
+    GRPO,
     ROOT,
     SETTING,
     Step,
@@ -84,7 +85,7 @@ def steps(folder: Path, seed: int, overrides: Sequence[str] = ()) -> list[Step]:
     data = f"algorithm.data={folder / 'synthesis'}"
     return [
         step("synthesis", ("-m", "collab.synthesize", *experiment, "synthesis.num_goals=48"), resumes=True),
-        step("grpo", (*training, "algorithm=grpo_small")),
+        step("grpo", (*training, *GRPO)),
         step("sft", (*training, "algorithm=sft_small", *offline), data, needs=("synthesis",)),
         step("ppo", (*training, "algorithm=ppo_small"), f"model.path={policy('sft')}", needs=("sft",)),
         step("dpo", (*training, "algorithm=dpo_small", *offline), data, needs=("synthesis",)),

@@ -69,16 +69,28 @@ class Extractor(Protocol):
 class Bleu:
     """`S(Extract(t), y_g)` of Eq. 3: sentence BLEU (sacrebleu) against the reference, 0..1.
 
+    Args:
+        finished_only: Score 0 for what a window cut off before there was a final text. Else its last draft counts, and
+            whoever writes early may gain more than whoever asks once more.
+
     Attributes:
         extractor: A model that extracts the document; None takes the rule of `extract`.
+
+    Raises:
+        BadInput: `finished_only` is not true or false.
     """
 
     extractor: Extractor | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, finished_only: bool = False) -> None:
+        if not isinstance(finished_only, bool):
+            raise BadInput(f"finished_only ({finished_only!r}) must be true or false. Set it to one of them.")
+        self.finished_only = finished_only
         self._bleu = BLEU(effective_order=True)
 
     async def __call__(self, conversation: Conversation) -> float | Judged:
+        if self.finished_only and conversation.ended_by == "window":
+            return 0.0
         if self.extractor is None:
             return self._score(extract(conversation), conversation.goal)
         found = await self.extractor.extract(conversation, "document")

@@ -56,6 +56,7 @@ LETTERS = (
     "sampler.group_size=4",
     "engine.max_batch=8",
     "task.metrics.bleu.target=commands.Early",
+    "~task.metrics.bleu.options.finished_only",
     "algorithm.schedule=linear",
     "algorithm.lr=0.05",
 )

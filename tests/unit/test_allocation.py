@@ -209,7 +209,8 @@ def test_the_simulation_of_a_run_is_adaptive_where_its_config_says_so():
     from collab.chat.endpoints import Endpoints
 
     sampler = ["sampler.adaptive=true", "sampler.num_samples=4", "sampler.last_turns=1"]
-    config = load_config("train", ["experiment=doc_edit", *sampler])
+    drafts = "task.metrics.bleu.options.finished_only=false"
+    config = load_config("train", ["experiment=doc_edit", drafts, *sampler])
     simulation: Simulation = build.simulation(config, Endpoints(config), lambda: None)
     policy = ScriptedModel(lambda messages, key: " ".join(key.stream().permutation("Two keys lay by the gate".split())))
     goals = [Goal(f"g{i}", "", "Two keys lay by the gate. Ask Omar.", {"title": "keys"}) for i in range(3)]

@@ -86,6 +86,15 @@ def test_bleu_stays_within_one():
     assert value(Bleu(), finished(goal.reference, goal=goal)) == 1.0
 
 
+@pytest.mark.parametrize(("ended_by", "bleu"), [("window", 0.0), ("max_turns", 1.0), ("satisfied", 1.0)])
+def test_what_the_window_cut_off_may_have_no_finished_text(ended_by, bleu):
+    conversation = replace(finished(GOAL.reference), ended_by=ended_by)
+    assert value(Bleu(finished_only=True), conversation) == bleu
+    assert value(Bleu(), conversation) == 1.0
+    with pytest.raises(BadInput, match="must be true or false"):
+        Bleu(finished_only="yes")
+
+
 # --- the intrinsic part, Eq. 4 ---------------------------------------------------------------------------------------
 
 
