@@ -93,7 +93,8 @@ class AlgorithmConfig:
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 leaves them
     updates_per_step: int = 1  # optimizer steps that the groups of a rollout are dealt out to
     epochs: int = 1  # passes over the groups of a rollout, each of updates_per_step optimizer steps
-    # positions in one forward and backward, padding included, or one group; bounds memory, the update stays the same
+    # positions in one forward and backward, or one group; bounds memory, the update stays the same. Attention that is
+    # not computed in blocks (eager, capped scores, short windows on a CPU) takes one group at a time
     tokens_per_micro_batch: int = 2048
 
 

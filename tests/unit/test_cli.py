@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -56,14 +55,18 @@ def ran(folder):
     return [json.loads(line) for line in (folder / "ran.jsonl").read_text().splitlines()]
 
 
+HEAVY = {"torch", "transformers", "lightning", "datasets", "peft"}  # what takes seconds to import
+
+
+def imported(done):
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("sampler.grup_size=4",)])
 def test_help_and_a_typo_answer_at_once(arguments, tmp_path):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = command(*arguments, cwd=tmp_path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of CPU: others share the machine
-    assert done.stdout or done.stderr
-    assert seconds < 2
+    done = command("importtime", str(ROOT / "train.py"), *arguments, cwd=tmp_path, program="-X")
+    assert done.stdout or "Did you mean sampler.group_size?" in done.stderr
+    assert "collab.cli" in imported(done) and not imported(done) & HEAVY
 
 
 def test_help_may_be_cut_short_by_its_reader(tmp_path):
@@ -80,15 +83,10 @@ def test_help_may_be_cut_short_by_its_reader(tmp_path):
 
 @pytest.mark.parametrize("module", ["collab.train", "collab.evaluate", "collab.synthesize"])
 def test_the_modules_too_answer_at_once(module, tmp_path):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = command("importtime", "-m", module, "--help", cwd=tmp_path, program="-X")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert f"python -m {module} experiment=doc_edit" in done.stdout
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "collab.cli" in imported
-    assert not imported & {"torch", "transformers", "lightning", "datasets", "peft"}
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert "collab.cli" in imported(done) and not imported(done) & HEAVY
 
 
 def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
@@ -226,4 +224,4 @@ def test_hydras_own_flags_work(program, tmp_path):
 def test_load_config_gives_the_schema():
     config = load_config("evaluate", ["experiment=doc_edit", "+task.metrics.bleu.options.x=1"], output_dir="here")
     assert isinstance(config, Config) and config.output_dir == "here"
-    assert config.task.metrics["bleu"].options == {"x": 1}
+    assert config.task.metrics["bleu"].options == {"finished_only": True, "x": 1}
