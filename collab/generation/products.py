@@ -5,9 +5,9 @@ processor and how many operations there are. While an engine works, `Products` p
 its linear layers, through their `forward` attribute, and takes them out afterwards:
 
 * layers that read the same input (query, key and value; gate and up) are one product instead of three or two;
-* on a CPU that computes in bf16, weights are held a second time in the blocked layout of oneDNN, which would otherwise
-  be made anew in every product (1.3 to 2 times faster up to 32 rows), with an adapter that speaks merged into them; one
-  copy with and one without where both speak; models over `_PACK_LIMIT` are left as they are;
+* on a CPU, weights are held a second time in the blocked layout of oneDNN, which would otherwise be made anew in every
+  product (1.3 to 2 times faster up to 32 rows), with an adapter that speaks merged into them; one copy with and one
+  without where both speak; models over `_PACK_LIMIT` are left as they are;
 * other adapters, trained in fp32, are rounded to the model's dtype once instead of in every layer of every step.
 
 The values are those of the layers themselves, up to the rounding of the model's dtype.
@@ -26,9 +26,8 @@ from peft.tuners import lora
 from torch import nn
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # read the same input, in most model families
-_PACK_LIMIT = (
-    4 << 30
-)  # bytes of weights above which a CPU keeps no packed copies: one, two if an adapter comes and goes
+# Bytes of weights above which a CPU keeps no packed copies: one, two if an adapter comes and goes.
+_PACK_LIMIT = 4 << 30
 _ROWS = 32  # that oneDNN picks its layout for; it is the same, and as fast, for any number
 
 
@@ -215,8 +214,9 @@ def _merged(layer: Any) -> torch.Tensor:
 
 
 def _packable(weight: torch.Tensor) -> bool:
-    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-    return on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return on_cpu and (bf16 or weight.dtype == torch.float32)
 
 
 def _together(biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor]) -> torch.Tensor | None:

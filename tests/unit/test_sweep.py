@@ -98,9 +98,17 @@ def test_a_job_that_slurm_puts_back_goes_on_unless_it_is_done(tmp_path):
     assert "Sweep: 1 of 1 jobs finished" in done.stdout and len(ran(tmp_path)[1]) == 2
 
 
+SECOND_TASK = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "1234567", "SLURM_STEP_ID": "3"}
+
+
+def test_a_job_that_fails_on_the_second_task_leaves_it_to_the_next_job(tmp_path):
+    done = command("-m", "seed=2,7", "name=x", cwd=tmp_path, **SECOND_TASK)
+    assert done.returncode == 1 and "error: seed two is refused." in done.stderr
+    assert list(ran(tmp_path)) == [2, 7]
+
+
 def test_jobs_of_several_tasks_in_one_allocation_have_ports_of_their_own(tmp_path):
-    env = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "1234567", "SLURM_STEP_ID": "3"}
-    done = command("-m", "seed=1,7", "name=x", cwd=tmp_path, **env)
+    done = command("-m", "seed=1,7", "name=x", cwd=tmp_path, **SECOND_TASK)
     assert done.returncode == 0, done.stderr
     assert [found[0]["MASTER_PORT"] for found in ran(tmp_path).values()] == ["19568", "19569"]
     assert [place.name for place in tmp_path.glob("multirun/*")] == ["slurm-1234567.3"]
