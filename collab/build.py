@@ -301,7 +301,8 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) 
         num_nodes=nodes,
         strategy=_strategy(config),
         max_epochs=1,  # the run is one pass over its schedule of goals: `max_steps` batches
-        val_check_interval=min(config.trainer.val_every, config.trainer.max_steps),
+        val_check_interval=min(config.trainer.val_every, config.trainer.max_steps) or None,
+        limit_val_batches=1.0 if config.trainer.val_every else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=loggers,

@@ -294,7 +294,7 @@ class TrainerConfig:
     num_nodes: int = 1  # machines, launched by torchrun or SLURM
     max_steps: int = 24  # rollouts, each on fresh goals and followed by the update
     goals_per_step: int = 4  # contexts per rollout, over all processes
-    val_every: int = 8  # steps between validations; the best validated policy is exported
+    val_every: int = 8  # steps between validations; the best validated policy is exported (0: none, and the last)
     max_invalid: float = 0.5  # share of a step's, validation's or row's conversations that may be lost
     deterministic: bool = True  # ask torch for repeatable kernels
 
@@ -469,7 +469,7 @@ _AT_LEAST: dict[str, int] = {
     "trainer.num_nodes": 1,
     "trainer.max_steps": 1,
     "trainer.goals_per_step": 1,
-    "trainer.val_every": 1,
+    "trainer.val_every": 0,
     "checkpoint.every_n_steps": 1,
     "logger.num_conversations": 0,
     "evaluation.num_conversations": 1,

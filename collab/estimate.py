@@ -126,7 +126,7 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
     if entry == "train":
         rollouts = config.algorithm.data is None
         step = [call.times(trainer.goals_per_step / len(drawn)) for call in contexts] if rollouts else []
-        validations = math.ceil(trainer.max_steps / min(trainer.val_every, trainer.max_steps))
+        validations = math.ceil(trainer.max_steps / trainer.val_every) if trainer.val_every else 0
         played = [*whole(len(goals.val) * validations, test=False), *whole(3 * tests)]
         return Estimate(_sum([*(call.times(trainer.max_steps) for call in step), *played]), step, "training step")
     if entry == "evaluate":

@@ -2,7 +2,7 @@
 
 Requests wait in a queue and join the running batch between two tokens; whoever finishes leaves at once, so a
 conversation that waits for its user holds no place. Rollouts run on the very weights that are trained, without any
-synchronisation; a CPU in bf16 alone keeps them, adapter merged in, in a second, faster layout (`products`).
+synchronisation; a CPU alone keeps them in a second, faster layout (`products`).
 
 How a batch lies in memory: one tensor holds the keys of all layers, another the values, `[layer, row, head, position,
 channel]`; on a CPU the keys of a channel lie side by side (see `attention.by_layout`). Running requests fill the

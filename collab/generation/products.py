@@ -6,8 +6,9 @@ its linear layers, through their `forward` attribute, and takes them out afterwa
 
 * layers that read the same input (query, key and value; gate and up) are one product instead of three or two;
 * on a CPU, weights are held a second time in the blocked layout of oneDNN, which would otherwise be made anew in every
-  product (1.3 to 2 times faster up to 32 rows), with an adapter that speaks merged into them; one copy with and one
-  without where both speak; models over `_PACK_LIMIT` are left as they are;
+  product (1.3 to 2 times faster up to 16 rows); models over `_PACK_LIMIT` are left as they are;
+* in fp32 such a copy has the adapter that speaks merged in, one with and one without where both speak. In bf16 it would
+  lose what training has changed: next to a weight, small changes round to nothing;
 * other adapters, trained in fp32, are rounded to the model's dtype once instead of in every layer of every step.
 
 The values are those of the layers themselves, up to the rounding of the model's dtype.
@@ -26,7 +27,7 @@ from peft.tuners import lora
 from torch import nn
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # read the same input, in most model families
-# Bytes of weights above which a CPU keeps no packed copies: one, two if an adapter comes and goes.
+# Bytes of weights above which a CPU keeps no packed copies: one, in fp32 two if an adapter comes and goes.
 _PACK_LIMIT = 4 << 30
 _ROWS = 32  # that oneDNN picks its layout for; it is the same, and as fast, for any number
 
@@ -52,7 +53,7 @@ class Products:
             group.exit()
 
     def held(self) -> list[torch.Tensor | None]:
-        """The rounded adapters, other tensors whenever adapters have changed; None where they are merged."""
+        """The rounded adapters, other tensors whenever adapters have changed; None where a CPU has them merged."""
         return [group.down for group in self.groups]
 
     def forget(self, weights: bool = False) -> None:
@@ -72,7 +73,7 @@ class _Group:
         self.adapters = [layer for layer in layers if isinstance(layer, lora.Linear)]
         self.bases: list[Any] = [layer.base_layer if isinstance(layer, lora.Linear) else layer for layer in layers]
         self.sizes = [base.out_features for base in self.bases]
-        self.packs = False
+        self.packs = self.merges = False
         self.packed: dict[bool, torch.Tensor] = {}  # with the adapter merged in, and without
         self.bias: torch.Tensor | None = None
         self.down: torch.Tensor | None = None  # [R, in]
@@ -85,7 +86,7 @@ class _Group:
     def forget(self, weights: bool) -> None:
         self.adapter_state = self.down = self.up = None
         self.packed.pop(True, None)
-        if weights:
+        if weights or any(base.weight.requires_grad for base in self.bases):  # which an update will change
             self.base_state = self.bias = None
             self.packed.clear()
 
@@ -94,6 +95,7 @@ class _Group:
             return
         weights = [base.weight for base in self.bases]
         self.packs = packs and _packable(weights[0])
+        self.merges = self.packs and weights[0].dtype == torch.float32
         base_state = [_state(parameter) for base in self.bases for parameter in base.parameters()]
         adapter_state = [_adapter_state(layer) for layer in self.adapters]
         if base_state != self.base_state or adapter_state != self.adapter_state:
@@ -101,7 +103,7 @@ class _Group:
             self.base_state, self.adapter_state = base_state, adapter_state
             if self.packs:
                 self.bias = _together([base.bias for base in self.bases], weights)
-            elif self.adapters:
+            if self.adapters and not self.merges:
                 downs, ups = zip(*(rounded(layer, weights[0].dtype) for layer in self.layers), strict=True)
                 self.down, self.up = torch.cat(downs), torch.block_diag(*ups)
         if not self.packs and not self.adapters:
@@ -128,9 +130,10 @@ class _Group:
     def _compute(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         adapted = bool(self.adapters) and not self.adapters[0].disable_adapters
         if self.packs:
-            if adapted not in self.packed:
-                self.packed[adapted] = self._pack(adapted)
-            result = torch.ops.mkldnn._linear_pointwise(x, self.packed[adapted], self.bias, "none", [], "")
+            merged = adapted and self.merges
+            if merged not in self.packed:
+                self.packed[merged] = self._pack(merged)
+            result = torch.ops.mkldnn._linear_pointwise(x, self.packed[merged], self.bias, "none", [], "")
         elif len(self.bases) == 1:
             result = F.linear(x, self.bases[0].weight, self.bases[0].bias)
         else:
@@ -141,8 +144,8 @@ class _Group:
         return result.split(self.sizes, dim=-1)
 
     @torch.no_grad()
-    def _pack(self, adapted: bool) -> torch.Tensor:
-        if adapted:
+    def _pack(self, merged: bool) -> torch.Tensor:
+        if merged:
             whole = torch.cat([_merged(layer) for layer in self.adapters])
         else:
             whole = torch.cat([base.weight for base in self.bases])
@@ -206,17 +209,17 @@ def rounded(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _merged(layer: Any) -> torch.Tensor:
-    """`[out, in]`: a layer's weight and its plain adapter, added in the adapter's precision and rounded once."""
+    """`[out, in]`: a layer's weight and its plain adapter."""
     name, weight = layer.active_adapters[0], layer.base_layer.weight
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    merged: torch.Tensor = torch.addmm(weight.to(up.dtype), up, down, alpha=layer.scaling[name])
-    return merged.to(weight.dtype)
+    return torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype), alpha=layer.scaling[name])
 
 
 def _packable(weight: torch.Tensor) -> bool:
-    on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
     bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return on_cpu and (bf16 or weight.dtype == torch.float32)
+    return bf16 or weight.dtype == torch.float32
 
 
 def _together(biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor]) -> torch.Tensor | None:

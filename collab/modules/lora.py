@@ -1,4 +1,4 @@
-"""LoRA's arithmetic in the dtype of the model: of updates, and of rollouts but on a CPU in bf16 (`products`)."""
+"""LoRA's arithmetic in the dtype of the model, which is what rollouts and updates share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class LeanLoraLinear(lora.Linear):
     """`lora.Linear` of peft, with `A` and `B` rounded to the input's dtype instead of the input cast to theirs.
 
     peft keeps adapters in fp32 beside a bf16 model and casts activations back and forth in every layer. The weights
-    that are trained stay in fp32 here too; only products are in bf16.
+    that are trained stay in fp32 here too; only products are in bf16, in rollouts (`Products`) and in the update alike.
     Whatever is not one plain adapter is left to peft, and so is training mode with its dropout.
     """
 

@@ -222,7 +222,7 @@ def test_what_does_not_sample_is_free_of_the_rules_of_sampling():
     check(load_config("evaluate", ["algorithm=dpo"]), "evaluate")
 
 
-@pytest.mark.parametrize("every", [1, 12, 24, 25])
+@pytest.mark.parametrize("every", [0, 1, 12, 24, 25])
 def test_the_last_step_is_validated_or_none_is_before_it(every):
     check(load_config("train", [f"trainer.val_every={every}"]))
 

@@ -93,6 +93,8 @@ class Recorder:
 
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalEngine], Recorder]:
+    monkeypatch.setattr("collab.generation.products._PACK_LIMIT", 0)  # as on a GPU
+
     def start(engine: LocalEngine) -> Recorder:
         recorder = Recorder(engine)
         monkeypatch.setattr(graphs, "record", recorder)
@@ -129,6 +131,7 @@ def test_graphs_are_recorded_anew_when_weights_or_memory_have_moved(tiny_model: 
     teach(lm, seed=2)  # without forget(): adapters are rounded anew by themselves
     engine._kept.clear()
     taught = words(asyncio.run(talks(engine, count=3)))
+    assert len(recorder.recorded) > before
     fresh = LocalEngine(lm, tokenizer, 6)
     engine.forget()
     assert engine._graphs._recorded == {}

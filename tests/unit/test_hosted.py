@@ -357,6 +357,8 @@ def test_an_estimate_counts_what_is_played():
     (total,) = found.total
     whole = 2 * 1 + 3 * 2 * 2  # validations, and three rows of test goals that are played twice
     assert total.calls == 6 * 11 + whole * 2
+    config.trainer.val_every = 0
+    assert estimate(config, SPLITS, "train").total[0].calls == total.calls - 2 * 1 * 2
     text = told(config, found)
     usd = (total.prompt_tokens + 10 * total.completion_tokens) / 1e6
     assert f"user (tiny): {total.calls:.0f} calls" in text and f"{usd:.2f} $" in text

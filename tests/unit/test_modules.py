@@ -404,6 +404,13 @@ def test_a_step_without_spread_changes_nothing() -> None:
     assert scored.logged[0]["groups_without_spread"] == 1 and scored.logged[0]["loss"] == 0
 
 
+def test_the_kl_is_read_off_the_first_update_that_there_is() -> None:
+    found = [*(group(n, FLAT) for n in range(4, 7)), *groups()]
+    _, scored = fit(make("grpo", updates_per_step=2), found, steps=2)
+    assert len(scored.gradients) == 2
+    assert scored.logged[0]["kl"] == pytest.approx(0, abs=1e-6) and scored.logged[1]["kl"] > 0
+
+
 def test_groups_without_spread_do_not_water_down_the_others() -> None:
     _, alone = fit(make("grpo"), groups())
     _, mixed = fit(make("grpo"), [group(7, FLAT), *groups(), group(8, (0.5,))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import peft
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.generation.products import Products, _groups
 
+MANY = torch.randint(11, (32, 60), generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
 needs_bf16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU computes no bf16 products"
@@ -62,12 +64,40 @@ def test_siblings_are_grouped_and_every_linear_layer_is_in_one_group() -> None:
     assert max(len(group) for group in _groups(make_lm(target_modules=["q_proj", "up_proj"]))) == 1
 
 
+@pytest.fixture(params=[True, False], ids=["packed", "as they are"])
+def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether weights are packed; those of a GPU and of large models are not."""
+    if not request.param:
+        monkeypatch.setattr("collab.generation.products._PACK_LIMIT", 0)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("adapter", [True, False])
-def test_in_fp32_values_are_those_of_the_layers(adapter: bool) -> None:
+def test_in_fp32_values_are_those_of_the_layers(adapter: bool, packed: bool) -> None:
     lm = make_lm(torch.float32, adapter)
     products = Products(lm)
     torch.testing.assert_close(inside(lm, products), plain(lm), atol=1e-5, rtol=0)
-    assert overridden(lm) == 0 and all(group.packed for group in products.groups)
+    assert overridden(lm) == 0
+    assert all(list(group.packed) == [bool(group.adapters)] * packed for group in products.groups)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_little_an_adapter_has_learned_is_not_rounded_away(dtype: torch.dtype, packed: bool) -> None:
+    lm = make_lm(dtype)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.01)  # changes of 0.001 to weights of 0.2
+    exact = copy.deepcopy(lm).float()
+    with torch.no_grad(), Products(lm):
+        changed = lm(MANY).logits.float()
+        with lm.disable_adapter():
+            changed -= lm(MANY).logits.float()
+    with torch.no_grad():
+        expected = exact(MANY).logits
+        with exact.disable_adapter():
+            expected -= exact(MANY).logits
+    assert float((changed * expected).sum() / expected.square().sum()) == pytest.approx(1, abs=0.3)
 
 
 @needs_bf16
@@ -76,16 +106,16 @@ def test_in_bf16_the_error_is_no_larger_than_that_of_the_layers(adapter: bool) -
     lm = make_lm(adapter=adapter)
     products = Products(lm)
     with products:
-        assert overridden(lm) == (14 if adapter else 15) + adapter  # the head, which has no adapter, as well
+        assert overridden(lm) == 15  # the head, which has no adapter, as well
         lm(IDS)
-        assert all(list(group.packed) == [bool(group.adapters)] for group in products.groups)
+        assert all(list(group.packed) == [False] for group in products.groups)
     exact = plain(make_lm(torch.float32, adapter))
     error = (inside(lm) - exact).abs().mean()
     assert 0 < error < 1.5 * (plain(lm) - exact).abs().mean()
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-def test_the_adapter_can_be_switched_off_inside(dtype: torch.dtype, near: float) -> None:
+def test_the_adapter_can_be_switched_off_inside(dtype: torch.dtype, near: float, packed: bool) -> None:
     lm = make_lm(dtype)
     with torch.no_grad(), Products(lm):
         on = lm(IDS).logits
@@ -98,7 +128,7 @@ def test_the_adapter_can_be_switched_off_inside(dtype: torch.dtype, near: float)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("adapter", [True, False])
-def test_trained_weights_are_seen_when_it_is_entered_again(dtype: torch.dtype, adapter: bool) -> None:
+def test_trained_weights_are_seen_when_it_is_entered_again(dtype: torch.dtype, adapter: bool, packed: bool) -> None:
     lm = make_lm(dtype, adapter)
     products = Products(lm)
     before = inside(lm, products)
@@ -128,7 +158,7 @@ def test_changed_biases_are_seen_and_what_has_not_changed_is_kept() -> None:
     torch.testing.assert_close(after, inside(lm), atol=0, rtol=0)
 
 
-def test_adapters_written_past_the_count_of_changes_are_seen_once_all_is_forgotten() -> None:
+def test_adapters_written_past_the_count_of_changes_are_seen_once_all_is_forgotten(packed: bool) -> None:
     lm = make_lm(torch.float32)
     products = Products(lm)
     before = inside(lm, products)
