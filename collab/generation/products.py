@@ -7,8 +7,8 @@ its linear layers, through their `forward` attribute, and takes them out afterwa
 * layers that read the same input (query, key and value; gate and up) are one product instead of three or two;
 * on a CPU, weights are held a second time in the blocked layout of oneDNN, which would otherwise be made anew in every
   product (1.3 to 2 times faster up to 16 rows); models over `_PACK_LIMIT` are left as they are;
-* in fp32 such a copy has the adapter that speaks merged in, one with and one without where both speak. In bf16 it would
-  lose what training has changed: next to a weight, small changes round to nothing;
+* in fp32 such a copy has the adapter that speaks merged in, one with and one without where both speak. In bf16 small
+  changes of the weights would round to other values than they do in the update, which keeps them apart;
 * other adapters, trained in fp32, are rounded to the model's dtype once instead of in every layer of every step.
 
 The values are those of the layers themselves, up to the rounding of the model's dtype.

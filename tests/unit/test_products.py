@@ -50,6 +50,14 @@ def plain(lm: Any) -> torch.Tensor:
     return lm(IDS).logits.float()
 
 
+@torch.no_grad()
+def change_of(lm: Any) -> torch.Tensor:
+    """What the adapter changes in the logits."""
+    adapted = lm(MANY).logits.float()
+    with lm.disable_adapter():
+        return adapted - lm(MANY).logits.float()
+
+
 def overridden(lm: nn.Module) -> int:
     return sum("forward" in module.__dict__ for module in lm.modules())
 
@@ -82,22 +90,19 @@ def test_in_fp32_values_are_those_of_the_layers(adapter: bool, packed: bool) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_little_an_adapter_has_learned_is_not_rounded_away(dtype: torch.dtype, packed: bool) -> None:
+def test_as_much_is_seen_of_small_changes_as_the_layers_see(dtype: torch.dtype, packed: bool) -> None:
     lm = make_lm(dtype)
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if "lora_B" in name:
                 parameter.mul_(0.01)  # changes of 0.001 to weights of 0.2
-    exact = copy.deepcopy(lm).float()
-    with torch.no_grad(), Products(lm):
-        changed = lm(MANY).logits.float()
-        with lm.disable_adapter():
-            changed -= lm(MANY).logits.float()
-    with torch.no_grad():
-        expected = exact(MANY).logits
-        with exact.disable_adapter():
-            expected -= exact(MANY).logits
-    assert float((changed * expected).sum() / expected.square().sum()) == pytest.approx(1, abs=0.3)
+    exact = change_of(copy.deepcopy(lm).float())
+    as_layers = change_of(lm)
+    with Products(lm):
+        changes = change_of(lm)
+    # In bf16 three quarters of them; with the adapter merged into the weights, half.
+    seen = [float((change * exact).sum() / exact.square().sum()) for change in (changes, as_layers)]
+    assert seen[0] == pytest.approx(seen[1], abs=0.1) and seen[1] > 0.6
 
 
 @needs_bf16
