@@ -114,6 +114,7 @@ def overrides(tiny_model: Path, tmp_path: Path) -> list[str]:
         "trainer.accelerator=cpu",
         "algorithm.warmup_steps=0",
         "trainer.max_steps=1",
+        "trainer.val_every=1",
         "trainer.goals_per_step=2",
         "task.max_turns=1",
         "task.max_new_tokens=12",
