@@ -145,11 +145,8 @@ class _Group:
 
     @torch.no_grad()
     def _pack(self, merged: bool) -> torch.Tensor:
-        if merged:
-            whole = torch.cat([_merged(layer) for layer in self.adapters])
-        else:
-            whole = torch.cat([base.weight for base in self.bases])
-        return torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS)
+        weights = [_merged(layer) for layer in self.adapters] if merged else [base.weight for base in self.bases]
+        return torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights), _ROWS)
 
 
 class _Forward:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import TORCHRUN
+from commands import ROOT, TORCHRUN
 
 if TYPE_CHECKING:
     from conftest import Runner
 
-ROOT = Path(__file__).parents[2]
 TWO = ("strategy=ddp", "trainer.devices=2")
 
 

@@ -145,15 +145,15 @@ def test_trained_weights_are_seen_when_it_is_entered_again(dtype: torch.dtype, a
     torch.testing.assert_close(after, inside(lm), atol=0, rtol=0)
 
 
-@needs_bf16
-def test_changed_biases_are_seen_and_what_has_not_changed_is_kept() -> None:
-    lm = make_lm()
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
+def test_changed_biases_are_seen_and_what_has_not_changed_is_kept(dtype: torch.dtype) -> None:
+    lm = make_lm(dtype)
     products = Products(lm)
     before = inside(lm, products)
-    held = [x for group in products.groups for x in group.packed.values()]
+    held = [x for group in products.groups for x in (*group.packed.values(), group.up)]
     torch.testing.assert_close(inside(lm, products), before, atol=0, rtol=0)
-    again = [x for group in products.groups for x in group.packed.values()]
-    assert len(held) == len(products.groups) and all(x is y for x, y in zip(again, held, strict=True))
+    again = [x for group in products.groups for x in (*group.packed.values(), group.up)]
+    assert len(held) == 2 * len(products.groups) and all(x is y for x, y in zip(again, held, strict=True))
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if name.endswith("bias"):
