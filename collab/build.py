@@ -86,10 +86,7 @@ def data(config: Config) -> GoalDataModule | OfflineData:
 def endpoints(config: Config, progress: Progress) -> Endpoints:
     """The hosted models of this run; a context manager, to be entered around all that is played."""
 
-    def tell(text: str) -> None:
-        progress.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
-
-    return Endpoints(config, tell, rank(), num_processes(config))
+    return Endpoints(config, progress.note, rank(), num_processes(config))
 
 
 def num_processes(config: Config) -> int:

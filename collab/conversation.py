@@ -89,13 +89,19 @@ class Goal:
         id: Unique within its file.
         prompt: What the user wants, in one message (`single_turn_prompt`).
         reference: The artefact that would satisfy the user (`single_turn_completion`, `y_g` of Eq. 3).
-        metadata: Preferences and descriptions, e.g. title, tone, audience, length (`single_turn_metadata`).
+        metadata: Preferences and descriptions, e.g. title, tone, audience, length (`single_turn_metadata`); `notes`, a
+            list of texts, is what the user knows, and `cues` has for each note the words by which it can be asked for.
     """
 
     id: str
     prompt: str
     reference: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user knows, in its own words: the entry `notes` of the metadata; empty where there is none."""
+        return tuple(self.metadata.get("notes") or ())
 
     @property
     def agenda(self) -> Agenda | None:

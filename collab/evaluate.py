@@ -20,6 +20,7 @@ from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
 from collab.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.rewards.metrics import assistant_tokens
+from collab.simulation.agenda import distinct_questions
 from collab.targets import load_target
 
 if TYPE_CHECKING:
@@ -132,10 +133,12 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
 def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
     """Metric -> goal -> values of its conversations, as the report wants them."""
     found: dict[str, dict[str, list[float | None]]] = {}
-    for conversation, score in scored:
+    distinct = distinct_questions([conversation for conversation, _ in scored])
+    for (conversation, score), value_of_questions in zip(scored, distinct, strict=True):
         values: dict[str, float | None] = {
             "mr": score.reward,
             **{name: value for name, value in score.parts.items() if name != "token_penalty"},
+            "distinct_questions": value_of_questions if conversation.valid else None,
             "assistant_tokens": float(assistant_tokens(conversation)) if conversation.valid else None,
             "turns": float(len(conversation.turns)) if conversation.valid else None,
         }

@@ -53,3 +53,15 @@ def questions(text: str) -> list[str]:
 def without_questions(text: str) -> str:
     """The text with the sentences that ask something left out; "" if nothing else is there."""
     return " ".join(sentence for sentence in sentences(text) if "?" not in sentence)
+
+
+def names_and_numbers(text: str) -> frozenset[str]:
+    """Lower-case words that a text must spell as they are: with a digit, or capitalised within a sentence."""
+    found = set()
+    for sentence in sentences(text):
+        for place, match in enumerate(_WORD.finditer(sentence)):
+            word = match[0].split("'")[0]
+            named = word[0].isupper() and word != "I" and place > 0
+            if named or any(character.isdigit() for character in word):
+                found.add(word.lower())
+    return frozenset(found)

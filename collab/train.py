@@ -80,6 +80,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.callbacks.rollout import RolloutCallback
     from collab.callbacks.spend import SpendCallback
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
+    from collab.callbacks.watch import GamingWatch
     from collab.datamodules.conversations import OfflineData
     from collab.modules.loading import load_tokenizer
 
@@ -103,6 +104,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
         StepSeed(config.seed),
         RolloutProgress(progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "loss")),
         RolloutCallback(simulation, config.task.system_prompt),
+        *([GamingWatch(progress.note)] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
         TranscriptCallback(TranscriptWriter(folder, rank()), config.logger.num_conversations),
         ExportBest(folder, merge=config.export.merge),

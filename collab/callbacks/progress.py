@@ -102,6 +102,10 @@ class Progress:
         self._bars.update(self._phase, visible=False)
         self._line(task.description, "  ".join(filter(None, (count, _note(fields)))), self._elapsed())
 
+    def note(self, text: str) -> None:
+        """A line that the user should read."""
+        self.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def spent(self, lines: Iterable[str]) -> None:
         """What hosted models have cost, a line each."""
         for line in lines:

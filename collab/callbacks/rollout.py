@@ -35,6 +35,7 @@ from collab.modules.packing import pack
 from collab.modules.sharding import gathered, is_spread, whole_state
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
+from collab.simulation.agenda import distinct_questions
 from collab.simulation.allocation import candidates_at, context_turns
 from collab.simulation.rollout import (
     Players,
@@ -425,9 +426,11 @@ def group_values(groups: Sequence[Group], weights: dict[str, float]) -> Values:
         "reply_tokens": [float(candidate.reply.num_tokens) for candidate in candidates],
         "cut_replies": [float(reply.finish_reason == "length") for reply in spoken],
     }
+    found["distinct_questions"] = distinct_questions(futures)
     for name, weight in weights.items():
         found[name] = [c.part(name) for c in candidates]
-        found[f"{name}_spread"] = [_spread([c.part(name) for c in g.candidates], abs(weight)) for g in groups]
+        if weight:
+            found[f"{name}_spread"] = [_spread([c.part(name) for c in g.candidates], abs(weight)) for g in groups]
     if "token_penalty" in weights:
         found["token_penalty_saturated"] = _saturated([score for c in candidates for score in c.scores])
     return found
@@ -448,6 +451,7 @@ def conversation_values(scored: Sequence[Scored], names: Iterable[str]) -> Value
         "unscored": [float(score.reward is None) for _, score in scored],
         "mr": [score.reward for _, score in scored],
         **{name: [score.parts.get(name) for _, score in scored] for name in names},
+        "distinct_questions": distinct_questions([conversation for conversation, _ in scored]),
         "assistant_tokens": [float(assistant_tokens(conversation)) for conversation, _ in scored],
         "turns": [float(len(conversation.turns)) for conversation, _ in scored],
         "cut_replies": [float(reply.finish_reason == "length") for reply in replies],

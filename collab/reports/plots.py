@@ -8,10 +8,15 @@ from pathlib import Path
 
 _QUANTITIES = {  # metric -> title of its panel
     "mr": "multiturn-aware reward",
+    "coverage": "coverage of notes",
     "bleu": "BLEU",
     "accuracy": "accuracy",
     "pass_rate": "pass rate",
     "interactivity": "interactivity",
+    "pertinent": "pertinent questions",
+    "distinct_questions": "distinct questions",
+    "copied": "copied from the user",
+    "repetition": "repetition",
     "assistant_tokens": "assistant tokens",
 }
 # Blue and vermilion of Okabe and Ito's palette, told apart with any colour vision; markers differ for grey prints.

@@ -22,7 +22,7 @@ from collab.conversation import Conversation, Goal
 from collab.errors import BadInput
 from collab.extraction import last_answer, last_program
 from collab.sandbox.run import run_program
-from collab.simulation.agenda import agenda_of, asks_back, read
+from collab.simulation.agenda import agenda_of, asks_back, delivers, read
 from collab.text import without_questions
 
 
@@ -58,6 +58,10 @@ def extract(conversation: Conversation) -> str:
 def assistant_tokens(conversation: Conversation) -> int:
     """Tokens that the assistant spent in the whole conversation, end-of-turn tokens included."""
     return sum(turn.reply.num_tokens for turn in conversation.turns)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Extractor(Protocol):
@@ -190,8 +194,7 @@ class TokenPenalty:
     """
 
     def __init__(self, coefficient: float) -> None:
-        number = isinstance(coefficient, int | float) and not isinstance(coefficient, bool)
-        if not number or not (math.isfinite(coefficient) and coefficient >= 0):
+        if not _is_number(coefficient) or coefficient < 0:
             raise BadInput(f"coefficient ({coefficient!r}) must be a finite number of at least 0. Set it to one.")
         self.coefficient = coefficient
 
@@ -200,27 +203,51 @@ class TokenPenalty:
 
 
 class AgendaInteractivity:
-    """Share of the hidden agenda that the assistant's questions brought to light, 0..1; stands in for `R_LLM`.
+    """How much of what the user holds back pertinent questions brought to light, 0..1; stands in for `R_LLM`.
 
-    A question counts once the user has answered it: the last message of a finished conversation earns nothing.
+    `(earned - cost * needless) / items`, at least 0. A needless question asks for what is known or was asked before, or
+    comes on top of `items_per_answer` others. A question counts once the user has answered it: the last message of a
+    finished conversation earns nothing. A conversation that ends without a result scores 0: its questions led nowhere.
 
     Args:
         items_per_answer: As the simulated user has it (`user.items_per_answer`).
+        needless_cost: What a needless question costs, in items.
 
     Raises:
-        BadInput: `items_per_answer` is not a whole number of at least 1.
+        BadInput: `items_per_answer` is not a whole number of at least 1, or `needless_cost` not a number of at least 0.
     """
 
-    def __init__(self, items_per_answer: int = 2) -> None:
+    def __init__(self, items_per_answer: int = 2, needless_cost: float = 0.5) -> None:
         if not isinstance(items_per_answer, int) or isinstance(items_per_answer, bool) or items_per_answer < 1:
             raise BadInput(
                 f"items_per_answer ({items_per_answer!r}) must be a whole number of at least 1. Set it to one."
             )
-        self.items_per_answer = items_per_answer
+        if not _is_number(needless_cost) or needless_cost < 0:
+            raise BadInput(f"needless_cost ({needless_cost!r}) must be a finite number of at least 0. Set it to one.")
+        self.items_per_answer, self.needless_cost = items_per_answer, needless_cost
 
     async def __call__(self, conversation: Conversation) -> float | None:
         items = agenda_of(conversation.goal)
+        if not items:
+            return None
+        if conversation.ended_by == "max_turns" and not delivers(conversation):
+            return 0.0
         answered = conversation.assistant_texts
         if conversation.pending is None:
             answered = answered[:-1]
-        return len(read(conversation.goal, answered, self.items_per_answer).given) / len(items) if items else None
+        state = read(conversation.goal, answered, self.items_per_answer)
+        return max(0.0, len(state.given) - self.needless_cost * state.needless) / len(items)
+
+
+class PertinentQuestions:
+    """Share of the assistant's questions that ask the user for something new, 0..1; None where it asks nothing.
+
+    To be watched, with weight 0.
+    """
+
+    def __init__(self, items_per_answer: int = 2) -> None:
+        self.items_per_answer = items_per_answer
+
+    async def __call__(self, conversation: Conversation) -> float | None:
+        state = read(conversation.goal, conversation.assistant_texts, self.items_per_answer)
+        return state.pertinent / state.num_questions if state.num_questions else None

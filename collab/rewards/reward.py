@@ -14,14 +14,14 @@ class ConversationReward:
 
     Args:
         metrics: Name -> (weight, metric). In the paper's terms: BLEU is the extrinsic part; the token penalty (with
-            weight -1) and interactivity are the intrinsic one.
+            weight -1) and interactivity are the intrinsic one. A metric of weight 0 is only watched.
     """
 
     def __init__(self, metrics: Mapping[str, tuple[float, Metric]]) -> None:
         self.metrics = dict(metrics)
 
     async def __call__(self, conversation: Conversation) -> Score:
-        """Score a finished conversation. A metric that has no value leaves the whole reward without one.
+        """Score a finished conversation. A metric that has no value, unless only watched, leaves the reward without one.
 
         A metric that does not apply to the goal is no part of its reward. An invalid conversation is not measured.
         """
@@ -33,6 +33,7 @@ class ConversationReward:
         raw = {name: value.replies for name, value in found.items() if isinstance(value, Judged)}
         parts = {name: value.value if isinstance(value, Judged) else value for name, value in found.items()}
         known = {name: value for name, value in parts.items() if value is not None}
-        if len(known) < len(parts):
+        weights = {name: weight for name, (weight, _) in metrics.items() if weight}
+        if weights.keys() - known.keys():
             return Score(None, parts, raw)
-        return Score(sum(weight * known[name] for name, (weight, _) in metrics.items()), parts, raw)
+        return Score(sum(weight * known[name] for name, weight in weights.items()), parts, raw)

@@ -1,21 +1,23 @@
 """A simulated user that needs no language model: an agenda of things to bring up, and rules for when to do so.
 
 The idea is Schatzmann et al., "Agenda-Based User Simulation for Bootstrapping a POMDP Dialogue System" (NAACL 2007).
-The agenda of a goal holds the sentences of its reference and the preferences in its metadata. The user opens with the
-topic alone, and an item comes to light only when the assistant asks a question that earns it:
+The user opens with the topic alone. What it knows and wants is on its agenda:
 
-- it ends in a question mark and has at least four words;
-- it concerns an item that is still hidden, or it is an open one: it names the topic or a part of the text (a fact, a
-  key point), or asks what, which, who, when, where, why or how about the form;
-- it is no offer or check ("Would you like me to write it?", "Is this draft okay?");
-- it was not asked before (in nearly the same words), and is not the user's own opening given back.
+- the goal's notes, what the user knows in its own words (`metadata.notes`). A goal without notes has the sentences of
+  its reference instead: then pasting what the user says is the best text there can be;
+- the preferences in the goal's metadata, such as tone and length;
+- or, for a problem or a program, the items that the goal spells out (`collab.conversation.Agenda`).
 
-One answer gives two items at most: those that the question concerns, or the next ones where it asks what to include
-or about the topic as a whole. A draft earns no content: at most the *kind* of what it misses is named.
+A question earns what it asks for (`collab.simulation.questions`):
 
-A goal whose reference does not say what the user knows (the answer to a problem, a program) spells its agenda out
-(`collab.conversation.Agenda`): an opening, and the items that are held back. The rules are the same. The user of such a
-goal cannot judge the result, but knows what has not been told yet: a result ends the chat once enough has been.
+- a question about a slot (when, where, who for, what tone, ...) earns the hidden item that has it;
+- an open question ("What should it say?") earns the next item, once: the same request in other words earns nothing;
+- a question that asks the user for nothing earns nothing: world knowledge, definitions, reversed roles, offers;
+- a question whose answer is known, that was asked before, or that comes on top of `items_per_answer` others in one
+  message is needless. Interactivity counts it against the policy.
+
+A draft earns no content: at most the *kind* of what it misses is named. A draft that covers enough of the notes ends the
+chat. The user of a goal that spells its agenda out cannot judge the result, but knows what has not been told yet.
 
 The user has no memory of its own. Its state is read off the conversation each time, so a history can be forked into
 any number of futures, and a finished conversation can be scored by the same reading (`read`).
@@ -25,50 +27,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from numpy.random import Generator
 
 from collab.config import AgendaUserConfig
 from collab.conversation import Artefact, Conversation, Goal, Key
 from collab.extraction import last_program, outside_code, states_answer
+from collab.simulation.questions import Reading, read_question, slots_of
 from collab.simulation.user import UserTurn
-from collab.text import content_words, questions, sentences, stem, without_questions, words
+from collab.text import content_words, names_and_numbers, questions, sentences, stem, without_questions, words
 
 CONTENT = "content"
-_DESCRIBES = frozenset({"title", "form"})  # metadata that the opening gives away
-
-# What a question may call the thing to be written, and its parts.
-_FORM = frozenset(
-    stem(word)
-    for word in """document text email letter post article note notice draft message piece introduction invitation
-    review story blurb announcement flyer sign label guide bio""".split()
-)
-_INCLUDE = frozenset(
-    stem(word)
-    for word in """include mention cover contain content key main important point details fact information idea topic
-    theme focus subject specific""".split()
-)
-_ASKS = frozenset("what which who whom when where why how tell describe".split())
-_OFFER = re.compile(
-    r"\b(?:would you like|do you want|shall|can|may|could|should) (?:me to|i|we) "
-    r"(?:help|assist|write|draft|create|make|start|begin|proceed|continue|send|show|give|offer|provide|do)\b"
-    r"|\bhow (?:can|may|could) i (?:help|assist)\b"
-)
-_CHECK = re.compile(r"\b(?:does|did) (?:that|this|it) (?:help|answer|make sense)\b|\b(?:anything|something) else\b")
-_KINDS = {
-    "tone": "tone style voice mood formal casual feel sound friendly",
-    "audience": "audience reader readers read aimed target",
-    "length": "length long short words brief size",
-    "purpose": "purpose aim reason goal",
+_NOT_PREFERENCES = frozenset({"title", "form", "notes", "cues"})  # metadata that is told at once, or is no preference
+_NEARLY_SAME = 0.7  # Jaccard index of content words from which on a question counts as asked before
+_COVERED = 0.5  # share of a note's content words that a text must hold to cover it, beside all names and numbers
+_DRAFT_WORDS = 8  # shorter leftovers beside a question are small talk, not a draft
+_PREFERENCE_CUES = {  # preference -> words by which a question asks for it; slots are named as in questions.SLOTS
+    "tone": "tone style mood voice formal informal casual friendly humorous sound feel",
+    "audience": "audience reader readers recipient read aimed target addressed",
+    "length": "length long short brief detailed words sentences",
+    "purpose": "purpose aim reason goal why",
     "format": "format layout structure",
     "avoid": "avoid leave",
     "style": "style tone",
     "call_to_action": "action",
 }
-_NEARLY_SAME = 0.7  # Jaccard index of content words from which on a question counts as asked before
-_COVERED = 0.6  # share of a sentence's content words that a draft must hold to cover it
-_DRAFT_WORDS = 8  # shorter leftovers beside a question are small talk, not a draft
 
 
 @dataclass(frozen=True)
@@ -76,23 +61,39 @@ class Item:
     """One thing on the agenda.
 
     Attributes:
-        kind: "content" for a sentence of the reference, the metadata's key for a preference, else what the agenda says.
-        text: The sentence, or the preference.
-        cues: Further words by which it can be asked for; None for a preference, which needs a sentence around it.
+        kind: "content" for a note or a sentence, the metadata's key for a preference, else what the agenda says.
+        text: What the user says, or the value of the preference.
+        cues: Words by which it can be asked for; None where there are none but those of kind and text.
+        spelt_out: Whether the goal's agenda spells it out.
     """
 
     kind: str
     text: str
     cues: str | None = None
+    spelt_out: bool = False
 
     @property
     def hints(self) -> frozenset[str]:
         """Stems by which a question can ask for this item."""
-        own = content_words(self.text)
+        kind = self.kind.replace("_", " ")
         if self.kind == CONTENT:
-            return own
-        names = _KINDS.get(self.kind, "") if self.cues is None else f"{_PARTS.get(self.kind, '')} {self.cues}"
-        return own | frozenset(stem(word) for word in f"{self.kind.replace('_', ' ')} {names}".lower().split())
+            named = self.cues or ""
+        elif self.spelt_out:
+            named = f"{kind} {_PARTS.get(self.kind, '')} {self.cues or ''}"
+        else:
+            named = f"{kind} {_PREFERENCE_CUES.get(self.kind, '')}"
+        return content_words(self.text) | frozenset(stem(word) for word in words(named))
+
+    @property
+    def slots(self) -> frozenset[str]:
+        """Slots that it fills: those that its cues name, else those that can be read off its text."""
+        if self.kind == CONTENT:
+            return slots_of(self.cues) if self.cues is not None else _slots_in(self.text)
+        return frozenset() if self.spelt_out else slots_of(f"{self.kind} {_PREFERENCE_CUES.get(self.kind, '')}")
+
+    @property
+    def preference(self) -> bool:
+        return self.kind != CONTENT and not self.spelt_out
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,7 @@ class Manner:
 
     Attributes:
         form: What it is called where the goal does not say.
-        names: Stems of what a question may call it.
-        parts: Stems by which a question asks for everything.
+        names: Stems of what else a question may call it.
         openings: What comes around the opening of an agenda.
         leads: What comes before an answer.
         unhappy: Answers to a result that comes too early; at most the kind of what is missing is named.
@@ -111,7 +111,6 @@ class Manner:
 
     form: str
     names: frozenset[str]
-    parts: frozenset[str]
     openings: tuple[str, ...]
     leads: tuple[str, ...]
     unhappy: tuple[str, ...]
@@ -125,29 +124,46 @@ class State:
     Attributes:
         given: Indices of the items that came to light, in order.
         answered: The items that the last assistant message has just earned.
-        asked: Content words of every question so far.
+        asked: Readings of every question that the user has considered so far.
+        num_questions: Questions so far, whatever they ask for.
+        pertinent: Those of them that ask the user for something, and are not needless.
+        needless: Those that ask for what is known or was asked before, or are too many for one message.
+        open_used: Whether an open question has earned its item.
+        refused: Why the last message has earned nothing: a rule of `Reading.why`, "known" or "no wish"; "" if it asks
+            nothing.
         drafted: Whether the last assistant message holds a draft, or a result.
-        covered: Share of the reference's sentences that the best draft so far covers; of an agenda that is spelt out,
-            the share that had been told when there was a result.
+        covered: Share of the notes that the best draft so far covers; of an agenda that is spelt out, the share that had
+            been told when there was a result.
         idle: Turns in a row, up to the last, that brought nothing.
-        repeated: Whether the last message asked only what had been asked before.
     """
 
     given: tuple[int, ...] = ()
     answered: tuple[int, ...] = ()
-    asked: tuple[frozenset[str], ...] = ()
+    asked: tuple[Reading, ...] = ()
+    num_questions: int = 0
+    pertinent: int = 0
+    needless: int = 0
+    open_used: bool = False
+    refused: str = ""
     drafted: bool = False
     covered: float = 0.0
     idle: int = 0
-    repeated: bool = False
+
+
+def notes_of(goal: Goal) -> list[str]:
+    """What the user knows: the goal's notes, or the sentences of its reference where it has none."""
+    return list(goal.notes) or sentences(goal.reference)
 
 
 def agenda_of(goal: Goal) -> list[Item]:
-    """The agenda that the goal spells out, or else the sentences of the reference, then the preferences, as filed."""
+    """The agenda that the goal spells out, or else the notes, then the preferences, as filed."""
     if goal.agenda is not None:
-        return [Item(item.kind, item.text, item.cues) for item in goal.agenda.items]
-    content = [Item(CONTENT, sentence) for sentence in sentences(goal.reference)]
-    preferences = [Item(key, str(value)) for key, value in goal.metadata.items() if key not in _DESCRIBES and value]
+        return [Item(item.kind, item.text, item.cues, spelt_out=True) for item in goal.agenda.items]
+    notes, cues = notes_of(goal), goal.metadata.get("cues") or ()
+    content = [Item(CONTENT, note, cues[i] if i < len(cues) else None) for i, note in enumerate(notes)]
+    preferences = [
+        Item(key, str(value)) for key, value in goal.metadata.items() if key not in _NOT_PREFERENCES and value
+    ]
     return content + preferences
 
 
@@ -169,46 +185,95 @@ def _manner(goal: Goal) -> Manner:
     return _MANNERS[makes(goal)]
 
 
+def read_questions(goal: Goal, reply: str) -> list[Reading]:
+    """What each question of an assistant's message asks for; the user's own, given back, asks for nothing."""
+    own, about = _own_questions(goal), _given_at_once(goal)
+    cues = frozenset[str]().union(*(item.hints for item in agenda_of(goal))) - about
+    text = outside_code(reply) if makes(goal) == "program" else reply
+    found = []
+    for question in questions(text):
+        reading = read_question(question, about, cues)
+        repeats = tuple(words(question)) in own or _restates(goal, reading)
+        found.append(Reading(False, "own", meaning=reading.meaning) if repeats else reading)
+    return found
+
+
 def read(goal: Goal, replies: Sequence[str], items_per_answer: int = 2) -> State:
     """Go through the assistant's messages in order, as the user did, and return where that leaves the agenda."""
-    items, manner = agenda_of(goal), _manner(goal)
-    form = content_words(form_of(goal)) | manner.names
-    open_words = content_words(topic_of(goal)) | manner.parts
-    own = _own_questions(goal)
     state = State()
     for reply in replies:
-        answered: list[int] = []
-        asked = list(state.asked)
-        repeated = False
-        for question in questions(outside_code(reply) if makes(goal) == "program" else reply):
-            if len(answered) == items_per_answer:
-                break  # the user has said enough for one message; what was not answered may be asked again
-            if tuple(words(question)) in own:
-                continue
-            meaning = content_words(question)
-            if any(_alike(meaning, earlier) for earlier in asked):
-                repeated = True
-                continue
-            asked.append(meaning)
-            if len(words(question)) < 4 or _OFFER.search(question.lower()):
-                continue
-            hidden = [i for i in range(len(items)) if i not in state.given and i not in answered]
-            concerned = [i for i in hidden if items[i].hints & (meaning - form - open_words)]
-            if not concerned and (meaning & open_words or (meaning & form and _ASKS & set(words(question)))):
-                concerned = hidden
-            answered += concerned[: items_per_answer - len(answered)]
-        drafted, covered = _result(goal, reply, len(state.given) / len(items) if items else 1.0)
-        progress = bool(answered) or covered > state.covered
-        state = State(
-            given=(*state.given, *answered),
-            answered=tuple(answered),
-            asked=tuple(asked),
-            drafted=drafted,
-            covered=max(covered, state.covered),
-            idle=0 if progress else state.idle + 1,
-            repeated=repeated and not answered,
-        )
+        state = _read_reply(goal, state, reply, items_per_answer)
     return state
+
+
+def _read_reply(goal: Goal, state: State, reply: str, items_per_answer: int) -> State:
+    items, about = agenda_of(goal), _given_at_once(goal)
+    answered: list[int] = []
+    asked, open_used = list(state.asked), state.open_used
+    refused, pertinent, needless = "", 0, 0
+    readings = read_questions(goal, reply)
+    for reading in readings:
+        if len(answered) == items_per_answer:
+            needless += 1  # the user has said enough for one message; what was not answered may be asked again
+            continue
+        if not reading.asks:
+            refused = refused or reading.why
+            continue
+        given = {*state.given, *answered}
+        concerned = [] if _told_at_once(goal, reading, items) else _concerned(reading, items, given, about)
+        earned = [i for i in concerned if i not in given][: items_per_answer - len(answered)]
+        as_open = reading.open and not concerned
+        if as_open and not open_used:
+            earned = [i for i in range(len(items)) if i not in given][:1]
+        before = any(_alike(reading.meaning, earlier.meaning) for earlier in asked)
+        if before and as_open or not earned and (before or concerned or (as_open and open_used)):
+            needless += 1
+            refused = refused or "known"
+            continue
+        open_used = open_used or as_open
+        pertinent += 1
+        asked.append(reading)
+        answered += earned
+        refused = refused or ("" if earned else "no wish")
+    drafted, covered = _result(goal, reply, len(state.given) / len(items) if items else 1.0)
+    progress = bool(answered) or covered > state.covered
+    return State(
+        given=(*state.given, *answered),
+        answered=tuple(answered),
+        asked=tuple(asked),
+        num_questions=state.num_questions + len(readings),
+        pertinent=state.pertinent + pertinent,
+        needless=state.needless + needless,
+        open_used=open_used,
+        refused="" if answered else refused,
+        drafted=drafted,
+        covered=max(covered, state.covered),
+        idle=0 if progress else state.idle + 1,
+    )
+
+
+def _concerned(reading: Reading, items: Sequence[Item], given: set[int], about: frozenset[str]) -> list[int]:
+    """The items that a question asks for by name: one for each slot, or else all that share a word with it.
+
+    Of several items with a slot, the one that shares most words with the question, hidden ones first.
+    """
+    meaning = reading.meaning - about
+
+    def fit(i: int) -> tuple[int, bool, int]:
+        return len(items[i].hints & meaning), i not in given, -i
+
+    found: list[int] = []
+    for slot in sorted(reading.slots - {"what"}):
+        having = [i for i, item in enumerate(items) if slot in item.slots]
+        if having and (best := max(having, key=lambda i: (i not in given, fit(i)))) not in found:
+            found.append(best)
+    while not found or meaning:
+        best = max(range(len(items)), key=fit, default=None)
+        if best is None or not fit(best)[0] or reading.slots - {"what"} and found:
+            break
+        found.append(best)
+        meaning -= items[best].hints
+    return found
 
 
 def _result(goal: Goal, reply: str, told: float) -> tuple[bool, float]:
@@ -227,29 +292,123 @@ def _result(goal: Goal, reply: str, told: float) -> tuple[bool, float]:
     return there, told if there else 0.0
 
 
+def distinct_questions(conversations: Sequence[Conversation]) -> list[float | None]:
+    """How particular to its goal each conversation's questions are, 0..1; None where it asks none.
+
+    Of each question the share of the other goals that are not asked it, topic and form left out; the mean over the
+    conversation's questions. One constant question everywhere scores 0. None with one goal alone.
+    """
+    asked = [
+        [
+            reading.meaning - _given_at_once(c.goal)
+            for text in c.assistant_texts
+            for reading in read_questions(c.goal, text)
+        ]
+        for c in conversations
+    ]
+    goals: dict[frozenset[str], set[str]] = {}
+    for conversation, questions_ in zip(conversations, asked, strict=True):
+        for question in questions_:
+            goals.setdefault(question, set()).add(conversation.goal.id)
+    others = len({conversation.goal.id for conversation in conversations}) - 1
+    if others < 1:
+        return [None] * len(conversations)
+    return [
+        sum(1 - (len(goals[question]) - 1) / others for question in each) / len(each) if each else None
+        for each in asked
+    ]
+
+
+def delivers(conversation: Conversation) -> bool:
+    """Whether the last message gives the user what the conversation was for: a text with a note in it, or a result."""
+    if not conversation.turns:
+        return False
+    there, covered = _result(conversation.goal, conversation.assistant_texts[-1], 1.0)
+    return there and covered > 0
+
+
 def asks_back(goal: Goal, reply: str) -> bool:
-    """Whether a message asks the user anything: no offer, no check, and not the user's own question given back."""
-    own = _own_questions(goal) | {tuple(words(question)) for question in questions(goal.prompt)}
-    return any(
-        tuple(words(question)) not in own
-        and not _OFFER.search(question.lower())
-        and not _CHECK.search(question.lower())
-        for question in questions(reply)
-    )
+    """Whether a message asks the user back: no offer, no check, and not the user's own question given back."""
+    return any(reading.asks for reading in read_questions(goal, reply))
 
 
-def coverage(goal: Goal, draft: str) -> float:
-    """Share of the reference's sentences whose content words are mostly in the draft, 0..1."""
-    have = content_words(draft)
-    wanted = [content_words(sentence) for sentence in sentences(goal.reference)]
-    hits = [len(words_ & have) >= _COVERED * len(words_) for words_ in wanted if words_]
-    return sum(hits) / len(hits) if hits else 0.0
+def covers(goal: Goal, text: str) -> list[bool]:
+    """Which notes are in a text: all their names and numbers, and half of the other content words or more.
+
+    Words that the user gave away at once (topic and form) do not count, unless a note has no others.
+    """
+    have, about = content_words(text), _given_at_once(goal)
+    exact = {word.split("'")[0] for word in words(text)}
+    found = []
+    for note in notes_of(goal):
+        wanted = content_words(note)
+        wanted = wanted - about or wanted
+        named = names_and_numbers(note) <= exact
+        found.append(bool(wanted) and named and len(wanted & have) >= _COVERED * len(wanted))
+    return found
+
+
+def coverage(goal: Goal, text: str) -> float:
+    """Share of the notes that are in a text, 0..1."""
+    found = covers(goal, text)
+    return sum(found) / len(found) if found else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _stems(text: str) -> frozenset[str]:
+    return content_words(text)
+
+
+def _given_at_once(goal: Goal) -> frozenset[str]:
+    """Stems of topic and form: they single nothing out."""
+    return _stems(f"{topic_of(goal)} {form_of(goal)}") | _manner(goal).names
+
+
+def _restates(goal: Goal, reading: Reading) -> bool:
+    """Whether a question is the goal's own, as of a problem that is posed again."""
+    if goal.agenda is None:
+        return False
+    return any(_alike(reading.meaning, content_words(own)) for own in questions(goal.agenda.opening))
+
+
+def _told_at_once(goal: Goal, reading: Reading, items: Sequence[Item]) -> bool:
+    """Whether a sentence of the opening answers a question better than any item of the agenda could."""
+    if goal.agenda is None:
+        return False
+    told = max((len(content_words(said) & reading.meaning) for said in sentences(goal.agenda.opening)), default=0)
+    return told > max((len(item.hints & reading.meaning) for item in items), default=0)
 
 
 def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
     if not one or not other:
         return one == other
     return len(one & other) / len(one | other) >= _NEARLY_SAME
+
+
+_WHEN = re.compile(
+    r"\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)days?|january|february|march|april|june|july|august|september|october|"
+    r"november|december|noon|midnight|morning|afternoon|evening|tonight|tomorrow|o'clock|a\.?m|p\.?m|weeks?|weekend|"
+    r"month|daily|weekly|every|until|till|since|deadline|\d{1,2}[:.]\d{2})\b",
+    re.IGNORECASE,
+)
+_WHERE = re.compile(
+    r"\b(?:in|at|behind|near|under|beside|opposite|outside|inside|next to|on) (?:the |our |my |her |his )?[A-Za-z]+|"
+    r"\b(?:street|road|hall|room|floor|square|corner)\b",
+    re.IGNORECASE,
+)
+_IN_TEXT = (  # of a note without cues: the slots that it seems to fill
+    ("when", _WHEN),
+    ("where", _WHERE),
+    ("how much", re.compile(r"\b(?:euros?|dollars?|pounds?|cents?|free|costs?|price|fee)\b|[€$£]", re.IGNORECASE)),
+    ("how many", re.compile(r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|dozen|hundred|thousand)\b")),
+    ("contact", re.compile(r"\b(?:call|phone|ring|e?mail|register|sign up|rsvp|ask)\b|@", re.IGNORECASE)),
+    ("reason", re.compile(r"\b(?:because|since|so that|in order to|as)\b", re.IGNORECASE)),
+    ("who", re.compile(r"(?<=[a-z,] )[A-Z][a-z]+")),
+)
+
+
+def _slots_in(text: str) -> frozenset[str]:
+    return frozenset(slot for slot, pattern in _IN_TEXT if pattern.search(text))
 
 
 class AgendaUser:
@@ -283,18 +442,16 @@ class AgendaUser:
         items, manner = agenda_of(goal), _manner(goal)
         if state.answered:
             told = [
-                item.text
-                if item.kind == CONTENT or item.cues is not None
-                else _pick(draws, _PREFERENCES).format(kind=_name(item), value=item.text)
+                _pick(draws, _PREFERENCES).format(kind=_name(item), value=item.text)
+                if item.preference
+                else _as_sentence(item.text)
                 for item in (items[i] for i in state.answered)
             ]
             return _pick(draws, manner.leads) + " " + " ".join(told)
         if state.drafted:
             missing = sorted({_name(items[i]) for i in range(len(items)) if i not in state.given})
             return _pick(draws, manner.unhappy).format(kind=_pick(draws, missing) if missing else "wording")
-        if state.repeated:
-            return _pick(draws, _REPEATED)
-        return _pick(draws, _LOST)
+        return _pick(draws, _REACTIONS.get(state.refused, _LOST)).format(form=form_of(goal))
 
 
 def _openings(goal: Goal) -> list[str]:
@@ -313,6 +470,10 @@ def _own_questions(goal: Goal) -> set[tuple[str, ...]]:
 def _name(item: Item) -> str:
     """How the user names a kind of item without giving it away."""
     return "content" if item.kind == CONTENT else item.kind.replace("_", " ")
+
+
+def _as_sentence(text: str) -> str:
+    return text if text[-1] in ".!?" else f"{text}."
 
 
 def _with_article(noun: str) -> str:
@@ -341,12 +502,28 @@ _UNHAPPY = (
     "Hmm, no. You are missing things, the {kind} for one.",
     "This does not fit. I had another {kind} in mind.",
 )
-_REPEATED = ("You asked me that already.", "I have answered that before.")
 _LOST = (
     "I am not sure what you mean.",
     "That does not help me much.",
     "Hmm, that is not really the point.",
 )
+_NO_IDEA = (
+    "I don't know, I just need the {form}.",
+    "No idea. How would that help with the {form}?",
+    "That is not what the {form} is for.",
+)
+_REACTIONS: dict[str, tuple[str, ...]] = {  # to a message that earned nothing: why -> answers
+    "known": (
+        "You have that already.",
+        "I told you what I can about that.",
+        "We have been there. Ask me something new.",
+    ),
+    "no wish": ("I have no wish there.", "That is up to you.", "I don't mind, you choose."),
+    "reversed": ("You tell me.", "I was hoping that you would ask me something.", "You are the one to ask."),
+    "world": _NO_IDEA,
+    "definition": _NO_IDEA,
+    "finished": ("I have none, that is why I am asking you.", "No, you are to write it."),
+}
 _FINALS = (
     "Please write the final {form} now.",
     "That is all, please give me the finished {form}.",
@@ -389,17 +566,25 @@ _PARTS = {  # of agendas that are spelt out: kind -> words by which a question n
 }
 
 
-def _stems(text: str) -> frozenset[str]:
+def _names(text: str) -> frozenset[str]:
     return frozenset(stem(word) for word in text.split())
 
 
-_EVERYTHING = _INCLUDE | _stems("missing necessary need needed given requirement specification complete full exact")
 _MANNERS: dict[Artefact, Manner] = {
-    "text": Manner("text", _FORM, _INCLUDE, _STATED, _LEADS, _UNHAPPY, _FINALS),
+    "text": Manner(
+        form="text",
+        names=_names(
+            "document text email letter post article note notice draft message piece introduction invitation review "
+            "announcement flyer sign label"
+        ),
+        openings=_STATED,
+        leads=_LEADS,
+        unhappy=_UNHAPPY,
+        finals=_FINALS,
+    ),
     "answer": Manner(
         form="answer",
-        names=_stems("problem question exercise task answer solution calculation"),
-        parts=_EVERYTHING,
+        names=_names("problem question exercise task answer solution calculation"),
         openings=_PROBLEM,
         leads=_FACTS,
         unhappy=_INCOMPLETE,
@@ -407,12 +592,11 @@ _MANNERS: dict[Artefact, Manner] = {
     ),
     "program": Manner(
         form="function",
-        names=_stems("function code program script method implementation solution task"),
-        parts=_EVERYTHING,
+        names=_names("function code program script method implementation solution task"),
         openings=_FUNCTION,
         leads=_FACTS,
         unhappy=_UNLIKE,
         finals=_FINALS,
     ),
-    "reply": Manner("reply", frozenset(), frozenset(), ("{opening}",), _FACTS, _UNHAPPY, ()),
+    "reply": Manner("reply", frozenset(), ("{opening}",), _FACTS, _UNHAPPY, ()),
 }

@@ -1,0 +1,83 @@
+"""What the text at the end of a conversation is measured by, beside BLEU: which notes it holds, and how it came about."""
+
+from __future__ import annotations
+
+import re
+
+from collab.conversation import Conversation, Goal
+from collab.rewards.metrics import Extractor, Judged, extract
+from collab.simulation.agenda import coverage, makes
+from collab.text import content_words, sentences, words
+
+_CLAUSE = re.compile(r"[;:\n]+")
+_SAME = 0.8  # Jaccard index of content words from which on two sentences say the same
+_GRAM = 6  # words in a row that count as copied
+
+
+class _TextMetric:
+    """A metric of the final text. Where the window cut the conversation off before there was one, it is 0.
+
+    Attributes:
+        extractor: A model that extracts the text; None takes the rule of `collab.rewards.metrics.extract`.
+    """
+
+    extractor: Extractor | None = None
+
+    def applies(self, goal: Goal) -> bool:
+        return makes(goal) == "text"
+
+    async def __call__(self, conversation: Conversation) -> float | Judged:
+        if conversation.ended_by == "window":
+            return 0.0
+        if self.extractor is None:
+            return self._value(extract(conversation), conversation)
+        found = await self.extractor.extract(conversation, "document")
+        return Judged(None if found.value is None else self._value(found.value, conversation), found.replies)
+
+    def _value(self, text: str, conversation: Conversation) -> float:
+        raise NotImplementedError
+
+
+class Coverage(_TextMetric):
+    """Share of the goal's notes that are in the final text, 0..1 (`collab.simulation.agenda.covers`)."""
+
+    def _value(self, text: str, conversation: Conversation) -> float:
+        return coverage(conversation.goal, text)
+
+
+class Repetition(_TextMetric):
+    """Share of the final text's sentences that say again what an earlier one said, 0..1."""
+
+    def _value(self, text: str, conversation: Conversation) -> float:
+        return repetition(text)
+
+
+class Copied(_TextMetric):
+    """Share of the final text's 6-grams of words that the user's messages hold, 0..1: pasted, not written."""
+
+    def _value(self, text: str, conversation: Conversation) -> float:
+        return copied(text, [turn.user for turn in conversation.turns])
+
+
+def repetition(text: str) -> float:
+    """Share of a text's sentences and clauses that say again what an earlier one said, 0..1."""
+    parts = [content_words(clause) for sentence in sentences(text) for clause in _CLAUSE.split(sentence)]
+    parts = [part for part in parts if len(part) > 1]
+    again = sum(any(_same(part, earlier) for earlier in parts[:place]) for place, part in enumerate(parts))
+    return again / len(parts) if parts else 0.0
+
+
+def copied(text: str, messages: list[str]) -> float:
+    """Share of a text's 6-grams of words that one of the messages holds, 0..1; 0 for a text of fewer words."""
+    theirs = set().union(*(_grams(message) for message in messages))
+    own = _grams(text)
+    return sum(gram in theirs for gram in own) / len(own) if own else 0.0
+
+
+def _same(one: frozenset[str], other: frozenset[str]) -> bool:
+    return len(one & other) >= _SAME * len(one | other)
+
+
+def _grams(text: str) -> list[tuple[str, ...]]:
+    spoken = words(text)
+    return [tuple(spoken[place : place + _GRAM]) for place in range(len(spoken) - _GRAM + 1)]
