@@ -36,7 +36,9 @@ class Heard:
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self.said = [message.content for message in messages if message.role == "user"]
-        found = re.search(r"\b(?:write|need|with|want to write) an? (.*?)(?: about |\? It is about )(.*?)[.?]", self.said[0])
+        found = re.search(
+            r"\b(?:write|need|with|want to write) an? (.*?)(?: about |\? It is about )(.*?)[.?]", self.said[0]
+        )
         self.form, self.topic = (found[1], found[2]) if found else ("text", "it")
 
     @property
@@ -53,12 +55,16 @@ class Heard:
         """The notes that the user told, without what it says around them."""
         found = []
         for message in self.said[1:]:
-            _, _, rest = message.partition(": ") if re.match(r"(?:Here|It should)\b.*?: ", message) else ("", "", message)
+            _, _, rest = (
+                message.partition(": ") if re.match(r"(?:Here|It should)\b.*?: ", message) else ("", "", message)
+            )
             found += [said.rstrip(".") for said in sentences(rest) if len(words(said)) > 4 and not _AROUND.search(said)]
         return found
 
 
-_AROUND = re.compile(r"\b(?:final|finished|should be|had in mind|not right yet|for one|in mind)\b|^(?:As for|For the)\b|\?")
+_AROUND = re.compile(
+    r"\b(?:final|finished|should be|had in mind|not right yet|for one|in mind)\b|^(?:As for|For the)\b|\?"
+)
 
 
 def honest(heard: Heard) -> str:
@@ -152,7 +158,9 @@ class Scripted:
         spoken = self.script(Heard(messages)).split()
         limit = int(sampling.max_new_tokens / TOKENS_PER_WORD)
         count = round(TOKENS_PER_WORD * len(spoken[:limit]))
-        return Reply(" ".join(spoken[:limit]), tuple(range(count)), finish_reason="length" if spoken[limit:] else "stop")
+        return Reply(
+            " ".join(spoken[:limit]), tuple(range(count)), finish_reason="length" if spoken[limit:] else "stop"
+        )
 
 
 Table = dict[str, dict[str, float]]
@@ -164,7 +172,9 @@ def play_scripts(players: Callable[[Script], Players], reward: ConversationRewar
     return {name: asyncio.run(measure(players(script), reward, goals)) for name, script in scripts.items()}
 
 
-async def measure(players: Players, reward: ConversationReward, goals: Sequence[Goal], prompt: str = "") -> dict[str, float]:
+async def measure(
+    players: Players, reward: ConversationReward, goals: Sequence[Goal], prompt: str = ""
+) -> dict[str, float]:
     played = await play_goals(players, goals, prompt, Key(1, split="test"))
     return await means(played, reward)
 
@@ -226,7 +236,9 @@ def main() -> None:
     columns = list(table["honest"])
     print("| policy | " + " | ".join(columns) + " |\n| --- |" + " ---: |" * len(columns))
     for name, row in sorted(table.items(), key=lambda item: item[1]["R*"]):
-        print(f"| {name} | " + " | ".join(f"{row[c]:.0f}" if c == "tokens" else f"{row[c]:.3f}" for c in columns) + " |")
+        print(
+            f"| {name} | " + " | ".join(f"{row[c]:.0f}" if c == "tokens" else f"{row[c]:.3f}" for c in columns) + " |"
+        )
     wrong = verdict(table)
     print("\n".join(wrong) or "as it should be: the honest script has at least twice the R* of the best cheat")
     sys.exit(bool(wrong))

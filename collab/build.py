@@ -33,6 +33,7 @@ from collab.config import (
     LocalEngineConfig,
     MixUserConfig,
     ModelConfig,
+    PairwiseConfig,
     VLLMEngineConfig,
 )
 from collab.conversation import Group, Key, Message, Reply
@@ -49,6 +50,7 @@ from collab.processes import layout, rank
 from collab.quiet import quiet
 from collab.resume import JOURNAL
 from collab.rewards.judge import Judge, JudgedMetric
+from collab.rewards.pairwise import PairwiseJudge
 from collab.rewards.reward import ConversationReward
 
 
@@ -268,6 +270,14 @@ def chat_model(
         engine = config.engine if isinstance(config.engine, LocalEngineConfig) else LocalEngineConfig()
         _LOCAL[key] = _local_engine(engine, lm, load_tokenizer(named))
     return _LOCAL[key]
+
+
+def evaluator(config: Config, endpoints: Endpoints) -> PairwiseJudge | None:
+    """Who compares the policies' conversations at the end; None where nobody does."""
+    if not isinstance(config.evaluator, PairwiseConfig):
+        return None
+    model = chat_model(config, config.evaluator.endpoint, endpoints)
+    return PairwiseJudge(model, config.seed, config.evaluator.margin)
 
 
 _LOCAL: dict[tuple[str | None, ...], ChatModel] = {}  # engines over weights that are no policy's

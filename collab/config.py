@@ -325,6 +325,20 @@ class EvaluationConfig:
 
 
 @dataclass
+class EvaluatorConfig:
+    name: str = MISSING  # who compares pairs of conversations at the end, for the record; none: nobody
+
+
+@dataclass
+class PairwiseConfig(EvaluatorConfig):
+    name: str = "pairwise"
+    endpoint: EndpointConfig = field(
+        default_factory=EndpointConfig
+    )  # who judges; it should not be the judge of training
+    margin: float = 0.1  # local weights: nats by which a verdict must be the likelier one, else it is a tie
+
+
+@dataclass
 class SynthesisConfig:
     num_goals: int | None = None  # goals to make conversations from, the first of the training goals; null takes all
     num_conversations: int = 1  # conversations per goal
@@ -367,6 +381,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluator: EvaluatorConfig = MISSING
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -386,6 +401,8 @@ def register() -> None:
         ("user", "mix", MixUserConfig),
         ("judge", "none", JudgeConfig),
         ("judge", "llm", LLMJudgeConfig),
+        ("evaluator", "none", EvaluatorConfig),
+        ("evaluator", "pairwise", PairwiseConfig),
         ("engine", "local", LocalEngineConfig),
         ("engine", "vllm", VLLMEngineConfig),
     ):

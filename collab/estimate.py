@@ -22,6 +22,7 @@ from collab.config import (
     LLMJudgeConfig,
     LLMUserConfig,
     MixUserConfig,
+    PairwiseConfig,
     UserConfig,
     named_policies,
 )
@@ -120,6 +121,15 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
     def whole(count: float, test: bool = True) -> list[Calls]:
         return [call.times(count) for call in (*user(range(1, task.max_turns + 1), test), *judge())]
 
+    def compared(pairs: int) -> list[Calls]:
+        """Pairs of conversations, in two orders, by two questions."""
+        if not isinstance(evaluator := config.evaluator, PairwiseConfig) or evaluator.endpoint.kind != "http":
+            return []
+        count = 4 * pairs
+        return [
+            Calls("evaluator", evaluator.endpoint.model, count, count * (goal + 2 * task.max_turns * turn), 8 * count)
+        ]
+
     drawn = context_turns(task.max_turns, sampler.last_turns)
     contexts = _sum(call for position in drawn for call in group(position))
     tests = len(goals.test) * config.evaluation.num_conversations
@@ -127,7 +137,7 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
         rollouts = config.algorithm.data is None
         step = [call.times(trainer.goals_per_step / len(drawn)) for call in contexts] if rollouts else []
         validations = math.ceil(trainer.max_steps / trainer.val_every) if trainer.val_every else 0
-        played = [*whole(len(goals.val) * validations, test=False), *whole(3 * tests)]
+        played = [*whole(len(goals.val) * validations, test=False), *whole(3 * tests), *compared(2 * tests)]
         return Estimate(_sum([*(call.times(trainer.max_steps) for call in step), *played]), step, "training step")
     if entry == "evaluate":
         rows = named_policies(config.policies)
@@ -139,6 +149,7 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
             if isinstance(row, HostedPolicy)
         ]
         total = [*whole(len(rows) * tests), *(policy.times(tests) for policy in policies)]
+        total += compared((len(rows) - 1) * tests)
         return Estimate(_sum(total), _sum([*whole(1), *policies[:1]]), "conversation")
     # One conversation grows through all its turns: each is opened once.
     turns = range(1, task.max_turns + 1)

@@ -6,6 +6,8 @@ All rows meet the same goals, user randomness, caps and sampling. `python evalua
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -43,6 +45,7 @@ def evaluate(config: Config) -> None:
         progress.console.print(build.describe(config), markup=False)
         for name, row in named_policies(config.policies).items():
             play_row(config, name, row, progress, endpoints, run)
+        compare_pairs(config, run, progress, endpoints)
         progress.spent(endpoints.ledger.table())
         report(config, run, progress)
 
@@ -105,6 +108,34 @@ def play_row(
     if told := add_problems(config.output_dir, name, simulation.problems, rank()):
         progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
     run.finish(name, time.monotonic() - started, policy_scores(scored))
+
+
+def compare_pairs(config: Config, run: RunState, progress: Progress, endpoints: Endpoints) -> None:
+    """Let the evaluator compare each row's conversations with the baseline's; its verdicts join the row's scores.
+
+    It reads `transcripts.jsonl`, so rows that were played before an interruption count too. Rank 0 alone.
+    """
+    baseline = config.evaluation.baseline
+    if rank() > 0 or "evaluator" in run.seconds or config.evaluator.name == "none" or baseline not in run.scores:
+        return
+    from collab import build
+    from collab.datamodules.goals import load_splits
+    from collab.rewards.pairwise import win_rates
+
+    judge = build.evaluator(config, endpoints)
+    assert judge is not None, "check has seen to it that every other evaluator compares"
+    started = time.monotonic()
+    goals = {goal.id: goal for goal in load_splits(config.task).test}
+    lines = (Path(config.output_dir) / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["phase"] == "test"]
+    of = {name: [record for record in records if record["policy"] == name] for name in run.scores}
+    progress.phase("evaluator", sum(len(found) for name, found in of.items() if name != baseline))
+    for name in run.scores:
+        if name != baseline:
+            advance = endpoints.shown_by(progress.advance)
+            run.scores[name] |= asyncio.run(win_rates(judge, goals, of[name], of[baseline], advance))
+    progress.done()
+    run.finish("evaluator", time.monotonic() - started)
 
 
 def report(config: Config, run: RunState, progress: Progress) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collab.config import Config, hosted
-from collab.evaluate import play_row, report
+from collab.evaluate import compare_pairs, play_row, report
 from collab.processes import rank
 from collab.reports.plots import training_curves
 from collab.reports.problems import add_problems
@@ -45,6 +45,7 @@ def train(config: Config) -> None:
         if "fit" not in run.seconds:
             fit(config, progress, endpoints, run)
         play_row(config, "trained", folder / "policy", progress, endpoints, run)
+        compare_pairs(config, run, progress, endpoints)
         progress.spent(endpoints.ledger.table())
         curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png") if rank() == 0 else None
         report(config, run, progress)
