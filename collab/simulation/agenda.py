@@ -43,6 +43,8 @@ CONTENT = "content"
 _NOT_PREFERENCES = frozenset({"title", "form", "notes", "cues"})  # metadata that is told at once, or is no preference
 _NEARLY_SAME = 0.7  # Jaccard index of content words from which on a question counts as asked before
 _COVERED = 0.5  # share of a note's content words that a text must hold to cover it, beside all names and numbers
+_RESTATED = 0.6  # share of the content words that a question has in common with the goal's own
+_TOLD = 0.75  # share of a question's content words that a statement with a number has: it asks for what was told
 _DRAFT_WORDS = 8  # shorter leftovers beside a question are small talk, not a draft
 _PREFERENCE_CUES = {  # preference -> words by which a question asks for it; slots are named as in questions.SLOTS
     "tone": "tone style mood voice formal informal casual friendly humorous sound feel",
@@ -328,8 +330,9 @@ def delivers(conversation: Conversation) -> bool:
 
 
 def asks_back(goal: Goal, reply: str) -> bool:
-    """Whether a message asks the user back: no offer, no check, and not the user's own question given back."""
-    return any(reading.asks for reading in read_questions(goal, reply))
+    """Whether a message asks the user back about its question: what is meant, or something that the question names."""
+    subject = content_words(goal.prompt)
+    return any(reading.asks and bool(reading.meaning & (subject | _MEANT)) for reading in read_questions(goal, reply))
 
 
 def covers(goal: Goal, text: str) -> list[bool]:
@@ -364,11 +367,21 @@ def _given_at_once(goal: Goal) -> frozenset[str]:
     return _stems(f"{topic_of(goal)} {form_of(goal)}") | _manner(goal).names
 
 
+_MEANT = frozenset(stem(word) for word in "mean means referring refer talking asking mind clarify specify exactly".split())
+
+
 def _restates(goal: Goal, reading: Reading) -> bool:
-    """Whether a question is the goal's own, as of a problem that is posed again."""
-    if goal.agenda is None:
+    """Whether a question is the goal's own, as of a problem that is posed again, or asks what its opening says."""
+    if goal.agenda is None or goal.agenda.makes != "answer":
         return False
-    return any(_alike(reading.meaning, content_words(own)) for own in questions(goal.agenda.opening))
+    for said in sentences(goal.agenda.opening):
+        own = content_words(said)
+        shared = len(own & reading.meaning)
+        if "?" in said and shared >= max(2, _RESTATED * min(len(own), len(reading.meaning))):
+            return True
+        if re.search(r"\d", said) and shared >= max(2, _TOLD * len(reading.meaning)):
+            return True
+    return False
 
 
 def _told_at_once(goal: Goal, reading: Reading, items: Sequence[Item]) -> bool:

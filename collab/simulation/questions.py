@@ -3,12 +3,14 @@
 A rewarded policy asks whatever earns. So a question has to ask for something that only this user can tell:
 
 - an open request for what the text should say ("What should it say?", "Can you give me more details?");
-- a slot, asked by its name or question word: when, where, who, how much, the tone, the length, how to sign up, why;
-- a wish or a fact of the user's case ("What do you like about it?", "What type of product is it?").
+- a slot, by its name or its question word: when, where, who, how much, the tone, the length, how to sign up, why;
+- a wish, or a fact of the user's case ("What do you like about it?", "What type of product is it?").
 
 It must not ask for what anybody knows ("How do kilns work?", "What does X mean?"), turn the roles round ("What would
 you like to know?"), offer or check ("Shall I write it?"), ask for the finished text, or be nonsense.
-`benchmarks/questions.py` measures these rules on labelled questions.
+
+A question is refused by the first family of `_REFUSED` that fits, else taken by the first of `_TAKEN`.
+`python benchmarks/questions.py` measures the rules on labelled questions.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from dataclasses import dataclass
 
 from collab.text import content_words, stem, words
 
-# Slot -> words by which a question names it. A question word stands for its slot, too.
+# Slot -> words by which a question names it.
 SLOTS: dict[str, str] = {
     "when": "when date dates day days time deadline schedule hours month week weekend start begin end timing due",
     "where": "where place location venue address located room site spot area route directions",
-    "who": "who whom whose organiser organizer host speaker guest name names called person people leads responsible",
+    "who": "who whose organiser organizer host speaker guest name names called person people leads responsible",
     "audience": "audience reader readers recipient recipients addressee read aimed target targeted addressed whom",
     "how much": "price prices cost costs fee fees pay charge charged budget money euros expensive free",
     "how many": "many number amount quantity count capacity",
@@ -31,137 +33,185 @@ SLOTS: dict[str, str] = {
     "tone": "tone style mood voice formal informal casual friendly humorous serious feel sound manner",
     "length": "length words sentences paragraphs short long brief detailed",
     "reason": "why reason reasons purpose goal goals aim occasion motivation cause achieve behind",
-    "what": "what",
 }
 _SLOT_OF = {stem(word): slot for slot, named in SLOTS.items() for word in named.split()}
 
-# Words for everything that there is to know about the text.
-_DETAILS = (
-    r"details?|information|info|specifics|requirements?|preferences?|instructions?|guidelines?|context|background|"
-    r"points?|facts?|content|things?|ideas?|topics?|theme|message|subject|aspects?|elements?|features?|key"
+# --- words that the rules share -----------------------------------------------------------------------------------
+
+_DETAILS = (  # everything that there is to know about the text
+    "details?|information|info|specifics|requirements?|preferences?|instructions?|guidelines?|context|background|"
+    "points?|facts?|content|things?|ideas?|topics?|theme|message|subject|aspects?|elements?|features?|key"
 )
-_ATTRIBUTES = (  # what a thing, an event or a text has: "What is the ... ?" asks for it
-    r"dates?|days?|times?|hours|schedule|deadline|duration|place|location|venue|address|price|cost|fee|budget|"
-    r"purpose|goal|aim|objective|reason|occasion|tone|style|mood|voice|format|structure|length|size|title|name|names|"
-    r"audience|readers?|recipients?|target|theme|topic|subject|message|focus|main|key|most important|specific|"
-    r"ingredients?|materials?|colou?rs?|contents?|details?|requirements?|rules?|conditions?|contact|phone|email|"
-    r"problem|issue|trouble|matter|plan|plans|situation|relationship|number|amount|quantity|age|weight|"
-    r"temperature|frequency|expected|desired|intended|preferred|exact|current|next|first|last|overall|highlights?|"
-    r"features?|qualit(?:y|ies)|specialt(?:y|ies)|strengths?|weaknesses|input|output|return|arguments?|parameters?|"
-    r"missing|other|rate|speed|distance|width|height|depth|total number|range|library|libraries|behaviou?r|event"
+_ATTRIBUTES = (  # what a text, a thing or an event has
+    "dates?|days?|times?|hours|schedule|deadline|duration|place|location|venue|address|price|cost|fee|budget|purpose|"
+    "goal|aim|objective|reason|occasion|tone|style|mood|voice|format|structure|length|size|title|names?|audience|"
+    "readers?|recipients?|target|theme|topic|subject|message|focus|main|key|most important|specific|ingredients?|"
+    "materials?|colou?rs?|contents?|details?|requirements?|rules?|conditions?|contact|phone|email|problem|issue|"
+    "trouble|matter|plans?|situation|relationship|number|amount|quantity|age|weight|temperature|frequency|expected|"
+    "desired|intended|preferred|exact|current|first|last|overall|highlights?|features?|qualit(?:y|ies)|"
+    "specialt(?:y|ies)|strengths?|weaknesses|input|output|return|arguments?|parameters?|missing|other|rate|speed|"
+    "distance|width|height|depth|total number|range|library|libraries|behaviou?r|event|ideas?|original|background|"
+    "vibe|atmosphere|percentage|share|discount"
 )
 _TELL = (
-    r"provide|give|tell|share|specify|describe|clarify|elaborate|explain|list|mention|name|state|send|supply|expand|"
-    r"detail|confirm|let me know|fill me in|say|indicate|outline"
+    "provide|give|tell|share|specify|describe|clarify|elaborate|explain|list|mention|name|state|send|supply|expand|"
+    "detail|let me know|fill me in|say|indicate|outline"
 )
-_WRITE = (  # what a text does with a fact: wishes about these are wishes about the text
-    r"include|included|mention|mentioned|say|said|cover|covered|contain|add|added|convey|emphasi[sz]e|emphasi[sz]ed|"
-    r"highlight|highlighted|focus|feature|featured|communicate|express|state|stress|address|addressed|know about|"
-    r"share|shared|send|specify|present|presented|describe|described|invite|thank|achieve|write about|talk about|"
-    r"announce|advertise|sell|bring across|keep|leave out|avoid|have in|put in|see in|show|shown|written|be about"
+_WRITE = (  # what a text does with a fact: a wish about these is a wish about the text
+    "include|included|mention|mentioned|say|said|cover|covered|contain|add|added|convey|emphasi[sz]ed?|highlight|"
+    "highlighted|focus|feature|featured|communicate|express|state|stress|address|addressed|share|shared|send|specify|"
+    "present|presented|describe|described|invite|thank|achieve|write about|talk about|announce|advertise|sell|"
+    "bring across|keep|leave out|avoid|have in|put in|see in|show|shown|written|be about|structure|organi[sz]e|phrase|"
+    "word|open|close|end|quote|give|offer|have|be|make it|call|title"
+)
+_CHOICE = "specific|particular|certain|special|preferred|formal|informal|casual|long|short"
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+_REFUSED: dict[str, tuple[str, ...]] = {
+    "nonsense": (
+        r"\b(?:type|kind|sort|form)s? of (?:a )?(?:type|kind|sort|form)\b",
+        r"\b(\w{3,}) \1\b",
+    ),
+    "offer": (
+        r"\b(?:would you (?:like|want|prefer)|do you (?:want|need)|shall|can|may|could|should) (?:for )?(?:me to|i|we) "
+        r"(?:\w+ )?(?:help|assist|write|draft|create|make|start|begin|proceed|continue|send|show|give|offer|provide|do|"
+        r"try|suggest|explain|revise|edit|improve|rewrite|go|look|check|add anything|use)\b",
+        r"\bhow (?:else )?(?:can|may|could|should|do|would) (?:i|we)\b|\bcan i (?:be|get you)\b",
+        r"\bwhat (?:else )?(?:can|could|may|should|do|shall) (?:i|we) (?:do|help|assist|offer|write for|say)\b",
+        r"\bwhat would you like (?:me|help|assistance)\b|\bneed (?:any |some )?(?:help|assistance)\b",
+        r"\bwould you like (?:any |some |more )?(?:help|assistance|suggestions|tips|ideas|advice|examples|information)\b",
+        r"\b(?:is|are) there (?:anything|any (?:other )?way|something) (?:else )?(?:that )?i (?:can|could|may)\b",
+        r"\bdo you (?:want|need|require) (?:any |some |my )?(?:help|assistance|suggestions|advice|tips)\b",
+    ),
+    "reversed": (
+        # "Would you like to try some?"; wishes about the text are none of these
+        r"^(?!.*\b(?:what|which|who|whom|where|when|how|why)\b).*\b(?:would|do|did) you (?:also )?"
+        rf"(?:like|want|wish|care|need) to (?!(?:also )?(?:{_WRITE})\b)",
+        r"\b(?:would|do|did) you (?:also )?(?:like|want|wish|care|need) to (?:know|learn|hear|see|discuss|ask|find out|"
+        r"understand|read|explore|try|buy|talk|practi[sc]e|join|attend|visit|watch|play)\b",
+        r"\b(?:what|which|any|more|other|further|specific) questions?\b|\bcurious about\b",
+        r"\b(?:want|like|wish) to (?:know|learn|hear)\b|\binterested in (?:learning|knowing|hearing)\b",
+        r"^\W*what (?:\w+ )*?(?:would|do) you (?:like|want) to (?:know|learn|hear|see|discuss|ask|talk)\b",
+    ),
+    "definition": (
+        r"\bwhat (?:does|do|did) (?:\S+ ){0,9}?(?:mean|stand for|refer to|entail)\b|\bmeant by\b|\bdefin|\bmeaning of\b",
+        r"\bwhat (?:exactly )?do you mean\b|^who are you\b|^how are you\b",
+        r"^\W*(?:what|who)(?:'s| is| are) (?:a|an) (?!good|suitable|better|typical|possible|specific|ideal)",
+        r"\bwhat (?:is|are) (?!(?:it|they|these|those|this|that)\b)\S+\?$",
+        r"\bwhat(?:'s| is| are) the (?:\w+ )?(?:history|origins?|meaning|definition|importance|significance|difference|"
+        r"role|benefits?|advantages?|best way|secret|point of|concept|function|impact|effects?|spark|story|deal with|"
+        r"process of|tenets|principles?|types of|kinds of|next step)\b",
+    ),
+    "check": (
+        r"\b(?:does|did|do|is|was|are|will|would) (?:that|this|it|these|those|everything) (?:help|answer|make sense|"
+        r"work|sound|look|okay|ok|fine|good|right|correct|enough|clear|meet|fit|suit|seem|satisfactory|all)\b",
+        r"\bhow (?:does|do|is) (?:that|this|it|these) (?:sound|look|seem)\b",
+        r"\bwhat do you think(?: (?:of|about) (?:this|that|it|my|the (?:draft|text|version|idea))\b.*)?\W*$",
+        r"^\W*(?:so |and )?do you (?:like|agree|understand|see|think)\b|\bany (?:changes|corrections|feedback)\b",
+        r"\bis (?:this|that|the) (?:\w+ )?(?:draft|text|version|note|message|information)?\s*"
+        r"(?:okay|ok|fine|good|right|correct|complete)\b",
+        r"\b(?:can|could|would) you (?:please )?confirm (?:if|that|whether)\b",
+    ),
+    "finished": (  # asks the user for the text itself, or to do the work
+        r"\b(?:provide|give|send|show|share|write|see|paste|have|draft)\b(?: me| us)?(?: with)? (?:the|a|an|your|some|"
+        r"me an?|us an?)?\s*(?:\w+[- ])?(?:final|finished|completed?|full|whole|written|actual|sample|example|template|"
+        r"draft|copy|version)\b(?! (?:date|time|address|name|list|details|information))",
+        r"\b(?:can|could|would|will) you (?:please |also |just |kindly |try to |help me (?:to )?)*(?:write|create|make|"
+        r"help|do|try|draft|suggest|recommend|think|use|show|find|read|design|prepare|come|summari[sz]e|rewrite|revise|"
+        r"check|assist|see|believe|imagine|start|put|be(?! more| a bit| able))\b(?! (?:sure|time) )",
+        r"\b(?:recommendations?|suggestions?|advice|tips)\b",
+        r"\b(?:explain|tell me|describe)\b(?: to me)? (?:how|why)\b(?!.*\b(?:you|your|it should|should it)\b)",
+    ),
+}
+_WANTS_ME = re.compile(  # no offer: "What do you want me to cover?"
+    r"\b(?:what|which|how|who|where|when)\b.*\b(?:want|like|need) me to\b(?! (?:help|do|assist)\b)"
 )
 
-_OFFER = re.compile(
-    r"\b(?:would you (?:like|want|prefer)|do you (?:want|need)|shall|can|may|could|should) (?:for )?(?:me to|i|we) "
-    r"(?:\w+ )?(?:help|assist|write|draft|create|make|start|begin|proceed|continue|send|show|give|offer|provide|do|try|"
-    r"suggest|explain|revise|edit|improve|rewrite|go|look|check|add anything|use)\b"
-    r"|\bhow (?:else )?(?:can|may|could|should|do|would) (?:i|we)\b|\bcan i (?:be|get you)\b"
-    r"|\bwhat (?:else )?(?:can|could|may|should|do|shall) (?:i|we) (?:do|help|assist|offer|write for|say)\b"
-    r"|\bwhat would you like (?:me|help|assistance)\b|\bneed (?:any |some )?(?:help|assistance)\b"
-    r"|\bwould you like (?:any |some |more )?(?:help|assistance|suggestions|tips|ideas|advice|examples|information)\b"
-    r"|\b(?:is there|are there) (?:anything|any (?:other )?way|something) (?:else )?(?:that )?i (?:can|could|may)\b"
-    r"|\bdo you (?:want|need|require) (?:any |some |my )?(?:help|assistance|suggestions|advice|tips)\b"
-)
-_REVERSED = re.compile(
-    r"\b(?:would|do|did) you (?:also )?(?:like|want|need|wish|care) to (?:know|learn|hear|see|discuss|ask|find out|"
-    r"understand|read|explore|try|buy|talk|start|begin|continue|proceed|join|attend|visit|watch|go|get started|use)\b"
-    r"|\b(?:what|which|any|more|other) questions?\b|\bcurious about\b|\binterested in (?:learning|knowing|hearing)\b"
-    r"|\bdo you have (?:any )?(?:other |further |more |specific )*questions\b|\bknow more about\b(?!.*\bcan you)"
-    r"|\bwant to (?:know|learn|hear)\b|\blike to (?:know|learn|hear)\b"
-)
-_DEFINITION = re.compile(
-    r"\bwhat (?:does|do|did) (?:\S+ ){0,9}?(?:mean|stand for|refer to|entail)\b|\bmeant by\b|\bwhat (?:exactly )?do you mean\b|\bdefin"
-    r"|\bmeaning of\b|^\W*(?:what|who)(?:'s| is| are) (?:a|an) (?!good|suitable|better|typical|possible|specific|ideal)"
-    r"|\bwhat (?:is|are) \S+\?$|^who are you\b|^how are you\b"
-    r"|\bwhat(?:'s| is| are) the (?:\w+ )?(?:history|origin|origins|meaning|definition|importance|significance|"
-    r"difference|role|benefits?|advantages?|best way|secret|point of|concept|function|impact|effects?|spark|story|"
-    r"deal with|process of|tenets|principles?|types of|kinds of)\b"
-)
-_WORLD = re.compile(
-    r"^\W*(?:and |so |but |well |okay |now )*(?:how (?:do|does|did|can|could|should|would|is|are|will)\b"
-    r"(?! you (?:want|wish|prefer|plan|like|envision|feel|intend|see|imagine|expect|think|need|hope)| you like)"
+# What only looks like a wish or a slot: refused once it is no request to tell something.
+_WORLD: tuple[str, ...] = (
+    r"^\W*(?:and |so |but |well |okay |now )*how (?:do|does|can|could|should|would|is|are|will)\b"
+    r"(?! you (?:want|wish|prefer|plan|like|envision|feel|intend|see|imagine|expect|think|need|hope))"
     r"(?!.*\b(?:people|readers?|guests?|participants?|visitors|they|one|someone|members|customers|anyone) "
-    r"(?:sign|register|apply|contact|reach|book|join|pay|get in touch|take part))"
-    r"|why\b(?! (?:do|did|are|were|have|would) you\b)"
-    r"|(?:what|who) (?:makes?|causes?|invented|discovered|happens|happened to|kinds? of \w+ (?:are|is) there)\b"
-    r"|did you know|have you (?:ever|heard|seen|tried)|are you (?:ready|aware|sure|tired|familiar|an? )|who (?:does|would)"
-    r"n't|isn't|don't you|wouldn't|aren't|doesn't|who are you|where (?:can|do|could) (?:i|we)\b"
-    r"|(?:want|ready|looking|tired|need|feeling|wondering) (?:to|for|of|an?)\b)"
+    r"(?:sign|register|apply|contact|reach|book|join|pay|get in touch|take part))",
+    r"^\W*how did\b(?! (?:it|you|he|she|this|they)\b)",
+    r"^\W*why\b(?! (?:do|did|are|were|have|would) you\b)",
+    r"^\W*(?:what|who) (?:makes?|causes?|invented|discovered|happens|kinds? of \w+ (?:are|is) there)\b",
+    r"^\W*how \w+ (?:can|could|do|does|did|is|are|will) (?:an?|most|some|humans?)\b|^\W*what (?:does|do) an? ",
+    r"^\W*(?:did you know|have you|are you (?:ready|aware|sure|tired|familiar|an? ))",
+    r"\b(?:who (?:does|would)n't|isn't (?:it|that)|don't you|wouldn't you|aren't they|doesn't it)\b",
+    r"^\W*(?:where|when) (?:can|do|could|should) (?:i|we)\b",
+    r"^\W*(?:want|ready|looking|tired|need|feeling|wondering) (?:to|for|of|an?)\b",
 )
-_CHECK = re.compile(
-    r"\b(?:does|did|do|is|was|are|will|would) (?:that|this|it|these|those|everything) (?:help|answer|make sense|work|"
-    r"sound|look|okay|ok|fine|good|right|correct|enough|clear|meet|fit|suit|seem|satisfactory|all)\b"
-    r"|\bhow (?:does|do|is) (?:that|this|it|these) (?:sound|look|seem|work)?\b(?=\W*$|.*\b(?:sound|look)\b)"
-    r"|\bwhat do you think(?: (?:of|about) (?:this|that|it|the|my)\b.*)?\W*$|^\W*(?:so |and )?do you (?:like|agree|understand|see|think)\b"
-    r"|\bis (?:this|that|the) (?:\w+ )?(?:draft|text|version|note|message)?\s*(?:okay|ok|fine|good|right|correct)\b"
-    r"|\bany (?:changes|corrections|feedback)\b"
-)
-_FINISHED = re.compile(  # asks the user for the text itself, or to do the work
-    r"\b(?:provide|give|send|show|share|write|see|paste|have|draft)\b(?: me| us)?(?: with)?"
-    r" (?:the|a|an|your|some|me an?|us an?)?\s*(?:\w+[- ])?(?:final|finished|complete|full|whole|written|actual|sample|"
-    r"example|template|draft|copy|version)\b(?! (?:date|time|address|name|list|details|information))"
-    r"|\b(?:can|could|would|will) you (?:please |also |just |kindly |try to |help me (?:to )?)*"
-    r"(?:write|create|make|help|do|try|draft|suggest|recommend|think|use|show|find|read|design|prepare|come|add|"
-    r"summari[sz]e|rewrite|revise|check|assist|be|see|believe|imagine|start|put)\b(?! (?:sure|time) )"
-    r"|\b(?:recommendations?|suggestions?|advice|tips|opinions?|experiences?)\b"
-    r"|\b(?:explain|tell me|describe)\b(?: to me)? (?:how|why|what)\b(?!.*\b(?:you|your|it should|should it)\b)"
-)
-_NONSENSE = re.compile(
-    r"\b(?:type|kind|sort|form)s? of (?:a )?(?:type|kind|sort|form)\b|\b(\w{3,}) \1\b|\bwhat of the\b"
-)
-_YOUR_OWN = re.compile(r"\b(?:you|your|yours|you're|you've|you'd)\b")
 
-_OPEN = re.compile(
-    rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b"
-    rf"|\b(?:what|which)\b.*\b(?:{_WRITE})\b"
-    rf"|\b(?:what|which|any|are there|is there)\b.*\b(?:{_DETAILS})\b"
-    rf"|\b(?:what|which) (?:kind|type|sort|specific|particular)\b"
-    r"|\banything (?:else|specific|special|particular|in particular|you)\b|\bwhat (?:should|must|will|would|is) (?:it|the|this)"
-    r"|\bin mind\b|\bmore (?:details?|information|specific|about)\b|\bwhat (?:can|could) you tell\b"
-    r"|\bwhat(?:'s| is| are) (?:it|the \S+|your \S+|this|they) (?:\S+ )?(?:about|like|for)\b"
-    r"|\bwhat (?:do|are|would|did) you (?:want|need|like|looking|look|hope|wish|planning|plan)\b"
+# --- what is taken ------------------------------------------------------------------------------------------------
+
+_REQUEST: tuple[str, ...] = (  # "Can you give me more details?"
+    r"\b(?:can|could|would|will|please|how about|might) ?(?:you )?(?:please |kindly |also |perhaps |maybe |just |"
+    rf"be more |be able to )*(?:{_TELL}|specific)\b|\bmind (?:sharing|telling|giving)\b",
+    r"\bdo you (?:happen to )?(?:know|remember) (?:what|how|when|where|who|which|the|if)\b",
+    r"\b(?:may|can|could|might) i (?:please |just )?(?:ask|know|have|get)\b",
+    rf"^\W*(?:please |kindly )?(?:{_TELL})\b(?! (?:me )?(?:how|why)\b)",
+    r"\b(?:i|we) (?:would|'d) (?:like|love|need) to know\b",
 )
-_REQUEST = re.compile(
-    rf"\b(?:can|could|would|will|please|mind|how about|may i|can i|could i|might) ?(?:you |i |we )?"
-    rf"(?:please |kindly |also |perhaps |maybe |just |be more |mind )*(?:{_TELL}|ask|know|have|get|specific|sharing|telling|giving)\b"
-    rf"|^\W*(?:please |kindly )?(?:{_TELL})\b|\b(?:i|we) (?:would|'d) (?:like|love|need) to know\b|\bcould i know\b"
+_WISH: tuple[str, ...] = (
+    r"\b(?:what|which|who|whom|where|when|how|why)\b.*\b(?:do|did|would|are|were|have|had|will|can|could|should|does) "
+    r"you\b(?! (?:do|know|learn|hear|see|discuss|ask)\b)",
+    r"\b(?:what|which|who|whom|where|when)\b.*\b(?:your|yours|you(?:'re|'d|'ve)?(?: would| are| have)? "
+    r"(?:want|need|plan|wish|refer|mean|look|like|hop|us|mind|going|talk))",
+    r"^\W*(?:and |so )?what(?:'s| is| are| was)? your\b|\bwhat counts as\b|\bhow about the\b",
+    rf"\b(?:do|would|did) you (?:want|like|prefer|need)\b.*\b(?:or|it to|this to|the \w+ to|your \w+ to|{_CHOICE})\b",
+    rf"\b(?:do|would|did) you (?:want|like|prefer|need|wish)\b(?: to)? (?:also )?(?:{_WRITE})\b",
+    r"\b(?:do|did|would) you (?:prefer|mean|refer|wish|plan|intend|have a preference)\b",
+    r"\b(?:do|did) you (?:already |also )?have\b(?: any| an?| some| other| anything| something)?\b.*\b"
+    rf"(?:{_CHOICE}|{_DETAILS}|or)\b",
+    r"\b(?:are|were) you (?:looking|hoping|planning|going|thinking|aiming|trying|using|writing|inviting|offering|"
+    r"interested|referring|celebrating|having|seeking|expecting|selling)\b",
+    r"\b(?:should|must|does|will|would|could|is|are|may) (?:it|the|this|that|they|there|these|your|our|i|we)\b.*\b"
+    rf"(?:or|{_WRITE}|{_CHOICE}|deadline|allowed|required|free|need|funny|serious|you(?:'d)? (?:want|like|need)|"
+    r"restrictions?|limit|minimum|maximum|negative|empty)\b",
+    r"\bwhat (?:kind|type|sort|style|tone)s? of\b|\bwhat(?:'s| is| are) the (?:kind|type|sort)s? of\b",
+    r"\bwhich (?:kind|type|sort|one|of)\b|\bany (?:specific|particular|special)\b|\bany other (?:\w+ )?(?:details?|facts?|points?|wishes)\b",
+    r"\banything (?:else|specific|special|particular|in particular)\b|\bwhat (?:else )?should\b|\bwhat about\b",
+    r"\bwhat (?:does|do|did|is|are) (?:\S+ ){1,5}(?:consist of|made of|include|contain|look like|called|offer|cost|"
+    r"need)\b|\bwhat(?:'s| is) (?:it|this|the \w+) about\b|\bhow did (?:it|you|he|she|this|they)\b",
+    r"\bor (?:something|anything|someone|somewhere|some other \w+|maybe something) else\b",
+    r"^\W*(?:did|does|is|was|are|were|has|have) your\b|\bof yours\b",
 )
-_WISH = re.compile(
-    r"\b(?:what|which|who|whom|where|when|how|why)\b.*\b(?:do|did|would|are|were|have|had|will|can|could|should|does) you\b"
-    r"(?! (?:do|know|learn|hear|see|discuss|ask)\b)"
-    r"|\b(?:do|would|did) you (?:want|like|prefer|need)\b.*\b"
-    rf"(?:or|it to|this to|the \w+ to|your \w+ to|{_WRITE}|formal|informal|casual|specific|particular|certain|long|short)\b"
-    r"|\b(?:do|did|would) you (?:prefer|mean|refer|have a preference)\b"
-    r"|\b(?:do|did) you (?:already |also )?have (?:any|a|an|some|other|anything|something)?\b.*\b"
-    rf"(?:specific|particular|certain|special|preferred|preferences?|requirements?|{_DETAILS}|or)\b"
-    r"|\b(?:are|were) you (?:looking|hoping|planning|going|thinking|aiming|trying|using|writing|inviting|offering|"
-    r"interested|referring|celebrating|having|seeking|expecting|selling)\b"
-    r"|\b(?:should|must|does|will|would|could|is|are) (?:it|the|this|that|they|there|these|your|our|i|we)\b.*\b"
-    rf"(?:or|{_WRITE}|specific|particular|certain|deadline|allowed|required|free|need|formal|informal|casual|long|short|"
-    r"funny|serious|you(?:'d)? (?:want|like|need)|special|restrictions?|limit|minimum|maximum|negative|empty)\b"
-    r"|\bwhat (?:kind|type|sort|style|tone)s? of\b|\bwhat(?:'s| is| are) the (?:kind|type|sort)s? of\b"
-    r"|\bwhich (?:kind|type|sort|one|of)\b|\bany (?:specific|particular|special|other (?:details?|facts?|points?|wishes))\b"
-    r"|\banything (?:else|specific|special|particular|in particular)\b|\bwhat (?:else )?should\b|\bwhat about\b"
-    r"|\bwhat (?:does|do|did|is|are) (?:\S+ ){1,5}(?:consist of|made of|include|contain|look like|called|offer|cost|need)\b"
+_SLOT: tuple[str, ...] = (
+    r"\b(?:when|where|who|whom|whose|how (?:much|many|long|often|old|far|big|large|soon|late|early|tall|wide|deep|heavy))\b",
+    r"\b(?:what|which) (?:time|day|date|year|month|place|tone|style|length|size|colou?r|price|person|people|kind|type|"
+    r"sort|audience|readers?|format|name|age|number|hours?|address|venue|location|ingredients?|materials?|library|"
+    r"libraries|module|arguments?|parameters?|values?|units?|percentage|share|fraction)\b",
+    r"\bwhat(?:'s| is| are|re| was| were| will be)(?: the| your| its| their| some(?: of the)?| our) (?:\w+ )?"
+    rf"(?:{_ATTRIBUTES})\b",
+    r"\b(?:is|are) there (?:an?|any)\b|^\W*(?:and |in |at |on )?which \w+ (?:is|are|was|were|does|do|should|will|would|did)\b",
 )
-_SLOT_QUESTION = re.compile(
-    r"\b(?:when|where|who|whom|whose|how (?:much|many|long|often|old|far|big|large|soon|late|early|tall|wide|deep|heavy))\b"
-    r"|\b(?:what|which) (?:time|day|date|year|month|place|tone|style|length|size|colou?r|price|person|people|"
-    r"kind|type|sort|audience|readers?|format|name|age|number|hours?|address|venue|location|ingredients?|materials?|"
-    r"library|libraries|module|arguments?|parameters?|values?|units?)\b"
-    rf"|\bwhat(?:'s| is| are|re| was| were| will be) (?:(?:the|your|its|their|some(?: of the)?|our) )(?:\w+ )?(?:{_ATTRIBUTES})\b"
-    r"|\b(?:is|are) there (?:an?|any)\b"
+_ABOUT_THE_CASE = re.compile(  # with a slot's name: "Is it free?", "Do you have a date in mind?", "And the tone?"
+    r"^\W*(?:and |so )?(?:do|did|would) you\b|^\W*(?:and |so )?(?:is|are|will|does|should|was|must) "
+    r"(?:it|the|this|there|your)\b|^\W*(?:and|what about|how about|any)\b"
 )
+_OPEN: tuple[str, ...] = (
+    rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
+    rf"\b(?:what|which)\b.*\b(?:{_WRITE})\b|\b(?:what|which|any|are there|is there)\b.*\b(?:{_DETAILS})\b",
+    r"\b(?:what|which) (?:kind|type|sort|specific|particular)\b|\bin mind\b",
+    r"\banything (?:else|specific|special|particular|in particular|you)\b",
+    r"\bwhat (?:should|must|will|would|is) (?:it|the|this)\b|\bwhat (?:can|could) you tell\b",
+    r"\bwhat(?:'s| is| are) (?:it|the \S+|your \S+|this|they) (?:\S+ )?(?:about|like|for)\b",
+    r"\bwhat (?:do|are|would|did) you (?:want|need|like|looking|look|hope|wish|planning|plan)\b",
+)
+
+
+def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+def _any_of(families: dict[str, tuple[str, ...]]) -> dict[str, tuple[re.Pattern[str], ...]]:
+    return {name: tuple(map(re.compile, patterns)) for name, patterns in families.items()}
+
+
+_REFUSED_BY = _any_of(_REFUSED)
+_WORLD_RE, _REQUEST_RE, _WISH_RE, _SLOT_RE, _OPEN_RE = map(_any, (_WORLD, _REQUEST, _WISH, _SLOT, _OPEN))
 
 
 @dataclass(frozen=True)
@@ -189,66 +239,60 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     Args:
         question: A sentence with a question mark.
         known: Stems of what the user has given away at once: the topic and the form.
-        cues: Stems by which hidden items can be asked for; a question with one of them may be about the user's case
+        cues: Stems by which hidden items can be asked for: a question with one of them may be about the user's case
             where no other rule says so.
     """
     text = " ".join(question.lower().replace("’", "'").split())
-    meaning = content_words(question)
-    asked = [word for word in words(question) if word != "please"]
-
-    def reading(asks: bool, why: str, open_: bool = False) -> Reading:
-        return Reading(asks, why, open_ and asks, _slots(asked, text, known) if asks else frozenset(), meaning)
-
-    if len(asked) < 2 or (len(asked) == 2 and not _slots(asked, text, known)):
-        return reading(False, "short")
-    for rule, pattern in (
-        ("nonsense", _NONSENSE),
-        ("offer", _OFFER),
-        ("reversed", _REVERSED),
-        ("definition", _DEFINITION),
-        ("check", _CHECK),
-        ("finished", _FINISHED),
-    ):
-        if (found := pattern.search(text)) and not (rule == "offer" and _WANTS_ME.search(text)):
-            return reading(False, rule)
+    asked = words(text)
     slots = _slots(asked, text, known)
-    specific = slots - {"what", "who"} | ({"who"} & slots if re.search(r"\bwho", text) else set())
-    if _REQUEST.search(text):
-        return reading(True, "request", not specific)
-    if _WORLD.search(text):
-        return reading(False, "world")
-    if _WISH.search(text):
-        return reading(True, "wish", bool(_OPEN.search(text)) and not specific)
-    if _SLOT_QUESTION.search(text) or (specific and _ABOUT_THE_CASE.search(text)):
-        return reading(True, "slot", bool(_OPEN.search(text)) and not specific)
+    meaning = content_words(question)
+
+    def taken(why: str, open_: bool) -> Reading:
+        return Reading(True, why, open_ and not slots, slots, meaning)
+
+    if len(asked) < 2 or (len(asked) == 2 and not slots):
+        return Reading(False, "short", meaning=meaning)
+    for rule, patterns in _REFUSED_BY.items():
+        if any(pattern.search(text) for pattern in patterns) and not (rule == "offer" and _WANTS_ME.search(text)):
+            return Reading(False, rule, meaning=meaning)
+    opens = bool(_OPEN_RE.search(text))
+    if _REQUEST_RE.search(text):
+        return taken("request", True)
+    if _WORLD_RE.search(text):
+        return Reading(False, "world", meaning=meaning)
+    if _WISH_RE.search(text) or _is_choice(asked):
+        return taken("wish", opens)
+    if _SLOT_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text)):
+        return taken("slot", opens)
     if meaning & cues and re.search(r"\b(?:what|which|how|who|where|when)\b", text):
-        return reading(True, "case")
-    return reading(False, "nothing")
+        return taken("case", False)
+    return Reading(False, "nothing", meaning=meaning)
 
 
-_ABOUT_THE_CASE = re.compile(
-    r"^\W*(?:and |so )?(?:do|did|would|have) you\b|^\W*(?:and |so )?(?:is|are|will|does|should) (?:it|the|this|there|your)\b"
-)
-_WANTS_ME = re.compile(r"\b(?:what|which|how|who|where|when)\b.*\b(?:want|like|need) me to\b(?! (?:help|do|assist)\b)")
+def _is_choice(asked: list[str]) -> bool:
+    """Two things to choose from and no verb around them: "Friendly nudge or firm warning?"."""
+    return "or" in asked[1:-1] and len(asked) <= 8 and not _VERBS & set(asked)
+
+
+_VERBS = frozenset("is are was were do does did can could will would shall should may have has you i we".split())
 
 
 def slots_of(text: str) -> frozenset[str]:
     """The slots that some words name: those of an item's cues."""
-    lowered = text.lower()
-    found = {_SLOT_OF[stem(word)] for word in words(lowered) if stem(word) in _SLOT_OF}
-    return frozenset(found | {slot for slot in ("how much", "how long") if slot in lowered})
+    return _slots(words(text), text.lower(), frozenset())
 
 
 def _slots(asked: list[str], text: str, known: frozenset[str]) -> frozenset[str]:
+    """The slots that a question names; words that the topic has do not name one."""
     found = {_SLOT_OF[stem(word)] for word in asked if stem(word) in _SLOT_OF and stem(word) not in known}
     if "how much" in text:
         found.add("how much")
-    if re.search(r"\bhow (?:long|many words)\b.*\b(?:be|text|it|words)\b", text):
-        found.add("length")
+    if "how many" in text:
+        found.add("how many")
+    if re.search(r"\bhow long\b.*\bbe\b|\bhow many (?:words|sentences)\b", text):
+        found = found - {"how many", "how long"} | {"length"}
     elif "how long" in text:
-        found = found - {"length"} | {"how long", "when"}
+        found = found - {"length"} | {"how long"}
     if re.search(r"\bwho (?:is|will|are|would|should)\b.*\b(?:for|read|to|reading|receive|addressed|invited)\b", text):
-        found.add("audience")
-    if re.search(r"\bfor whom\b|\bwho is (?:it|this|the \w+) (?:for|to)\b", text):
         found = found - {"who"} | {"audience"}
     return frozenset(found)

@@ -1,0 +1,80 @@
+"""How well the agenda user tells questions that ask it something from others, on questions labelled by hand.
+
+    python benchmarks/questions.py            # precision and recall on the held-out half, per task and per policy
+    python benchmarks/questions.py --errors   # and what the rules get wrong in the other half
+
+`data/questions.jsonl`: {task, policy, goal, opening, question, asks_user, held_out}. Questions come from base, proactive
+and trained policies, and from people ("written"). The rules were made on the half that is not held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/questions.py`
+
+from benchmarks.cheats import Heard
+from collab.conversation import Agenda, Goal, Message
+from collab.simulation.agenda import asks_back, read_questions
+from collab.text import questions
+
+LABELLED = Path(__file__).with_name("data") / "questions.jsonl"
+_MAKES: dict[str, Any] = {"math": "answer", "code": "program", "abg_coqa": "reply"}
+
+
+def goal_of(row: dict[str, Any]) -> Goal:
+    """A goal of which the user has said the row's opening and nothing else."""
+    opening = row["opening"]
+    if row["task"] == "doc_edit":
+        heard = Heard([Message("user", opening)])
+        return Goal("labelled", opening, "-", {"title": heard.topic, "form": heard.form})
+    agenda = Agenda(_MAKES[row["task"]], opening, ())
+    asked = questions(opening)
+    return Goal("labelled", asked[-1] if asked else opening, "-", {"agenda": agenda.entry()})
+
+
+def decide(row: dict[str, Any]) -> bool:
+    """What the user would take the question for."""
+    goal = goal_of(row)
+    if row["task"] == "abg_coqa":
+        return asks_back(goal, row["question"])
+    return any(reading.asks for reading in read_questions(goal, row["question"]))
+
+
+def rates(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Precision and recall of the decision "asks the user"; nan where nothing was taken, or nothing was to be taken."""
+    both = sum(decide(row) and row["asks_user"] for row in rows)
+    taken, right = sum(map(decide, rows)), sum(row["asks_user"] for row in rows)
+    return both / taken if taken else float("nan"), both / right if right else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--errors", action="store_true", help="list the errors of the half that is not held out")
+    given = parser.parse_args()
+    rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+    if given.errors:
+        for row in rows:
+            if not row["held_out"] and decide(row) != row["asks_user"]:
+                kind = "missed" if row["asks_user"] else "taken"
+                print(f"{kind}: {row['task']}, {row['policy']}: {row['question']}")
+    print("| questions | held out | asks | precision | recall | other half | precision | recall |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    groups = defaultdict(list)
+    for row in rows:
+        for name in ("all", f"task {row['task']}", row["policy"]):
+            groups[name].append(row)
+    for name in sorted(groups, key=lambda name: (name != "all", not name.startswith("task"), name)):
+        held, other = ([row for row in groups[name] if row["held_out"] is half] for half in (True, False))
+        cells = [f"{len(held)}", f"{sum(row['asks_user'] for row in held)}", *(f"{rate:.2f}" for rate in rates(held))]
+        cells += [f"{len(other)}", *(f"{rate:.2f}" for rate in rates(other))]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
