@@ -4,7 +4,7 @@
     python benchmarks/ablation.py --write       # run them, then write docs/ablation.md, .json and .png
 
 Hydra sweeps train on the embedded doc_edit with `sampler.window` 0, 1, 2 and 3 under the whole reward, and with the
-extrinsic part alone (BLEU) and the intrinsic part alone (interactivity, tokens) at window 1, each from three seeds. One
+extrinsic part alone (the text) and the intrinsic part alone (interactivity, tokens) at window 1, from three seeds. One
 evaluation then plays the same test goals with all policies, under the same user randomness, and scores them by the
 whole reward, whatever they were trained on. Every context has eight candidates, whatever the window
 (`sampler.equal_turns=false`), and every setting draws its contexts from the same goals at the same turns.
@@ -53,10 +53,10 @@ SEEDS = (1, 2, 3)
 WINDOWS = (0, 1, 2, 3)
 ONE_WINDOW = 1  # that of the runs with a part of the reward
 EXTRINSIC = ("task.metrics.token_penalty.weight=0", "task.metrics.interactivity.weight=0")
-INTRINSIC = ("task.metrics.bleu.weight=0",)
+INTRINSIC = tuple(f"task.metrics.{name}.weight=0" for name in ("bleu", "coverage", "copied", "repetition"))
 BASELINE = "window 0"
 SETTINGS = (*(f"window {window}" for window in WINDOWS), "extrinsic", "intrinsic")
-COLUMNS = {"bleu": "BLEU", "interactivity": "interactivity", "assistant_tokens": "assistant tokens", "mr": "MR"}
+COLUMNS = {"coverage": "coverage", "interactivity": "interactivity", "assistant_tokens": "assistant tokens", "mr": "MR"}
 Values = dict[str, dict[str, np.ndarray]]  # setting -> metric -> [seeds, goals]
 
 
@@ -259,7 +259,7 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
             "",
             verdict(results),
             "",
-            "![BLEU, interactivity, assistant tokens and MR by setting](ablation.png)",
+            "![coverage, interactivity, assistant tokens and MR by setting](ablation.png)",
             "",
             table(results),
             "MR is R\\* of a whole conversation, with the weights of `conf/task/doc_edit.yaml`.",

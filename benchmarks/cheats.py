@@ -68,7 +68,7 @@ _AROUND = re.compile(
 
 
 def honest(heard: Heard) -> str:
-    """An open question, slots that are still missing, then a text over the notes, in other order than they were told."""
+    """An open question, questions about slots, then a text over the notes that it was told."""
     if heard.last or heard.turn > 3:
         lines = [f"This {heard.form} is about {heard.topic}."]
         for note in heard.told:
@@ -106,8 +106,8 @@ def _asks_and_pastes(heard: Heard) -> str:
 
 def _draft(heard: Heard) -> str:
     return (
-        f"Dear all, we are happy to tell you about {heard.topic}. It is a great chance for everybody to come together and "
-        "have a lovely time. Please join us and tell your friends. We look forward to seeing you soon!"
+        f"Dear all, we are happy to tell you about {heard.topic}. It is a great chance for everybody to come together "
+        "and have a lovely time. Please join us and tell your friends. We look forward to seeing you soon!"
     )
 
 

@@ -3,8 +3,8 @@
     python benchmarks/questions.py            # precision and recall on the held-out half, per task and per policy
     python benchmarks/questions.py --errors   # and what the rules get wrong in the other half
 
-`data/questions.jsonl`: {task, policy, goal, opening, question, asks_user, held_out}. Questions come from base, proactive
-and trained policies, and from people ("written"). The rules were made on the half that is not held out.
+`data/questions.jsonl`: {task, policy, goal, opening, question, asks_user, held_out}. Questions come from base,
+proactive and trained policies, and some were written by hand. The rules were made on the half that is not held out.
 """
 
 from __future__ import annotations

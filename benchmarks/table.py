@@ -45,7 +45,13 @@ from collab.reports.tables import MISSING, Row, estimate_cell, markdown, num_goa
 
 TRAINED = ("sft", "dpo", "ppo", "online_dpo", "grpo")
 BASELINE = "proactive"
-COLUMNS = {"mr": "MR", "bleu": "BLEU", "assistant_tokens": "assistant tokens", "interactivity": "interactivity"}
+COLUMNS = {
+    "mr": "MR",
+    "coverage": "coverage",
+    "bleu": "BLEU",
+    "assistant_tokens": "assistant tokens",
+    "interactivity": "interactivity",
+}
 # CollabLLM (arXiv 2502.00640), Table 1, document editing: BLEU, assistant tokens, ITR
 PAPER = {
     "base": (0.322, 2490, 0.460),

@@ -37,7 +37,7 @@ def stem(word: str) -> str:
 
 def content_words(text: str) -> frozenset[str]:
     """Stems of the words that carry meaning."""
-    return frozenset(stem(word) for word in words(text) if word not in _STOPWORDS)
+    return frozenset(stem(word) for word in words(text) if word.split("'")[0] not in _STOPWORDS)
 
 
 def sentences(text: str) -> list[str]:

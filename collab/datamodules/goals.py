@@ -4,8 +4,8 @@ A goal is one row with the fields that the ecosystem uses:
 
 - `single_turn_prompt`: what the user wants, in one message. Text, required.
 - `single_turn_completion`: the reference artefact. Text, required.
-- `single_turn_metadata`: preferences and descriptions. A mapping, or a JSON string of one; optional. Its `notes`, a list
-  of texts, are what the user knows; `cues`, as many texts, are words by which each note can be asked for.
+- `single_turn_metadata`: preferences and descriptions. A mapping, or a JSON string of one; optional. Its `notes`, a
+  list of texts, are what the user knows; `cues`, as many texts, are words by which each note can be asked for.
 - `id`: text or a whole number, unique within the split; optional, derived from prompt and completion without it.
 
 A task (`TaskGoals`) may read the rows of published data sets too, each with its own columns (`Layout`), and may bring
@@ -473,8 +473,8 @@ def _check_notes(goal: Goal, where: str) -> None:
         value = goal.metadata.get(name, [])
         if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text.strip() for text in value):
             raise BadInput(
-                f"{where}: field {METADATA}: {name} is {kind_of(value)}; it must be a list of texts that are not empty, "
-                'e.g. ["doors open at six"]. Fix it, or leave it out.'
+                f"{where}: field {METADATA}: {name} is {kind_of(value)}; it must be a list of texts, none empty, e.g. "
+                '["doors open at six"]. Fix it, or leave it out.'
             )
     notes, cues = goal.metadata.get("notes", []), goal.metadata.get("cues", [])
     if cues and len(cues) != len(notes):

@@ -1,11 +1,11 @@
-"""What the text at the end of a conversation is measured by, beside BLEU: which notes it holds, and how it came about."""
+"""What the final text is measured by, beside BLEU: which notes it holds, what it repeats, what is pasted."""
 
 from __future__ import annotations
 
 import re
 
 from collab.conversation import Conversation, Goal
-from collab.rewards.metrics import Extractor, Judged, extract
+from collab.rewards.metrics import Extractor, Judged, checked_flag, extract
 from collab.simulation.agenda import coverage, makes
 from collab.text import content_words, sentences, words
 
@@ -15,19 +15,28 @@ _GRAM = 6  # words in a row that count as copied
 
 
 class _TextMetric:
-    """A metric of the final text. Where the window cut the conversation off before there was one, it is 0.
+    """A metric of the final text.
+
+    Args:
+        finished_only: 0 for what a window cut off before there was a final text. Else its last draft counts.
 
     Attributes:
         extractor: A model that extracts the text; None takes the rule of `collab.rewards.metrics.extract`.
+
+    Raises:
+        BadInput: `finished_only` is not true or false.
     """
 
     extractor: Extractor | None = None
+
+    def __init__(self, finished_only: bool = True) -> None:
+        self.finished_only = checked_flag("finished_only", finished_only)
 
     def applies(self, goal: Goal) -> bool:
         return makes(goal) == "text"
 
     async def __call__(self, conversation: Conversation) -> float | Judged:
-        if conversation.ended_by == "window":
+        if self.finished_only and conversation.ended_by == "window":
             return 0.0
         if self.extractor is None:
             return self._value(extract(conversation), conversation)

@@ -60,6 +60,13 @@ def assistant_tokens(conversation: Conversation) -> int:
     return sum(turn.reply.num_tokens for turn in conversation.turns)
 
 
+def checked_flag(name: str, value: bool) -> bool:
+    """An option that is true or false; raises `BadInput` for anything else."""
+    if not isinstance(value, bool):
+        raise BadInput(f"{name} ({value!r}) must be true or false. Set it to one of them.")
+    return value
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -87,9 +94,7 @@ class Bleu:
     extractor: Extractor | None = None
 
     def __init__(self, finished_only: bool = False) -> None:
-        if not isinstance(finished_only, bool):
-            raise BadInput(f"finished_only ({finished_only!r}) must be true or false. Set it to one of them.")
-        self.finished_only = finished_only
+        self.finished_only = checked_flag("finished_only", finished_only)
         self._bleu = BLEU(effective_order=True)
 
     async def __call__(self, conversation: Conversation) -> float | Judged:

@@ -21,7 +21,7 @@ class ConversationReward:
         self.metrics = dict(metrics)
 
     async def __call__(self, conversation: Conversation) -> Score:
-        """Score a finished conversation. A metric that has no value, unless only watched, leaves the reward without one.
+        """Score a finished conversation. Where a metric that counts has no value, the reward has none either.
 
         A metric that does not apply to the goal is no part of its reward. An invalid conversation is not measured.
         """

@@ -16,8 +16,8 @@ A question earns what it asks for (`collab.simulation.questions`):
 - a question whose answer is known, that was asked before, or that comes on top of `items_per_answer` others in one
   message is needless. Interactivity counts it against the policy.
 
-A draft earns no content: at most the *kind* of what it misses is named. A draft that covers enough of the notes ends the
-chat. The user of a goal that spells its agenda out cannot judge the result, but knows what has not been told yet.
+A draft earns no content: at most the *kind* of what it misses is named. A draft that covers enough of the notes ends
+the chat. The user of a goal that spells its agenda out cannot judge the result, but knows what has not been told yet.
 
 The user has no memory of its own. Its state is read off the conversation each time, so a history can be forked into
 any number of futures, and a finished conversation can be scored by the same reading (`read`).
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 from numpy.random import Generator
@@ -77,25 +77,35 @@ class Item:
     @property
     def hints(self) -> frozenset[str]:
         """Stems by which a question can ask for this item."""
-        kind = self.kind.replace("_", " ")
-        if self.kind == CONTENT:
-            named = self.cues or ""
-        elif self.spelt_out:
-            named = f"{kind} {_PARTS.get(self.kind, '')} {self.cues or ''}"
-        else:
-            named = f"{kind} {_PREFERENCE_CUES.get(self.kind, '')}"
-        return content_words(self.text) | frozenset(stem(word) for word in words(named))
+        return _hints(self)
 
     @property
     def slots(self) -> frozenset[str]:
         """Slots that it fills: those that its cues name, else those that can be read off its text."""
-        if self.kind == CONTENT:
-            return slots_of(self.cues) if self.cues is not None else _slots_in(self.text)
-        return frozenset() if self.spelt_out else slots_of(f"{self.kind} {_PREFERENCE_CUES.get(self.kind, '')}")
+        return _item_slots(self)
 
     @property
     def preference(self) -> bool:
         return self.kind != CONTENT and not self.spelt_out
+
+
+@lru_cache(maxsize=4096)  # items are read again at every turn of every conversation
+def _hints(item: Item) -> frozenset[str]:
+    kind = item.kind.replace("_", " ")
+    if item.kind == CONTENT:
+        named = item.cues or ""
+    elif item.spelt_out:
+        named = f"{kind} {_PARTS.get(item.kind, '')} {item.cues or ''}"
+    else:
+        named = f"{kind} {_PREFERENCE_CUES.get(item.kind, '')}"
+    return content_words(f"{item.text} {named}")
+
+
+@lru_cache(maxsize=4096)
+def _item_slots(item: Item) -> frozenset[str]:
+    if item.kind == CONTENT:
+        return slots_of(item.cues) if item.cues is not None else _slots_in(item.text)
+    return frozenset() if item.spelt_out else slots_of(f"{item.kind} {_PREFERENCE_CUES.get(item.kind, '')}")
 
 
 @dataclass(frozen=True)
@@ -134,8 +144,8 @@ class State:
         refused: Why the last message has earned nothing: a rule of `Reading.why`, "known" or "no wish"; "" if it asks
             nothing.
         drafted: Whether the last assistant message holds a draft, or a result.
-        covered: Share of the notes that the best draft so far covers; of an agenda that is spelt out, the share that had
-            been told when there was a result.
+        covered: Share of the notes that the best draft so far covers; of an agenda that is spelt out, the share that
+            had been told when there was a result.
         idle: Turns in a row, up to the last, that brought nothing.
     """
 
@@ -195,7 +205,8 @@ def read_questions(goal: Goal, reply: str) -> list[Reading]:
     found = []
     for question in questions(text):
         reading = read_question(question, about, cues)
-        repeats = tuple(words(question)) in own or _restates(goal, reading)
+        said = " ".join(words(question))
+        repeats = said in own or any(one in said for one in own if one.count(" ") > 3) or _restates(goal, reading)
         found.append(Reading(False, "own", meaning=reading.meaning) if repeats else reading)
     return found
 
@@ -255,27 +266,32 @@ def _read_reply(goal: Goal, state: State, reply: str, items_per_answer: int) -> 
 
 
 def _concerned(reading: Reading, items: Sequence[Item], given: set[int], about: frozenset[str]) -> list[int]:
-    """The items that a question asks for by name: one for each slot, or else all that share a word with it.
+    """The items that a question asks for by name: one for each slot, or else one for each word that it shares.
 
-    Of several items with a slot, the one that shares most words with the question, hidden ones first.
+    Of several items, the hidden one that shares most words with the question.
     """
-    meaning = reading.meaning - about
+    meaning = reading.meaning - about - _GENERIC
 
     def fit(i: int) -> tuple[int, bool, int]:
         return len(items[i].hints & meaning), i not in given, -i
 
     found: list[int] = []
-    for slot in sorted(reading.slots - {"what"}):
+    for slot in sorted(reading.slots):
         having = [i for i, item in enumerate(items) if slot in item.slots]
         if having and (best := max(having, key=lambda i: (i not in given, fit(i)))) not in found:
             found.append(best)
-    while not found or meaning:
-        best = max(range(len(items)), key=fit, default=None)
-        if best is None or not fit(best)[0] or reading.slots - {"what"} and found:
-            break
+    if found:
+        return found
+    while items and fit(best := max(range(len(items)), key=fit))[0]:
         found.append(best)
         meaning -= items[best].hints
     return found
+
+
+_GENERIC = content_words(  # words of questions that single nothing out
+    "detail information context specific particular kind type sort thing point topic idea question create work text "
+    "person people like much many long"
+)
 
 
 def _result(goal: Goal, reply: str, told: float) -> tuple[bool, float]:
@@ -330,9 +346,25 @@ def delivers(conversation: Conversation) -> bool:
 
 
 def asks_back(goal: Goal, reply: str) -> bool:
-    """Whether a message asks the user back about its question: what is meant, or something that the question names."""
-    subject = content_words(goal.prompt)
-    return any(reading.asks and bool(reading.meaning & (subject | _MEANT)) for reading in read_questions(goal, reply))
+    """Whether a message asks the user what its question means: no offer, and not a question of the story's.
+
+    It names a choice ("the dog or the cat?"), asks which one, or asks what the user means.
+    """
+    readings = zip(questions(reply), read_questions(goal, reply), strict=True)
+    return any(
+        bool(_ASKS_BACK.search(question.lower()))
+        and reading.why not in ("own", "offer", "check")
+        and (reading.why != "reversed" or " or " in question.lower())
+        for question, reading in readings
+    )
+
+
+_ASKS_BACK = re.compile(
+    r"\byou(?:'re|'ve| are| have| want| got| were)? ?(?:\w+ )?(?:mean|refer|ask|talk|think|look|interested|to know|"
+    r"in mind)"
+    r"|\byour question\b|\b(?:clarify|specify|be more specific|in mind|exactly)\b|\bor\b|^\W*(?:\w+ )?(?:which|who|"
+    r"whose|when|where)(?: \w+){0,2}\W*$"
+)
 
 
 def covers(goal: Goal, text: str) -> list[bool]:
@@ -367,9 +399,6 @@ def _given_at_once(goal: Goal) -> frozenset[str]:
     return _stems(f"{topic_of(goal)} {form_of(goal)}") | _manner(goal).names
 
 
-_MEANT = frozenset(stem(word) for word in "mean means referring refer talking asking mind clarify specify exactly".split())
-
-
 def _restates(goal: Goal, reading: Reading) -> bool:
     """Whether a question is the goal's own, as of a problem that is posed again, or asks what its opening says."""
     if goal.agenda is None or goal.agenda.makes != "answer":
@@ -399,7 +428,8 @@ def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
 
 
 _WHEN = re.compile(
-    r"\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)days?|january|february|march|april|june|july|august|september|october|"
+    r"\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)days?|january|february|march|april|june|july|august|september|"
+    r"october|"
     r"november|december|noon|midnight|morning|afternoon|evening|tonight|tomorrow|o'clock|a\.?m|p\.?m|weeks?|weekend|"
     r"month|daily|weekly|every|until|till|since|deadline|\d{1,2}[:.]\d{2})\b",
     re.IGNORECASE,
@@ -475,9 +505,9 @@ def _openings(goal: Goal) -> list[str]:
     return [template.format(form=_with_article(form_of(goal)), topic=topic) for template in templates]
 
 
-def _own_questions(goal: Goal) -> set[tuple[str, ...]]:
-    """Those that the user's openings hold."""
-    return {tuple(words(question)) for opening in _openings(goal) for question in questions(opening)}
+def _own_questions(goal: Goal) -> set[str]:
+    """Those that the user's openings hold, as lower-case words."""
+    return {" ".join(words(question)) for opening in _openings(goal) for question in questions(opening)}
 
 
 def _name(item: Item) -> str:

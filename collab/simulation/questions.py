@@ -17,24 +17,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from collab.text import content_words, stem, words
 
 # Slot -> words by which a question names it.
 SLOTS: dict[str, str] = {
     "when": "when date dates day days time deadline schedule hours month week weekend start begin end timing due",
-    "where": "where place location venue address located room site spot area route directions",
-    "who": "who whose organiser organizer host speaker guest name names called person people leads responsible",
+    "where": "where place places location locations venue address located room site spot area route directions",
+    "who": "who whose organiser organisers organizer host speaker guest name names called leads responsible",
     "audience": "audience reader readers recipient recipients addressee read aimed target targeted addressed whom",
     "how much": "price prices cost costs fee fees pay charge charged budget money euros expensive free",
     "how many": "many number amount quantity count capacity",
     "how long": "duration",
     "contact": "contact register registration sign signup rsvp reach phone telephone email call book booking apply",
-    "tone": "tone style mood voice formal informal casual friendly humorous serious feel sound manner",
+    "tone": "tone style mood voice formal informal casual friendly humorous funny serious feel sound manner tones",
     "length": "length words sentences paragraphs short long brief detailed",
     "reason": "why reason reasons purpose goal goals aim occasion motivation cause achieve behind",
 }
-_SLOT_OF = {stem(word): slot for slot, named in SLOTS.items() for word in named.split()}
+_SLOT_OF = {word: slot for slot, named in SLOTS.items() for word in named.split()}
 
 # --- words that the rules share -----------------------------------------------------------------------------------
 
@@ -80,7 +81,8 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"\bhow (?:else )?(?:can|may|could|should|do|would) (?:i|we)\b|\bcan i (?:be|get you)\b",
         r"\bwhat (?:else )?(?:can|could|may|should|do|shall) (?:i|we) (?:do|help|assist|offer|write for|say)\b",
         r"\bwhat would you like (?:me|help|assistance)\b|\bneed (?:any |some )?(?:help|assistance)\b",
-        r"\bwould you like (?:any |some |more )?(?:help|assistance|suggestions|tips|ideas|advice|examples|information)\b",
+        r"\bwould you like (?:any |some |more )?(?:help|assistance|suggestions|tips|ideas|advice|examples|"
+        r"information)\b",
         r"\b(?:is|are) there (?:anything|any (?:other )?way|something) (?:else )?(?:that )?i (?:can|could|may)\b",
         r"\bdo you (?:want|need|require) (?:any |some |my )?(?:help|assistance|suggestions|advice|tips)\b",
     ),
@@ -95,7 +97,8 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"^\W*what (?:\w+ )*?(?:would|do) you (?:like|want) to (?:know|learn|hear|see|discuss|ask|talk)\b",
     ),
     "definition": (
-        r"\bwhat (?:does|do|did) (?:\S+ ){0,9}?(?:mean|stand for|refer to|entail)\b|\bmeant by\b|\bdefin|\bmeaning of\b",
+        r"\bwhat (?:does|do|did) (?:\S+ ){0,9}?(?:mean|stand for|refer to|entail)\b|\bmeant by\b|\bdefin|"
+        r"\bmeaning of\b",
         r"\bwhat (?:exactly )?do you mean\b|^who are you\b|^how are you\b",
         r"^\W*(?:what|who)(?:'s| is| are) (?:a|an) (?!good|suitable|better|typical|possible|specific|ideal)",
         r"\bwhat (?:is|are) (?!(?:it|they|these|those|this|that)\b)\S+\?$",
@@ -116,7 +119,8 @@ _REFUSED: dict[str, tuple[str, ...]] = {
     "finished": (  # asks the user for the text itself, or to do the work
         r"\b(?:provide|give|send|show|share|write|see|paste|have|draft)\b(?: me| us)?(?: with)? (?:the|a|an|your|some|"
         r"me an?|us an?)?\s*(?:\w+[- ])?(?:final|finished|completed?|full|whole|written|actual|sample|example|template|"
-        r"draft|copy|version)\b(?! (?:date|time|address|name|list|details|information))",
+        r"draft|copy|version)\b(?! (?:date|time|address|name|list|details|information|inputs?|outputs?|calls?|"
+        r"values?))",
         r"\b(?:can|could|would|will) you (?:please |also |just |kindly |try to |help me (?:to )?)*(?:write|create|make|"
         r"help|do|try|draft|suggest|recommend|think|use|show|find|read|design|prepare|come|summari[sz]e|rewrite|revise|"
         r"check|assist|see|believe|imagine|start|put|be(?! more| a bit| able))\b(?! (?:sure|time) )",
@@ -149,7 +153,7 @@ _WORLD: tuple[str, ...] = (
 _REQUEST: tuple[str, ...] = (  # "Can you give me more details?"
     r"\b(?:can|could|would|will|please|how about|might) ?(?:you )?(?:please |kindly |also |perhaps |maybe |just |"
     rf"be more |be able to )*(?:{_TELL}|specific)\b|\bmind (?:sharing|telling|giving)\b",
-    r"\bdo you (?:happen to )?(?:know|remember) (?:what|how|when|where|who|which|the|if)\b",
+    r"\bdo you (?:happen to )?(?:know|remember) (?:what|how|when|where|who|which|if)\b",
     r"\b(?:may|can|could|might) i (?:please |just )?(?:ask|know|have|get)\b",
     rf"^\W*(?:please |kindly )?(?:{_TELL})\b(?! (?:me )?(?:how|why)\b)",
     r"\b(?:i|we) (?:would|'d) (?:like|love|need) to know\b",
@@ -159,6 +163,7 @@ _WISH: tuple[str, ...] = (
     r"you\b(?! (?:do|know|learn|hear|see|discuss|ask)\b)",
     r"\b(?:what|which|who|whom|where|when)\b.*\b(?:your|yours|you(?:'re|'d|'ve)?(?: would| are| have)? "
     r"(?:want|need|plan|wish|refer|mean|look|like|hop|us|mind|going|talk))",
+    r"\bwhat(?:'s| is| are) (?:so |really )?(?:special|unique|missing)\b",
     r"^\W*(?:and |so )?what(?:'s| is| are| was)? your\b|\bwhat counts as\b|\bhow about the\b",
     rf"\b(?:do|would|did) you (?:want|like|prefer|need)\b.*\b(?:or|it to|this to|the \w+ to|your \w+ to|{_CHOICE})\b",
     rf"\b(?:do|would|did) you (?:want|like|prefer|need|wish)\b(?: to)? (?:also )?(?:{_WRITE})\b",
@@ -171,25 +176,31 @@ _WISH: tuple[str, ...] = (
     rf"(?:or|{_WRITE}|{_CHOICE}|deadline|allowed|required|free|need|funny|serious|you(?:'d)? (?:want|like|need)|"
     r"restrictions?|limit|minimum|maximum|negative|empty)\b",
     r"\bwhat (?:kind|type|sort|style|tone)s? of\b|\bwhat(?:'s| is| are) the (?:kind|type|sort)s? of\b",
-    r"\bwhich (?:kind|type|sort|one|of)\b|\bany (?:specific|particular|special)\b|\bany other (?:\w+ )?(?:details?|facts?|points?|wishes)\b",
+    r"\bwhich (?:kind|type|sort|one|of)\b|\bany (?:specific|particular|special)\b|\bany other (?:\w+ )?(?:details?|"
+    r"facts?|points?|wishes)\b",
     r"\banything (?:else|specific|special|particular|in particular)\b|\bwhat (?:else )?should\b|\bwhat about\b",
     r"\bwhat (?:does|do|did|is|are) (?:\S+ ){1,5}(?:consist of|made of|include|contain|look like|called|offer|cost|"
     r"need)\b|\bwhat(?:'s| is) (?:it|this|the \w+) about\b|\bhow did (?:it|you|he|she|this|they)\b",
     r"\bor (?:something|anything|someone|somewhere|some other \w+|maybe something) else\b",
     r"^\W*(?:did|does|is|was|are|were|has|have) your\b|\bof yours\b",
+    r"\b(?:is|are|was|were) .*\b(?:given|missing|left out|stated|mentioned)\b|^\W*(?:and )?(?:the )?(?:number|"
+    r"amount) of\b",
 )
 _SLOT: tuple[str, ...] = (
-    r"\b(?:when|where|who|whom|whose|how (?:much|many|long|often|old|far|big|large|soon|late|early|tall|wide|deep|heavy))\b",
+    r"\b(?:when|where|who|whom|whose|how (?:much|many|long|often|old|far|big|large|soon|late|early|tall|wide|deep|"
+    r"heavy))\b",
     r"\b(?:what|which) (?:time|day|date|year|month|place|tone|style|length|size|colou?r|price|person|people|kind|type|"
     r"sort|audience|readers?|format|name|age|number|hours?|address|venue|location|ingredients?|materials?|library|"
     r"libraries|module|arguments?|parameters?|values?|units?|percentage|share|fraction)\b",
     r"\bwhat(?:'s| is| are|re| was| were| will be)(?: the| your| its| their| some(?: of the)?| our) (?:\w+ )?"
     rf"(?:{_ATTRIBUTES})\b",
-    r"\b(?:is|are) there (?:an?|any)\b|^\W*(?:and |in |at |on )?which \w+ (?:is|are|was|were|does|do|should|will|would|did)\b",
+    r"\b(?:is|are) there (?:an?|any)\b|^\W*(?:and |in |at |on )?which \w+ (?:is|are|was|were|does|do|should|will|"
+    r"would|did)\b",
 )
 _ABOUT_THE_CASE = re.compile(  # with a slot's name: "Is it free?", "Do you have a date in mind?", "And the tone?"
     r"^\W*(?:and |so )?(?:do|did|would) you\b|^\W*(?:and |so )?(?:is|are|will|does|should|was|must) "
     r"(?:it|the|this|there|your)\b|^\W*(?:and|what about|how about|any)\b"
+    r"|^\W*how (?:do|can|should|will) (?:people|readers?|guests?|participants?|visitors|they|members|customers)\b"
 )
 _OPEN: tuple[str, ...] = (
     rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
@@ -233,6 +244,7 @@ class Reading:
     meaning: frozenset[str] = frozenset()
 
 
+@lru_cache(maxsize=65536)  # user, metrics and evaluation read the same question
 def read_question(question: str, known: frozenset[str] = frozenset(), cues: frozenset[str] = frozenset()) -> Reading:
     """Decide what one question asks for.
 
@@ -242,7 +254,8 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
         cues: Stems by which hidden items can be asked for: a question with one of them may be about the user's case
             where no other rule says so.
     """
-    text = " ".join(question.lower().replace("’", "'").split())
+    text = re.sub(r"\b(?:take|takes|took|taking) place\b", "happen", " ".join(question.lower().split()))
+    text = text.replace("’", "'")
     asked = words(text)
     slots = _slots(asked, text, known)
     meaning = content_words(question)
@@ -250,7 +263,7 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     def taken(why: str, open_: bool) -> Reading:
         return Reading(True, why, open_ and not slots, slots, meaning)
 
-    if len(asked) < 2 or (len(asked) == 2 and not slots):
+    if len(asked) < 2 or (len(asked) == 2 and not slots and not meaning & cues):
         return Reading(False, "short", meaning=meaning)
     for rule, patterns in _REFUSED_BY.items():
         if any(pattern.search(text) for pattern in patterns) and not (rule == "offer" and _WANTS_ME.search(text)):
@@ -284,7 +297,8 @@ def slots_of(text: str) -> frozenset[str]:
 
 def _slots(asked: list[str], text: str, known: frozenset[str]) -> frozenset[str]:
     """The slots that a question names; words that the topic has do not name one."""
-    found = {_SLOT_OF[stem(word)] for word in asked if stem(word) in _SLOT_OF and stem(word) not in known}
+    named = [word.split("'")[0] for word in asked]
+    found = {_SLOT_OF[word] for word in named if word in _SLOT_OF and stem(word) not in known}
     if "how much" in text:
         found.add("how much")
     if "how many" in text:

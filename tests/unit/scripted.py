@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.cheats import Heard
 from collab.chat.base import Sampling
 from collab.conversation import Conversation, Key, Message, Reply
 from collab.simulation.user import UserTurn
-from collab.text import sentences, words
 
 Script = Callable[[Sequence[Message], Key], str]
 
@@ -79,20 +79,17 @@ def heard(messages: Sequence[Message]) -> list[str]:
 
 # --- a good collaborator, and cheap tricks ---------------------------------------------------------------------------
 
-QUESTIONS = ("What key points should the text include?", "Which other facts or details are important?")
+QUESTIONS = ("What should it say? When is it?", "Where is it? Who is going to read it?")
 
 
 def good_collaborator(messages: Sequence[Message], key: Key) -> str:
-    """Asks two different pertinent questions, then writes what the user told, and nothing else."""
-    answers = heard(messages)[1:]
-    if len(answers) < len(QUESTIONS) and not _wants_final(heard(messages)[-1]):
-        return QUESTIONS[len(answers)]
-    told = [sentence.rpartition(": ")[2] for answer in answers for sentence in sentences(answer)]
-    return " ".join(sentence for sentence in told if len(words(sentence)) > 3 and not _wants_final(sentence))
-
-
-def _wants_final(text: str) -> bool:
-    return any(word in text for word in ("final", "finished"))
+    """Asks for four different things in two turns, then writes what the user told, in other order than it was told."""
+    said = Heard([message for message in messages if message.role == "user"])
+    if said.turn <= len(QUESTIONS) and not said.last:
+        return QUESTIONS[said.turn - 1]
+    told = [note.split() for note in said.told]
+    turned = (" ".join(note[len(note) // 2 :] + note[: len(note) // 2]) for note in told)
+    return " ".join([f"This {said.form} is about {said.topic}.", *(f"{note}." for note in turned)])
 
 
 def asks_the_same(messages: Sequence[Message], key: Key) -> str:
@@ -100,7 +97,7 @@ def asks_the_same(messages: Sequence[Message], key: Key) -> str:
 
 
 def asks_and_never_writes(messages: Sequence[Message], key: Key) -> str:
-    more = (*QUESTIONS, "Which tone and which readers do you have in mind?", "How long should the text be?")
+    more = (*QUESTIONS, "Which tone do you have in mind?", "How long should the text be?")
     return more[(len(heard(messages)) - 1) % len(more)]
 
 
@@ -111,7 +108,7 @@ def dumps_text(messages: Sequence[Message], key: Key) -> str:
         f"{opening} Dear friends and neighbours, we are happy to tell you all about it. Come to the town hall at noon "
         "on the second Saturday of June. It costs five euros, children are free, and there is room for everyone. "
         "Please bring your own cup and a warm coat, and ask us if there is anything that you would like to know. "
-    ) * 4
+    ) * 7
 
 
 def says_nothing(messages: Sequence[Message], key: Key) -> str:

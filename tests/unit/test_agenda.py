@@ -21,7 +21,17 @@ from collab.chat.base import Sampling
 from collab.config import AgendaUserConfig
 from collab.conversation import Conversation, Goal, Key
 from collab.datamodules.goals import load_goals
-from collab.simulation.agenda import AgendaUser, agenda_of, coverage, form_of, read, topic_of
+from collab.simulation.agenda import (
+    AgendaUser,
+    agenda_of,
+    coverage,
+    covers,
+    distinct_questions,
+    form_of,
+    notes_of,
+    read,
+    topic_of,
+)
 from collab.simulation.rollout import Players, play
 from collab.text import content_words, sentences
 
@@ -46,7 +56,8 @@ GOAL = Goal(
 OTHER = Goal("keys", "Say that keys were found.", "Two keys lay by the gate. Ask Omar.", {"title": "lost keys"})
 TONE, AUDIENCE, LENGTH = 4, 5, 6
 OPEN = "What should the text include?"
-ALSO_OPEN = "Which other facts are important?"
+ALSO_OPEN = "What points should it mention?"
+SLOTS = ("What tone do you want for it?", "Who is going to read it?", "How long should it be?")
 OFF_TOPIC = "Do you like playing football on Sundays?"
 KEY = Key(1, role="user", split="test", goal="picnic")
 
@@ -117,9 +128,10 @@ def test_openings_of_shipped_goals_are_vague():
 # --- questions that earn an answer -----------------------------------------------------------------------------------
 
 
-def test_open_question_gives_the_next_two():
-    assert revealed(respond(OPEN).text) == [0, 1]
-    assert revealed(respond(OPEN, ALSO_OPEN).text) == [2, 3]
+def test_an_open_question_earns_the_next_item_once():
+    assert revealed(respond(OPEN).text) == [0]
+    assert revealed(respond("What can the children paint there?", OPEN).text) == [0]
+    assert read(GOAL, [OPEN, ALSO_OPEN]).given == (0,)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +140,14 @@ def test_open_question_gives_the_next_two():
         ("What tone do you have in mind?", [TONE]),
         ("Should it sound formal or casual?", [TONE]),
         ("Who is going to read it?", [AUDIENCE]),
+        ("Who is it for?", [AUDIENCE]),
         ("How long should it be?", [LENGTH]),
-        ("Where do we meet when it rains?", [1, 2]),
+        ("When is it?", [1]),  # "at noon"
+        ("Where does everybody meet?", [1]),  # "under the old oak"
+        ("When and where is it?", [1]),  # one sentence has both
         ("What can the children paint there?", [3]),
-        ("Tell me what tone you want and where the children meet?", [1, 3]),  # three are concerned, two are given
-        ("What is the summer picnic like?", [0, 1]),  # the topic as a whole
+        ("Tell me what tone you want and where the children meet?", [1, TONE]),
+        ("What should it say about the summer picnic?", [0]),  # the topic as a whole: an open question
     ],
 )
 def test_question_gives_the_items_that_it_concerns(question, items):
@@ -141,12 +156,7 @@ def test_question_gives_the_items_that_it_concerns(question, items):
 
 def test_question_about_the_topic_does_not_single_out_a_sentence_that_names_it():
     goal = Goal("keys", "Keys were found.", "Ask Omar at the gate. Two keys lay there.", {"title": "lost keys"})
-    assert revealed(respond("What do you know of the keys?", goal=goal).text, goal) == [0, 1]
-
-
-def test_question_about_what_was_given_moves_on():
-    assert revealed(respond("What can the children paint there?", OPEN).text) == [0, 1]
-    assert revealed(respond("What can the children paint there?", OPEN, ALSO_OPEN).text) == [2, TONE]
+    assert revealed(respond("What should it say about the keys?", goal=goal).text, goal) == [0]
 
 
 def test_one_message_earns_two_items_whatever_it_asks():
@@ -164,14 +174,101 @@ def test_what_one_message_asked_too_much_may_be_asked_again():
 
 @pytest.mark.parametrize("items_per_answer", [1, 3])
 def test_generosity_is_the_configs(items_per_answer):
-    assert len(revealed(respond(OPEN, items_per_answer=items_per_answer).text)) == items_per_answer
+    text = f"{OPEN} {' '.join(SLOTS)}"
+    assert len(revealed(respond(text, items_per_answer=items_per_answer).text)) == items_per_answer
 
 
-def test_everything_comes_to_light_by_asking_and_only_once():
-    questions = (OPEN, ALSO_OPEN, "What tone do you want for it?", "Who is going to read it?", "How long should it be?")
-    given = [revealed(respond(*questions[: n + 1]).text) for n in range(len(questions))]
-    assert given == [[0, 1], [2, 3], [TONE], [AUDIENCE], [LENGTH]]
-    assert revealed(respond(*questions, "What else would a good invitation mention?").text) == []
+def test_everything_that_can_be_asked_for_comes_to_light_and_only_once():
+    asked = (
+        OPEN,
+        *SLOTS,
+        "When is it?",
+        "What should everyone do with rain?",
+        "What can the children paint there?",
+    )
+    given = [revealed(respond(*asked[: n + 1], patience=9).text) for n in range(len(asked))]
+    assert given == [[0], [TONE], [AUDIENCE], [LENGTH], [1], [2], [3]]
+    assert revealed(respond(*asked, "What else should the invitation mention?").text) == []
+    assert sorted(read(GOAL, asked).given) == list(range(7))
+
+
+# --- notes and cues --------------------------------------------------------------------------------------------------
+
+NOTES = ("oak, the old one, noon", "cup, red, bring it", "Ana's phone: 300 418")
+NOTED = replace(
+    GOAL, metadata={"title": "the summer picnic", "notes": NOTES, "cues": ("when where", "bring", "contact who")}
+)
+
+
+def test_notes_stand_for_the_sentences_of_the_reference():
+    assert notes_of(NOTED) == list(NOTES)
+    assert [item.text for item in agenda_of(NOTED)] == list(NOTES)  # notes and cues are no preferences
+    assert notes_of(GOAL) == list(SENTENCES)
+
+
+def test_the_user_says_its_note_and_not_the_reference():
+    text = respond(OPEN, goal=NOTED).text
+    assert NOTES[0] in text and not any(sentence in text for sentence in SENTENCES)
+
+
+@pytest.mark.parametrize(
+    ("question", "items"),
+    [
+        ("When is it?", [0]),
+        ("Where is it?", [0]),
+        ("What should everybody bring?", [1]),  # a cue that is no slot
+        ("How do people sign up, and who leads it?", [2]),  # both slots of one note
+        ("How much does it cost?", []),  # nobody has it
+    ],
+)
+def test_a_note_is_asked_for_by_its_cues(question, items):
+    assert revealed(respond(question, goal=NOTED).text, NOTED) == items
+
+
+def test_a_note_with_cues_fills_no_slot_but_those():
+    bare = replace(NOTED, metadata={"title": "the summer picnic", "notes": NOTES})
+    assert revealed(respond("When is it?", goal=bare).text, bare) == [0]  # read off "noon"
+    other = replace(NOTED, metadata={**NOTED.metadata, "cues": ("bring", "when", "contact")})
+    assert revealed(respond("When is it?", goal=other).text, other) == [1]
+
+
+# --- what covers a note, by hand -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        # content words: oak, old, noon; cup, red, bring; and of the last phone, beside Ana, 300 and 418
+        ("We meet at noon under the oak.", [True, False, False]),  # 2 of 3
+        ("We meet at noon.", [False, False, False]),  # 1 of 3
+        ("Bring something red.", [False, True, False]),
+        ("Her phone: 300 418.", [False, False, False]),  # 3 of 4 words, but whose?
+        ("Ask Ana, 300 418.", [False, False, True]),  # 3 of 4
+        ("Phone Ana, 300 419.", [False, False, False]),  # a wrong number
+        ("Ana: 300 418. Old oak, at noon. Bring it, red.", [True, True, True]),
+        ("", [False, False, False]),
+    ],
+)
+def test_a_text_covers_a_note_with_its_names_and_numbers_and_half_of_its_words(text, found):
+    goal = replace(NOTED, metadata={**NOTED.metadata, "notes": (*NOTES[:2], "phone: Ana, 300 418")})
+    assert covers(goal, text) == found
+    assert coverage(goal, text) == pytest.approx(sum(found) / 3)
+
+
+def test_words_of_the_topic_and_the_form_cover_nothing():
+    goal = Goal("p", "A note.", "-", {"title": "the red cup", "form": "notice", "notes": ("a red cup, washed, dried",)})
+    assert covers(goal, "A notice about the red cup.") == [False]  # 0 of washed and dried
+    assert covers(goal, "It is washed.") == [True]  # 1 of 2
+
+
+def test_a_note_of_the_topics_words_alone_is_covered_by_them():
+    goal = Goal("p", "A note.", "-", {"title": "the red cup", "notes": ("the red cup",)})
+    assert covers(goal, "A cup.") == [True] and covers(goal, "A mug.") == [False]
+
+
+def test_nothing_covers_a_note_without_content_words():
+    goal = Goal("p", "A note.", "-", {"notes": ("and so on", "a red cup")})
+    assert covers(goal, "And so on: a red cup.") == [False, True]
 
 
 # --- what earns nothing ----------------------------------------------------------------------------------------------
@@ -182,10 +279,13 @@ def test_everything_comes_to_light_by_asking_and_only_once():
     [
         (OPEN, OPEN),
         (OPEN, "Okay! And what should the text now include?"),
+        (OPEN, "What points should it mention?"),  # the same request in other words
+        (OPEN, "Can you tell me more about it?"),
         (OPEN, ALSO_OPEN, OPEN),
         ("How long should it be?", "How long should that be, please?"),
         (OFF_TOPIC,),
         (OPEN, OFF_TOPIC),
+        ("When is it?", "On which day is it?"),  # both ask for the note that was told
         ("What's that?",),
         ("Include what?",),
         ("Key points?",),
@@ -203,6 +303,43 @@ def test_earns_nothing(replies):
         assert not content_words(turn.text) & content_words(" ".join(item.text for item in agenda_of(GOAL)))
 
 
+NO_IDEA = (
+    "I don't know, I just need the invitation.",
+    "No idea. How would that help with the invitation?",
+    "That is not what the invitation is for.",
+)
+REACTIONS = [
+    ("How do paper kites fly?", NO_IDEA),  # world knowledge
+    ("Why do people paint paper kites?", NO_IDEA),
+    ("What does kite mean?", NO_IDEA),  # a definition
+    ("What is the history of kites?", NO_IDEA),
+    (
+        "What would you like to know about kites?",  # the roles reversed
+        ("You tell me.", "I was hoping that you would ask me something.", "You are the one to ask."),
+    ),
+    (
+        "Can you send me the finished text?",
+        ("I have none, that is why I am asking you.", "No, you are to write it."),
+    ),
+    ("Which colours do you want?", ("I have no wish there.", "That is up to you.", "I don't mind, you choose.")),
+    (
+        "Shall I write about the kites?",  # an offer
+        ("I am not sure what you mean.", "That does not help me much.", "Hmm, that is not really the point."),
+    ),
+]
+
+
+@pytest.mark.parametrize(("question", "reactions"), REACTIONS, ids=[question for question, _ in REACTIONS])
+def test_a_question_that_asks_for_nothing_of_the_users_earns_nothing_and_hears_so(question, reactions):
+    assert read(GOAL, [question]).given == ()
+    assert {respond(question, key=key).text for key in keys()} == set(reactions)
+
+
+def test_a_slot_that_no_item_has_is_pertinent_and_earns_nothing():
+    state = read(GOAL, ["How much does it cost?"])
+    assert (state.given, state.pertinent, state.needless, state.refused) == ((), 1, 0, "no wish")
+
+
 BREAD = Goal("bread", "A flyer.", "Bring an apron. We knead until noon. Ask Ana.", {"title": "the bread class"})
 
 
@@ -215,8 +352,8 @@ def test_offers_and_checks_earn_nothing(offer):
 @pytest.mark.parametrize("question", [OPEN, "Can you tell me more about {topic}?"])
 def test_questions_that_look_like_offers_still_earn(question):
     for goal in (GOAL, BREAD):
-        assert read(goal, [question.format(topic=topic_of(goal))]).given == (0, 1)
-        assert read(goal, [OFFERS[0], question.format(topic=topic_of(goal))]).given == (0, 1)  # and after one
+        assert read(goal, [question.format(topic=topic_of(goal))]).given == (0,)
+        assert read(goal, [OFFERS[0], question.format(topic=topic_of(goal))]).given == (0,)  # and after one
 
 
 def test_the_users_own_opening_given_back_earns_nothing():
@@ -224,18 +361,80 @@ def test_the_users_own_opening_given_back_earns_nothing():
         for key in keys():
             opening = respond(goal=goal, key=key).text
             assert read(goal, [opening]).given == ()
-            assert read(goal, [opening, OPEN]).given == (0, 1)
+            assert read(goal, [opening, OPEN]).given == (0,)
 
 
-def test_question_that_was_only_repeated_is_called_so():
-    assert {respond(OPEN, OPEN, key=key).text for key in keys()} == {
-        "You asked me that already.",
-        "I have answered that before.",
+@pytest.mark.parametrize("replies", [(OPEN, OPEN), (OPEN, ALSO_OPEN), ("When is it?", "On which day is it?")])
+def test_what_the_user_has_told_is_called_so(replies):
+    assert {respond(*replies, key=key).text for key in keys()} == {
+        "You have that already.",
+        "I told you what I can about that.",
+        "We have been there. Ask me something new.",
     }
 
 
 def test_question_asked_twice_in_a_message_counts_once():
     assert read(GOAL, ["What tone do you want? What tone would you want?"]).given == (TONE,)
+
+
+# --- questions are counted -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replies", "counts"),  # all, pertinent, needless
+    [
+        ((), (0, 0, 0)),
+        ((OPEN,), (1, 1, 0)),
+        ((OPEN, OPEN), (2, 1, 1)),  # asked before
+        ((OPEN, "What points should it mention?"), (2, 1, 1)),  # in other words
+        (("When is it?", "Where is it?"), (2, 1, 1)),  # one note had both
+        ((" ".join(SLOTS),), (3, 2, 1)),  # the third comes on top
+        ((" ".join(SLOTS), SLOTS[2]), (4, 3, 1)),  # and may be asked again
+        (("How much does it cost?",), (1, 1, 0)),  # new, though nobody knows
+        (("How much does it cost?", "How much does it cost?"), (2, 1, 1)),
+        (("How do kites fly?", "Shall I write it?"), (2, 0, 0)),  # asks the user for nothing
+        (("Here is a text without a question.",), (0, 0, 0)),
+    ],
+)
+def test_questions_are_pertinent_needless_or_neither(replies, counts):
+    state = read(GOAL, replies)
+    assert (state.num_questions, state.pertinent, state.needless) == counts
+
+
+@pytest.mark.parametrize(("items_per_answer", "needless"), [(1, 2), (2, 1), (3, 0)])
+def test_questions_beyond_items_per_answer_are_needless(items_per_answer, needless):
+    assert read(GOAL, [" ".join(SLOTS)], items_per_answer).needless == needless
+
+
+# --- how particular questions are ------------------------------------------------------------------------------------
+
+
+def chat(goal: str, *replies: str) -> Conversation:
+    return after(*replies, goal=Goal(goal, "A note.", "Ask Omar.", {"title": goal}))
+
+
+def test_a_constant_question_is_particular_to_no_goal():
+    assert distinct_questions([chat(goal, "What tone should it have?") for goal in ("oak", "elm", "ash")]) == [0, 0, 0]
+
+
+def test_a_question_of_ones_own_is_particular():
+    asked = {"oak": "Where is it?", "elm": "Who leads the course?", "ash": "How much does the lamp cost?"}
+    assert distinct_questions([chat(goal, text) for goal, text in asked.items()]) == [1, 1, 1]
+
+
+def test_the_topic_makes_no_question_particular():
+    assert distinct_questions([chat(goal, f"What does {goal} mean?") for goal in ("oak", "elm", "ash")]) == [0, 0, 0]
+
+
+def test_particular_questions_by_hand():
+    tone, cost = "What tone should it have?", "How much does the lamp cost?"
+    chats = [chat("oak", tone, cost), chat("elm", tone), chat("ash", cost), chat("fir", "Sure.")]
+    # of three other goals, one is asked the same: 2/3
+    assert distinct_questions(chats) == [pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3), None]
+
+
+def test_one_goal_alone_has_no_particular_questions():
+    assert distinct_questions([chat("oak", "Where is it?"), chat("oak", "When is it?")]) == [None, None]
 
 
 # --- drafts ----------------------------------------------------------------------------------------------------------
@@ -282,7 +481,7 @@ def test_satisfied_only_by_a_draft_of_this_message():
 
 
 def test_question_beside_a_draft_is_answered():
-    assert revealed(respond(f"Come to the picnic, it will be great fun. {OPEN}").text) == [0, 1]
+    assert revealed(respond(f"Come to the picnic, it will be great fun. {OPEN}").text) == [0]
 
 
 # --- the end of the chat ---------------------------------------------------------------------------------------------
@@ -313,7 +512,7 @@ def test_asks_for_the_final_text_at_the_last_turn_and_not_before():
 
 
 def test_the_last_turn_still_answers_the_question():
-    assert revealed(respond(OPEN, max_turns=2).text) == [0, 1]
+    assert revealed(respond(OPEN, max_turns=2).text) == [0]
 
 
 # --- randomness and state --------------------------------------------------------------------------------------------
@@ -384,7 +583,11 @@ def test_any_goal_that_has_words_can_be_learned_and_satisfied(name):
     assert respond(draft, goal=goal).end == "satisfied"
 
 
-def test_questions_in_another_script_are_understood():
+def test_a_question_finds_words_of_another_script():
     goal = ODD["Cyrillic"]
-    text = respond("Что именно будет в полдень, скажите?", goal=goal).text
+    text = respond("What will be there: полдень?", goal=goal).text
     assert revealed(text, goal) == [0] and sentences(goal.reference)[1] not in text
+
+
+def test_only_english_questions_are_understood():
+    assert read(ODD["Cyrillic"], ["Что именно будет в полдень, скажите?"]).given == ()

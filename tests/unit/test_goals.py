@@ -214,6 +214,40 @@ def test_bad_line_is_named_with_its_number(tmp_path, bad, parts):
         assert part in message
 
 
+NOTES = ["noon", "red cup"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "parts"),
+    [
+        ({"notes": "noon"}, ["notes is text ('noon')", "must be a list of texts that are not empty"]),
+        ({"notes": 3}, ["notes is a number ('3')"]),
+        ({"notes": {"a": "noon"}}, ["notes is an object"]),
+        ({"notes": ["noon", 3]}, ["notes is a list", "must be a list of texts"]),
+        ({"notes": ["noon", " "]}, ["notes is a list", "not empty"]),
+        ({"notes": NOTES, "cues": "when what"}, ["cues is text ('when what')"]),
+        ({"notes": NOTES, "cues": ["when", None]}, ["cues is a list"]),
+        ({"notes": NOTES, "cues": ["when", ""]}, ["cues is a list"]),
+        ({"notes": NOTES, "cues": ["when"]}, ["there are 1 cues for 2 notes", "Write as many, or leave cues out"]),
+        ({"notes": NOTES, "cues": ["when", "what", "why"]}, ["there are 3 cues for 2 notes"]),
+        ({"cues": ["when"]}, ["there are 1 cues for 0 notes"]),
+    ],
+)
+def test_notes_and_cues_of_a_wrong_shape_are_refused_with_their_line(tmp_path, metadata, parts):
+    path = write(tmp_path / "goals.jsonl", [row("tea"), row("cat", single_turn_metadata=metadata)])
+    message = refusal(path)
+    for part in (f"{path}, line 2: field single_turn_metadata: ", *parts):
+        assert part in message
+
+
+def test_notes_are_what_the_user_knows(tmp_path):
+    metadata = [{"notes": NOTES, "cues": ["when", "what"]}, {"notes": None}, {"notes": NOTES}]  # null is not there
+    names = ("tea", "cat", "sea")
+    rows = [row(name, single_turn_metadata=entry) for name, entry in zip(names, metadata, strict=True)]
+    tea, cat, sea = load_goals(write(tmp_path / "goals.jsonl", rows), "train")
+    assert tea.notes == sea.notes == tuple(NOTES) and cat.notes == ()
+
+
 def test_bad_parquet_row_is_named_with_its_number(tmp_path):
     path = write_parquet(tmp_path / "goals.parquet", [row("tea"), row("cat", single_turn_completion="")])
     assert f"{path}, row 2: field single_turn_completion is empty" in refusal(path)
@@ -294,9 +328,10 @@ def test_shipped_goals_are_many_short_and_complete():
     splits = load_splits(DOC_EDIT)
     assert len(splits.train) >= 64 and len(splits.val) >= 16 and len(splits.test) >= 24
     goals = splits.train + splits.val + splits.test
-    assert not {goal.id: n for goal in goals if not 25 <= (n := len(goal.reference.split())) <= 45}
     for goal in goals:
         assert goal.metadata.keys() >= {"title", "tone", "audience", "length"}, goal.id
+        about = int(goal.metadata["length"].removeprefix("about ").removesuffix(" words"))
+        assert 25 <= about <= 45 and abs(len(goal.reference.split()) - about) <= 2, goal.id
     titles = Counter(goal.metadata["title"] for goal in goals)
     assert titles.most_common(1)[0][1] == 1, "two goals about the same thing"
 

@@ -24,8 +24,17 @@ from collab.compose import load_config
 from collab.conversation import Candidate, Conversation, Goal, Key, Reply
 from collab.datamodules.goals import load_splits
 from collab.errors import BadInput
-from collab.rewards.metrics import AgendaInteractivity, Bleu, TokenPenalty, assistant_tokens, extract
+from collab.rewards.document import Copied, Coverage, Repetition, copied, repetition
+from collab.rewards.metrics import (
+    AgendaInteractivity,
+    Bleu,
+    PertinentQuestions,
+    TokenPenalty,
+    assistant_tokens,
+    extract,
+)
 from collab.rewards.reward import ConversationReward
+from collab.simulation.agenda import notes_of, read
 from collab.simulation.rollout import Players, multiturn_reward, play
 
 # Eight words, so that n-gram counts are easy; an agenda of three items.
@@ -33,6 +42,7 @@ GOAL = Goal(
     "mill", "A note.", "we meet at noon by the old mill", {"title": "the walk", "tone": "warm", "audience": "hikers"}
 )
 OPEN = "What should the text include?"
+WHO, TONE = "Who is going to read it?", "What tone should it have?"
 ONE_WORD_OFF = "we meet at noon by the new mill"
 # Matching 1- to 4-grams of ONE_WORD_OFF: 7/8, 5/7, 4/6, 3/5; their product is 1/4, and BLEU its fourth root.
 BLEU_OF_ONE_WORD_OFF = 0.25**0.25
@@ -125,24 +135,170 @@ def test_a_reply_cut_at_the_limit_is_scored_as_it_stands():
     assert value(TokenPenalty(0.01), conversation) == pytest.approx(0.08)
 
 
+NO_NOTE = "Here is a long text that says nothing of what was told."
+
+
 @pytest.mark.parametrize(
     ("replies", "share"),
     [
-        ((), 0),
-        ((OPEN,), 0),  # the last message was never answered
-        ((OPEN, GOAL.reference), 2 / 3),
-        ((OPEN, OPEN, OPEN), 2 / 3),
-        ((OPEN, "Who is going to read it?", GOAL.reference), 1),
+        ((OPEN, GOAL.reference), 1 / 3),
+        ((OPEN, WHO, GOAL.reference), 2 / 3),
+        ((OPEN, f"{WHO} {TONE}", GOAL.reference), 1),
+        ((f"{OPEN} {WHO} {TONE}", GOAL.reference), (2 - 0.5) / 3),  # the third is one too many
+        ((OPEN, OPEN, GOAL.reference), (1 - 0.5) / 3),
+        ((OPEN, "What points should it mention?", GOAL.reference), (1 - 0.5) / 3),
+        ((OPEN, OPEN, OPEN, GOAL.reference), 0),  # 1 - 2 * 0.5
+        ((OPEN, OPEN, OPEN, OPEN, GOAL.reference), 0),  # and no less
+        ((OPEN, "How do mills work?", GOAL.reference), 1 / 3),  # asks for nothing, and costs nothing here
         (("Here you are.", GOAL.reference), 0),
+        ((OPEN, f"{ONE_WORD_OFF}. {WHO}"), 1 / 3),  # the last message is never answered
+        ((), 0),
     ],
 )
 def test_interactivity_is_the_share_of_the_agenda_that_questions_brought_to_light(replies, share):
     assert value(AgendaInteractivity(items_per_answer=2), finished(*replies)) == pytest.approx(share)
 
 
+@pytest.mark.parametrize("last", [WHO, "", NO_NOTE, "I am satisfied.", "noon, mill"])
+def test_interactivity_is_0_without_a_text_that_has_a_note_in_it_at_the_last_turn(last):
+    assert value(AgendaInteractivity(), finished(OPEN, last)) == 0
+    assert value(AgendaInteractivity(), finished(OPEN, GOAL.reference)) > 0
+
+
+@pytest.mark.parametrize("ended_by", ["patience", "window"])
+def test_interactivity_stays_where_there_was_no_last_turn(ended_by):
+    conversation = replace(finished(OPEN, "Hm."), ended_by=ended_by)
+    assert value(AgendaInteractivity(), conversation) == pytest.approx(1 / 3)
+
+
 def test_interactivity_of_a_context_counts_the_answer_that_waits():
     context = replace(finished(OPEN), ended_by="").with_user("(the answer)")
-    assert value(AgendaInteractivity(), context) == pytest.approx(2 / 3)
+    assert value(AgendaInteractivity(), context) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("cost", "share"), [(0, 1 / 3), (0.25, 0.25), (1, 0)])
+def test_what_a_needless_question_costs_is_an_option(cost, share):
+    conversation = finished(OPEN, OPEN, GOAL.reference)
+    assert value(AgendaInteractivity(needless_cost=cost), conversation) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("items_per_answer", "share"), [(1, 0), (2, 1.5 / 3), (3, 1)])
+def test_questions_beyond_items_per_answer_cost(items_per_answer, share):
+    """One item and two too many; two and one too many; three."""
+    conversation = finished(f"{OPEN} {WHO} {TONE}", GOAL.reference)
+    assert value(AgendaInteractivity(items_per_answer), conversation) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("cost", [-0.5, math.inf, math.nan, "1", None, True])
+def test_a_cost_that_is_none_is_refused(cost):
+    with pytest.raises(BadInput, match=r"needless_cost .* must be a finite number of at least 0"):
+        AgendaInteractivity(needless_cost=cost)
+
+
+@pytest.mark.parametrize(
+    ("replies", "share"),
+    [
+        ((OPEN, GOAL.reference), 1),
+        ((OPEN, OPEN, GOAL.reference), 1 / 2),
+        ((f"{OPEN} {WHO} {TONE}",), 2 / 3),  # the third is one too many
+        (("How do mills work?", WHO), 1 / 2),
+        (("How do mills work?",), 0),
+        (("How much does it cost?",), 1),  # new, though the user has no wish there
+        ((GOAL.reference,), None),
+        ((), None),
+    ],
+)
+def test_pertinent_is_the_share_of_the_questions_that_ask_for_something_new(replies, share):
+    found = value(PertinentQuestions(), finished(*replies))
+    assert found is None if share is None else found == pytest.approx(share)
+
+
+# --- the text: what is in it, what is said twice, what is pasted -----------------------------------------------------
+
+NOTED = replace(GOAL, metadata={"title": "the walk", "notes": ["noon, old mill", "bring a red cup", "led by Ana"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("We meet at the old mill at noon.", 1 / 3),
+        ("We meet at the old mill at noon, and Ana leads.", 2 / 3),
+        ("At the mill, bring a cup; it is led well.", 1 / 3),  # 1 of 3 words, 2 of 3, and no Ana
+        ("", 0),
+    ],
+)
+def test_coverage_is_the_share_of_the_notes_in_the_text(text, share):
+    assert value(Coverage(), finished(OPEN, text, goal=NOTED)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("We meet at noon. Bring a red cup. At noon we meet.", 1 / 3),
+        ("Noon, mill, oak, cup, barn. Noon, mill, oak, cup.", 1 / 2),  # 4 of 5 words
+        ("Noon, mill, oak, cup. Noon, mill, oak.", 0),  # 3 of 4
+        ("Bring a red cup; bring your red cup: bring the red cup", 2 / 3),  # clauses
+        ("Thanks! Thanks! Bring a red cup.", 0),  # a single word says nothing
+        ("", 0),
+    ],
+)
+def test_repetition_is_the_share_of_the_sentences_that_were_said_before(text, share):
+    assert repetition(text) == pytest.approx(share)
+    assert value(Repetition(), finished(text)) == pytest.approx(share)
+
+
+def heard_by(text: str, *messages: str) -> Conversation:
+    conversation = Conversation(GOAL)
+    for message in messages[:-1]:
+        conversation = conversation.with_user(message).with_reply(spoken("Hm."))
+    return conversation.with_user(messages[-1]).with_reply(spoken(text)).with_end("max_turns")
+
+
+@pytest.mark.parametrize(
+    ("text", "messages", "share"),
+    [
+        ("a b c d e f g", ("x a b c d e f y",), 1 / 2),  # of abcdef and bcdefg, the first
+        ("A b, c d: e F!", ("a b c d e f",), 1),
+        ("a b c d e f", ("a b c", "d e f"), 0),  # one message must hold them all
+        ("a b c d e f g h", ("a b c d e f", "c d e f g h"), 2 / 3),
+        ("a b c d e", ("a b c d e",), 0),  # no six words
+        ("a b c x d e f", ("a b c d e f",), 0),
+        ("Why? a b c d e f", ("why",), 0),
+        ("", ("a b c d e f",), 0),
+    ],
+)
+def test_copied_is_the_share_of_six_words_in_a_row_that_the_user_said(text, messages, share):
+    assert copied(text, list(messages)) == pytest.approx(share)
+    if "?" not in text:
+        assert value(Copied(), heard_by(text, *messages)) == pytest.approx(share)
+
+
+def test_copied_looks_at_the_final_text_alone():
+    done = Conversation(GOAL).with_user("a b c d e f").with_reply(spoken("a b c d e f")).with_user("And?")
+    assert value(Copied(), done.with_reply(spoken("g h i j k l")).with_end("max_turns")) == 0
+
+
+TWICE = "We meet at noon by the mill. We meet at noon by the mill."
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"), [(Coverage, 1), (Repetition, 1 / 2), (Copied, 1)], ids=["coverage", "repetition", "copied"]
+)
+def test_a_text_that_the_window_cut_off_has_no_parts(metric, expected):
+    done = heard_by(TWICE, TWICE)
+    assert value(metric(), done) == expected
+    assert value(metric(), replace(done, ended_by="window")) == 0
+    assert value(metric(finished_only=False), replace(done, ended_by="window")) == expected
+    with pytest.raises(BadInput, match="must be true or false"):
+        metric(finished_only="no")
+
+
+@pytest.mark.parametrize("metric", [Coverage(), Repetition(), Copied()], ids=["coverage", "repetition", "copied"])
+def test_metrics_of_the_text_apply_where_a_text_is_made(metric):
+    agenda = {"opening": "How many are there?", "items": []}
+    for makes, there in [("text", True), ("answer", False), ("program", False), ("reply", False)]:
+        assert metric.applies(replace(GOAL, metadata={"agenda": {**agenda, "makes": makes}})) is there
+    assert metric.applies(GOAL)
 
 
 # --- R*, Eq. 2 -------------------------------------------------------------------------------------------------------
@@ -157,9 +313,9 @@ def test_reward_of_a_scripted_conversation_by_hand():
         bleu=(2.0, Bleu()), token_penalty=(-1.0, TokenPenalty(0.01)), interactivity=(0.6, AgendaInteractivity())
     )
     score = value(reward, finished(OPEN, ONE_WORD_OFF))
-    # bleu 0.25^(1/4) = 0.70710678; 13 tokens at 0.01; two of three items: 2 * 0.70710678 - 0.13 + 0.6 * 2/3
-    assert score.reward == pytest.approx(1.68421356)
-    assert score.parts == pytest.approx({"bleu": 0.70710678, "token_penalty": 0.13, "interactivity": 2 / 3})
+    # bleu 0.25^(1/4) = 0.70710678; 13 tokens at 0.01; one of three items: 2 * 0.70710678 - 0.13 + 0.6 * 1/3
+    assert score.reward == pytest.approx(1.48421356)
+    assert score.parts == pytest.approx({"bleu": 0.70710678, "token_penalty": 0.13, "interactivity": 1 / 3})
 
 
 class Sometimes:
@@ -177,6 +333,19 @@ def test_missing_part_leaves_the_reward_missing():
     score = value(reward, finished(GOAL.reference))
     assert score.reward is None
     assert score.parts == {"bleu": 1.0, "judge": None}
+
+
+def test_a_missing_part_that_is_only_watched_leaves_the_reward_whole():
+    reward = reward_of(bleu=(2.0, Bleu()), judge=(0.0, Sometimes({})), pertinent=(0.0, PertinentQuestions()))
+    score = value(reward, finished(GOAL.reference))
+    assert score.reward == 2.0
+    assert score.parts == {"bleu": 1.0, "judge": None, "pertinent": None}
+
+
+def test_a_part_that_is_only_watched_adds_nothing():
+    reward = reward_of(bleu=(2.0, Bleu()), judge=(0.0, Sometimes({GOAL.reference: 0.5})))
+    score = value(reward, finished(GOAL.reference))
+    assert score.reward == 2.0 and score.parts == {"bleu": 1.0, "judge": 0.5}
 
 
 class Elsewhere(Sometimes):
@@ -247,7 +416,11 @@ def test_good_collaborator_learns_the_document_by_asking(goal):
     done = whole(good_collaborator, goal)
     assert done.assistant_texts[:2] == list(QUESTIONS)
     score = value(SIMULATION.reward, done)
-    assert score.parts["bleu"] > 0.9 and score.parts["interactivity"] > 0.4
+    notes = len(notes_of(goal))
+    told = sum(item < notes for item in read(goal, done.assistant_texts[:2]).given)
+    assert score.parts["coverage"] == told / notes >= 0.4  # what it was told is in its text, in its own order
+    assert score.parts["copied"] < 0.1 and score.parts["repetition"] == 0
+    assert score.parts["interactivity"] > 0.15 and score.reward > 4
 
 
 @pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.id)

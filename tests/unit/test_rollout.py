@@ -37,7 +37,7 @@ GOAL = Goal(
     "mill", "A note.", "we meet at noon by the old mill", {"title": "the walk", "tone": "warm", "audience": "hikers"}
 )
 OTHER = Goal("keys", "A note.", "Two keys lay by the gate. Ask Omar.", {"title": "lost keys", "tone": "brief"})
-OPEN = "What should the text include?"  # 5 words, gives two of the three items
+OPEN = "What should the text include?"  # 5 words, gives one of the three items
 ONE_WORD_OFF = "we meet at noon by the new mill"  # BLEU (7/8 * 5/7 * 4/6 * 3/5)^(1/4) = 0.25^(1/4); satisfies
 BLEU_OF_ONE_WORD_OFF = 0.25**0.25
 KEY = Key(1, split="train", goal="mill")
@@ -435,7 +435,7 @@ def by_hand(positions: list[int]):
             if not said:
                 return (OPEN, ONE_WORD_OFF)[key.candidate]
             return (GOAL.reference, ONE_WORD_OFF)[key.sample]
-        return ("we meet at noon", "Which tone should the text have?")[key.candidate]
+        return (ONE_WORD_OFF, "Which tone should the text have?")[key.candidate]
 
     return script
 
@@ -477,19 +477,19 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
     assert [group.context.position for group in groups] == positions
     first, second = sorted(groups, key=lambda group: group.context.position)
 
-    # Turn 1, candidate 0 asks (5 tokens, two of three items), then writes 8 words.
-    #   future 0: 2 * 1            - 0.13 + 0.6 * 2/3 = 2.27
-    #   future 1: 2 * 0.70710678   - 0.13 + 0.6 * 2/3 = 1.68421356
+    # Turn 1, candidate 0 asks (5 tokens, one of three items), then writes 8 words.
+    #   future 0: 2 * 1            - 0.13 + 0.6 * 1/3 = 2.07
+    #   future 1: 2 * 0.70710678   - 0.13 + 0.6 * 1/3 = 1.48421356
     # Turn 1, candidate 1 writes 8 words; the user is satisfied, there is no second turn.
     #   both:     2 * 0.70710678   - 0.08             = 1.33421356
-    # Turn 2, after a question (5 tokens, two items):
-    #   candidate 0, half the text: 2 * exp(1 - 8/4) - 0.09 + 0.4 = 1.04575888
-    #   candidate 1 asks on (6 tokens): nothing is extracted: 0 - 0.11 + 0.4 = 0.29
-    by_hand_first = [(2.27 + 1.68421356) / 2, 1.33421356]
-    by_hand_second = [1.04575888, 0.29]
+    # Turn 2, after a question (5 tokens, one item):
+    #   candidate 0 writes 8 words: 2 * 0.70710678 - 0.13 + 0.6 * 1/3 = 1.48421356
+    #   candidate 1 asks on (6 tokens): nothing is extracted, and the questions led nowhere: 0 - 0.11 + 0
+    by_hand_first = [(2.07 + 1.48421356) / 2, 1.33421356]
+    by_hand_second = [1.48421356, -0.11]
     assert [c.mr for c in first.candidates] == pytest.approx(by_hand_first)
     assert [c.mr for c in second.candidates] == pytest.approx(by_hand_second)
-    assert [s.reward for s in first.candidates[0].scores] == pytest.approx([2.27, 1.68421356])
+    assert [s.reward for s in first.candidates[0].scores] == pytest.approx([2.07, 1.48421356])
     assert [f.ended_by for f in first.candidates[1].futures] == ["satisfied"] * 2
 
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -498,18 +498,18 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
     # Half the distance of two values is their standard deviation.
     spreads = [(one - other) / 2 for one, other in (by_hand_first, by_hand_second)]
     assert logged["train/mr_spread"] == pytest.approx(sum(spreads) / 2)
-    bleus = [(1 + BLEU_OF_ONE_WORD_OFF) / 2, BLEU_OF_ONE_WORD_OFF, math.exp(-1), 0]
+    bleus = [(1 + BLEU_OF_ONE_WORD_OFF) / 2, BLEU_OF_ONE_WORD_OFF, BLEU_OF_ONE_WORD_OFF, 0]
     assert logged["train/bleu"] == pytest.approx(sum(bleus) / 4)
     assert logged["train/bleu_spread"] == pytest.approx(2 * ((bleus[0] - bleus[1]) / 2 + (bleus[2] - bleus[3]) / 2) / 2)
-    assert logged["train/interactivity"] == pytest.approx((2 / 3 + 0 + 2 / 3 + 2 / 3) / 4)
-    assert logged["train/interactivity_spread"] == pytest.approx(0.6 * (1 / 3 + 0) / 2)
-    assert logged["train/token_penalty"] == pytest.approx((0.13 + 0.08 + 0.09 + 0.11) / 4)
+    assert logged["train/interactivity"] == pytest.approx((1 / 3 + 0 + 1 / 3 + 0) / 4)
+    assert logged["train/interactivity_spread"] == pytest.approx(0.6 * (1 / 6 + 1 / 6) / 2)
+    assert logged["train/token_penalty"] == pytest.approx((0.13 + 0.08 + 0.13 + 0.11) / 4)
     assert logged["train/token_penalty_spread"] == pytest.approx((0.025 + 0.01) / 2)
     assert logged["train/token_penalty_saturated"] == 0
     assert logged["train/context_turn"] == 1.5
     assert logged["train/earlier_contexts"] == 0
-    assert logged["train/reply_tokens"] == pytest.approx((5 + 8 + 4 + 6) / 4)
-    assert logged["train/assistant_tokens"] == pytest.approx((13 + 13 + 8 + 8 + 9 + 9 + 11 + 11) / 8)
+    assert logged["train/reply_tokens"] == pytest.approx((5 + 8 + 8 + 6) / 4)
+    assert logged["train/assistant_tokens"] == pytest.approx((13 + 13 + 8 + 8 + 13 + 13 + 11 + 11) / 8)
     assert logged["train/turns"] == pytest.approx((2 + 2 + 1 + 1 + 2 + 2 + 2 + 2) / 8)
     assert logged["train/cut_replies"] == 0
 

@@ -586,8 +586,9 @@ def test_asking_back_where_it_is_ambiguous_is_right(tmp_path):
 
     assert decisions("Do you mean Ann's?", "Bea's.") == [(1, {"asks": 1}), (1, {"answers": 1})]
     assert decisions("It is black.", "Do you mean the brown one?") == [(0, {"asks": 0}), (0, {"answers": 0})]
-    # its own question given back, an offer and a check ask nothing back
-    said = "What colour is her dog? Black. Would you like me to help you with more? Does that answer your question?"
+    said = "Black. Would you like me to help you with more? Does that answer your question?"  # an offer and a check
+    assert decisions(said, "") == [(0, {"asks": 0}), (1, {"answers": 1})]
+    said = "What colour is her dog? Black."  # its own question given back
     assert decisions(said, "") == [(0, {"asks": 0}), (1, {"answers": 1})]
 
 

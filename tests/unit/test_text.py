@@ -2,7 +2,7 @@
 
 import pytest
 
-from collab.text import content_words, questions, sentences, stem, without_questions, words
+from collab.text import content_words, names_and_numbers, questions, sentences, stem, without_questions, words
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,21 @@ def test_stem_leaves_short_words_apart():
 def test_content_words_drop_what_carries_no_meaning():
     assert content_words("Could you tell me what the oak is?") == {"oak"}
     assert content_words("What should it be?") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("call Ana on 300 418", {"ana", "300", "418"}),
+        ("It's Mrs Ito's 3rd class at Hill Street", {"mrs", "ito", "3rd", "hill", "street"}),
+        ("Bring a cup. Ana comes.", set()),  # the first word of a sentence is a capital anyway
+        ("Tuesdays, over lunch, but I don't know", set()),  # "I" is no name
+        ("lit at 7:30, 3.5 euros", {"7", "30", "3", "5"}),
+        ("12 trays", {"12"}),  # a number counts at the start too
+        ("the oak, the old one", set()),
+        ("в полдень у Анны", {"анны"}),
+        ("", set()),
+    ],
+)
+def test_names_and_numbers(text, expected):
+    assert names_and_numbers(text) == expected

@@ -1,0 +1,114 @@
+"""The shipped goals of doc_edit: enough of them, apart from each other, and written so that pasting does not pay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from benchmarks.cheats import Heard
+from collab.compose import load_config
+from collab.conversation import Conversation, Goal, Message, Reply
+from collab.datamodules.goals import load_splits
+from collab.rewards.document import copied, repetition
+from collab.rewards.metrics import Bleu
+from collab.simulation.agenda import _openings, coverage, form_of, topic_of
+from collab.text import words
+
+SECOND = Path(__file__).parents[2] / "benchmarks" / "data" / "second_texts.jsonl"
+SPLITS = load_splits(load_config("evaluate", ["task=doc_edit"]).task)
+BY_SPLIT = {"train": SPLITS.train, "val": SPLITS.val, "test": SPLITS.test}
+GOALS = [goal for goals in BY_SPLIT.values() for goal in goals]
+SECOND_TEXTS = {row["id"]: row["text"] for row in map(json.loads, SECOND.read_text(encoding="utf-8").splitlines())}
+
+
+def bleu(goal: Goal, text: str) -> float:
+    return asyncio.run(Bleu()(Conversation(goal).with_user("-").with_reply(Reply(text)).with_end("max_turns")))
+
+
+def pasted(goal: Goal) -> str:
+    return ". ".join(goal.notes) + "."
+
+
+def test_there_are_many_goals_of_many_forms() -> None:
+    assert len(GOALS) >= 150
+    assert len({form_of(goal) for goal in GOALS}) >= 35
+
+
+def test_each_goal_has_four_or_five_notes_and_as_many_cues() -> None:
+    for goal in GOALS:
+        assert len(goal.notes) in (4, 5), goal.id
+        assert len(goal.metadata["cues"]) == len(goal.notes), goal.id
+
+
+def test_each_goal_has_all_its_preferences() -> None:
+    for goal in GOALS:
+        assert goal.metadata.keys() == {"title", "form", "tone", "audience", "length", "notes", "cues"}, goal.id
+        assert all(goal.metadata.values()), goal.id
+
+
+SHARED: dict[str, Callable[[Goal], list[str]]] = {
+    "id": lambda goal: [goal.id],
+    "title": lambda goal: [topic_of(goal).lower()],
+    "text": lambda goal: [" ".join(words(goal.reference)), " ".join(words(SECOND_TEXTS[goal.id]))],
+    "note": lambda goal: [" ".join(words(note)) for note in goal.notes],
+    "prompt": lambda goal: [" ".join(words(goal.prompt))],
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_splits_share_nothing(name: str) -> None:
+    found = {split: {text for goal in goals for text in SHARED[name](goal)} for split, goals in BY_SPLIT.items()}
+    assert not {text for one, other in combinations(found.values(), 2) for text in one & other}
+
+
+@pytest.mark.parametrize("name", ["id", "title", "note", "text"])
+def test_no_two_goals_share(name: str) -> None:
+    texts = [text for goal in GOALS for text in SHARED[name](goal)]
+    assert len(set(texts)) == len(texts)
+
+
+def test_no_reference_shares_six_words_in_a_row_with_its_notes() -> None:
+    assert not [goal.id for goal in GOALS if copied(goal.reference, list(goal.notes))]
+
+
+def test_no_reference_says_anything_twice() -> None:
+    assert not [goal.id for goal in GOALS if repetition(goal.reference)]
+
+
+def test_the_prompt_says_all_notes() -> None:
+    assert not [goal.id for goal in GOALS if not all(note in goal.prompt for note in goal.notes)]
+
+
+def test_references_cover_their_notes() -> None:
+    assert fmean(coverage(goal, goal.reference) == 1 for goal in GOALS) >= 0.95
+
+
+def test_each_goal_has_a_second_text_that_covers_its_notes_in_other_words() -> None:
+    assert SECOND_TEXTS.keys() == {goal.id for goal in GOALS}
+    assert fmean(coverage(goal, SECOND_TEXTS[goal.id]) for goal in GOALS) >= 0.8
+    assert all(SECOND_TEXTS[goal.id] != goal.reference for goal in GOALS)
+
+
+def test_notes_of_another_goal_cover_nothing_much() -> None:
+    others = [*GOALS[1:], GOALS[0]]
+    assert fmean(coverage(goal, other.reference) for goal, other in zip(GOALS, others, strict=True)) <= 0.02
+
+
+def test_pasting_all_notes_scores_at_most_half_the_bleu_of_a_second_text() -> None:
+    pasting = fmean(bleu(goal, pasted(goal)) for goal in GOALS)
+    writing = fmean(bleu(goal, SECOND_TEXTS[goal.id]) for goal in GOALS)
+    assert pasting <= writing / 2, (pasting, writing)
+
+
+def test_scripts_read_topic_and_form_off_every_opening() -> None:
+    """Those of benchmarks/cheats.py are honest only if they hear what they write about."""
+    for goal in GOALS:
+        for opening in _openings(goal):
+            heard = Heard([Message("user", opening)])
+            assert (heard.form, heard.topic) == (form_of(goal), topic_of(goal)), opening
