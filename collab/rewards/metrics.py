@@ -101,12 +101,13 @@ class Bleu:
         if self.finished_only and conversation.ended_by == "window":
             return 0.0
         if self.extractor is None:
-            return self._score(extract(conversation), conversation.goal)
+            return self.of(extract(conversation), conversation.goal)
         found = await self.extractor.extract(conversation, "document")
-        value = None if found.value is None else self._score(found.value, conversation.goal)
+        value = None if found.value is None else self.of(found.value, conversation.goal)
         return Judged(value, found.replies)
 
-    def _score(self, document: str, goal: Goal) -> float:
+    def of(self, document: str, goal: Goal) -> float:
+        """BLEU of a document against the goal's reference, 0..1."""
         if not document:
             return 0.0
         score = self._bleu.sentence_score(document, [goal.reference]).score

@@ -220,11 +220,11 @@ NOTES = ["noon", "red cup"]
 @pytest.mark.parametrize(
     ("metadata", "parts"),
     [
-        ({"notes": "noon"}, ["notes is text ('noon')", "must be a list of texts that are not empty"]),
+        ({"notes": "noon"}, ["notes is text ('noon')", "must be a list of texts, none empty"]),
         ({"notes": 3}, ["notes is a number ('3')"]),
         ({"notes": {"a": "noon"}}, ["notes is an object"]),
         ({"notes": ["noon", 3]}, ["notes is a list", "must be a list of texts"]),
-        ({"notes": ["noon", " "]}, ["notes is a list", "not empty"]),
+        ({"notes": ["noon", " "]}, ["notes is a list", "none empty"]),
         ({"notes": NOTES, "cues": "when what"}, ["cues is text ('when what')"]),
         ({"notes": NOTES, "cues": ["when", None]}, ["cues is a list"]),
         ({"notes": NOTES, "cues": ["when", ""]}, ["cues is a list"]),
