@@ -62,8 +62,9 @@ class Heard:
         return found
 
 
-_AROUND = re.compile(
-    r"\b(?:final|finished|should be|had in mind|not right yet|for one|in mind)\b|^(?:As for|For the)\b|\?"
+_AROUND = re.compile(  # what the user says that is no note
+    r"\b(?:I told you|you have that|something new|up to you|how would that help|just need)\b|^(?:As for|For the)\b|\?|"
+    r"\b(?:final|finished|should be|had in mind|not right yet|for one|in mind)\b"
 )
 
 

@@ -464,6 +464,7 @@ _AT_LEAST: dict[str, int] = {
     "algorithm.minimum_gap": 0,
     "algorithm.learn_from": 0,
     "algorithm.kl_coef": 0,
+    "evaluator.margin": 0,
     "algorithm.value_coef": 0,
     "user.items_per_answer": 1,
     "user.patience": 1,

@@ -55,13 +55,18 @@ def without_questions(text: str) -> str:
     return " ".join(sentence for sentence in sentences(text) if "?" not in sentence)
 
 
-def names_and_numbers(text: str) -> frozenset[str]:
-    """Lower-case words that a text must spell as they are: with a digit, or capitalised within a sentence."""
+def names_and_numbers(text: str, opens: bool = False) -> frozenset[str]:
+    """Lower-case words that a text must spell as they are: with a digit, or capitalised within a sentence.
+
+    Args:
+        text: What they stand in.
+        opens: A capital at the beginning of a sentence makes a name, too: of notes that begin in lower case otherwise.
+    """
     found = set()
     for sentence in sentences(text):
         for place, match in enumerate(_WORD.finditer(sentence)):
             word = match[0].split("'")[0]
-            named = word[0].isupper() and word != "I" and place > 0
+            named = word[0].isupper() and word != "I" and (place > 0 or opens)
             if named or any(character.isdigit() for character in word):
                 found.add(word.lower())
     return frozenset(found)

@@ -375,10 +375,11 @@ def covers(goal: Goal, text: str) -> list[bool]:
     have, about = content_words(text), _given_at_once(goal)
     exact = {word.split("'")[0] for word in words(text)}
     found = []
+    opens = any(note[0].islower() for note in goal.notes)
     for note in notes_of(goal):
         wanted = content_words(note)
         wanted = wanted - about or wanted
-        named = names_and_numbers(note) <= exact
+        named = names_and_numbers(note, opens) <= exact
         found.append(bool(wanted) and named and len(wanted & have) >= _COVERED * len(wanted))
     return found
 

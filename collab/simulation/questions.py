@@ -144,7 +144,8 @@ _WORLD: tuple[str, ...] = (
     r"^\W*how \w+ (?:can|could|do|does|did|is|are|will) (?:an?|most|some|humans?)\b|^\W*what (?:does|do) an? ",
     r"^\W*(?:did you know|have you|are you (?:ready|aware|sure|tired|familiar|an? ))",
     r"\b(?:who (?:does|would)n't|isn't (?:it|that)|don't you|wouldn't you|aren't they|doesn't it)\b",
-    r"^\W*(?:where|when) (?:can|do|could|should) (?:i|we)\b",
+    r"^\W*(?:where|when) (?:can|could) (?:i|we)\b",
+    r"\bdo you know (?:how|why) (?!much|many|long|you|it|your)",
     r"^\W*(?:want|ready|looking|tired|need|feeling|wondering) (?:to|for|of|an?)\b",
 )
 
@@ -176,7 +177,8 @@ _WISH: tuple[str, ...] = (
     rf"(?:or|{_WRITE}|{_CHOICE}|deadline|allowed|required|free|need|funny|serious|you(?:'d)? (?:want|like|need)|"
     r"restrictions?|limit|minimum|maximum|negative|empty)\b",
     r"\bwhat (?:kind|type|sort|style|tone)s? of\b|\bwhat(?:'s| is| are) the (?:kind|type|sort)s? of\b",
-    r"\bwhich (?:kind|type|sort|one|of)\b|\bany (?:specific|particular|special)\b|\bany other (?:\w+ )?(?:details?|"
+    r"\bwhich (?:kind|type|sort|one|of)\b|\bany (?:specific|particular|special)\b|\b(?:any|which|"
+    r"what) other (?:\w+ )?(?:details?|"
     r"facts?|points?|wishes)\b",
     r"\banything (?:else|specific|special|particular|in particular)\b|\bwhat (?:else )?should\b|\bwhat about\b",
     r"\bwhat (?:does|do|did|is|are) (?:\S+ ){1,5}(?:consist of|made of|include|contain|look like|called|offer|cost|"
@@ -207,7 +209,7 @@ _OPEN: tuple[str, ...] = (
     rf"\b(?:what|which)\b.*\b(?:{_WRITE})\b|\b(?:what|which|any|are there|is there)\b.*\b(?:{_DETAILS})\b",
     r"\b(?:what|which) (?:kind|type|sort|specific|particular)\b|\bin mind\b",
     r"\banything (?:else|specific|special|particular|in particular|you)\b",
-    r"\bwhat (?:should|must|will|would|is) (?:it|the|this)\b|\bwhat (?:can|could) you tell\b",
+    r"\b(?:missing|left out)\b|\bwhat (?:should|must|will|would|is) (?:it|the|this)\b|\bwhat (?:can|could) you tell\b",
     r"\bwhat(?:'s| is| are) (?:it|the \S+|your \S+|this|they) (?:\S+ )?(?:about|like|for)\b",
     r"\bwhat (?:do|are|would|did) you (?:want|need|like|looking|look|hope|wish|planning|plan)\b",
 )
@@ -258,7 +260,7 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     text = text.replace("’", "'")
     asked = words(text)
     slots = _slots(asked, text, known)
-    meaning = content_words(question)
+    meaning = content_words(text)
 
     def taken(why: str, open_: bool) -> Reading:
         return Reading(True, why, open_ and not slots, slots, meaning)
