@@ -200,7 +200,8 @@ def _manner(goal: Goal) -> Manner:
 def read_questions(goal: Goal, reply: str) -> list[Reading]:
     """What each question of an assistant's message asks for; the user's own, given back, asks for nothing."""
     own, about = _own_questions(goal), _given_at_once(goal)
-    cues = frozenset[str]().union(*(item.hints for item in agenda_of(goal))) - about
+    told = content_words(goal.agenda.opening) if goal.agenda is not None else frozenset()
+    cues = told.union(*(item.hints for item in agenda_of(goal))) - about
     text = outside_code(reply) if makes(goal) == "program" else reply
     found = []
     for question in questions(text):

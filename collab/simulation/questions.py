@@ -56,7 +56,7 @@ _ATTRIBUTES = (  # what a text, a thing or an event has
 )
 _TELL = (
     "provide|give|tell|share|specify|describe|clarify|elaborate|explain|list|mention|name|state|send|supply|expand|"
-    "detail|let me know|fill me in|say|indicate|outline"
+    "detail|add|let me know|fill me in|say|indicate|outline"
 )
 _WRITE = (  # what a text does with a fact: a wish about these is a wish about the text
     "include|included|mention|mentioned|say|said|cover|covered|contain|add|added|convey|emphasi[sz]ed?|highlight|"
@@ -84,15 +84,24 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"\bwould you like (?:any |some |more )?(?:help|assistance|suggestions|tips|ideas|advice|examples|"
         r"information)\b",
         r"\b(?:is|are) there (?:anything|any (?:other )?way|something) (?:else )?(?:that )?i (?:can|could|may)\b",
-        r"\bdo you (?:want|need|require) (?:any |some |my )?(?:help|assistance|suggestions|advice|tips)\b",
+        r"\bdo you (?:want|need|require) (?:any |some |my |more )?(?:help|assistance|suggestions|advice|tips|"
+        r"information)\b",
+        r"\b(?:like|want|need) (?:me|us) to (?:help|assist|teach|discuss|explain|tell|talk)\b|"
+        r"\b(?:all right|okay|ok|fine|mind) if i\b",
     ),
     "reversed": (
         # "Would you like to try some?"; wishes about the text are none of these
-        r"^(?!.*\b(?:what|which|who|whom|where|when|how|why)\b).*\b(?:would|do|did) you (?:also )?"
+        r"^(?!.*\b(?:what|which|who|whom|where|when|how|why|do you want to .* or)\b).*\b(?:would|do|did) you (?:also )?"
         rf"(?:like|want|wish|care|need) to (?!(?:also )?(?:{_WRITE})\b)",
         r"\b(?:would|do|did) you (?:also )?(?:like|want|wish|care|need) to (?:know|learn|hear|see|discuss|ask|find out|"
         r"understand|read|explore|try|buy|talk|practi[sc]e|join|attend|visit|watch|play)\b",
-        r"\b(?:what|which|any|more|other|further|specific) questions?\b|\bcurious about\b",
+        r"\b(?:think|believe|suggest|recommend) (?:that )?(?:i|we|i'm)\b|\binterests? you\b",
+        r"\b(?:what|which|any|more|other|further|specific|next) questions?\b|\bcurious about\b|\bshall we\b",
+        r"\byou(?:'d| would)? (?:like|want) to (?:know|learn|hear|find out|discuss)\b|\bto discuss\b|"
+        r"\blike explained\b",
+        r"\blooking to (?:get|learn|know|find)\b|\byour next\b|\byou(?:'re| are) familiar\b",
+        r"\bi'm (?:referring|facing|looking|going|working|talking)\b|^\W*or (?:do|are|would|have|did) you\b|"
+        r"^\W*what if\b",
         r"\b(?:want|like|wish) to (?:know|learn|hear)\b|\binterested in (?:learning|knowing|hearing)\b",
         r"^\W*what (?:\w+ )*?(?:would|do) you (?:like|want) to (?:know|learn|hear|see|discuss|ask|talk)\b",
     ),
@@ -104,7 +113,7 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"\bwhat (?:is|are) (?!(?:it|they|these|those|this|that)\b)\S+\?$",
         r"\bwhat(?:'s| is| are) the (?:\w+ )?(?:history|origins?|meaning|definition|importance|significance|difference|"
         r"role|benefits?|advantages?|best way|secret|point of|concept|function|impact|effects?|spark|story|deal with|"
-        r"process of|tenets|principles?|types of|kinds of|next step)\b",
+        r"process of|tenets|principles?|types of|kinds of|next|opposite|rest)\b",
     ),
     "check": (
         r"\b(?:does|did|do|is|was|are|will|would) (?:that|this|it|these|those|everything) (?:help|answer|make sense|"
@@ -114,7 +123,8 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"^\W*(?:so |and )?do you (?:like|agree|understand|see|think)\b|\bany (?:changes|corrections|feedback)\b",
         r"\bis (?:this|that|the) (?:\w+ )?(?:draft|text|version|note|message|information)?\s*"
         r"(?:okay|ok|fine|good|right|correct|complete)\b",
-        r"\b(?:can|could|would) you (?:please )?confirm (?:if|that|whether)\b",
+        r"\b(?:can|could|would) you (?:please )?confirm (?:if|that|whether)\b|\bthis (?:version|draft)\b",
+        r"\bdoes (?:it|this|that) do\b|^\W*what do you say\W*$",
     ),
     "finished": (  # asks the user for the text itself, or to do the work
         r"\b(?:provide|give|send|show|share|write|see|paste|have|draft)\b(?: me| us)?(?: with)? (?:the|a|an|your|some|"
@@ -124,12 +134,20 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"\b(?:can|could|would|will) you (?:please |also |just |kindly |try to |help me (?:to )?)*(?:write|create|make|"
         r"help|do|try|draft|suggest|recommend|think|use|show|find|read|design|prepare|come|summari[sz]e|rewrite|revise|"
         r"check|assist|see|believe|imagine|start|put|be(?! more| a bit| able))\b(?! (?:sure|time) )",
-        r"\b(?:recommendations?|suggestions?|advice|tips)\b",
+        r"\b(?:recommendations?|suggestions?|advice|advise|tips|feedback|rephrase)\b|\bfinal answer\b",
+        r"\b(?:provide|give|send)\b(?: me| us)?(?: with)? (?:something|anything|one)\b",
         r"\b(?:explain|tell me|describe)\b(?: to me)? (?:how|why)\b(?!.*\b(?:you|your|it should|should it)\b)",
     ),
 }
-_WANTS_ME = re.compile(  # no offer: "What do you want me to cover?"
-    r"\b(?:what|which|how|who|where|when)\b.*\b(?:want|like|need) me to\b(?! (?:help|do|assist)\b)"
+# Asks for a thing by its name: "Could you give me the finished notice?"; not for "the details about the notice".
+_HANDED_OVER = re.compile(
+    r"\b(?:provide|give|send|show|list)\b(?: me| us)?(?: with)? (?:the|an?|your) "
+    r"(?:(?!about|of|on|for|regarding|with|in|and)\w+[ ,-]+){0,4}?(\w+)(?= (?:with|once|without|text|in full)|\W*$)"
+)
+_WANTS_ME = re.compile(  # no offer: "What do you want me to cover?", "What kind of project do you need help with?"
+    r"\bwhat (?:kind|type|sort|specific)\b.*\bneed help with\b|"
+    r"\b(?:what|which|how|who|where|when)\b.*\b(?:want|like|need) me to\b(?! (?:help|do|assist|teach|discuss|explain|"
+    r"tell|talk)\b)"
 )
 
 # What only looks like a wish or a slot: refused once it is no request to tell something.
@@ -141,8 +159,13 @@ _WORLD: tuple[str, ...] = (
     r"^\W*how did\b(?! (?:it|you|he|she|this|they)\b)",
     r"^\W*why\b(?! (?:do|did|are|were|have|would) you\b)",
     r"^\W*(?:what|who) (?:makes?|causes?|invented|discovered|happens|kinds? of \w+ (?:are|is) there)\b",
-    r"^\W*how \w+ (?:can|could|do|does|did|is|are|will) (?:an?|most|some|humans?)\b|^\W*what (?:does|do) an? ",
-    r"^\W*(?:did you know|have you|are you (?:ready|aware|sure|tired|familiar|an? ))",
+    r"^\W*how \w+ (?:can|could|do|does|did|is|are|will|should) (?:an?|most|some|humans?)\b|^\W*what (?:does|"
+    r"do) an? (?!.*cost)",
+    r"\b(?:commonly|usually|typically|generally|in general|legally|in most|in the world|most (?:popular|recent|common|"
+    r"famous)|according to|ever|"
+    r"would you say)\b",
+    r"^\W*(?:isn't|aren't|doesn't)\b|\bwhat more\b|\bwhere can you\b",
+    r"^\W*(?:did you know (?!him|her|them|it|this)|have you|are you (?:ready|aware|sure|tired|familiar|an? ))",
     r"\b(?:who (?:does|would)n't|isn't (?:it|that)|don't you|wouldn't you|aren't they|doesn't it)\b",
     r"^\W*(?:where|when) (?:can|could) (?:i|we)\b",
     r"\bdo you know (?:how|why) (?!much|many|long|you|it|your)",
@@ -160,17 +183,20 @@ _REQUEST: tuple[str, ...] = (  # "Can you give me more details?"
     r"\b(?:i|we) (?:would|'d) (?:like|love|need) to know\b",
 )
 _WISH: tuple[str, ...] = (
-    r"\b(?:what|which|who|whom|where|when|how|why)\b.*\b(?:do|did|would|are|were|have|had|will|can|could|should|does) "
+    r"\b(?:what|which|who|whom|where|when|how|why)\b.*\b(?:do|would|are|were|have|had|will|can|could|should|does) "
     r"you\b(?! (?:do|know|learn|hear|see|discuss|ask)\b)",
-    r"\b(?:what|which|who|whom|where|when)\b.*\b(?:your|yours|you(?:'re|'d|'ve)?(?: would| are| have)? "
+    r"\b(?:what|which|who|whom|where|when|how|why)\b.*\bdid you\b|\b(?:i wonder|supposed to)\b",
+    r"\b(?:what|which|who|whom|where|when)\b.*\b(?:your|yours|you(?:'re|'d|'ve)?(?: would| are| were| have)? "
     r"(?:want|need|plan|wish|refer|mean|look|like|hop|us|mind|going|talk))",
-    r"\bwhat(?:'s| is| are) (?:so |really )?(?:special|unique|missing)\b",
+    r"\bwhat(?:'s| is| are) (?:so |really )?(?:special|unique|missing)\b|\bwhat (?:made|brought|led|makes|"
+    r"inspired) you\b",
+    r"^\W*(?:the|it|so the|and the|this) .*\bshould be\b",
     r"^\W*(?:and |so )?what(?:'s| is| are| was)? your\b|\bwhat counts as\b|\bhow about the\b",
     rf"\b(?:do|would|did) you (?:want|like|prefer|need)\b.*\b(?:or|it to|this to|the \w+ to|your \w+ to|{_CHOICE})\b",
     rf"\b(?:do|would|did) you (?:want|like|prefer|need|wish)\b(?: to)? (?:also )?(?:{_WRITE})\b",
     r"\b(?:do|did|would) you (?:prefer|mean|refer|wish|plan|intend|have a preference)\b",
     r"\b(?:do|did) you (?:already |also )?have\b(?: any| an?| some| other| anything| something)?\b.*\b"
-    rf"(?:{_CHOICE}|{_DETAILS}|or)\b",
+    rf"(?:{_CHOICE}|{_DETAILS}|{_ATTRIBUTES}|or)\b",
     r"\b(?:are|were) you (?:looking|hoping|planning|going|thinking|aiming|trying|using|writing|inviting|offering|"
     r"interested|referring|celebrating|having|seeking|expecting|selling)\b",
     r"\b(?:should|must|does|will|would|could|is|are|may) (?:it|the|this|that|they|there|these|your|our|i|we)\b.*\b"
@@ -183,6 +209,10 @@ _WISH: tuple[str, ...] = (
     r"\banything (?:else|specific|special|particular|in particular)\b|\bwhat (?:else )?should\b|\bwhat about\b",
     r"\bwhat (?:does|do|did|is|are) (?:\S+ ){1,5}(?:consist of|made of|include|contain|look like|called|offer|cost|"
     r"need)\b|\bwhat(?:'s| is) (?:it|this|the \w+) about\b|\bhow did (?:it|you|he|she|this|they)\b",
+    r"^\W*should (?:it|they|the|there|people|we)\b|^\W*any(?:thing|one|body)?\b|\bsomething else\b",
+    r"^\W*(?:is|are|was|were|can|could|will|does|do|did|should|are you|do you)\b.* or ",
+    r"\bwhat(?:'s| is| are) (?:he|she|they)\b|\bwhat (?:specific|exact)",
+    r"\bdo you have (?:an?|any|some) (?!brand|experience|idea|favou?rite|interest|thoughts)",
     r"\bor (?:something|anything|someone|somewhere|some other \w+|maybe something) else\b",
     r"^\W*(?:did|does|is|was|are|were|has|have) your\b|\bof yours\b",
     r"\b(?:is|are|was|were) .*\b(?:given|missing|left out|stated|mentioned)\b|^\W*(?:and )?(?:the )?(?:number|"
@@ -190,19 +220,23 @@ _WISH: tuple[str, ...] = (
 )
 _SLOT: tuple[str, ...] = (
     r"\b(?:when|where|who|whom|whose|how (?:much|many|long|often|old|far|big|large|soon|late|early|tall|wide|deep|"
-    r"heavy))\b",
+    r"heavy|fast))\b|^\W*at what\b",
     r"\b(?:what|which) (?:time|day|date|year|month|place|tone|style|length|size|colou?r|price|person|people|kind|type|"
     r"sort|audience|readers?|format|name|age|number|hours?|address|venue|location|ingredients?|materials?|library|"
     r"libraries|module|arguments?|parameters?|values?|units?|percentage|share|fraction)\b",
     r"\bwhat(?:'s| is| are|re| was| were| will be)(?: the| your| its| their| some(?: of the)?| our) (?:\w+ )?"
     rf"(?:{_ATTRIBUTES})\b",
+    rf"^\W*what(?:'s| is| are) (?:\S+ ){{1,5}}(?:{_ATTRIBUTES})\W*$|\bwhat (?:was|were) (?:the|his|her|its|their)\b",
     r"\b(?:is|are) there (?:an?|any)\b|^\W*(?:and |in |at |on )?which \w+ (?:is|are|was|were|does|do|should|will|"
-    r"would|did)\b",
+    r"would|did|have|has|can|must)\b",
 )
 _ABOUT_THE_CASE = re.compile(  # with a slot's name: "Is it free?", "Do you have a date in mind?", "And the tone?"
     r"^\W*(?:and |so )?(?:do|did|would) you\b|^\W*(?:and |so )?(?:is|are|will|does|should|was|must) "
-    r"(?:it|the|this|there|your)\b|^\W*(?:and|what about|how about|any)\b"
+    r"(?:it|the|this|there|your)\b|^\W*(?:and|what about|any)\b"
     r"|^\W*how (?:do|can|should|will) (?:people|readers?|guests?|participants?|visitors|they|members|customers)\b"
+)
+_MEANS_IT = re.compile(  # the case that is talked of
+    r"\b(?:it|its|this|that|they|them|she|he|her|his|their|there|you|your|text|people|readers?|guests?|participants?)\b"
 )
 _OPEN: tuple[str, ...] = (
     rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
@@ -270,23 +304,28 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     for rule, patterns in _REFUSED_BY.items():
         if any(pattern.search(text) for pattern in patterns) and not (rule == "offer" and _WANTS_ME.search(text)):
             return Reading(False, rule, meaning=meaning)
+    if (asked_for := _HANDED_OVER.search(text)) and stem(asked_for[1]) in known:
+        return Reading(False, "finished", meaning=meaning)
     opens = bool(_OPEN_RE.search(text))
     if _REQUEST_RE.search(text):
         return taken("request", True)
     if _WORLD_RE.search(text):
         return Reading(False, "world", meaning=meaning)
-    if _WISH_RE.search(text) or _is_choice(asked):
+    if _WISH_RE.search(text) or _is_choice(asked, text):
         return taken("wish", opens)
-    if _SLOT_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text)):
+    if (_SLOT_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text))) and (
+        _MEANS_IT.search(text) or meaning & (known | cues) or len(asked) < 4
+    ):
         return taken("slot", opens)
-    if meaning & cues and re.search(r"\b(?:what|which|how|who|where|when)\b", text):
+    if meaning & cues and re.search(r"^\W*(?:and )?(?:what|which|how|who|where|when)\b", text):
         return taken("case", False)
     return Reading(False, "nothing", meaning=meaning)
 
 
-def _is_choice(asked: list[str]) -> bool:
-    """Two things to choose from and no verb around them: "Friendly nudge or firm warning?"."""
-    return "or" in asked[1:-1] and len(asked) <= 8 and not _VERBS & set(asked)
+def _is_choice(asked: list[str], text: str) -> bool:
+    """Things to choose from and no verb around them: "Friendly nudge or firm warning?"."""
+    several = "or" in asked[1:-1] or text.count(",") > 1
+    return several and len(asked) <= 12 and not _VERBS & set(asked)
 
 
 _VERBS = frozenset("is are was were do does did can could will would shall should may have has you i we".split())
