@@ -40,7 +40,7 @@ def goal_of(row: dict[str, Any]) -> Goal:
     """The goal that the question was asked about, or one of which the user has said the row's opening and nothing else."""
     opening = row["opening"]
     if row["task"] == "doc_edit":
-        if row["goal"] in shipped():
+        if row.get("goal") in shipped():
             return shipped()[row["goal"]]
         heard = Heard([Message("user", opening)])
         return Goal("labelled", opening, "-", {"title": heard.topic, "form": heard.form})

@@ -218,9 +218,11 @@ _WISH: tuple[str, ...] = (
     r"\b(?:is|are|was|were) .*\b(?:given|missing|left out|stated|mentioned)\b|^\W*(?:and )?(?:the )?(?:number|"
     r"amount) of\b",
 )
-_SLOT: tuple[str, ...] = (
+_BARE_SLOT: tuple[str, ...] = (  # taken where the case is meant: "Who leads the course?"
     r"\b(?:when|where|who|whom|whose|how (?:much|many|long|often|old|far|big|large|soon|late|early|tall|wide|deep|"
     r"heavy|fast))\b|^\W*at what\b",
+)
+_SLOT: tuple[str, ...] = (
     r"\b(?:what|which) (?:time|day|date|year|month|place|tone|style|length|size|colou?r|price|person|people|kind|type|"
     r"sort|audience|readers?|format|name|age|number|hours?|address|venue|location|ingredients?|materials?|library|"
     r"libraries|module|arguments?|parameters?|values?|units?|percentage|share|fraction)\b",
@@ -236,7 +238,7 @@ _ABOUT_THE_CASE = re.compile(  # with a slot's name: "Is it free?", "Do you have
     r"|^\W*how (?:do|can|should|will) (?:people|readers?|guests?|participants?|visitors|they|members|customers)\b"
 )
 _MEANS_IT = re.compile(  # the case that is talked of
-    r"\b(?:it|its|this|that|they|them|she|he|her|his|their|there|you|your|text|people|readers?|guests?|participants?)\b"
+    r"\b(?:the|it|its|this|that|they|them|she|he|her|his|their|there|you|your|text|people|readers?|guests?|participants?)\b"
 )
 _OPEN: tuple[str, ...] = (
     rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
@@ -258,7 +260,9 @@ def _any_of(families: dict[str, tuple[str, ...]]) -> dict[str, tuple[re.Pattern[
 
 
 _REFUSED_BY = _any_of(_REFUSED)
-_WORLD_RE, _REQUEST_RE, _WISH_RE, _SLOT_RE, _OPEN_RE = map(_any, (_WORLD, _REQUEST, _WISH, _SLOT, _OPEN))
+_WORLD_RE, _REQUEST_RE, _WISH_RE, _BARE_RE, _SLOT_RE, _OPEN_RE = map(
+    _any, (_WORLD, _REQUEST, _WISH, _BARE_SLOT, _SLOT, _OPEN)
+)
 
 
 @dataclass(frozen=True)
@@ -313,9 +317,8 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
         return Reading(False, "world", meaning=meaning)
     if _WISH_RE.search(text) or _is_choice(asked, text):
         return taken("wish", opens)
-    if (_SLOT_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text))) and (
-        _MEANS_IT.search(text) or meaning & (known | cues) or len(asked) < 4
-    ):
+    in_the_case = _MEANS_IT.search(text) or meaning & (known | cues) or len(asked) < 4
+    if _SLOT_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text)) or (_BARE_RE.search(text) and in_the_case):
         return taken("slot", opens)
     if meaning & cues and re.search(r"^\W*(?:and )?(?:what|which|how|who|where|when)\b", text):
         return taken("case", False)
