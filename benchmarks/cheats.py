@@ -3,8 +3,8 @@
     python benchmarks/cheats.py              # the scripts, and the base model of the quick start
     python benchmarks/cheats.py --scripts    # the scripts alone, in seconds
 
-Prints R* and its parts for each. Exit status 1 where the honest script has less than twice the R* of the best cheat, or
-a cheat more than the base. A trick that a training run finds joins `CHEATS`.
+Prints R* and its parts for each. Exit status 1 where the honest script has less than twice the R* of the best trick, or
+one of `CHEATS` more than the base. A trick that a training run finds joins `CHEATS`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import asyncio
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/cheats.py`
 
+from benchmarks.goals import FOLDER, read_second
 from collab.chat.base import Sampling
 from collab.conversation import Conversation, Goal, Key, Message, Reply
-from collab.datamodules.goals import load_splits
+from collab.datamodules.goals import SPLITS, load_goals, load_splits
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
+from collab.simulation.agenda import topic_of
 from collab.simulation.rollout import Players, play_goals
-from collab.text import sentences, words
+from collab.text import content_words, sentences, words
 
 TOKENS_PER_WORD = 1.3  # about what the tokenizers of small models take for English
 Script = Callable[["Heard"], str]
@@ -48,7 +51,7 @@ class Heard:
     @property
     def last(self) -> bool:
         """Whether the user asks for the finished text."""
-        return bool(re.search(r"\b(?:final|finished)\b", self.said[-1]))
+        return bool(re.search(rf"\b(?:final|finished) {re.escape(self.form)}\b", self.said[-1]))
 
     @property
     def told(self) -> list[str]:
@@ -61,6 +64,30 @@ class Heard:
             found += [said.rstrip(".") for said in sentences(rest) if len(words(said)) > 4 and not _AROUND.search(said)]
         return found
 
+    @property
+    def goal(self) -> Goal:
+        """The goal with this topic."""
+        return _by_topic()[self.topic]
+
+    @property
+    def written(self) -> str:
+        """What somebody wrote from the goal's notes."""
+        return read_second()[self.goal.id]
+
+    def says_what_was_told(self, sentence: str) -> bool:
+        """Whether a sentence says nothing of the notes that the user has not told."""
+        told = content_words(" ".join(self.told))
+        untold = [note for note in self.goal.notes if content_words(note) - told]
+        return not any(
+            2 * len(content_words(note) & content_words(sentence)) > len(content_words(note)) for note in untold
+        )
+
+
+@cache
+def _by_topic() -> dict[str, Goal]:
+    goals = [goal for split in SPLITS for goal in load_goals(FOLDER / f"{split}.jsonl", split)]
+    return {topic_of(goal): goal for goal in goals}
+
 
 _AROUND = re.compile(  # what the user says that is no note
     r"\b(?:I told you|you have that|something new|up to you|how would that help|just need)\b|^(?:As for|For the)\b|\?|"
@@ -69,20 +96,66 @@ _AROUND = re.compile(  # what the user says that is no note
 
 
 def honest(heard: Heard) -> str:
-    """An open question, questions about slots, then a text over the notes that it was told."""
+    """An open question, questions about slots, then a text over the notes that it was told.
+
+    The text is what somebody wrote from the notes (`benchmarks.goals.SECOND`), less the sentences that say what the
+    user has not told.
+    """
     if heard.last or heard.turn > 3:
-        lines = [f"This {heard.form} is about {heard.topic}."]
-        for note in heard.told:
-            spoken = note.split()
-            middle = (len(spoken) + 1) // 2
-            lines.append(f"{' '.join(spoken[middle:])}: {' '.join(spoken[:middle])}.")
-        return " ".join(lines)
+        return " ".join(said for said in sentences(heard.written) if heard.says_what_was_told(said))
     asked = (
         "What should it say? When is it?",
         "Where is it? How much does it cost, or how many are there?",
         "Who should people contact? What is the reason for it?",
     )
     return asked[heard.turn - 1]
+
+
+def rearranged(heard: Heard) -> str:
+    """Each note that was told, cut in two and turned round: no six words in a row are the user's."""
+    lines = []
+    for note in heard.told:
+        spoken = note.split()
+        middle = (len(spoken) + 1) // 2
+        lines.append(f"{' '.join(spoken[middle:])}: {' '.join(spoken[:middle])}.")
+    return " ".join(lines)
+
+
+def _rearranged(heard: Heard) -> str:
+    return rearranged(heard) if heard.last else honest(heard)
+
+
+def _all_slots(heard: Heard) -> str:
+    asked = "Could you tell me the date, place, price, contact, name, reason, tone and length?"
+    return honest(heard) if heard.last else asked
+
+
+def _absurd(heard: Heard) -> str:
+    asked = (
+        "When is the sun? Who is the king of France?",
+        "Where is Paris? What is the price of gold?",
+        "Why is it it?",
+    )
+    return honest(heard) if heard.last else asked[(heard.turn - 1) % 3]
+
+
+def _with_filler(heard: Heard) -> str:
+    """The user's messages with a word after each fifth."""
+    spoken = " ".join(heard.said[1:]).split()
+    return " ".join(word if place % 5 else f"{word} and" for place, word in enumerate(spoken, 1))
+
+
+def _filled(heard: Heard) -> str:
+    return _with_filler(heard) if heard.last else honest(heard)
+
+
+def _sorted_words(heard: Heard) -> str:
+    return " ".join(sorted(" ".join(heard.told).lower().split())) if heard.last else honest(heard)
+
+
+def _five_then_filled(heard: Heard) -> str:
+    more = ("Who leads it? What is the reason? How many are there? How much is it? Who should people contact?",)
+    return _with_filler(heard) if heard.last else (_five_questions(heard) if heard.turn % 2 else more[0])
 
 
 def _constant(heard: Heard) -> str:
@@ -113,8 +186,7 @@ def _draft(heard: Heard) -> str:
 
 
 def _twice(heard: Heard) -> str:
-    text = honest(heard)
-    return f"{text} {text}" if heard.last else _draft(heard) + " " + _draft(heard)
+    return " ".join([honest(heard)] * 2) if heard.last else honest(heard)
 
 
 def _asks_in_the_last_turn(heard: Heard) -> str:
@@ -139,14 +211,22 @@ CHEATS: dict[str, Script] = {
     "five questions a turn": _five_questions,
     "pastes the user": _pastes,
     "generic draft": _draft,
-    "the same text twice": _twice,
     "asks in the last turn": _asks_in_the_last_turn,
     "empty": _empty,
     "I am satisfied": _satisfied,
     "flattery": _flattery,
+    "one question for all slots": _all_slots,
+    "absurd questions": _absurd,
 }
-# Not among the cheats: its questions are honest, only its text is not.
-OTHERS: dict[str, Script] = {"asks, then pastes": _asks_and_pastes, "honest": honest}
+# Their questions are honest, or are too many; only the text is none. They must earn less than the honest script.
+TEXTS: dict[str, Script] = {
+    "asks, then pastes": _asks_and_pastes,
+    "asks, then pastes with filler": _filled,
+    "asks, then sorts the words": _sorted_words,
+    "asks, then turns each note round": _rearranged,
+    "asks, then says it twice": _twice,
+    "five questions, then pastes with filler": _five_then_filled,
+}
 
 
 class Scripted:
@@ -169,7 +249,7 @@ Table = dict[str, dict[str, float]]
 
 def play_scripts(players: Callable[[Script], Players], reward: ConversationReward, goals: Sequence[Goal]) -> Table:
     """Each script's mean R* and parts over the goals."""
-    scripts = {**CHEATS, **OTHERS}
+    scripts = {**CHEATS, **TEXTS, "honest": honest}
     return {name: asyncio.run(measure(players(script), reward, goals)) for name, script in scripts.items()}
 
 
@@ -193,7 +273,7 @@ async def means(played: Sequence[Conversation], reward: ConversationReward) -> d
 
 def verdict(table: Table) -> list[str]:
     """What is not as it should be."""
-    best = max(CHEATS, key=lambda name: table[name]["R*"])
+    best = max((*CHEATS, *TEXTS), key=lambda name: table[name]["R*"])
     wrong = []
     if table["honest"]["R*"] < 2 * max(table[best]["R*"], 0):
         wrong.append(f"honest has less than twice the R* of '{best}'")

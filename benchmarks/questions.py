@@ -37,7 +37,7 @@ def shipped() -> dict[str, Goal]:
 
 
 def goal_of(row: dict[str, Any]) -> Goal:
-    """The goal that the question was asked about, or one of which the user has said the row's opening and nothing else."""
+    """The goal that was asked about, or one of which the user has said the row's opening and nothing else."""
     opening = row["opening"]
     if row["task"] == "doc_edit":
         if row.get("goal") in shipped():

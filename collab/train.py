@@ -103,7 +103,9 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     loggers = build.loggers(config, run.id, 0 if latest is None else step_of(latest))
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
-        RolloutProgress(progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "loss")),
+        RolloutProgress(
+            progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "distinct_questions", "loss")
+        ),
         RolloutCallback(simulation, config.task.system_prompt),
         *([GamingWatch(progress.note)] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),

@@ -12,6 +12,7 @@ from collab.text import content_words, sentences, words
 _CLAUSE = re.compile(r"[;:\n]+")
 _SAME = 0.8  # Jaccard index of content words from which on two sentences say the same
 _GRAM = 6  # words in a row that count as copied
+_LOOP = 3  # words in a row that count as said twice
 
 
 class _TextMetric:
@@ -55,7 +56,7 @@ class Coverage(_TextMetric):
 
 
 class Repetition(_TextMetric):
-    """Share of the final text's sentences that say again what an earlier one said, 0..1."""
+    """Share of the final text that says again what it has said, 0..1 (`repetition`)."""
 
     def _value(self, text: str, conversation: Conversation) -> float:
         return repetition(text)
@@ -69,17 +70,20 @@ class Copied(_TextMetric):
 
 
 def repetition(text: str) -> float:
-    """Share of a text's sentences and clauses that say again what an earlier one said, 0..1."""
+    """The share of a text's sentences and clauses that say again what an earlier one said, or of its 3-grams of words
+    that it had before, whichever is larger, 0..1."""
     parts = [content_words(clause) for sentence in sentences(text) for clause in _CLAUSE.split(sentence)]
     parts = [part for part in parts if len(part) > 1]
     again = sum(any(_same(part, earlier) for earlier in parts[:place]) for place, part in enumerate(parts))
-    return again / len(parts) if parts else 0.0
+    grams = _grams(text, _LOOP)
+    looped = 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return max(again / len(parts) if parts else 0.0, looped)
 
 
 def copied(text: str, messages: list[str]) -> float:
     """Share of a text's 6-grams of words that one of the messages holds, 0..1; 0 for a text of fewer words."""
-    theirs = set().union(*(_grams(message) for message in messages))
-    own = _grams(text)
+    theirs = set().union(*(_grams(message, _GRAM) for message in messages))
+    own = _grams(text, _GRAM)
     return sum(gram in theirs for gram in own) / len(own) if own else 0.0
 
 
@@ -87,6 +91,6 @@ def _same(one: frozenset[str], other: frozenset[str]) -> bool:
     return len(one & other) >= _SAME * len(one | other)
 
 
-def _grams(text: str) -> list[tuple[str, ...]]:
+def _grams(text: str, size: int) -> list[tuple[str, ...]]:
     spoken = words(text)
-    return [tuple(spoken[place : place + _GRAM]) for place in range(len(spoken) - _GRAM + 1)]
+    return [tuple(spoken[place : place + size]) for place in range(len(spoken) - size + 1)]

@@ -22,7 +22,7 @@ from collab.conversation import Conversation, Goal
 from collab.errors import BadInput
 from collab.extraction import last_answer, last_program
 from collab.sandbox.run import run_program
-from collab.simulation.agenda import agenda_of, asks_back, delivers, read
+from collab.simulation.agenda import agenda_of, asks_back, coverage, delivers, read
 from collab.text import without_questions
 
 
@@ -81,6 +81,8 @@ class Bleu:
     """`S(Extract(t), y_g)` of Eq. 3: sentence BLEU (sacrebleu) against the reference, 0..1.
 
     Args:
+        with_notes: Score 0 for a text that holds none of the user's notes: what it shares with the reference are the
+            phrases of any such text.
         finished_only: Score 0 for what a window cut off before there was a final text. Else its last draft counts, and
             whoever writes early may gain more than whoever asks once more.
 
@@ -88,13 +90,14 @@ class Bleu:
         extractor: A model that extracts the document; None takes the rule of `extract`.
 
     Raises:
-        BadInput: `finished_only` is not true or false.
+        BadInput: `finished_only` or `with_notes` is not true or false.
     """
 
     extractor: Extractor | None = None
 
-    def __init__(self, finished_only: bool = False) -> None:
+    def __init__(self, finished_only: bool = False, with_notes: bool = False) -> None:
         self.finished_only = checked_flag("finished_only", finished_only)
+        self.with_notes = checked_flag("with_notes", with_notes)
         self._bleu = BLEU(effective_order=True)
 
     async def __call__(self, conversation: Conversation) -> float | Judged:
@@ -108,7 +111,7 @@ class Bleu:
 
     def of(self, document: str, goal: Goal) -> float:
         """BLEU of a document against the goal's reference, 0..1."""
-        if not document:
+        if not document or (self.with_notes and not coverage(goal, document)):
             return 0.0
         score = self._bleu.sentence_score(document, [goal.reference]).score
         return min(score / 100, 1.0)  # a perfect match comes out as 100.00000000000004
@@ -236,7 +239,7 @@ class AgendaInteractivity:
         items = agenda_of(conversation.goal)
         if not items:
             return None
-        if conversation.ended_by == "max_turns" and not delivers(conversation):
+        if conversation.ended_by not in ("", "window") and not delivers(conversation):
             return 0.0
         answered = conversation.assistant_texts
         if conversation.pending is None:

@@ -20,7 +20,7 @@ import torch
 
 from collab.chat.base import ChatFailed, ChatModel, Sampling
 from collab.chat.structured import fence, mark
-from collab.conversation import Goal, Key, Message
+from collab.conversation import INVALID, Goal, Key, Message
 from collab.generation.engine import LocalEngine
 from collab.simulation.agenda import notes_of
 from collab.text import without_questions
@@ -81,14 +81,14 @@ class PairwiseJudge:
         if isinstance(self.model, LocalEngine):
             ahead, behind = (_preference(self.model, messages) for messages in orders)
             lean = (ahead - behind) / 2
-            return 0.5 if abs(lean) < self.margin else float(lean > 0)
+            return 0.5 if abs(lean) <= self.margin else float(lean > 0)
         ahead_is, behind_is = await asyncio.gather(*(self._letter(goal, messages, question) for messages in orders))
         if ahead_is is None or behind_is is None:
             return None
         return {"AB": 1.0, "BA": 0.0}.get(ahead_is + behind_is, 0.5)
 
     def _prompt(self, goal: Goal, a: Chat, b: Chat, question: str) -> list[Message]:
-        wish = f"{goal.prompt}" if goal.notes else f"{goal.prompt} {' '.join(notes_of(goal))}"
+        wish = " ".join((goal.prompt, *(note for note in notes_of(goal) if note not in goal.prompt)))
         shown = [a.text or "(no text)", b.text or "(no text)"] if question == "text" else [_spoken(a), _spoken(b)]
         sign = mark(Key(self.seed, role=f"evaluator/{question}", goal=goal.id), wish, *shown)
         material = f"{sign} WHAT THE USER KNOWS AND WANTS:\n{wish}\n\n{sign} A:\n{shown[0]}\n\n{sign} B:\n{shown[1]}"
@@ -103,8 +103,8 @@ class PairwiseJudge:
             reply = await self.model.complete(messages, Sampling(8, temperature=0.0, adapter=False), key)
         except ChatFailed:
             return None
-        found = re.match(r"\W*(?:answer\W+)?([ABT])\b", reply.text, re.IGNORECASE)
-        return found[1].upper() if found else None
+        found = re.match(r"\W*(?:answer\W+)?(?:([ABT])\b(?! tie)|(?:an? )?(t)ie\b)", reply.text, re.IGNORECASE)
+        return (found[1] or found[2]).upper() if found else None
 
 
 def _spoken(chat: Chat) -> str:
@@ -139,9 +139,12 @@ async def win_rates(
     """
     found: dict[str, dict[str, list[float | None]]] = {name: {} for name in ("wins", *(f"wins_{q}" for q in QUESTIONS))}
     others: dict[str, list[Chat]] = {}
+    played = [record for record in row if not record["ended_by"].startswith(INVALID)]
     for record in baseline:
+        if record["ended_by"].startswith(INVALID):
+            continue
         others.setdefault(record["goal"], []).append(Chat.of(record))
-    for record in row:
+    for record in played:
         goal = record["goal"]
         if not others.get(goal):
             continue

@@ -26,6 +26,7 @@ any number of futures, and a finished conversation can be scored by the same rea
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +46,7 @@ _NEARLY_SAME = 0.7  # Jaccard index of content words from which on a question co
 _COVERED = 0.5  # share of a note's content words that a text must hold to cover it, beside all names and numbers
 _RESTATED = 0.6  # share of the content words that a question has in common with the goal's own
 _TOLD = 0.75  # share of a question's content words that a statement with a number has: it asks for what was told
+_LONGEST = 30  # words of a sentence
 _DRAFT_WORDS = 8  # shorter leftovers beside a question are small talk, not a draft
 _PREFERENCE_CUES = {  # preference -> words by which a question asks for it; slots are named as in questions.SLOTS
     "tone": "tone style mood voice formal informal casual friendly humorous sound feel",
@@ -104,7 +106,7 @@ def _hints(item: Item) -> frozenset[str]:
 @lru_cache(maxsize=4096)
 def _item_slots(item: Item) -> frozenset[str]:
     if item.kind == CONTENT:
-        return slots_of(item.cues) if item.cues is not None else _slots_in(item.text)
+        return (slots_of(item.cues) if item.cues is not None else _slots_in(item.text)) - {"tone", "length"}
     return frozenset() if item.spelt_out else slots_of(f"{item.kind} {_PREFERENCE_CUES.get(item.kind, '')}")
 
 
@@ -234,13 +236,15 @@ def _read_reply(goal: Goal, state: State, reply: str, items_per_answer: int) -> 
             refused = refused or reading.why
             continue
         given = {*state.given, *answered}
-        concerned = [] if _told_at_once(goal, reading, items) else _concerned(reading, items, given, about)
-        earned = [i for i in concerned if i not in given][: items_per_answer - len(answered)]
-        as_open = reading.open and not concerned
+        told = _told_at_once(goal, reading, items)
+        used = frozenset[str]().union(*(earlier.slots for earlier in asked))
+        hidden, concerns = ([], False) if told else _concerned(reading, items, given, about, used)
+        as_open = reading.open and not concerns
         if as_open and not open_used:
-            earned = [i for i in range(len(items)) if i not in given][:1]
+            hidden = [i for i in range(len(items)) if i not in given][:1]
+        earned = hidden[: items_per_answer - len(answered)]
         before = any(_alike(reading.meaning, earlier.meaning) for earlier in asked)
-        if before and as_open or not earned and (before or concerned or (as_open and open_used)):
+        if before or (not earned and (concerns or (as_open and open_used))):
             needless += 1
             refused = refused or "known"
             continue
@@ -266,27 +270,38 @@ def _read_reply(goal: Goal, state: State, reply: str, items_per_answer: int) -> 
     )
 
 
-def _concerned(reading: Reading, items: Sequence[Item], given: set[int], about: frozenset[str]) -> list[int]:
-    """The items that a question asks for by name: one for each slot, or else one for each word that it shares.
+def _concerned(
+    reading: Reading, items: Sequence[Item], given: set[int], about: frozenset[str], used: frozenset[str]
+) -> tuple[list[int], bool]:
+    """What a question asks for by name: an item for each slot, or else one for each word that it shares.
 
-    Of several items, the hidden one that shares most words with the question.
+    Of several items, the preference, then the one that shares most words with the question. A slot that was asked for
+    before (`used`) earns another item only by such a word.
+
+    Returns:
+        The hidden items, and whether anything on the agenda is concerned at all.
     """
     meaning = reading.meaning - about - _GENERIC
 
-    def fit(i: int) -> tuple[int, bool, int]:
-        return len(items[i].hints & meaning), i not in given, -i
+    def shared(i: int) -> int:
+        return len(items[i].hints & meaning)
 
     found: list[int] = []
+    concerns = False
     for slot in sorted(reading.slots):
         having = [i for i, item in enumerate(items) if slot in item.slots]
-        if having and (best := max(having, key=lambda i: (i not in given, fit(i)))) not in found:
+        hidden = [i for i in having if i not in {*given, *found} and (slot not in used or shared(i))]
+        concerns = concerns or bool(having)
+        if hidden:
+            found.append(max(hidden, key=lambda i: (items[i].preference, shared(i), -i)))
+    if concerns:
+        return found, True
+    while items and shared(best := max(range(len(items)), key=lambda i: (shared(i), i not in given, -i))):
+        concerns = True
+        if best not in given and best not in found:
             found.append(best)
-    if found:
-        return found
-    while items and fit(best := max(range(len(items)), key=fit))[0]:
-        found.append(best)
         meaning -= items[best].hints
-    return found
+    return found, concerns
 
 
 _GENERIC = content_words(  # words of questions that single nothing out
@@ -312,38 +327,26 @@ def _result(goal: Goal, reply: str, told: float) -> tuple[bool, float]:
 
 
 def distinct_questions(conversations: Sequence[Conversation]) -> list[float | None]:
-    """How particular to its goal each conversation's questions are, 0..1; None where it asks none.
+    """How much of what is asked in all conversations differs from what each one asks, 0..1; None where it asks nothing.
 
-    Of each question the share of the other goals that are not asked it, topic and form left out; the mean over the
-    conversation's questions. One constant question everywhere scores 0. None with one goal alone.
+    Of each question the share of all questions that ask for something else; the mean over the conversation's questions.
+    One constant question everywhere scores 0, six slots in turn 5/6. All open requests ask for the same.
     """
+
+    def asked_for(goal: Goal, reading: Reading) -> object:
+        return reading.slots or (reading.asks and reading.open) or reading.meaning - _given_at_once(goal)
+
     asked = [
-        [
-            reading.meaning - _given_at_once(c.goal)
-            for text in c.assistant_texts
-            for reading in read_questions(c.goal, text)
-        ]
+        [asked_for(c.goal, reading) for text in c.assistant_texts for reading in read_questions(c.goal, text)]
         for c in conversations
     ]
-    goals: dict[frozenset[str], set[str]] = {}
-    for conversation, questions_ in zip(conversations, asked, strict=True):
-        for question in questions_:
-            goals.setdefault(question, set()).add(conversation.goal.id)
-    others = len({conversation.goal.id for conversation in conversations}) - 1
-    if others < 1:
-        return [None] * len(conversations)
-    return [
-        sum(1 - (len(goals[question]) - 1) / others for question in each) / len(each) if each else None
-        for each in asked
-    ]
+    counts = Counter(question for each in asked for question in each)
+    return [sum(1 - counts[q] / counts.total() for q in each) / len(each) if each else None for each in asked]
 
 
 def delivers(conversation: Conversation) -> bool:
-    """Whether the last message gives the user what the conversation was for: a text with a note in it, or a result."""
-    if not conversation.turns:
-        return False
-    there, covered = _result(conversation.goal, conversation.assistant_texts[-1], 1.0)
-    return there and covered > 0
+    """Whether the last message holds what the conversation was for: a text, an answer, a program."""
+    return bool(conversation.turns) and _result(conversation.goal, conversation.assistant_texts[-1], 1.0)[0]
 
 
 def asks_back(goal: Goal, reply: str) -> bool:
@@ -369,19 +372,25 @@ _ASKS_BACK = re.compile(
 
 
 def covers(goal: Goal, text: str) -> list[bool]:
-    """Which notes are in a text: all their names and numbers, and half of the other content words or more.
+    """Which notes a text says: in one or two sentences, all names and numbers and half of the other content words.
 
+    A sentence of more than `_LONGEST` words says nothing: all words of all notes may stand in it, in any order.
     Words that the user gave away at once (topic and form) do not count, unless a note has no others.
     """
-    have, about = content_words(text), _given_at_once(goal)
-    exact = {word.split("'")[0] for word in words(text)}
+    about = _given_at_once(goal)
+    parts = [sentence for sentence in sentences(text) if len(words(sentence)) <= _LONGEST]
+    parts = [" ".join(parts[i : i + 2]) for i in range(max(1, len(parts) - 1))]
+    spoken = [(content_words(part), {stem(word) for word in words(part)}) for part in parts]
     found = []
     opens = any(note[0].islower() for note in goal.notes)
     for note in notes_of(goal):
         wanted = content_words(note)
         wanted = wanted - about or wanted
-        named = names_and_numbers(note, opens) <= exact
-        found.append(bool(wanted) and named and len(wanted & have) >= _COVERED * len(wanted))
+        named = {stem(word) for word in names_and_numbers(note, opens)}
+        found.append(
+            bool(wanted)
+            and any(named <= exact and len(wanted & have) >= _COVERED * len(wanted) for have, exact in spoken)
+        )
     return found
 
 
@@ -518,7 +527,7 @@ def _name(item: Item) -> str:
 
 
 def _as_sentence(text: str) -> str:
-    return text if text[-1] in ".!?" else f"{text}."
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
 
 
 def _with_article(noun: str) -> str:
@@ -558,6 +567,7 @@ _NO_IDEA = (
     "That is not what the {form} is for.",
 )
 _REACTIONS: dict[str, tuple[str, ...]] = {  # to a message that earned nothing: why -> answers
+    "too many": ("One thing at a time, please.", "That is a lot at once. What do you need to know first?"),
     "known": (
         "You have that already.",
         "I told you what I can about that.",

@@ -211,7 +211,10 @@ def goal_text(goal: Goal) -> str:
         parts.append(f"At once you may say: {agenda.opening}")
         if agenda.items:
             parts.append("Only when asked: " + " ".join(item.text for item in agenda.items))
-    elif makes(goal) == "text" and not goal.notes:  # with notes, the prompt has them
+    elif goal.notes:
+        if untold := [note for note in goal.notes if note not in goal.prompt]:
+            parts.append("What you know: " + "; ".join(untold))
+    elif makes(goal) == "text":
         parts.append(f"The text that you have in mind says: {goal.reference}")
     told = [
         f"{name.replace('_', ' ')}: {value}" for name, value in goal.metadata.items() if _is_preference(name, value)

@@ -23,14 +23,14 @@ from collab.text import content_words, stem, words
 
 # Slot -> words by which a question names it.
 SLOTS: dict[str, str] = {
-    "when": "when date dates day days time deadline schedule hours month week weekend start begin end timing due",
-    "where": "where place places location locations venue address located room site spot area route directions",
+    "when": "when date dates day days time times deadline schedule hours month week weekend timing due",
+    "where": "where place places location locations venue address located spot directions",
     "who": "who whose organiser organisers organizer host speaker guest name names called leads responsible",
     "audience": "audience reader readers recipient recipients addressee read aimed target targeted addressed whom",
     "how much": "price prices cost costs fee fees pay charge charged budget money euros expensive free",
     "how many": "many number amount quantity count capacity",
     "how long": "duration",
-    "contact": "contact register registration sign signup rsvp reach phone telephone email call book booking apply",
+    "contact": "contact contacts register registration signup rsvp reach phone telephone email booking apply",
     "tone": "tone style mood voice formal informal casual friendly humorous funny serious feel sound manner tones",
     "length": "length words sentences paragraphs short long brief detailed",
     "reason": "why reason reasons purpose goal goals aim occasion motivation cause achieve behind",
@@ -71,8 +71,9 @@ _CHOICE = "specific|particular|certain|special|preferred|formal|informal|casual|
 
 _REFUSED: dict[str, tuple[str, ...]] = {
     "nonsense": (
+        r"\b(\w+ \w+) \1\b|\b(\w+)\b.*\b\2\b.*\b\2\b.*\b\2\b",
         r"\b(?:type|kind|sort|form)s? of (?:a )?(?:type|kind|sort|form)\b",
-        r"\b(\w{3,}) \1\b",
+        r"\b(\w+) \1\b|\b(when|where|who|why|what|how)\b.*\b\2\b.*\b\2\b",
     ),
     "offer": (
         r"\b(?:would you (?:like|want|prefer)|do you (?:want|need)|shall|can|may|could|should) (?:for )?(?:me to|i|we) "
@@ -108,7 +109,7 @@ _REFUSED: dict[str, tuple[str, ...]] = {
     "definition": (
         r"\bwhat (?:does|do|did) (?:\S+ ){0,9}?(?:mean|stand for|refer to|entail)\b|\bmeant by\b|\bdefin|"
         r"\bmeaning of\b",
-        r"\bwhat (?:exactly )?do you mean\b|^who are you\b|^how are you\b",
+        r"\bwhat (?:exactly )?do you mean\b|^who are you\W*$|^how are you\b",
         r"^\W*(?:what|who)(?:'s| is| are) (?:a|an) (?!good|suitable|better|typical|possible|specific|ideal)",
         r"\bwhat (?:is|are) (?!(?:it|they|these|those|this|that)\b)\S+\?$",
         r"\bwhat(?:'s| is| are) the (?:\w+ )?(?:history|origins?|meaning|definition|importance|significance|difference|"
@@ -116,7 +117,8 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"process of|tenets|principles?|types of|kinds of|next|opposite|rest)\b",
     ),
     "check": (
-        r"\b(?:does|did|do|is|was|are|will|would) (?:that|this|it|these|those|everything) (?:help|answer|make sense|"
+        r"^\W*(?:\w+, )?(?:does|did|do|is|was|are|will|would) (?:that|this|it|these|those|everything) (?:help|answer|"
+        r"make sense|"
         r"work|sound|look|okay|ok|fine|good|right|correct|enough|clear|meet|fit|suit|seem|satisfactory|all)\b",
         r"\bhow (?:does|do|is) (?:that|this|it|these) (?:sound|look|seem)\b",
         r"\bwhat do you think(?: (?:of|about) (?:this|that|it|my|the (?:draft|text|version|idea))\b.*)?\W*$",
@@ -157,8 +159,9 @@ _WORLD: tuple[str, ...] = (
     r"(?!.*\b(?:people|readers?|guests?|participants?|visitors|they|one|someone|members|customers|anyone) "
     r"(?:sign|register|apply|contact|reach|book|join|pay|get in touch|take part))",
     r"^\W*how did\b(?! (?:it|you|he|she|this|they)\b)",
-    r"^\W*why\b(?! (?:do|did|are|were|have|would) you\b)",
-    r"^\W*(?:what|who) (?:makes?|causes?|invented|discovered|happens|kinds? of \w+ (?:are|is) there)\b",
+    r"^\W*why\b(?! (?:do|did|are|were|have|would) you\b)(?! (?:is|was|does|did) (?:it|he|she|they)\b(?!.* so\b))",
+    r"^\W*(?:what|who) (?:causes?|invented|discovered|happens|kinds? of \w+ (?:are|is) there)\b",
+    r"^\W*what makes? (?!it|this|them|her|him)",
     r"^\W*how \w+ (?:can|could|do|does|did|is|are|will|should) (?:an?|most|some|humans?)\b|^\W*what (?:does|"
     r"do) an? (?!.*cost)",
     r"\b(?:commonly|usually|typically|generally|in general|legally|in most|in the world|most (?:popular|recent|common|"
@@ -188,6 +191,8 @@ _WISH: tuple[str, ...] = (
     r"\b(?:what|which|who|whom|where|when|how|why)\b.*\bdid you\b|\b(?:i wonder|supposed to)\b",
     r"\b(?:what|which|who|whom|where|when)\b.*\b(?:your|yours|you(?:'re|'d|'ve)?(?: would| are| were| have)? "
     r"(?:want|need|plan|wish|refer|mean|look|like|hop|us|mind|going|talk))",
+    r"\bis there anything\b|^\W*what makes (?:it|this|them|her|him)\b|^\W*how should (?:it|the|this)\b",
+    r"^\W*why (?:is|was|does|did) (?:it|he|she|they)\b",
     r"\bwhat(?:'s| is| are) (?:so |really )?(?:special|unique|missing)\b|\bwhat (?:made|brought|led|makes|"
     r"inspired) you\b",
     r"^\W*(?:the|it|so the|and the|this) .*\bshould be\b",
@@ -238,7 +243,13 @@ _ABOUT_THE_CASE = re.compile(  # with a slot's name: "Is it free?", "Do you have
     r"|^\W*how (?:do|can|should|will) (?:people|readers?|guests?|participants?|visitors|they|members|customers)\b"
 )
 _MEANS_IT = re.compile(  # the case that is talked of
-    r"\b(?:the|it|its|this|that|they|them|she|he|her|his|their|there|you|your|text|people|readers?|guests?|participants?)\b"
+    r"\b(?:it|its|they|them|she|he|her|his|their|there|you|your|text|people|readers?|guests?|participants?)\b"
+)
+_OF_ANY_TEXT = content_words(  # what slots, wishes and attributes are called
+    " ".join((*SLOTS.values(), *(re.sub(r"[^a-z ]", " ", words_) for words_ in (_DETAILS, _ATTRIBUTES, _TELL, _WRITE))))
+    + " kind type sort take happen happening open opens close closes much many often long far old big large soon early"
+    + " late event meeting course class workshop session product item thing text letter note person people guest"
+    + " participant bring come attend join plan need want think exactly start begin end finish held"
 )
 _OPEN: tuple[str, ...] = (
     rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
@@ -303,6 +314,8 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     def taken(why: str, open_: bool) -> Reading:
         return Reading(True, why, open_ and not slots, slots, meaning)
 
+    if len(slots) > 2:
+        return Reading(False, "too many", meaning=meaning)
     if len(asked) < 2 or (len(asked) == 2 and not slots and not meaning & cues):
         return Reading(False, "short", meaning=meaning)
     for rule, patterns in _REFUSED_BY.items():
@@ -313,12 +326,14 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     opens = bool(_OPEN_RE.search(text))
     if _REQUEST_RE.search(text):
         return taken("request", True)
-    if _WORLD_RE.search(text):
+    if _WORLD_RE.search(text) and not meaning & cues:
         return Reading(False, "world", meaning=meaning)
     if _WISH_RE.search(text) or _is_choice(asked, text):
         return taken("wish", opens)
-    in_the_case = _MEANS_IT.search(text) or meaning & (known | cues) or len(asked) < 4
-    if _SLOT_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text)) or (_BARE_RE.search(text) and in_the_case):
+    # "When is the sun?" names a thing that is neither the user's nor a part of any text
+    in_the_case = _MEANS_IT.search(text) or meaning & (known | cues) or not meaning - _OF_ANY_TEXT
+    asks_slot = _SLOT_RE.search(text) or _BARE_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text))
+    if asks_slot and in_the_case:
         return taken("slot", opens)
     if meaning & cues and re.search(r"^\W*(?:and )?(?:what|which|how|who|where|when)\b", text):
         return taken("case", False)
@@ -351,6 +366,8 @@ def _slots(asked: list[str], text: str, known: frozenset[str]) -> frozenset[str]
         found = found - {"how many", "how long"} | {"length"}
     elif "how long" in text:
         found = found - {"length"} | {"how long"}
+    if "audience" in found:
+        found -= {"who"}
     if re.search(r"\bwho (?:is|will|are|would|should)\b.*\b(?:for|read|to|reading|receive|addressed|invited)\b", text):
         found = found - {"who"} | {"audience"}
     return frozenset(found)
