@@ -186,7 +186,7 @@ class AgendaUserConfig(UserConfig):
     target: str = "collab.simulation.agenda.AgendaUser"
     items_per_answer: int = 2  # agenda items that one answer gives at most
     patience: int = 3  # turns without progress after which the user leaves
-    satisfied_at: float = 0.75  # share of the reference's sentences that a draft has to cover to end the chat
+    satisfied_at: float = 0.75  # share of the notes that a draft has to cover to end the chat
 
 
 @dataclass
@@ -559,7 +559,7 @@ def check(config: Config, entry: str = "train") -> None:
         BadInput: All problems in one message.
     """
     problems = [*_range_problems(config), *_task_problems(config), *_device_problems(config), *_user_problems(config)]
-    problems += [*_hosted_problems(config, entry), *_engine_problems(config, entry)]
+    problems += [*_hosted_problems(config, entry), *_engine_problems(config, entry), *_evaluator_problems(config)]
     if config.task.evaluation_only and entry != "evaluate":
         problems.append(
             f"task {config.task.name} is for evaluation only (task.evaluation_only): it has no goals to train on. Run "
@@ -811,6 +811,19 @@ def _user_problems(config: Config) -> Iterable[str]:
                 f"user.{field_name} ({weights}) must be numbers of at least 0, one of them above 0: conversations are "
                 f"shared out in these proportions. Set user.{field_name}.NAME=1 for at least one."
             )
+
+
+def _evaluator_problems(config: Config) -> Iterable[str]:
+    evaluator = config.evaluator
+    if (
+        isinstance(evaluator, PairwiseConfig)
+        and evaluator.endpoint.kind == "local"
+        and evaluator.endpoint.model is None
+    ):
+        yield (
+            "evaluator.endpoint.model is not set: the policy's own base would judge its own conversations. Name other "
+            "weights, e.g. evaluator.endpoint.model=Qwen/Qwen2.5-Coder-1.5B-Instruct."
+        )
 
 
 def _names_a_variable(text: str) -> bool:

@@ -17,6 +17,7 @@ from collab.config import (
     HostedPolicy,
     LLMJudgeConfig,
     ModelConfig,
+    PairwiseConfig,
     UserConfig,
     VLLMEngineConfig,
     endpoints_in,
@@ -48,7 +49,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             share a step's goals evenly; a class or function that the config names is not there, a metric does not take
             its options or fit the goals, or an aggregate lacks its metric; `model.path` or one of an
             evaluation's policies is no model, or has too few positions for a conversation; a fresh adapter does not fit
-            the model; a reference is longer than `task.max_new_tokens`; `groups` have nothing that the algorithm can
+            the model; a reference is longer than `task.max_new_tokens`; an evaluator has no texts to compare; `groups` have nothing that the algorithm can
             learn from; the server that is to decode has another model, or takes no adapters (`_check_server`).
     """
     from collab.datamodules.goals import check_reference_lengths
@@ -62,6 +63,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     )
     from collab.quiet import quiet
     from collab.sandbox.run import check_strict
+    from collab.simulation.agenda import makes
 
     quiet()
     if config.sandbox == "strict":
@@ -96,6 +98,11 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             except BadInput as error:
                 raise BadInput(f"policies: {name} cannot be played. {error}") from error
             _check_positions(config, model, "policies")
+    if isinstance(config.evaluator, PairwiseConfig) and any(makes(goal) != "text" for goal in goals.test):
+        raise BadInput(
+            f"evaluator={config.evaluator.name} compares texts, and task={config.task.name} has goals that end "
+            "otherwise. Set evaluator=none."
+        )
     tokenizer = load_tokenizer(config.model)
     check_reference_lengths(
         [*goals.train, *goals.val, *goals.test],
