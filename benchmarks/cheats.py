@@ -288,32 +288,23 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the config, e.g. model.path=PATH user.patience=2")
     given = parser.parse_intermixed_args()
 
+    from collab import build
+    from collab.callbacks.progress import Progress
     from collab.compose import load_config
 
     config = load_config("evaluate", ["experiment=doc_edit", *given.overrides])
-    from hydra.utils import get_class
-
-    reward = ConversationReward(
-        {name: (m.weight, get_class(m.target)(**m.options)) for name, m in config.task.metrics.items()}
-    )
-    user = get_class(config.user.target)(config.user, config.task.max_turns)
-    sampling = Sampling(config.task.max_new_tokens, config.sampler.temperature)
+    build.start(config)
     goals = load_splits(config.task).test
+    with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:
+        simulation = build.simulation(config, endpoints, lambda: None)
+        table = play_scripts(lambda script: simulation.players(Scripted(script)), simulation.reward, goals)
+        if not given.scripts:
+            from collab.modules.loading import load_tokenizer
 
-    def players(script: Script) -> Players:
-        return Players(Scripted(script), user, sampling, config.task.max_turns)
-
-    table = play_scripts(players, reward, goals)
-    if not given.scripts:
-        from collab import build
-        from collab.modules.loading import load_tokenizer
-
-        build.start(config)
-        module = build.module(config, config.model, load_tokenizer(config.model), adapter=False)
-        module.configure_model()
-        engine = build._engine(config, module.policy.lm.eval(), module.tokenizer, print)
-        policy = Players(engine, user, sampling, config.task.max_turns)
-        table["base"] = asyncio.run(measure(policy, reward, goals, config.task.system_prompt))
+            module = build.module(config, config.model, load_tokenizer(config.model), adapter=False)
+            module.configure_model()
+            players = simulation.players(simulation.make_engine(module.policy.lm.eval(), module.tokenizer))
+            table["base"] = asyncio.run(measure(players, simulation.reward, goals, config.task.system_prompt))
     columns = list(table["honest"])
     print("| policy | " + " | ".join(columns) + " |\n| --- |" + " ---: |" * len(columns))
     for name, row in sorted(table.items(), key=lambda item: item[1]["R*"]):

@@ -49,7 +49,8 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             share a step's goals evenly; a class or function that the config names is not there, a metric does not take
             its options or fit the goals, or an aggregate lacks its metric; `model.path` or one of an
             evaluation's policies is no model, or has too few positions for a conversation; a fresh adapter does not fit
-            the model; a reference is longer than `task.max_new_tokens`; an evaluator has no texts to compare; `groups` have nothing that the algorithm can
+            the model; a reference is longer than `task.max_new_tokens`; an evaluator has no texts to compare;
+            `groups` have nothing that the algorithm can
             learn from; the server that is to decode has another model, or takes no adapters (`_check_server`).
     """
     from collab.datamodules.goals import check_reference_lengths
