@@ -206,12 +206,27 @@ def read_questions(goal: Goal, reply: str) -> list[Reading]:
     cues = told.union(*(item.hints for item in agenda_of(goal))) - about
     text = outside_code(reply) if makes(goal) == "program" else reply
     found = []
-    for question in questions(text):
+    for question in _asked(text):
         reading = read_question(question, about, cues)
         said = " ".join(words(question))
         repeats = said in own or any(one in said for one in own if one.count(" ") > 3) or _restates(goal, reading)
         found.append(Reading(False, "own", meaning=reading.meaning) if repeats else reading)
     return found
+
+
+def _asked(text: str) -> list[str]:
+    """The questions of a message, and its requests ("Please tell me more."), unless it holds a draft, too."""
+    said = sentences(text)
+    requests = [sentence for sentence in said if "?" not in sentence and _REQUESTS.match(sentence.lower())]
+    if len(words(without_questions(text))) - sum(len(words(request)) for request in requests) >= _DRAFT_WORDS:
+        requests = []
+    return [sentence for sentence in said if "?" in sentence or sentence in requests]
+
+
+_REQUESTS = re.compile(
+    r"\W*(?:(?:sure|certainly|of course|okay|great|absolutely)\W+)?(?:(?:please|kindly) (?:also )?)?"
+    r"(?:provide|give|tell|share|describe|specify|clarify|let me know)\b"
+)
 
 
 def read(goal: Goal, replies: Sequence[str], items_per_answer: int = 2) -> State:
@@ -354,7 +369,7 @@ def asks_back(goal: Goal, reply: str) -> bool:
 
     It names a choice ("the dog or the cat?"), asks which one, or asks what the user means.
     """
-    readings = zip(questions(reply), read_questions(goal, reply), strict=True)
+    readings = zip(_asked(reply), read_questions(goal, reply), strict=True)
     return any(
         bool(_ASKS_BACK.search(question.lower()))
         and reading.why not in ("own", "offer", "check")

@@ -331,7 +331,7 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     if _WISH_RE.search(text) or _is_choice(asked, text):
         return taken("wish", opens)
     # "When is the sun?" names a thing that is neither the user's nor a part of any text
-    in_the_case = _MEANS_IT.search(text) or meaning & (known | cues) or not meaning - _OF_ANY_TEXT
+    in_the_case = _MEANS_IT.search(text) or meaning & (known | cues) - _OF_ANY_TEXT or not meaning - _OF_ANY_TEXT
     asks_slot = _SLOT_RE.search(text) or _BARE_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text))
     if asks_slot and in_the_case:
         return taken("slot", opens)
