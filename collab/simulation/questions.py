@@ -335,7 +335,7 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     asks_slot = _SLOT_RE.search(text) or _BARE_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text))
     if asks_slot and in_the_case:
         return taken("slot", opens)
-    if meaning & cues and re.search(r"^\W*(?:and )?(?:what|which|how|who|where|when)\b", text):
+    if meaning & cues and in_the_case and re.search(r"^\W*(?:and )?(?:what|which|how|who|where|when)\b", text):
         return taken("case", False)
     return Reading(False, "nothing", meaning=meaning)
 
