@@ -214,7 +214,7 @@ def _judgements(config: Config) -> Iterator[tuple[str, EndpointConfig, int, int]
     judged = sum(issubclass(metric, JudgedMetric) for metric in classes)
     yield "judge", judge.endpoint, judged, judge.max_new_tokens
     if judge.extract:
-        copied = sum(hasattr(metric, "extractor") for metric in classes)
+        copied = int(any(hasattr(metric, "extractor") for metric in classes))  # metrics share it
         yield "extractor", judge.extractor or judge.endpoint, copied, judge.max_extracted_tokens
 
 

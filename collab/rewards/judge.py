@@ -91,6 +91,7 @@ class Judge:
     role: str = "judge"
 
     def __post_init__(self) -> None:
+        self._extracting: dict[tuple[str, ...], asyncio.Task[Answer[str]]] = {}  # under way
         for kind in (SHAPE, FAILED, "missing", *((INVENTED,) if self.role == "extractor" else ())):
             self.problems[f"{self.role}_{kind}"] += 0  # so that every step logs every name
 
@@ -124,10 +125,19 @@ class Judge:
     async def extract(self, conversation: Conversation, artefact: str) -> Answer[str]:
         """The final document or program as the assistant wrote it; "" where there is none.
 
+        Metrics of one conversation ask at the same time and share the answer.
+
         Args:
             conversation: What it is copied out of.
             artefact: "document" or "program".
         """
+        place = (conversation.goal.id, artefact, *spoken(conversation))
+        if place not in self._extracting:
+            self._extracting[place] = asyncio.create_task(self._extract(conversation, artefact))
+            self._extracting[place].add_done_callback(lambda _: self._extracting.pop(place, None))
+        return await self._extracting[place]
+
+    async def _extract(self, conversation: Conversation, artefact: str) -> Answer[str]:
         key = Key(self.seed, role=self.role, goal=conversation.goal.id)
         texts = spoken(conversation)
         sign = mark(key, *texts)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -393,20 +393,27 @@ def covers(goal: Goal, text: str) -> list[bool]:
     Words that the user gave away at once (topic and form) do not count, unless a note has no others.
     """
     about = _given_at_once(goal)
-    parts = [sentence for sentence in sentences(text) if len(words(sentence)) <= _LONGEST]
-    parts = [" ".join(parts[i : i + 2]) for i in range(max(1, len(parts) - 1))]
-    spoken = [(content_words(part), {stem(word) for word in words(part)}) for part in parts]
+    parts = [sentence if len(words(sentence)) <= _LONGEST else "" for sentence in sentences(text)]
+    pairs = [
+        f"{one} {other}" if one and other else one or other for one, other in zip(parts, [*parts, ""][1:], strict=True)
+    ]
+    spoken = [(content_words(pair), _singular(words(pair))) for pair in pairs]
     found = []
     opens = any(note[0].islower() for note in goal.notes)
     for note in notes_of(goal):
         wanted = content_words(note)
         wanted = wanted - about or wanted
-        named = {stem(word) for word in names_and_numbers(note, opens)}
+        named = _singular(names_and_numbers(note, opens))
         found.append(
             bool(wanted)
             and any(named <= exact and len(wanted & have) >= _COVERED * len(wanted) for have, exact in spoken)
         )
     return found
+
+
+def _singular(spoken: Iterable[str]) -> frozenset[str]:
+    """Words without a plural or genitive s: Tuesdays, Greta's."""
+    return frozenset(word.split("'")[0].removesuffix("s") for word in spoken)
 
 
 def coverage(goal: Goal, text: str) -> float:

@@ -249,7 +249,8 @@ _OF_ANY_TEXT = content_words(  # what slots, wishes and attributes are called
     " ".join((*SLOTS.values(), *(re.sub(r"[^a-z ]", " ", words_) for words_ in (_DETAILS, _ATTRIBUTES, _TELL, _WRITE))))
     + " kind type sort take happen happening open opens close closes much many often long far old big large soon early"
     + " late event meeting course class workshop session product item thing text letter note person people guest"
-    + " participant bring come attend join plan need want think exactly start begin end finish held"
+    + " everybody everyone anybody anyone somebody someone participant bring come attend join plan need want think"
+    + " exactly start begin end finish held"
 )
 _OPEN: tuple[str, ...] = (
     rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
@@ -360,6 +361,8 @@ def _slots(asked: list[str], text: str, known: frozenset[str]) -> frozenset[str]
     found = {_SLOT_OF[word] for word in named if word in _SLOT_OF and stem(word) not in known}
     if "how much" in text:
         found.add("how much")
+    if "sign up" in text:
+        found.add("contact")
     if "how many" in text:
         found.add("how many")
     if re.search(r"\bhow long\b.*\bbe\b|\bhow many (?:words|sentences)\b", text):

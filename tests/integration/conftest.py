@@ -29,6 +29,7 @@ SMALL = (
     "seed=3",
     "task.max_turns=2",
     "task.max_new_tokens=12",
+    "task.metrics.bleu.options.with_notes=false",  # so that what a random model says differs in reward
     "evaluation.num_conversations=1",
     "evaluation.bootstrap_samples=100",
     "callbacks=quiet",
@@ -57,6 +58,7 @@ LETTERS = (
     "engine.max_batch=8",
     "task.metrics.bleu.target=commands.Early",
     "~task.metrics.bleu.options.finished_only",
+    "~task.metrics.bleu.options.with_notes",
     "algorithm.schedule=linear",
     "algorithm.lr=0.05",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from benchmarks.cheats import Heard
 from collab.chat.base import Sampling
 from collab.conversation import Conversation, Key, Message, Reply
 from collab.simulation.user import UserTurn
+from collab.text import content_words, sentences
 
 Script = Callable[[Sequence[Message], Key], str]
 
@@ -79,17 +81,29 @@ def heard(messages: Sequence[Message]) -> list[str]:
 
 # --- a good collaborator, and cheap tricks ---------------------------------------------------------------------------
 
-QUESTIONS = ("What should it say? When is it?", "Where is it? Who is going to read it?")
+QUESTIONS = ("What should it say? When is it?", "Who should people contact? What is the reason for it?")
+
+
+_SMALL_TALK = re.compile("not help me much|not sure what you mean|not really the point")  # no notes of the user's
 
 
 def good_collaborator(messages: Sequence[Message], key: Key) -> str:
-    """Asks for four different things in two turns, then writes what the user told, in other order than it was told."""
+    """Asks for four different things in two turns, then writes what it was told and no more.
+
+    Of a shipped goal it has what somebody wrote from the notes, less the sentences with a note that was not told. What
+    was told and is not in there follows, turned round; of another goal everything.
+    """
     said = Heard([message for message in messages if message.role == "user"])
     if said.turn <= len(QUESTIONS) and not said.last:
         return QUESTIONS[said.turn - 1]
-    told = [note.split() for note in said.told]
-    turned = (" ".join(note[len(note) // 2 :] + note[: len(note) // 2]) for note in told)
-    return " ".join([f"This {said.form} is about {said.topic}.", *(f"{note}." for note in turned)])
+    try:
+        written = [sentence for sentence in sentences(said.written) if said.says_what_was_told(sentence)]
+    except KeyError:  # no shipped goal has this topic
+        written = [f"This {said.form} is about {said.topic}."]
+    have = content_words(" ".join(written))
+    told = [note for note in said.told if not _SMALL_TALK.search(note)]
+    missing = [note.split() for note in told if 2 * len(content_words(note) & have) < len(content_words(note))]
+    return " ".join([*written, *(" ".join(note[len(note) // 2 :] + note[: len(note) // 2]) + "." for note in missing)])
 
 
 def asks_the_same(messages: Sequence[Message], key: Key) -> str:

@@ -224,4 +224,4 @@ def test_hydras_own_flags_work(program, tmp_path):
 def test_load_config_gives_the_schema():
     config = load_config("evaluate", ["experiment=doc_edit", "+task.metrics.bleu.options.x=1"], output_dir="here")
     assert isinstance(config, Config) and config.output_dir == "here"
-    assert config.task.metrics["bleu"].options == {"finished_only": True, "x": 1}
+    assert config.task.metrics["bleu"].options == {"with_notes": True, "finished_only": True, "x": 1}

@@ -21,6 +21,8 @@ OPTIONS = [f"{group}={name}" for group, names in options([config_dir()]).items()
 def composed(entry: str, override: str) -> Config:
     missing = {  # what an option leaves to its user
         **dict.fromkeys(("algorithm=sft", "algorithm=dpo"), "algorithm.data=conversations.jsonl"),
+        "evaluator=local": "evaluator.endpoint.model=somebody/else",
+        "evaluator=pairwise": "evaluator.endpoint.base_url=http://127.0.0.1:8000/v1",
         "user=llm": "user.endpoint.base_url=http://127.0.0.1:8000/v1",
         **dict.fromkeys(("judge=llm", "judge=helpfulness"), "judge.endpoint.base_url=http://127.0.0.1:8000/v1"),
     }

@@ -78,7 +78,8 @@ def test_no_reference_shares_six_words_in_a_row_with_its_notes() -> None:
 
 
 def test_no_reference_says_anything_twice() -> None:
-    assert not [goal.id for goal in GOALS if repetition(goal.reference)]
+    """Three words in a row may come back once: 1 in 40."""
+    assert not [goal.id for goal in GOALS if repetition(goal.reference) > 1 / 40]
 
 
 def test_the_prompt_says_all_notes() -> None:

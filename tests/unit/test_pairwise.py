@@ -10,7 +10,7 @@ from fault_server import FaultServer
 
 from collab.chat.http import HttpChatModel
 from collab.config import EndpointConfig, ModelConfig
-from collab.conversation import Goal
+from collab.conversation import Goal, Reply
 from collab.generation.engine import LocalEngine
 from collab.modules.loading import load_model, load_tokenizer
 from collab.rewards.pairwise import Chat, PairwiseJudge, win_rates
@@ -53,8 +53,11 @@ def test_a_liking_for_a_place_is_a_tie(letter):
     assert compared(lambda call: letter, ASKS, DRAFTS)[0] == 0.5
 
 
-def test_a_tie_is_one():
-    assert compared(lambda call: "T", ASKS, DRAFTS)[0] == 0.5
+@pytest.mark.parametrize("reply", ["T", "Tie", "A tie.", "a tie", "Answer: Tie", "**T**"])
+def test_a_tie_is_one(reply):
+    """Of both orders, though one that begins with A is none for the first."""
+    replies = lambda call: reply if "Greta" in shown(call, "A") else "B"  # noqa: E731
+    assert compared(lambda call: reply, ASKS, DRAFTS)[0] == compared(replies, ASKS, DRAFTS)[0] == 0.5
 
 
 @pytest.mark.parametrize("reply", ["Answer: A", "**A**", "a"])
@@ -117,6 +120,34 @@ def test_a_margin_makes_a_tie(engine):
     assert asyncio.run(PairwiseJudge(engine, seed=1, margin=1e6).compare(GOAL, ASKS, DRAFTS, "text")) == 0.5
 
 
+@pytest.mark.parametrize(("margin", "verdict"), [(0.25, 0.5), (0.2, 1.0), (0.3, 0.5)])
+def test_a_lean_as_large_as_the_margin_is_a_tie(engine, monkeypatch, margin, verdict):
+    leans = iter([0.5, 0.0])  # half the difference: 0.25
+    monkeypatch.setattr("collab.rewards.pairwise._preference", lambda engine, messages: next(leans))
+    judge = PairwiseJudge(engine, seed=1, margin=margin)
+    assert asyncio.run(judge.compare(GOAL, ASKS, DRAFTS, "text")) == verdict
+
+
+def test_notes_that_the_prompt_does_not_contain_are_shown_once():
+    goal = Goal("kiln", "A notice. Greta unloads.", "-", {"notes": ["Greta unloads", "two euros a kilo"]})
+    judge = PairwiseJudge(Scripted(), seed=1)
+    asyncio.run(judge.compare(goal, DRAFTS, DRAFTS, "text"))
+    assert len(judge.model.asked) == 2
+    for text in judge.model.asked:
+        assert text.count("two euros a kilo") == 1 and text.count("Greta unloads") == 1
+
+
+class Scripted:
+    """A judge's model that keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def complete(self, messages, sampling, key):
+        self.asked.append(messages[-1].content)
+        return Reply("T")
+
+
 class Fixed:
     """A judge that says what it is told, by question."""
 
@@ -127,8 +158,29 @@ class Fixed:
         return self.verdicts[question]
 
 
-def record(goal: str, text: str = "x"):
-    return {"goal": goal, "messages": [{"role": "assistant", "content": text}]}
+def record(goal: str, text: str = "x", ended_by: str = "max_turns"):
+    return {"goal": goal, "messages": [{"role": "assistant", "content": text}], "ended_by": ended_by}
+
+
+class Texts(Fixed):
+    """Keeps the pairs of texts that it sees."""
+
+    def __init__(self):
+        super().__init__({"asking": 1.0, "text": 1.0})
+        self.pairs = []
+
+    async def compare(self, goal, first, second, question):
+        self.pairs += [(first.text, second.text)] * (question == "text")
+        return await super().compare(goal, first, second, question)
+
+
+def test_invalid_conversations_are_left_out_on_both_sides():
+    judge = Texts()
+    row = [record("kiln", "a", "invalid: leak"), record("kiln", "b"), record("kiln", "c")]
+    base = [record("kiln", "x"), record("kiln", "y", "invalid: policy"), record("kiln", "z", "satisfied")]
+    found = asyncio.run(win_rates(judge, {"kiln": GOAL}, row, base, lambda: None))
+    assert judge.pairs == [("b", "x"), ("c", "z")]
+    assert found["wins"] == {"kiln": [1.0, 1.0]}
 
 
 def test_win_rates_are_the_mean_of_the_questions_that_have_a_verdict():

@@ -34,7 +34,7 @@ from collab.rewards.metrics import (
     extract,
 )
 from collab.rewards.reward import ConversationReward
-from collab.simulation.agenda import notes_of, read
+from collab.simulation.agenda import delivers, notes_of, read
 from collab.simulation.rollout import Players, multiturn_reward, play
 
 # Eight words, so that n-gram counts are easy; an agenda of three items.
@@ -149,7 +149,9 @@ NO_NOTE = "Here is a long text that says nothing of what was told."
         ((OPEN, "What points should it mention?", GOAL.reference), (1 - 0.5) / 3),
         ((OPEN, OPEN, OPEN, GOAL.reference), 0),  # 1 - 2 * 0.5
         ((OPEN, OPEN, OPEN, OPEN, GOAL.reference), 0),  # and no less
-        ((OPEN, "How do mills work?", GOAL.reference), 1 / 3),  # asks for nothing, and costs nothing here
+        ((OPEN, "How do clouds float?", GOAL.reference), 1 / 3),  # asks for nothing, and costs nothing here
+        ((OPEN, "How does the mill work?", GOAL.reference), (1 - 0.5) / 3),  # it was told of the mill
+        ((OPEN, "When, where and how much is it?", GOAL.reference), 1 / 3),  # too many slots: it asks for nothing
         (("Here you are.", GOAL.reference), 0),
         ((OPEN, f"{ONE_WORD_OFF}. {WHO}"), 1 / 3),  # the last message is never answered
         ((), 0),
@@ -159,16 +161,46 @@ def test_interactivity_is_the_share_of_the_agenda_that_questions_brought_to_ligh
     assert value(AgendaInteractivity(items_per_answer=2), finished(*replies)) == pytest.approx(share)
 
 
-@pytest.mark.parametrize("last", [WHO, "", NO_NOTE, "I am satisfied.", "noon, mill"])
-def test_interactivity_is_0_without_a_text_that_has_a_note_in_it_at_the_last_turn(last):
-    assert value(AgendaInteractivity(), finished(OPEN, last)) == 0
-    assert value(AgendaInteractivity(), finished(OPEN, GOAL.reference)) > 0
+@pytest.mark.parametrize("ended_by", ["max_turns", "patience", "satisfied", "invalid: leak"])
+@pytest.mark.parametrize("last", [WHO, "", "I am satisfied.", "noon, mill"])
+def test_interactivity_is_0_without_a_text_in_the_last_message(last, ended_by):
+    assert value(AgendaInteractivity(), replace(finished(OPEN, last), ended_by=ended_by)) == 0
 
 
-@pytest.mark.parametrize("ended_by", ["patience", "window"])
-def test_interactivity_stays_where_there_was_no_last_turn(ended_by):
-    conversation = replace(finished(OPEN, "Hm."), ended_by=ended_by)
+@pytest.mark.parametrize("last", [GOAL.reference, NO_NOTE])
+def test_interactivity_asks_for_a_text_and_for_no_note_in_it(last):
+    assert value(AgendaInteractivity(), finished(OPEN, last)) == pytest.approx(1 / 3)
+
+
+def test_interactivity_stays_where_there_was_no_last_turn():
+    conversation = replace(finished(OPEN, "Hm."), ended_by="window")
     assert value(AgendaInteractivity(), conversation) == pytest.approx(1 / 3)
+
+
+AGENDA = {"opening": "How many are there?", "items": [{"kind": "quantity", "text": "There are 7."}]}
+
+
+@pytest.mark.parametrize(
+    ("makes", "last", "delivered"),
+    [
+        ("text", "we meet at noon by the old mill", True),  # eight words
+        ("text", "we meet at noon by the mill", False),  # seven
+        ("text", "Shall we meet at noon by the old mill?", False),
+        ("answer", "Then there are 84 rolls.", True),
+        ("answer", "I cannot tell.", False),
+        ("program", "```python\nx = 1\n```", True),
+        ("program", "I would use a loop for this.", False),
+        ("reply", "No.", True),
+    ],
+)
+def test_a_conversation_delivers_with_its_last_message_alone(makes, last, delivered):
+    goal = replace(GOAL, metadata={"agenda": {**AGENDA, "makes": makes}})
+    assert delivers(finished(last, goal=goal)) is delivered
+    assert delivers(finished(last, "", goal=goal)) is (makes == "reply")
+
+
+def test_what_has_no_turn_delivers_nothing():
+    assert delivers(Conversation(GOAL)) is False
 
 
 def test_interactivity_of_a_context_counts_the_answer_that_waits():
@@ -201,8 +233,10 @@ def test_a_cost_that_is_none_is_refused(cost):
         ((OPEN, GOAL.reference), 1),
         ((OPEN, OPEN, GOAL.reference), 1 / 2),
         ((f"{OPEN} {WHO} {TONE}",), 2 / 3),  # the third is one too many
-        (("How do mills work?", WHO), 1 / 2),
-        (("How do mills work?",), 0),
+        (("How do clouds float?", WHO), 1 / 2),
+        (("How do clouds float?",), 0),
+        ((f"{WHO} {WHO}",), 1 / 2),  # the same again
+        (("When, where and how much is it?",), 0),  # too many slots
         (("How much does it cost?",), 1),  # new, though the user has no wish there
         ((GOAL.reference,), None),
         ((), None),
@@ -236,7 +270,8 @@ def test_coverage_is_the_share_of_the_notes_in_the_text(text, share):
     [
         ("We meet at noon. Bring a red cup. At noon we meet.", 1 / 3),
         ("Noon, mill, oak, cup, barn. Noon, mill, oak, cup.", 1 / 2),  # 4 of 5 words
-        ("Noon, mill, oak, cup. Noon, mill, oak.", 0),  # 3 of 4
+        ("Noon, mill, oak, cup. Mill, oak, noon.", 0),  # 3 of 4
+        ("Noon, mill, oak, cup. Noon, mill, oak.", 1 / 5),  # and one of five 3-grams
         ("Bring a red cup; bring your red cup: bring the red cup", 2 / 3),  # clauses
         ("Thanks! Thanks! Bring a red cup.", 0),  # a single word says nothing
         ("", 0),
@@ -245,6 +280,48 @@ def test_coverage_is_the_share_of_the_notes_in_the_text(text, share):
 def test_repetition_is_the_share_of_the_sentences_that_were_said_before(text, share):
     assert repetition(text) == pytest.approx(share)
     assert value(Repetition(), finished(text)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("a b c a b c", 1 / 4),  # abc of abc, bca, cab, abc
+        ("so on and so on and so on and so on", 6 / 9),
+        ("la " * 12, 9 / 10),
+        ("we meet at noon", 0),
+        ("a b", 0),  # no three words
+        ("We meet at noon. At noon we meet. Bring a red cup.", 1 / 3),  # clauses more than 3-grams
+        ("We meet at noon, we meet at noon, and we meet at noon by the old mill", 4 / 15),  # 3-grams more than clauses
+    ],
+)
+def test_a_loop_is_repetition_with_or_without_sentences(text, share):
+    assert repetition(text) == pytest.approx(share)
+
+
+def test_pasting_something_in_between_hides_no_loop():
+    assert repetition("we meet at noon x we meet at noon y we meet at noon z") == pytest.approx(4 / 13)
+
+
+@pytest.mark.parametrize(
+    ("text", "bleu"),
+    [
+        ("we meet by the new one", 0),  # it has the reference's words, and of neither note enough
+        ("bring a red cup and meet at noon", None),
+        (GOAL.reference, 1.0),
+    ],
+)
+def test_bleu_may_ask_for_a_note(text, bleu):
+    """None: as without the option."""
+    done = finished(text, goal=NOTED)
+    without = value(Bleu(), done)
+    assert without > 0
+    assert value(Bleu(with_notes=True), done) == (without if bleu is None else bleu)
+
+
+@pytest.mark.parametrize("flag", ["yes", 1, None])
+def test_an_option_of_bleu_that_is_neither_true_nor_false_is_refused(flag):
+    with pytest.raises(BadInput, match="with_notes .* must be true or false"):
+        Bleu(with_notes=flag)
 
 
 def heard_by(text: str, *messages: str) -> Conversation:
@@ -374,6 +451,27 @@ def test_mean_of_a_part_leaves_missing_values_out():
     assert Candidate(Reply(""), scores=scores[2:]).part("judge") is None
 
 
+# --- what is shipped -------------------------------------------------------------------------------------------------
+
+
+def metrics_of(*overrides: str) -> dict:
+    return load_config("train", list(overrides)).task.metrics
+
+
+def test_weights_of_doc_edit():
+    weights = {name: metric.weight for name, metric in metrics_of("experiment=doc_edit").items()}
+    written = {"coverage": 2.0, "bleu": 24.0, "copied": -6.0, "repetition": -10.0}
+    assert weights == {**written, "token_penalty": -1.0, "interactivity": 4.0, "pertinent": 0.0}
+
+
+@pytest.mark.parametrize(("experiment", "flag"), [("doc_edit", True), ("paper/doc_edit", False)])
+def test_the_text_has_to_be_finished_but_in_the_papers_reward(experiment, flag):
+    metrics = metrics_of(f"experiment={experiment}")
+    for name in ("coverage", "bleu", "copied", "repetition"):
+        assert metrics[name].options["finished_only"] is flag, name
+    assert metrics["bleu"].options["with_notes"] is flag
+
+
 # --- cheap tricks, under the task's own weights ----------------------------------------------------------------------
 
 # Two questions and the document take three turns.
@@ -418,9 +516,9 @@ def test_good_collaborator_learns_the_document_by_asking(goal):
     score = value(SIMULATION.reward, done)
     notes = len(notes_of(goal))
     told = sum(item < notes for item in read(goal, done.assistant_texts[:2]).given)
-    assert score.parts["coverage"] == told / notes >= 0.4  # what it was told is in its text, in its own order
+    assert score.parts["coverage"] == told / notes >= 0.4  # what it was told is in its text
     assert score.parts["copied"] < 0.1 and score.parts["repetition"] == 0
-    assert score.parts["interactivity"] > 0.15 and score.reward > 4
+    assert score.parts["interactivity"] > 0.15 and score.reward > 1.6
 
 
 @pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.id)

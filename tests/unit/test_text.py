@@ -48,7 +48,13 @@ def test_words():
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("opens", "open"), ("opening", "opened"), ("stories", "story"), ("readers", "reader"), ("dog's", "dogs")],
+    [
+        ("opens", "open"),
+        ("opening", "opened"),
+        ("stories", "story"),
+        ("readers", "reader"),
+        ("dog's", "dogs"),
+    ],
 )
 def test_stem_folds_forms_of_a_word(one, other):
     assert stem(one) == stem(other)
@@ -79,3 +85,11 @@ def test_content_words_drop_what_carries_no_meaning():
 )
 def test_names_and_numbers(text, expected):
     assert names_and_numbers(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Ana comes. Bring a cup.", {"ana", "bring"}), ("I come", set()), ("the oak, Ana", {"ana"}), ("oak", set())],
+)
+def test_a_capital_may_open_a_name(text, expected):
+    assert names_and_numbers(text, opens=True) == expected

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from collab.callbacks.watch import GamingWatch, change
+from collab.compose import load_config
 
 
 def watched(**curves: list[float]) -> tuple[list[str], GamingWatch]:
@@ -35,6 +36,12 @@ def test_each_sign_is_told_once_with_its_figures(name, curve, word):
     said, _ = watched(mr=RISING, **{name: curve})
     assert len(said) == 1 and word in said[0] and f"{name} {sum(curve[:3]) / 3:.2f}" in said[0]
     assert "transcripts.jsonl" in said[0]
+
+
+@pytest.mark.parametrize("task", ["doc_edit", "math", "code"])
+def test_pertinent_is_watched_with_every_task_that_has_an_agenda(task):
+    metric = load_config("train", [f"experiment={task}"]).task.metrics["pertinent"]
+    assert metric.weight == 0 and metric.target == "collab.rewards.metrics.PertinentQuestions"
 
 
 def test_nothing_is_told_while_r_does_not_rise():
