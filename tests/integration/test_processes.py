@@ -86,7 +86,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             assert_same(one, other)
-    elif isinstance(expected, str):
+    elif expected is None or isinstance(expected, str):
         assert found == expected
     else:
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5, nan_ok=True)
