@@ -20,18 +20,20 @@ class _TextMetric:
 
     Args:
         finished_only: 0 for what a window cut off before there was a final text. Else its last draft counts.
+        with_notes: 0 for a text that says none of the user's notes: it earns nothing anyway.
 
     Attributes:
         extractor: A model that extracts the text; None takes the rule of `collab.rewards.metrics.extract`.
 
     Raises:
-        BadInput: `finished_only` is not true or false.
+        BadInput: `finished_only` or `with_notes` is not true or false.
     """
 
     extractor: Extractor | None = None
 
-    def __init__(self, finished_only: bool = True) -> None:
+    def __init__(self, finished_only: bool = True, with_notes: bool = False) -> None:
         self.finished_only = checked_flag("finished_only", finished_only)
+        self.with_notes = checked_flag("with_notes", with_notes)
 
     def applies(self, goal: Goal) -> bool:
         return makes(goal) == "text"
@@ -40,9 +42,14 @@ class _TextMetric:
         if self.finished_only and conversation.ended_by == "window":
             return 0.0
         if self.extractor is None:
-            return self._value(extract(conversation), conversation)
+            return self._of(extract(conversation), conversation)
         found = await self.extractor.extract(conversation, "document")
-        return Judged(None if found.value is None else self._value(found.value, conversation), found.replies)
+        return Judged(None if found.value is None else self._of(found.value, conversation), found.replies)
+
+    def _of(self, text: str, conversation: Conversation) -> float:
+        if self.with_notes and not coverage(conversation.goal, text):
+            return 0.0
+        return self._value(text, conversation)
 
     def _value(self, text: str, conversation: Conversation) -> float:
         raise NotImplementedError

@@ -469,7 +469,12 @@ def test_the_text_has_to_be_finished_but_in_the_papers_reward(experiment, flag):
     metrics = metrics_of(f"experiment={experiment}")
     for name in ("coverage", "bleu", "copied", "repetition"):
         assert metrics[name].options["finished_only"] is flag, name
-    assert metrics["bleu"].options["with_notes"] is flag
+    assert metrics["bleu"].options["with_notes"] is metrics["repetition"].options["with_notes"] is flag
+
+
+def test_repetition_may_count_only_where_a_text_says_a_note():
+    twice = "Nothing is here to say. Nothing is here to say."
+    assert value(Repetition(), finished(twice)) > 0 == value(Repetition(with_notes=True), finished(twice))
 
 
 # --- cheap tricks, under the task's own weights ----------------------------------------------------------------------
