@@ -16,8 +16,13 @@ help: ## list the targets
 
 install: $(STAMP) ## create .venv with the tested versions; does nothing when it is up to date
 
-quickstart: $(STAMP) ## install, train on doc_edit with a real model, show the table of base against trained
-	$(BIN)/python train.py experiment=doc_edit
+# Each stage ends with one test conversation; the table at the end plays all test goals.
+quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stages, show the table of base against trained
+	run=outputs/quickstart/$$(date +%Y-%m-%d_%H-%M-%S) && short="task.num_test=1 evaluation.num_conversations=1" && \
+	$(BIN)/python train.py experiment=doc_edit_sft output_dir=$$run/sft $$short && \
+	$(BIN)/python train.py experiment=doc_edit model.path=$$run/sft/policy output_dir=$$run/mr $$short && \
+	$(BIN)/python evaluate.py experiment=doc_edit "policies=[base,proactive,sft:$$run/sft/policy,mr:$$run/mr/policy]" \
+	  output_dir=$$run/table
 
 test: $(STAMP) ## install, run the tests in two processes (ARGS='...' is passed to pytest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)

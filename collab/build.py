@@ -36,7 +36,7 @@ from collab.config import (
     PairwiseConfig,
     VLLMEngineConfig,
 )
-from collab.conversation import Group, Key, Message, Reply
+from collab.conversation import Conversation, Group, Key, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import load_splits
@@ -83,6 +83,14 @@ def data(config: Config) -> GoalDataModule | OfflineData:
         return tokenise(groups, ChatFormat(load_tokenizer(config.model)), num_positions(config.model))
 
     return OfflineData(goals, read)
+
+
+def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:
+    """Prompt of a goal and turn -> the context that `sampler.contexts` has."""
+    if config.sampler.contexts is None:
+        return {}
+    groups = load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
+    return {(group.context.goal.prompt, group.context.position): group.context for group in groups}
 
 
 def endpoints(config: Config, progress: Progress) -> Endpoints:
@@ -151,6 +159,7 @@ def simulation(
         group_size=sampler.group_size,
         equal_turns=sampler.equal_turns,
         last_turns=sampler.last_turns,
+        contexts=stored_contexts(config),
         paired=sampler.paired,
         adaptive=sampler.adaptive,
         seed=config.seed,

@@ -327,10 +327,13 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
 
     splits = load_splits(config.task)
     groups = []
-    if entry == "train" and config.algorithm.data is not None:
+    if entry == "train":
         from collab.datamodules.conversations import load_groups
 
-        groups = load_groups(config.algorithm.data, config.task.system_prompt)
+        if config.algorithm.data is not None:
+            groups = load_groups(config.algorithm.data, config.task.system_prompt)
+        elif config.sampler.contexts is not None:
+            load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
     if config.dry_run:
         from collab.estimate import check_budget, estimate, told
 

@@ -20,12 +20,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from collab.errors import BadInput
 from collab.simulation.allocation import adaptive_problem
 
 T = TypeVar("T")
+
+_DATA = Path(__file__).resolve().parent / "datamodules" / "data"
 
 
 @dataclass
@@ -242,6 +244,8 @@ class SamplerConfig:
     # where the conversation ends within the window, more candidates instead: as many turns are played for each context
     equal_turns: bool = False
     last_turns: int = 1  # contexts at the last turn, where the result is due, for each one at any other turn
+    # conversations (as algorithm.data) from which a goal that is in them takes its contexts; null: the policy's own
+    contexts: str | None = None
     paired: bool = True  # all candidates of a context face the same user randomness
     adaptive: bool = False  # spend the same samples where a pilot leaves the ranking open; takes num_samples >= 4
     temperature: float = 0.7  # of the policy, in rollouts and evaluation
@@ -388,7 +392,11 @@ class Config:
 
 
 def register() -> None:
-    """Put the schemas where the YAML files' defaults lists find them (`schema_<option>` beside each option)."""
+    """Put the schemas where the YAML files' defaults lists find them (`schema_<option>` beside each option).
+
+    `${shipped:FILE}` in a YAML file is the path of a file of `collab/datamodules/data/`.
+    """
+    OmegaConf.register_new_resolver("shipped", lambda name: str(_DATA / name), replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, name, node in (

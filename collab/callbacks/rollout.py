@@ -1,10 +1,11 @@
 """Where simulation meets training: goals of a batch become scored groups before `training_step` sees them.
 
-A training batch: (1) each goal is played on-policy to a drawn turn, a context; (2) `group_size` candidates answer it;
-(3) the future of each is played `num_samples` times (on average, where they are adaptive), up to `window` turns;
-(4) finished conversations are scored and averaged, which is MR (Eq. 1); (5) the groups are put on the batch. A batch of
-validation or test goals is played as whole conversations instead. All conversations of a batch run at once.
-A training batch that has its groups already (`datamodules.conversations`) is left alone.
+A training batch: (1) each goal is played on-policy to a drawn turn, a context, or a stored one is taken
+(`sampler.contexts`); (2) `group_size` candidates answer it; (3) the future of each is played `num_samples` times (on
+average, where they are adaptive), up to `window` turns; (4) finished conversations are scored and averaged, which is MR
+(Eq. 1); (5) the groups are put on the batch. A batch of validation or test goals is played as whole conversations
+instead. All conversations of a batch run at once. A training batch that has its groups already
+(`datamodules.conversations`) is left alone.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import lightning as L
@@ -25,7 +26,7 @@ import torch
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
-from collab.conversation import Goal, Group, Key, Reply, Score
+from collab.conversation import Conversation, Goal, Group, Key, Reply, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
@@ -70,6 +71,7 @@ class Simulation:
         journal: Where replies are kept, so that a run that is interrupted need not ask for them again.
         problems: What users and judges that are language models got wrong so far, as they count it.
         last_turns: Contexts at the last turn, for each one at any other turn.
+        contexts: Stored contexts by the goal's prompt and turn; where there is none, the policy plays one.
         max_invalid: Share of what is played at a time (a step's forward conversations, a validation, a row of the
             test) that may be lost; more stops the run.
     """
@@ -90,6 +92,7 @@ class Simulation:
     journal: Journal | None = None
     problems: Counter[str] = field(default_factory=Counter)
     last_turns: int = 1
+    contexts: Mapping[tuple[str, int], Conversation] = field(default_factory=dict)
     max_invalid: float = 1.0
     decodes_here: bool = True
 
@@ -352,7 +355,12 @@ class RolloutCallback(L.Callback):
         # `number` keeps apart a goal that comes twice in one step.
         key = Key(simulation.seed, split=f"train/{number}", round=step, goal=goal.id)
         position = context_position(simulation.seed, number, simulation.turns)
-        context = await draw_context(players, goal, self.system_prompt, position, key.at(split=f"context/{number}"))
+        stored = simulation.contexts.get((goal.prompt, position))
+        if stored is not None:
+            context = replace(stored, goal=goal)
+        else:
+            draws = key.at(split=f"context/{number}")
+            context = await draw_context(players, goal, self.system_prompt, position, draws)
         if context.pending is None:  # the user failed each time
             self._losses.count_nothing(simulation.group_size * (simulation.num_samples if simulation.window else 1))
             return Group(context, ())

@@ -43,13 +43,14 @@ KEY = "algorithm.data"  # the config field that names the data
 MR = "MR"  # the entry of `rewards` that is the sum of the others
 
 
-def load_groups(source: str | Path, system_prompt: str) -> list[Group]:
+def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[Group]:
     """The scored groups of a JSONL or Parquet file, a folder of `datasets` or a hub data set (its split `train`).
 
     Args:
         source: A path, or the name of a hub data set where no such path exists. A folder of `collab.synthesize` stands
             for the data set in it.
         system_prompt: The assistant's instruction where a row's `prompt` does not start with one.
+        key: The config field that names the source.
 
     Returns:
         A group for each context, in the order of their first rows, without token ids. A candidate has no futures; its
@@ -64,24 +65,24 @@ def load_groups(source: str | Path, system_prompt: str) -> list[Group]:
         source = folder / DATASET
     elif (folder / CONVERSATIONS).is_file():
         raise BadInput(
-            f"{KEY}={source} is the folder of a synthesis that has not finished: it has no {DATASET} folder yet. Run "
+            f"{key}={source} is the folder of a synthesis that has not finished: it has no {DATASET} folder yet. Run "
             f"the command that made it once more, or train on what is there by naming {folder / CONVERSATIONS}."
         )
     found: dict[Any, tuple[Conversation, list[Candidate]]] = {}
-    for place, row in read_rows(source, "train", "conversations", KEY):
+    for place, row in read_rows(source, "train", "conversations", key):
         where = f"{source}, {place}"
         if not isinstance(row, Mapping):
             raise BadInput(f"{where} is {kind_of(row)}; each row must be an object: a conversation or a response.")
         for context, candidate in (
             _nested(row, where, system_prompt) if "turns" in row else _flat(row, where, system_prompt)
         ):
-            key = context.goal.id, tuple((m.role, m.content) for m in context.messages())
-            candidates = found.setdefault(key, (context, []))[1]
+            history = context.goal.id, tuple((m.role, m.content) for m in context.messages())
+            candidates = found.setdefault(history, (context, []))[1]
             if candidate is not None:
                 candidates.append(candidate)
     groups = [Group(context, tuple(candidates)) for context, candidates in found.values() if candidates]
     if not groups:
-        raise BadInput(f"{KEY}={source} holds no response with a score, so there is nothing to learn from it.")
+        raise BadInput(f"{key}={source} holds no response with a score, so there is nothing to learn from it.")
     return groups
 
 

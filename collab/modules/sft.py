@@ -5,14 +5,17 @@ replies are context. Where every context goes on from the best candidate before 
 this is the likelihood of all that the assistant said on the best path. The loss is a mean over all tokens of a step.
 Groups whose best candidate falls short of `minimum_value` in `minimum_metric` are left out and counted.
 
+The likelihood is that at temperature 1, as in TRL and in CollabLLM's code, whatever `sampler.temperature` is: a policy
+that learns what others wrote and speaks at 0.7 then says the likelier half of it.
+
 Departs from CollabLLM's code, which keeps or drops a conversation as a whole, by the metric of its last turn, in that
-each turn is kept or dropped on its own. Departs from TRL in that log-probs are those at `sampler.temperature`, as in
-`dpo.py`: replies that the policy itself drew at that temperature do not make it any sharper.
+each turn is kept or dropped on its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -25,6 +28,10 @@ from collab.modules.policy import PolicyOutput
 
 class SFT(PolicyModule):
     """See the module's docstring; fields in `SFTConfig`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.temperature = 1.0
 
     @property
     def loss_needs_reference(self) -> bool:

@@ -214,13 +214,14 @@ class TokenPenalty:
 class AgendaInteractivity:
     """How much of what the user holds back pertinent questions brought to light, 0..1; stands in for `R_LLM`.
 
-    `(earned - cost * needless) / items`, at least 0. A needless question asks for what is known or was asked before, or
-    comes on top of `items_per_answer` others. A question counts once the user has answered it: the last message of a
-    finished conversation earns nothing. A conversation that ends without a result scores 0: its questions led nowhere.
+    `(earned - cost * not pertinent) / items`, at least 0. Not pertinent is a question that asks the user for nothing
+    (`questions.py`), asks for what is known or was asked before, or comes on top of `items_per_answer` others. A
+    question counts once the user has answered it: the last message of a finished conversation earns nothing. A
+    conversation that ends without a result scores 0: its questions led nowhere.
 
     Args:
         items_per_answer: As the simulated user has it (`user.items_per_answer`).
-        needless_cost: What a needless question costs, in items.
+        needless_cost: What a question that is not pertinent costs, in items.
 
     Raises:
         BadInput: `items_per_answer` is not a whole number of at least 1, or `needless_cost` not a number of at least 0.
@@ -245,7 +246,8 @@ class AgendaInteractivity:
         if conversation.pending is None:
             answered = answered[:-1]
         state = read(conversation.goal, answered, self.items_per_answer)
-        return max(0.0, len(state.given) - self.needless_cost * state.needless) / len(items)
+        wasted = state.num_questions - state.pertinent
+        return max(0.0, len(state.given) - self.needless_cost * wasted) / len(items)
 
 
 class PertinentQuestions:

@@ -14,10 +14,11 @@ import pytest
 from benchmarks.cheats import Heard
 from collab.compose import load_config
 from collab.conversation import Conversation, Goal, Message, Reply
+from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
 from collab.rewards.document import copied, repetition
 from collab.rewards.metrics import Bleu
-from collab.simulation.agenda import _openings, coverage, form_of, topic_of
+from collab.simulation.agenda import _openings, coverage, form_of, read, topic_of
 from collab.text import words
 
 SECOND = Path(__file__).parents[2] / "benchmarks" / "data" / "second_texts.jsonl"
@@ -113,3 +114,18 @@ def test_scripts_read_topic_and_form_off_every_opening() -> None:
         for opening in _openings(goal):
             heard = Heard([Message("user", opening)])
             assert (heard.form, heard.topic) == (form_of(goal), topic_of(goal)), opening
+
+
+def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
+    """Each is about one training goal; three messages that ask, then a text that says some of what it was told."""
+    goals = {goal.prompt: goal for goal in SPLITS.train}
+    groups = load_groups(load_config("train", ["experiment=doc_edit"]).sampler.contexts, "")
+    assert {group.context.goal.prompt for group in groups} <= goals.keys()
+    last = [group for group in groups if group.context.position == 4]
+    assert len(last) == len(groups) / 4 == 78
+    for group in last:
+        goal, [candidate] = goals[group.context.goal.prompt], group.candidates
+        state = read(goal, group.context.assistant_texts)
+        assert len(state.given) >= 2 and candidate.mr > 0
+    said = [coverage(goals[group.context.goal.prompt], group.candidates[0].reply.text) for group in last]
+    assert sum(said) / len(said) > 0.5

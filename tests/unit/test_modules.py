@@ -166,8 +166,14 @@ def test_sft_learns_from_the_best_of_each_group() -> None:
     assert [example.replies for example in module.examples(given)] == [(reply,) for reply in best]
     assert [module.units(example) for example in module.examples(given)] == [5, 3, 3]
     _, scored = fit(make("sft"), given)
-    logprobs = torch.tensor([logprob for reply in best for logprob in reply.logprobs])  # of the untrained policy
-    assert scored.logged[0]["loss"] == pytest.approx(-logprobs.mean().item(), abs=1e-4)
+    lm = make_lm(adapter=False)  # the untrained policy, at temperature 1 whatever it is sampled at
+    logprobs = []
+    for reply in best:
+        ids = torch.tensor([[*reply.prompt_ids, *reply.token_ids]])
+        with torch.no_grad():
+            found = lm(input_ids=ids).logits[0, len(reply.prompt_ids) - 1 : -1].log_softmax(-1)
+        logprobs += found.gather(-1, torch.tensor(reply.token_ids)[:, None])[:, 0].tolist()
+    assert scored.logged[0]["loss"] == pytest.approx(-sum(logprobs) / len(logprobs), abs=1e-4)
     assert scored.logged[0]["filtered_groups"] == 0
 
 

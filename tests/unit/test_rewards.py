@@ -149,9 +149,12 @@ NO_NOTE = "Here is a long text that says nothing of what was told."
         ((OPEN, "What points should it mention?", GOAL.reference), (1 - 0.5) / 3),
         ((OPEN, OPEN, OPEN, GOAL.reference), 0),  # 1 - 2 * 0.5
         ((OPEN, OPEN, OPEN, OPEN, GOAL.reference), 0),  # and no less
-        ((OPEN, "How do clouds float?", GOAL.reference), 1 / 3),  # asks for nothing, and costs nothing here
+        ((OPEN, "How do clouds float?", GOAL.reference), (1 - 0.5) / 3),  # asks for nothing
         ((OPEN, "How does the mill work?", GOAL.reference), (1 - 0.5) / 3),  # it was told of the mill
-        ((OPEN, "When, where and how much is it?", GOAL.reference), 1 / 3),  # too many slots: it asks for nothing
+        (
+            (OPEN, "When, where and how much is it?", GOAL.reference),
+            (1 - 0.5) / 3,
+        ),  # too many slots: it asks for nothing
         (("Here you are.", GOAL.reference), 0),
         ((OPEN, f"{ONE_WORD_OFF}. {WHO}"), 1 / 3),  # the last message is never answered
         ((), 0),

@@ -257,6 +257,18 @@ def test_pairing_is_the_simulations(paired, users):
     assert len({candidate.futures[0].turns[1].user for candidate in first.candidates}) == users
 
 
+def test_a_goal_that_is_stored_starts_from_its_stored_context():
+    """Nothing is played to get there: the first thing that the policy says is a candidate."""
+    stored = open_context(2)
+    contexts = {(GOAL.prompt, 2): stored}
+    sim = simulation(max_turns=3, num_samples=1, window=1, contexts=contexts)
+    groups = asyncio.run(RolloutCallback(sim, "").groups(ScriptedModel(says("hm")), [GOAL] * 3, 0, range(3)))
+    by_turn = {group.context.position: group.context for group in groups}
+    assert by_turn.keys() == {1, 2, 3}
+    assert (by_turn[2].turns, by_turn[2].pending) == (stored.turns, stored.pending)
+    assert by_turn[3].assistant_texts == ["hm", "hm"]  # played: there is no stored one
+
+
 def test_short_windows_are_filled_with_candidates_of_as_many_turns():
     at = [simulation(equal_turns=True, max_turns=4, window=2, num_samples=1).candidates_at(n) for n in (1, 2, 3, 4)]
     assert at == [3, 3, 4, 9]  # three windows of three turns each are nine turns: 3 x 3, 3 x 3, 4 x 2, 9 x 1
