@@ -327,13 +327,10 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
 
     splits = load_splits(config.task)
     groups = []
-    if entry == "train":
+    if entry == "train" and config.algorithm.data is not None:
         from collab.datamodules.conversations import load_groups
 
-        if config.algorithm.data is not None:
-            groups = load_groups(config.algorithm.data, config.task.system_prompt)
-        elif config.sampler.contexts is not None:
-            load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
+        groups = load_groups(config.algorithm.data, config.task.system_prompt)
     if config.dry_run:
         from collab.estimate import check_budget, estimate, told
 
@@ -345,6 +342,10 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
         check_hosted(config, splits, entry)
         place = str(resumed or composed.output_dir)
         check_machine(replace(config, output_dir=place), splits, entry, groups)
+        if entry == "train" and config.sampler.contexts is not None:
+            from collab.datamodules.conversations import load_groups
+
+            load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
     return args.overrides
 
 
