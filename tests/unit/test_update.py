@@ -98,10 +98,10 @@ def make_groups() -> list[Group]:
 # --- the plain computation -------------------------------------------------------------------------------------------
 
 
-def token_logprobs(lm: Any, reply: Reply) -> torch.Tensor:
+def token_logprobs(lm: Any, reply: Reply, temperature: float = TEMPERATURE) -> torch.Tensor:
     ids = torch.tensor([[*reply.prompt_ids, *reply.token_ids]])
     logits = lm(input_ids=ids, use_cache=False).logits[0, len(reply.prompt_ids) - 1 : -1]
-    return (logits / TEMPERATURE).log_softmax(-1).gather(-1, torch.tensor(reply.token_ids)[:, None])[:, 0]
+    return (logits / temperature).log_softmax(-1).gather(-1, torch.tensor(reply.token_ids)[:, None])[:, 0]
 
 
 Plain = Callable[[Any, Any, Sequence[Group], torch.Tensor], torch.Tensor]  # policy, reference, groups, value head
@@ -161,7 +161,7 @@ def dpo_loss(smoothing: float) -> Plain:
 
 def sft_loss(lm: Any, reference: Any, groups: Sequence[Group], head: torch.Tensor) -> torch.Tensor:
     best = [max(group.candidates, key=lambda candidate: candidate.mr or 0.0) for group in groups]
-    return -torch.cat([token_logprobs(lm, candidate.reply) for candidate in best]).mean()
+    return -torch.cat([token_logprobs(lm, candidate.reply, temperature=1.0) for candidate in best]).mean()
 
 
 def token_values(lm: Any, reply: Reply, head: torch.Tensor) -> torch.Tensor:
