@@ -2,10 +2,10 @@
 
     python benchmarks/demonstrations.py     # writes collab/datamodules/data/doc_edit/demonstrations.jsonl
 
-`data/asked.jsonl` has for each training goal eight messages by which somebody who knows form and topic alone would ask;
-`data/second_texts.jsonl` has a text from the goal's notes. Of all orders of three messages, played with the rule-based
-user, the one with the highest R* is kept, and the text says what the user told in it. SFT learns from the file
-(`algorithm.data`). It has training goals only.
+`data/asked.jsonl` has for 78 of the training goals eight messages by which somebody who knows form and topic alone
+would ask; `data/second_texts.jsonl` has a text from the goal's notes. Of all orders of three messages, the one that
+brings most of the user's agenda to light is played, and the text says what the user told in it. SFT learns from the
+file (`algorithm.data`). It has training goals only.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ def script(asked: Sequence[str], heard: Heard) -> str:
     return " ".join(said for said in sentences(heard.written) if heard.says_what_was_told(said))
 
 
-async def demonstrate(players: Players, reward: ConversationReward, goal: Goal) -> tuple[Conversation, Score]:
+async def demonstrate(
+    players: Players, reward: ConversationReward, goal: Goal, messages: Sequence[str]
+) -> tuple[Conversation, Score]:
     """The demonstration for one goal, and its R*."""
-    order = best_order(goal, read_asked()[goal.id])
+    order = best_order(goal, messages)
     speaker = Scripted(lambda heard: script(order, heard))
     players = Players(speaker, players.user, players.sampling, players.max_turns)
     played = await play(players, Conversation(goal, ""), Key(1, split="demonstrations", goal=goal.id))
@@ -88,7 +90,7 @@ def main() -> None:
         simulation = build.simulation(config, endpoints, lambda: None)
         players, asked = simulation.players(None), read_asked()
         goals = [goal for goal in load_goals(FOLDER / "train.jsonl", "train") if goal.id in asked]
-        found = [asyncio.run(demonstrate(players, simulation.reward, goal)) for goal in goals]
+        found = [asyncio.run(demonstrate(players, simulation.reward, goal, asked[goal.id])) for goal in goals]
     rows = [json.dumps(row_of(*each), ensure_ascii=False) for each in found]
     WRITTEN.write_text("\n".join(rows) + "\n", encoding="utf-8")
     rewards = [score.reward for _, score in found if score.reward is not None]

@@ -86,8 +86,8 @@ def data(config: Config) -> GoalDataModule | OfflineData:
 
 
 def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:
-    """Prompt of a goal and turn -> the context that `sampler.contexts` has."""
-    if config.sampler.contexts is None:
+    """Prompt of a goal and turn -> the context that `sampler.contexts` has; none where nothing is rolled out."""
+    if config.sampler.contexts is None or config.algorithm.data is not None:
         return {}
     groups = load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
     return {(group.context.goal.prompt, group.context.position): group.context for group in groups}
@@ -159,7 +159,6 @@ def simulation(
         group_size=sampler.group_size,
         equal_turns=sampler.equal_turns,
         last_turns=sampler.last_turns,
-        contexts=stored_contexts(config),
         paired=sampler.paired,
         adaptive=sampler.adaptive,
         seed=config.seed,

@@ -342,10 +342,10 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
         check_hosted(config, splits, entry)
         place = str(resumed or composed.output_dir)
         check_machine(replace(config, output_dir=place), splits, entry, groups)
-        if entry == "train" and config.sampler.contexts is not None:
-            from collab.datamodules.conversations import load_groups
+        if entry == "train":
+            from collab.build import stored_contexts
 
-            load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
+            stored_contexts(config)
     return args.overrides
 
 

@@ -10,6 +10,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     journal = build.journal(config)
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, config.model, journal)
+    simulation = replace(simulation, contexts=build.stored_contexts(config))
     candidates = [simulation.candidates_at(turn) for turn in simulation.turns]
     futures = config.sampler.num_samples if config.sampler.window else 1
     goals = config.trainer.goals_per_step // build.num_processes(config)
