@@ -2,7 +2,7 @@
 
     python benchmarks/demonstrations.py     # writes collab/datamodules/data/doc_edit/demonstrations.jsonl
 
-`data/asked.jsonl` has for 78 of the training goals eight messages by which somebody who knows form and topic alone
+`data/asked.jsonl` has for each training goal eight messages by which somebody who knows form and topic alone
 would ask; `data/second_texts.jsonl` has a text from the goal's notes. Of all orders of three messages, the one that
 brings most of the user's agenda to light is played, and the text says what the user told in it. SFT learns from the
 file (`algorithm.data`). It has training goals only.

@@ -122,7 +122,7 @@ def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
     groups = load_groups(load_config("train", ["experiment=doc_edit"]).sampler.contexts, "")
     assert {group.context.goal.prompt for group in groups} <= goals.keys()
     last = [group for group in groups if group.context.position == 4]
-    assert len(last) == len(groups) / 4 == 78
+    assert len(last) == len(groups) / 4 == 104
     for group in last:
         goal, [candidate] = goals[group.context.goal.prompt], group.candidates
         state = read(goal, group.context.assistant_texts)
