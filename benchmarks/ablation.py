@@ -43,11 +43,11 @@ from benchmarks.steps import (
 )
 from benchmarks.table import check_overrides, merged, parser
 from collab.conversation import Key
-from collab.errors import BadInput
-from collab.files import write_json
-from collab.merge import read_results
+from collab.reports.merge import read_results
 from collab.reports.results import validate_results
 from collab.reports.tables import Row, estimate_cell, markdown
+from collab.util.errors import BadInput
+from collab.util.files import write_json
 
 SEEDS = (1, 2, 3)
 WINDOWS = (0, 1, 2, 3)

@@ -24,11 +24,11 @@ from benchmarks.goals import FOLDER, read_second
 from collab.chat.base import Sampling
 from collab.conversation import Conversation, Goal, Key, Message, Reply
 from collab.datamodules.goals import SPLITS, load_goals, load_splits
+from collab.parsing.english import content_words, sentences, words
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import topic_of
 from collab.simulation.rollout import Players, play_goals
-from collab.text import content_words, sentences, words
 
 TOKENS_PER_WORD = 1.3  # about what the tokenizers of small models take for English
 Script = Callable[["Heard"], str]
@@ -288,9 +288,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the config, e.g. model.path=PATH user.patience=2")
     given = parser.parse_intermixed_args()
 
-    from collab import build
+    from collab.app import build
+    from collab.app.compose import load_config
     from collab.callbacks.progress import Progress
-    from collab.compose import load_config
 
     config = load_config("evaluate", ["experiment=doc_edit", *given.overrides])
     build.start(config)
@@ -299,7 +299,7 @@ def main() -> None:
         simulation = build.simulation(config, endpoints, lambda: None)
         table = play_scripts(lambda script: simulation.players(Scripted(script)), simulation.reward, goals)
         if not given.scripts:
-            from collab.modules.loading import load_tokenizer
+            from collab.lm.loading import load_tokenizer
 
             module = build.module(config, config.model, load_tokenizer(config.model), adapter=False)
             module.configure_model()

@@ -25,10 +25,10 @@ from benchmarks.goals import FOLDER
 from collab.conversation import Candidate, Conversation, Goal, Key, Score
 from collab.datamodules.conversations import as_row
 from collab.datamodules.goals import load_goals
+from collab.parsing.english import sentences
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import read
 from collab.simulation.rollout import Players, play
-from collab.text import sentences
 
 ASKED = Path(__file__).with_name("data") / "asked.jsonl"
 WRITTEN = FOLDER / "demonstrations.jsonl"
@@ -81,9 +81,9 @@ def row_of(played: Conversation, score: Score) -> dict[str, object]:
 
 
 def main() -> None:
-    from collab import build
+    from collab.app import build
+    from collab.app.compose import load_config
     from collab.callbacks.progress import Progress
-    from collab.compose import load_config
 
     config = load_config("evaluate", ["experiment=doc_edit", *sys.argv[1:]])
     with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.decoding import SYSTEM, chats
 from collab.chat.base import Sampling
-from collab.config import ModelConfig
+from collab.config.schema import ModelConfig
 from collab.conversation import Key, Message, Reply
 from collab.generation.engine import LocalEngine
-from collab.modules.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
-from collab.quiet import quiet
+from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from collab.util.quiet import quiet
 
 
 async def answer(engine: LocalEngine, chats: list[list[Message]], sampling: Sampling, together: int) -> list[Reply]:

@@ -69,9 +69,9 @@ def main() -> None:
     given = parser.parse_args()
     rows = [json.loads(line) for line in VERDICTS.read_text(encoding="utf-8").splitlines()]
 
-    from collab import build
+    from collab.app import build
+    from collab.app.compose import load_config
     from collab.callbacks.progress import Progress
-    from collab.compose import load_config
 
     overrides = ["experiment=doc_edit", "evaluator=local", f"evaluator.endpoint.model={given.model}"]
     config = load_config("evaluate", overrides)

@@ -13,8 +13,8 @@ import httpx
 import torch
 
 from benchmarks.measure import TEMPERATURE, Figures, Setting, compare, exactly, in_turn, seconds
-from collab.compose import load_config
-from collab.config import AgendaUserConfig
+from collab.app.compose import load_config
+from collab.config.schema import AgendaUserConfig
 from collab.conversation import Conversation, Key, Reply
 from collab.datamodules.goals import load_splits
 from collab.generation.engine import LocalEngine

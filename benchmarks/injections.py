@@ -87,10 +87,10 @@ def main() -> None:
 
     import torch
 
-    from collab.config import ModelConfig
+    from collab.config.schema import ModelConfig
     from collab.generation.engine import LocalEngine
-    from collab.modules.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
-    from collab.quiet import quiet
+    from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.util.quiet import quiet
 
     quiet()
     torch.manual_seed(1)

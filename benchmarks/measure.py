@@ -17,9 +17,9 @@ from benchmarks.environments import ENVIRONMENTS, preloads, python_of
 from benchmarks.peer import Peer
 from benchmarks.rows import FOLDER
 from collab.chat.base import Sampling
-from collab.config import ModelConfig
+from collab.config.schema import ModelConfig
 from collab.generation.engine import LocalEngine
-from collab.modules.loading import load_model, load_tokenizer, smollm2_folder
+from collab.lm.loading import load_model, load_tokenizer, smollm2_folder
 
 TEMPERATURE = 0.7
 

@@ -84,9 +84,9 @@ def main(argv: Sequence[str] | None = None, results: Path | None = None, docs: P
 
     from benchmarks.measure import Setting, model_folder
     from benchmarks.peer import PeerFailed
-    from collab.errors import BadInput
-    from collab.modules.loading import resolve_device, resolve_dtype
-    from collab.quiet import quiet
+    from collab.lm.loading import resolve_device, resolve_dtype
+    from collab.util.errors import BadInput
+    from collab.util.quiet import quiet
 
     quiet()
     try:

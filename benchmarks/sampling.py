@@ -50,14 +50,14 @@ Cell = tuple[float, float, float]  # a value and its 95 % interval
 def play(policy: str, groups: int, samples: int, seed: int, overrides: Sequence[str], output: Path) -> None:
     """Write one line of JSON for each group, as soon as it is played: its policy, goal, turn and `[candidate, sample]`
     scores."""
-    from collab import build
+    from collab.app import build
+    from collab.app.compose import load_config
     from collab.callbacks.progress import Progress
     from collab.callbacks.rollout import context_position
-    from collab.compose import load_config
-    from collab.config import check
+    from collab.config.schema import check
     from collab.conversation import Goal, Key
     from collab.datamodules.goals import load_splits
-    from collab.modules.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
     from collab.simulation.rollout import draw_context, multiturn_reward, sample_candidates
 
     model = [] if policy == "base" else [f"model.path={policy}"]

@@ -12,8 +12,8 @@ import lightning as L
 import torch
 from torch.distributed.tensor import DTensor
 
-from collab.cli import main
-from collab.processes import rank
+from collab.app.cli import main
+from collab.util.processes import rank
 
 
 def held(tensors: list[torch.Tensor]) -> int:

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collab.errors import BadInput
-from collab.files import only_writer, write_json
+from collab.util.errors import BadInput
+from collab.util.files import only_writer, write_json
 
 ROOT = Path(__file__).parents[1]
 # What all algorithms are trained with. A draft counts wherever it stands, so that a window of 0 has a text to score.

@@ -3,7 +3,7 @@
     python benchmarks/table.py --dry-run     # the commands
     python benchmarks/table.py --write       # run them, then write docs/results.md and docs/results.json
 
-Conversations are made from training goals by MR (`python -m collab.synthesize`); SFT and offline DPO learn from them,
+Conversations are made from training goals by MR (`collab synthesize`); SFT and offline DPO learn from them,
 PPO starts from the SFT policy and online DPO from the offline DPO one, as in the paper; GRPO, which the paper does not
 have, starts from the model as it is. One evaluation then plays the same test goals with the base, the proactive base
 and the five policies, under the same user randomness. The same call goes on where it was stopped. Fields of the
@@ -37,11 +37,11 @@ from benchmarks.steps import (
     step_seconds,
     wall_seconds,
 )
-from collab.errors import BadInput
-from collab.files import write_json
-from collab.merge import read_results
+from collab.reports.merge import read_results
 from collab.reports.results import validate_results
 from collab.reports.tables import MISSING, Row, estimate_cell, markdown, num_goals_of
+from collab.util.errors import BadInput
+from collab.util.files import write_json
 
 TRAINED = ("sft", "dpo", "ppo", "online_dpo", "grpo")
 BASELINE = "proactive"
@@ -90,7 +90,7 @@ def steps(folder: Path, seed: int, overrides: Sequence[str] = ()) -> list[Step]:
     rows = ",".join(("base", "proactive", *(f"{name}:{policy(name)}" for name in TRAINED)))
     data = f"algorithm.data={folder / 'synthesis'}"
     return [
-        step("synthesis", ("-m", "collab.synthesize", *experiment, "synthesis.num_goals=48"), resumes=True),
+        step("synthesis", ("-m", "collab", "synthesize", *experiment, "synthesis.num_goals=48"), resumes=True),
         step("grpo", (*training, *GRPO)),
         step("sft", (*training, "algorithm=sft_small", *offline), data, needs=("synthesis",)),
         step("ppo", (*training, "algorithm=ppo_small"), f"model.path={policy('sft')}", needs=("sft",)),
@@ -242,7 +242,7 @@ def check_overrides(overrides: Sequence[str], tied: Sequence[str]) -> None:
     Raises:
         BadInput: Names them.
     """
-    from collab.compose import load_config
+    from collab.app.compose import load_config
 
     for override in overrides:
         if override.lstrip("+~").partition("=")[0] in tied:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from benchmarks.measure import Figures, Setting, compare
 from benchmarks.peer import Peer, PeerFailed
-from collab.config import LoraConfig
+from collab.config.schema import LoraConfig
 
 _CANDIDATES, _TOKENS = 8, 64
 _HISTORY = 512

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]

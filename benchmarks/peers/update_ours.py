@@ -11,11 +11,11 @@ from wire import answer
 def start(model: str, dtype: str, device: str, checkpointing: bool, history: int, candidates: int, tokens: int) -> Any:
     import torch
 
-    from collab.config import GRPOConfig, ModelConfig
+    from collab.config.schema import GRPOConfig, ModelConfig
     from collab.conversation import Reply
+    from collab.lm.loading import load_model
     from collab.modules.base import Example
     from collab.modules.grpo import GRPO
-    from collab.modules.loading import load_model
     from collab.modules.packing import pack
 
     torch.manual_seed(0)

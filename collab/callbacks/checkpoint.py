@@ -20,9 +20,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from collab.conversation import Key
-from collab.errors import RunStopped
-from collab.files import naming
 from collab.modules.sharding import REST
+from collab.util.errors import RunStopped
+from collab.util.files import naming
 
 _KEY = "BatchCheckpoint"  # of its state among the callbacks' in a checkpoint
 

@@ -12,8 +12,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from collab.files import cut_torn_line, naming
-from collab.processes import rank
+from collab.util.files import cut_torn_line, naming
+from collab.util.processes import rank
 
 
 def metrics_logger(folder: Path | str, before: int = 0) -> CSVLogger:

@@ -28,7 +28,6 @@ from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
 from collab.conversation import Conversation, Goal, Group, Key, Reply, Score
 from collab.datamodules.base import GoalBatch, Scored
-from collab.errors import RunStopped
 from collab.generation.engine import LocalEngine
 from collab.generation.vllm import LogProbs, VLLMEngine
 from collab.modules.base import over_ranks
@@ -47,11 +46,12 @@ from collab.simulation.rollout import (
     sample_candidates,
 )
 from collab.simulation.user import UserSimulator
+from collab.util.errors import RunStopped
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """Everything about a conversation except the policy's weights; built from the config in `collab.build`.
+    """Everything about a conversation except the policy's weights; built from the config in `collab.app.build`.
 
     Attributes:
         user: Plays the user.

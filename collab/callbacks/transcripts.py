@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from collab.conversation import Conversation, Group, Score, as_record
 from collab.datamodules.base import Scored
-from collab.files import cut_torn_line, naming
+from collab.util.files import cut_torn_line, naming
 
 
 class TranscriptWriter:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from collab.conversation import Key, Message, Reply
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from collab.config import BudgetConfig
+from collab.config.schema import BudgetConfig
 from collab.conversation import Usage
-from collab.errors import BadInput, RunStopped
-from collab.files import write_json
+from collab.util.errors import BadInput, RunStopped
+from collab.util.files import write_json
 
 ROLES = ("policy", "user", "judge", "extractor")
 _WRITE_EVERY = 1.0  # seconds between two writes of the ledger

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from collab.conversation import Key, Reply
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 _BUSY = 60.0  # seconds that a process waits for another one that is writing
 

@@ -13,7 +13,7 @@ from collab.chat.budget import Ledger
 from collab.chat.cache import ReplyCache
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
-from collab.config import Config, EndpointConfig
+from collab.config.schema import Config, EndpointConfig
 
 
 class Endpoints:

@@ -40,9 +40,9 @@ from collab.chat.base import ChatFailed, Sampling
 from collab.chat.budget import Ledger
 from collab.chat.cache import ReplyCache, name_of
 from collab.chat.limits import Breaker, Failure, PerMinute
-from collab.config import BudgetConfig, EndpointConfig
+from collab.config.schema import BudgetConfig, EndpointConfig
 from collab.conversation import Key, Message, Reply, Usage
-from collab.errors import BadInput, RunStopped
+from collab.util.errors import BadInput, RunStopped
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from collab.chat.base import ChatModel, Sampling
 from collab.conversation import Key, Message, Reply
-from collab.files import cut_torn_line, naming
+from collab.util.files import cut_torn_line, naming
 
 _STEP = re.compile(r"(?:train|val)-(\d+)\.")
 

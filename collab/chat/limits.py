@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from collab.chat.base import ChatFailed
-from collab.errors import RunStopped
+from collab.util.errors import RunStopped
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 
 from collab.chat.http import BearerFromEnvironment, api_key, error_message, scrubbed
-from collab.config import EndpointConfig
-from collab.errors import BadInput
+from collab.config.schema import EndpointConfig
+from collab.util.errors import BadInput
 
 
 def served_model(endpoint: EndpointConfig) -> str:

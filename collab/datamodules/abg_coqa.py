@@ -11,7 +11,7 @@ from typing import Any
 
 from collab.conversation import Agenda, Goal
 from collab.datamodules.goals import DATA, METADATA, Layout, Row, TaskGoals, kind_of, text_of
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 _LABELS = {"ambiguous": True, "non_ambiguous": False}
 

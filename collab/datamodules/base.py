@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from collab.conversation import Conversation, Goal, Group, Key, Score
 from collab.datamodules.goals import GoalSplits
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset

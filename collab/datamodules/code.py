@@ -11,8 +11,8 @@ from typing import Any
 
 from collab.conversation import Agenda, AgendaItem, Goal
 from collab.datamodules.goals import DATA, METADATA, Layout, Row, TaskGoals, scattered, text_of
-from collab.errors import BadInput
-from collab.extraction import parsed
+from collab.parsing.extraction import parsed
+from collab.util.errors import BadInput
 
 _START = re.compile(r"You should write self-contained code starting with:\s*```\w*\n(.*?)```", re.DOTALL)
 # What an instruction says in paragraphs of its own, and what the user calls it.

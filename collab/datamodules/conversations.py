@@ -3,7 +3,7 @@
 Two layouts are read, those of the public collabllm-multiturn data sets and of the code that came with them:
 
 - nested, a row for each conversation: `turns`, a list of `{prompt: [messages], responses: [{completion, score, ...}]}`,
-  and `single_turn_prompt`, `single_turn_completion`, `single_turn_metadata` for the goal. What `collab.synthesize`
+  and `single_turn_prompt`, `single_turn_completion`, `single_turn_metadata` for the goal. What `collab.app.synthesize`
   writes.
 - flat, a row for each response: `prompt`, `completion`, `conv_id`, `score`, and the goal's columns. Rows of one
   `conv_id` with the same `prompt` are the candidates of one context, so `turn_id` is not needed.
@@ -33,8 +33,8 @@ from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Sco
 from collab.datamodules.base import GoalBatch, GoalDataModule, training_loader
 from collab.datamodules.goals import COMPLETION, METADATA, PROMPT, kind_of, metadata_of, read_rows
 from collab.datamodules.synthesis_folder import CONVERSATIONS, DATASET
-from collab.errors import BadInput
-from collab.generation.chat_format import ChatFormat
+from collab.lm.chat_format import ChatFormat
+from collab.util.errors import BadInput
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -47,7 +47,7 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
     """The scored groups of a JSONL or Parquet file, a folder of `datasets` or a hub data set (its split `train`).
 
     Args:
-        source: A path, or the name of a hub data set where no such path exists. A folder of `collab.synthesize` stands
+        source: A path, or the name of a hub data set where no such path exists. A folder of `collab synthesize` stands
             for the data set in it.
         system_prompt: The assistant's instruction where a row's `prompt` does not start with one.
         key: The config field that names the source.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from collab.conversation import Goal
 from collab.datamodules.goals import DATA, Layout, Row, TaskGoals, check_option, derived_id
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 
 class DocEditGoals(TaskGoals):

@@ -37,10 +37,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from collab.config import TaskConfig
+from collab.config.schema import TaskConfig
 from collab.conversation import Goal
-from collab.errors import BadInput
-from collab.targets import load_target
+from collab.util.errors import BadInput
+from collab.util.targets import load_target
 
 PROMPT = "single_turn_prompt"
 COMPLETION = "single_turn_completion"

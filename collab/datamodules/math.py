@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 
-from collab.answers import CHECKER
 from collab.conversation import Agenda, AgendaItem, Goal, Key
 from collab.datamodules.goals import Layout, Row, TaskGoals, check_option, derived_id, scattered, text_of
 from collab.datamodules.math_templates import NAMES, TEMPLATES, Template
-from collab.errors import BadInput
+from collab.parsing.answers import CHECKER
+from collab.util.errors import BadInput
 
 # What a full stop or a line's end inside of does not end a sentence: drawings, environments, formulas.
 _WHOLE = re.compile(

@@ -14,8 +14,8 @@ from typing import Any
 
 from collab.conversation import Goal
 from collab.datamodules.goals import COMPLETION, METADATA, PROMPT, quiet_datasets
-from collab.errors import BadInput
-from collab.files import naming
+from collab.util.errors import BadInput
+from collab.util.files import naming
 
 CLAIM = "synthesis.json"  # what its conversations depend on
 CONVERSATIONS = "conversations.jsonl"  # a row for each finished conversation, in the order in which they finished

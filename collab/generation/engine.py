@@ -37,11 +37,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
-from collab.errors import BadInput
-from collab.generation.attention import additive_masks, check_layers, use_by_layout
-from collab.generation.chat_format import ChatFormat, check_fits, end_tokens
 from collab.generation.graphs import StepGraphs, padded
-from collab.generation.products import Products
+from collab.lm.attention import additive_masks, check_layers, use_by_layout
+from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
+from collab.lm.products import Products
+from collab.util.errors import BadInput
 
 _CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
 _STRIDE = 64  # positions by which the memory of rows grows, and a deterministic row's keys

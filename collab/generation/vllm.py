@@ -42,11 +42,11 @@ import numpy as np
 from collab.chat.base import Sampling
 from collab.chat.http import BearerFromEnvironment, HttpChatModel, api_key, error_message, scrubbed, seed_of
 from collab.chat.limits import Failure
-from collab.config import EndpointConfig, VLLMEngineConfig, engine_endpoint
+from collab.config.schema import EndpointConfig, VLLMEngineConfig, engine_endpoint
 from collab.conversation import Key, Message, Reply, Usage
-from collab.errors import BadInput, RunStopped
-from collab.generation.chat_format import ChatFormat, check_fits, end_tokens
-from collab.processes import rank
+from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
+from collab.util.errors import BadInput, RunStopped
+from collab.util.processes import rank
 
 T = TypeVar("T")
 # (prompt, reply, temperature, with the adapter or not) -> log-prob of each of the reply's tokens; all processes call it

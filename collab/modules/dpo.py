@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import torch
 
 from collab.conversation import Candidate, Group
-from collab.errors import BadInput
 from collab.modules.base import Example, PolicyModule, mr_of
 from collab.modules.losses import dpo_losses, sequence_sums
 from collab.modules.packing import PackedBatch
 from collab.modules.policy import PolicyOutput
+from collab.util.errors import BadInput
 
 
 class DPO(PolicyModule):

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from collab.generation.attention import additive_masks, block_masks, takes_blocks, use_by_layout
 from collab.generation.engine import check_logits, final_logits
+from collab.lm.attention import additive_masks, block_masks, takes_blocks, use_by_layout
 from collab.modules.packing import PackedBatch
 
 _CHUNK = 128  # tokens whose [tokens, vocabulary] logits exist at one time

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from collab.conversation import Candidate, Group
-from collab.errors import BadInput
 from collab.modules.base import Example, PolicyModule, mr_of
 from collab.modules.packing import PackedBatch
 from collab.modules.policy import PolicyOutput
+from collab.util.errors import BadInput
 
 
 class SFT(PolicyModule):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from collab.files import write_json
+from collab.util.files import write_json
 
 
 def add_problems(folder: Path | str, phase: str, counts: Mapping[str, int], rank: int = 0) -> str:

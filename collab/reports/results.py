@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from collab.conversation import Key
-from collab.errors import BadInput
-from collab.files import write_json
+from collab.util.errors import BadInput
+from collab.util.files import write_json
 
 # metric -> goal id -> one value per conversation on that goal; None where it could not be had
 PolicyScores = dict[str, dict[str, list[float | None]]]

@@ -18,13 +18,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from collab.answers import CHECKER
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Answer, Unfit, ask, fence, mark
 from collab.conversation import Conversation, Goal, Key, Message
-from collab.extraction import last_answer
+from collab.parsing.answers import CHECKER
+from collab.parsing.english import words
+from collab.parsing.extraction import last_answer
 from collab.rewards.metrics import Judged
-from collab.text import words
 
 INVENTED = "invented"  # what was extracted is not in the conversation
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)  # a model may well put one around what it copies
@@ -181,7 +181,7 @@ def spoken(conversation: Conversation) -> list[str]:
 
 
 class JudgedMetric:
-    """A metric that needs a judge; `collab.build` gives it one."""
+    """A metric that needs a judge; `collab.app.build` gives it one."""
 
     judge: Judge | None = None
 

@@ -16,14 +16,14 @@ from typing import Protocol
 
 from sacrebleu.metrics.bleu import BLEU
 
-from collab.answers import CHECKER
 from collab.chat.structured import Answer
 from collab.conversation import Conversation, Goal
-from collab.errors import BadInput
-from collab.extraction import last_answer, last_program
+from collab.parsing.answers import CHECKER
+from collab.parsing.english import without_questions
+from collab.parsing.extraction import last_answer, last_program
 from collab.sandbox.run import run_program
 from collab.simulation.agenda import agenda_of, asks_back, coverage, delivers, read
-from collab.text import without_questions
+from collab.util.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class PassRate:
             what it can.
 
     Attributes:
-        extractor: A model that extracts the program; None takes the rules of `collab.extraction.last_program`.
+        extractor: A model that extracts the program; None takes the rules of `collab.parsing.extraction.last_program`.
 
     Raises:
         BadInput: `sandbox` is neither.

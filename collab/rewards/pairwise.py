@@ -22,8 +22,8 @@ from collab.chat.base import ChatFailed, ChatModel, Sampling
 from collab.chat.structured import fence, mark
 from collab.conversation import INVALID, Goal, Key, Message
 from collab.generation.engine import LocalEngine
+from collab.parsing.english import without_questions
 from collab.simulation.agenda import notes_of
-from collab.text import without_questions
 
 QUESTIONS = ("asking", "text")
 

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 Outcome = Literal["passed", "failed", "ended early", "wall time", "cpu time", "memory", "output"]
 

@@ -8,7 +8,7 @@ The user opens with the topic alone. What it knows and wants is on its agenda:
 - the preferences in the goal's metadata, such as tone and length;
 - or, for a problem or a program, the items that the goal spells out (`collab.conversation.Agenda`).
 
-A question earns what it asks for (`collab.simulation.questions`):
+A question earns what it asks for (`collab.parsing.questions`):
 
 - a question about a slot (when, where, who for, what tone, ...) earns the hidden item that has it;
 - an open question ("What should it say?") earns the next item, once: the same request in other words earns nothing;
@@ -33,12 +33,20 @@ from functools import lru_cache
 
 from numpy.random import Generator
 
-from collab.config import AgendaUserConfig
+from collab.config.schema import AgendaUserConfig
 from collab.conversation import Artefact, Conversation, Goal, Key
-from collab.extraction import last_program, outside_code, states_answer
-from collab.simulation.questions import Reading, read_question, slots_of
+from collab.parsing.english import (
+    content_words,
+    names_and_numbers,
+    questions,
+    sentences,
+    stem,
+    without_questions,
+    words,
+)
+from collab.parsing.extraction import last_program, outside_code, states_answer
+from collab.parsing.questions import Reading, read_question, slots_of
 from collab.simulation.user import UserTurn
-from collab.text import content_words, names_and_numbers, questions, sentences, stem, without_questions, words
 
 CONTENT = "content"
 _NOT_PREFERENCES = frozenset({"title", "form", "notes", "cues"})  # metadata that is told at once, or is no preference

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark
-from collab.config import LLMUserConfig
+from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Goal, Key, Message
 from collab.simulation.agenda import form_of, makes
 from collab.simulation.guards import (

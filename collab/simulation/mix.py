@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from collab.config import MixUserConfig
+from collab.config.schema import MixUserConfig
 from collab.conversation import Conversation, Key
 from collab.simulation.user import UserSimulator, UserTurn
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from collab.chat.base import ChatFailed, ChatModel, Sampling
 from collab.conversation import Candidate, Conversation, Goal, Group, Key, Reply, Score
-from collab.errors import BadInput
 from collab.rewards.reward import ConversationReward
 from collab.simulation.allocation import adaptive_problem, allocate, mean_of_stages, pilot_samples
 from collab.simulation.user import UserSimulator, invalid
+from collab.util.errors import BadInput
 
 _CONTEXT_TRIES = 4
 

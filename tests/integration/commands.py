@@ -17,7 +17,7 @@ _PLACES = (ROOT, ROOT / "tests" / "unit", ROOT / "tests" / "integration")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, _PLACES))}
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["collab.build", "collab.callbacks.progress", "collab.callbacks.export"])
+_FORKSERVER.set_forkserver_preload(["collab.app.build", "collab.callbacks.progress", "collab.callbacks.export"])
 
 
 def start(entry: str, overrides: Sequence[str], log: Path) -> Any:
@@ -56,6 +56,6 @@ def _main(entry: str, overrides: list[str], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = [f"{entry}.py", *overrides]
-    from collab.cli import main
+    from collab.app.cli import main
 
     main(entry)

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from collab.cli import main
+from collab.app.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "new-task.md").read_text(encoding="utf-8")

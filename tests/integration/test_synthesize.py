@@ -1,4 +1,4 @@
-"""`python -m collab.synthesize` as one types it: killed and taken up again; and on the real model."""
+"""`collab synthesize` as one types it: killed and taken up again; and on the real model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collab import build
-from collab.compose import load_config
+from collab.app import build
+from collab.app.compose import load_config
+from collab.app.synthesize import claim_folder, synthesize
 from collab.conversation import Reply
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.synthesis_folder import ConversationFile
 from collab.simulation import synthesis
-from collab.synthesize import claim_folder, synthesize
 
 if TYPE_CHECKING:
     from conftest import Runner
@@ -38,7 +38,14 @@ def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, tiny_model: Pat
     folder = tmp_path / "data"
     file = folder / "conversations.jsonl"
     overrides = small(runner, f"model.path={tiny_model}", "synthesis.num_conversations=20", "synthesis.at_once=1")
-    command = [sys.executable, "-m", "collab.synthesize", *overrides, "trainer.accelerator=cpu", f"output_dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "collab.app.synthesize",
+        *overrides,
+        "trainer.accelerator=cpu",
+        f"output_dir={folder}",
+    ]
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while killed.poll() is None and not (file.is_file() and file.read_bytes().count(b"\n") >= 2):
         time.sleep(0.005)

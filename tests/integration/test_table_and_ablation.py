@@ -17,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import ablation, table
 from benchmarks.steps import Step
-from collab.compose import load_config
-from collab.config import Config, check
-from collab.evaluate import evaluate
+from collab.app.compose import load_config
+from collab.app.evaluate import evaluate
+from collab.app.synthesize import claim_folder, synthesize
+from collab.app.train import train
+from collab.config.schema import Config, check
 from collab.reports.results import validate_results
-from collab.synthesize import claim_folder, synthesize
-from collab.train import train
 
 if TYPE_CHECKING:
     from conftest import Runner

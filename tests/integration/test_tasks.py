@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from collab.compose import load_config
-from collab.config import check
+from collab.app.compose import load_config
+from collab.config.schema import check
 from collab.reports.results import validate_results
 
 SMALL = (
@@ -39,9 +39,9 @@ def results_of(entry: str, folder: Path, *overrides: str) -> dict[str, Any]:
     config = load_config(entry, overrides, str(folder))
     check(config, entry)
     if entry == "train":
-        from collab.train import train as run
+        from collab.app.train import train as run
     else:
-        from collab.evaluate import evaluate as run
+        from collab.app.evaluate import evaluate as run
     run(config)
     found = json.loads((folder / "results.json").read_text())
     validate_results(found)

@@ -18,7 +18,7 @@ import pytest
 from collab.chat.base import Sampling
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
-from collab.config import EndpointConfig, LLMUserConfig
+from collab.config.schema import EndpointConfig, LLMUserConfig
 from collab.conversation import Conversation, Goal, Key, Message, Score
 from collab.rewards.judge import Interactivity, Judge
 from collab.rewards.reward import ConversationReward

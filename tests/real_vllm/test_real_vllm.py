@@ -31,10 +31,10 @@ import torch
 from benchmarks.environments import preloads, python_of
 from collab.callbacks.rollout import _logprobs
 from collab.chat.base import Sampling
-from collab.config import LoraConfig, ModelConfig, VLLMEngineConfig
+from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig
 from collab.conversation import Key, Message
 from collab.generation.vllm import VLLMEngine
-from collab.modules.loading import load_model, load_tokenizer, resolve_dtype
+from collab.lm.loading import load_model, load_tokenizer, resolve_dtype
 from collab.modules.policy import Policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]

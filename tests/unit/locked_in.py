@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import collab
-from collab.errors import BadInput
 from collab.sandbox import supervisor
 from collab.sandbox.run import Limits, run_program
+from collab.util.errors import BadInput
 
 SMALL = Limits(
     seconds=30,

@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.cheats import Heard
 from collab.chat.base import Sampling
 from collab.conversation import Conversation, Key, Message, Reply
+from collab.parsing.english import content_words, sentences
 from collab.simulation.user import UserTurn
-from collab.text import content_words, sentences
 
 Script = Callable[[Sequence[Message], Key], str]
 

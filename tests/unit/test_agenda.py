@@ -18,9 +18,10 @@ from scripted import (
 
 import collab.datamodules
 from collab.chat.base import Sampling
-from collab.config import AgendaUserConfig
+from collab.config.schema import AgendaUserConfig
 from collab.conversation import Conversation, Goal, Key
 from collab.datamodules.goals import load_goals
+from collab.parsing.english import content_words, sentences, stem
 from collab.simulation.agenda import (
     AgendaUser,
     agenda_of,
@@ -33,7 +34,6 @@ from collab.simulation.agenda import (
     topic_of,
 )
 from collab.simulation.rollout import Players, play
-from collab.text import content_words, sentences, stem
 
 SENTENCES = (
     "Bring a red cup.",

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from scripted import ScriptedModel, says, spoken
 
+from collab.app.compose import load_config
 from collab.chat.base import Sampling
-from collab.compose import load_config
-from collab.config import AgendaUserConfig
+from collab.config.schema import AgendaUserConfig
 from collab.conversation import Agenda, AgendaItem, Conversation, Goal, Key
 from collab.datamodules.goals import load_splits
-from collab.errors import BadInput
 from collab.rewards.metrics import AgendaInteractivity
 from collab.simulation.agenda import AgendaUser, agenda_of, asks_back, form_of, makes, read
 from collab.simulation.rollout import Players, play
+from collab.util.errors import BadInput
 
 PROBLEM = Goal(
     "rolls",

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from scripted import ScriptedModel, ScriptedUser, spoken
 
+from collab.app.compose import load_config
 from collab.callbacks.rollout import RolloutCallback, Simulation
 from collab.chat.base import Sampling
-from collab.compose import load_config
-from collab.config import check
+from collab.config.schema import check
 from collab.conversation import Candidate, Conversation, Goal, Key
-from collab.errors import BadInput
 from collab.rewards.reward import ConversationReward
 from collab.simulation.allocation import allocate, mean_of_stages, pilot_samples, spend
 from collab.simulation.rollout import Players, multiturn_reward
+from collab.util.errors import BadInput
 
 GOAL = Goal("mill", "A note.", "We meet at noon by the old mill.")
 KEY = Key(1, split="train", goal="mill")
@@ -205,7 +205,7 @@ def test_missing_scores_are_left_out_of_their_stage():
 
 
 def test_the_simulation_of_a_run_is_adaptive_where_its_config_says_so():
-    from collab import build
+    from collab.app import build
     from collab.chat.endpoints import Endpoints
 
     sampler = ["sampler.adaptive=true", "sampler.num_samples=4", "sampler.last_turns=1"]

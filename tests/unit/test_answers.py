@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from collab.answers import CHECKER, AnswerChecker, boxed
 from collab.conversation import Conversation, Goal, Reply
+from collab.parsing.answers import CHECKER, AnswerChecker, boxed
 from collab.rewards.metrics import Accuracy
 
 

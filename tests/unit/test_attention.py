@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 from transformers.integrations import flex_attention
 
 from collab.conversation import Reply
-from collab.generation import attention as attention_module
-from collab.generation import packed_attention
-from collab.generation.attention import additive_masks, block_masks, by_layout, in_blocks, takes_blocks
-from collab.generation.packed_attention import PackedAttention
+from collab.lm import attention as attention_module
+from collab.lm import packed_attention
+from collab.lm.attention import additive_masks, block_masks, by_layout, in_blocks, takes_blocks
+from collab.lm.packed_attention import PackedAttention
 from collab.modules import policy as policy_module
 from collab.modules.packing import PackedBatch, pack
 from collab.modules.policy import Policy

@@ -17,7 +17,7 @@ from benchmarks.environments import KNOWN
 from benchmarks.measure import Setting
 from benchmarks.peer import Peer, PeerFailed
 from benchmarks.rows import FOLDER, ROWS
-from collab.generation.attention import BY_LAYOUT
+from collab.lm.attention import BY_LAYOUT
 
 ROOT = FOLDER.parent
 KEYS = {"row", "ours", "peer", "ratio", "unit", "runs", "command"}

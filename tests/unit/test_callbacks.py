@@ -24,14 +24,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from collab.app import chat as terminal
 from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, last_checkpoint
 from collab.callbacks.export import ExportBest
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress, RolloutProgress, sampled_tokens
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter, conversation_table
-from collab.chat import terminal
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 WORDS = ["<s>", "</s>", "<unk>", "user", "assistant", "system", "hi", "there", "be", "brief", *"abcdefghij"]
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from collab.conversation import Message
-from collab.generation.chat_format import ChatFormat
+from collab.lm.chat_format import ChatFormat
 
 THINKING = (  # like several published templates: opens with BOS and drops the thoughts of earlier replies
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n"

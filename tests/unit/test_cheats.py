@@ -21,16 +21,16 @@ from benchmarks.cheats import (
     verdict,
 )
 from benchmarks.goals import read_second
-from collab import build
+from collab.app import build
+from collab.app.compose import load_config
 from collab.chat.base import Sampling
 from collab.chat.endpoints import Endpoints
-from collab.compose import load_config
 from collab.conversation import Key, Message
 from collab.datamodules.goals import load_splits
+from collab.parsing.english import sentences
 from collab.rewards.document import copied
 from collab.simulation.agenda import covers
 from collab.simulation.rollout import Players
-from collab.text import sentences
 
 
 @pytest.fixture(scope="module")

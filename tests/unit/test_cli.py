@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from collab.compose import load_config
-from collab.config import Config
-from collab.errors import BadInput
+from collab.app.compose import load_config
+from collab.config.schema import Config
+from collab.util.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, signal, sys
-from collab.cli import main
-from collab.errors import BadInput
+from collab.app.cli import main
+from collab.util.errors import BadInput
 
 def run(config):
     with open("ran.jsonl", "a") as file:
@@ -66,7 +66,7 @@ def imported(done):
 def test_help_and_a_typo_answer_at_once(arguments, tmp_path):
     done = command("importtime", str(ROOT / "train.py"), *arguments, cwd=tmp_path, program="-X")
     assert done.stdout or "Did you mean sampler.group_size?" in done.stderr
-    assert "collab.cli" in imported(done) and not imported(done) & HEAVY
+    assert "collab.app.cli" in imported(done) and not imported(done) & HEAVY
 
 
 def test_help_may_be_cut_short_by_its_reader(tmp_path):
@@ -81,18 +81,18 @@ def test_help_may_be_cut_short_by_its_reader(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("module", ["collab.train", "collab.evaluate", "collab.synthesize"])
+@pytest.mark.parametrize("module", ["collab.app.train", "collab.app.evaluate", "collab.app.synthesize"])
 def test_the_modules_too_answer_at_once(module, tmp_path):
     done = command("importtime", "-m", module, "--help", cwd=tmp_path, program="-X")
     assert done.returncode == 0, done.stderr
     assert f"python -m {module} experiment=doc_edit" in done.stdout
-    assert "collab.cli" in imported(done) and not imported(done) & HEAVY
+    assert "collab.app.cli" in imported(done) and not imported(done) & HEAVY
 
 
 def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
     probe = tmp_path / "probe.py"
     probe.write_text(
-        "import sys\nfrom collab.cli import main\nsys.argv[1:] = ['--help']\nmain('train')\n"
+        "import sys\nfrom collab.app.cli import main\nsys.argv[1:] = ['--help']\nmain('train')\n"
         "print(sorted({'torch', 'transformers', 'lightning', 'datasets', 'peft'} & set(sys.modules)))\n"
     )
     done = command(cwd=tmp_path, program=probe)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from collab.cli import EXAMPLES
-from collab.compose import load_config, options
-from collab.config import Config, GRPOConfig, UserConfig, check, field_docs, named_policies
-from collab.errors import BadInput
-from collab.paths import config_dir
-from collab.preflight import load_target, targets
+from collab.app.cli import EXAMPLES
+from collab.app.compose import load_config, options
+from collab.app.preflight import load_target, targets
+from collab.config.schema import Config, GRPOConfig, UserConfig, check, field_docs, named_policies
+from collab.util.errors import BadInput
+from collab.util.paths import config_dir
 
 OPTIONS = [f"{group}={name}" for group, names in options([config_dir()]).items() for name in names]
 

@@ -12,18 +12,18 @@ import torch
 from scripted import ScriptedModel, says
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from collab.app.cli import main
 from collab.callbacks.progress import Progress, RolloutProgress
 from collab.callbacks.rollout import RolloutCallback
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
-from collab.cli import main
-from collab.config import DPOConfig
+from collab.config.schema import DPOConfig
 from collab.conversation import Message
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import GoalSplits
-from collab.errors import BadInput
-from collab.generation.chat_format import ChatFormat
+from collab.lm.chat_format import ChatFormat
 from collab.modules.dpo import DPO
+from collab.util.errors import BadInput
 
 # The columns of the card of collabllm/collabllm-multiturn-math-hard, in its words:
 # https://huggingface.co/datasets/collabllm/collabllm-multiturn-math-hard/blob/main/README.md

@@ -12,14 +12,14 @@ from statistics import fmean
 import pytest
 
 from benchmarks.cheats import Heard
-from collab.compose import load_config
+from collab.app.compose import load_config
 from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
+from collab.parsing.english import words
 from collab.rewards.document import copied, repetition
 from collab.rewards.metrics import Bleu
 from collab.simulation.agenda import _openings, coverage, form_of, read, topic_of
-from collab.text import words
 
 SECOND = Path(__file__).parents[2] / "benchmarks" / "data" / "second_texts.jsonl"
 SPLITS = load_splits(load_config("evaluate", ["task=doc_edit"]).task)

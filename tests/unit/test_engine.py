@@ -35,10 +35,10 @@ from transformers import (
 
 from collab.chat.base import Sampling
 from collab.conversation import Key, Message, Reply
-from collab.errors import BadInput
 from collab.generation.engine import _CHUNK, LocalEngine, _inverse_cdf, final_logits
-from collab.modules.loading import resolve_dtype
+from collab.lm.loading import resolve_dtype
 from collab.modules.policy import Policy
+from collab.util.errors import BadInput
 
 T = TypeVar("T")
 

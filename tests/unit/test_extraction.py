@@ -2,7 +2,7 @@
 
 import pytest
 
-from collab.extraction import defines, last_answer, last_program, outside_code, states_answer
+from collab.parsing.extraction import defines, last_answer, last_program, outside_code, states_answer
 
 ADD = "def add(a, b):\n    return a + b\n"
 DOUBLE = "def double(a):\n    return 2 * a\n"

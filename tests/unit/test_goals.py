@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from collab.config import TaskConfig
+from collab.config.schema import TaskConfig
 from collab.conversation import Goal
 from collab.datamodules.goals import GoalSplits, check_disjoint, check_reference_lengths, load_goals, load_splits
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 DOC_EDIT = TaskConfig(name="doc_edit", target="collab.datamodules.doc_edit.DocEditGoals")
 PLAIN = "collab.datamodules.goals.TaskGoals"  # goals in the project's own form, from files
@@ -338,7 +338,7 @@ def test_shipped_goals_are_many_short_and_complete():
 
 def test_goals_are_checked_without_torch_lightning_or_datasets():
     code = (
-        "import sys; from collab.config import TaskConfig; from collab.datamodules.goals import load_splits;"
+        "import sys; from collab.config.schema import TaskConfig; from collab.datamodules.goals import load_splits;"
         f"load_splits(TaskConfig(name='doc_edit', target='{DOC_EDIT.target}'));"
         "print(sorted({'torch', 'lightning', 'datasets', 'transformers'} & set(sys.modules)))"
     )

@@ -93,7 +93,7 @@ class Recorder:
 
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalEngine], Recorder]:
-    monkeypatch.setattr("collab.generation.products._PACK_LIMIT", 0)  # as on a GPU
+    monkeypatch.setattr("collab.lm.products._PACK_LIMIT", 0)  # as on a GPU
 
     def start(engine: LocalEngine) -> Recorder:
         recorder = Recorder(engine)

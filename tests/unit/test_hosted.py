@@ -16,17 +16,17 @@ import pytest
 from fault_server import FaultServer
 from test_http import SECRET, ask, endpoint, quickly  # noqa: F401  the last is a fixture
 
+from collab.app.compose import load_config
+from collab.app.estimate import Calls, check_budget, estimate, told
 from collab.chat.budget import BudgetExhausted, Ledger
 from collab.chat.cache import ReplyCache
 from collab.chat.endpoints import Endpoints
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
-from collab.compose import load_config
-from collab.config import BudgetConfig, Config, HostedPolicy, LLMUserConfig, check, hosted, named_policies
+from collab.config.schema import BudgetConfig, Config, HostedPolicy, LLMUserConfig, check, hosted, named_policies
 from collab.conversation import Goal, Key, Reply, Usage
 from collab.datamodules.goals import GoalSplits
-from collab.errors import BadInput
-from collab.estimate import Calls, check_budget, estimate, told
+from collab.util.errors import BadInput
 
 REPLY = Reply("Hi “you”", finish_reason="length", usage=Usage(10, 5, 2), reasoning="hm")
 

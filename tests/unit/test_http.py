@@ -15,9 +15,9 @@ from collab.chat.base import ChatFailed, Sampling
 from collab.chat.cache import ReplyCache
 from collab.chat.http import HttpChatModel, read_reply, seed_of, split_reasoning
 from collab.chat.limits import Breaker, Failure, PerMinute
-from collab.config import EndpointConfig
+from collab.config.schema import EndpointConfig
 from collab.conversation import Key, Message, Reply
-from collab.errors import BadInput, RunStopped
+from collab.util.errors import BadInput, RunStopped
 
 SECRET = "sk-test-5d1f0a9c7e3b2468"
 ASKED = (Message("system", "Be brief."), Message("user", "Hello there"))

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from benchmarks.injections import conversations, injected, injections
+from collab.app.compose import load_config
 from collab.chat.base import ChatFailed, Sampling
-from collab.compose import load_config
 from collab.conversation import Conversation, Goal, Key, Message, Reply, as_record
 from collab.rewards.judge import Helpfulness, Interactivity, Judge, JudgedAccuracy, JudgedMetric, verdict
 from collab.rewards.metrics import Bleu, Judged, PassRate, TokenPenalty

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from collab.app.compose import load_config
+from collab.app.preflight import check_machine
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.endpoints import Endpoints
 from collab.chat.structured import find_object
-from collab.compose import load_config
-from collab.config import LLMUserConfig, MixUserConfig, check
+from collab.config.schema import LLMUserConfig, MixUserConfig, check
 from collab.conversation import Conversation, Goal, Key, Message, Reply
 from collab.datamodules.goals import load_splits
-from collab.errors import BadInput
-from collab.preflight import check_machine
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
 from collab.simulation.llm import GIVES_UP, SATISFIED, LLMUser, goal_text
 from collab.simulation.mix import MixUser
 from collab.simulation.rollout import Players, as_group, draw_context, multiturn_reward, play, sample_candidates
 from collab.simulation.user import UserTurn
+from collab.util.errors import BadInput
 from tests.unit.scripted import ScriptedModel, ScriptedUser, says, spoken
 
 REFERENCE = "The kiln fires on Tuesday. Pots go onto the green shelf by Monday noon. A kilo costs two euros."
@@ -312,9 +312,9 @@ def test_trains_on_one_user_and_tests_on_another() -> None:
 
 def test_plays_with_local_weights_in_a_rollout(tiny_model: Path) -> None:
     """A random model never gets the shape right: every try is counted, and nothing is scored."""
-    from collab import build
-    from collab.config import ModelConfig
-    from collab.modules.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.app import build
+    from collab.config.schema import ModelConfig
+    from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
 
     config = load_config(
         "train",

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from collab.config import LoraConfig, ModelConfig
-from collab.errors import BadInput
-from collab.modules import loading
+from collab.config.schema import LoraConfig, ModelConfig
+from collab.lm import loading
 from collab.modules.export import export_policy
+from collab.util.errors import BadInput
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 9690, 198, 2683, 359, 253, 5356, 5646, 2, 28]])

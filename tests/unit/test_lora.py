@@ -12,7 +12,7 @@ from peft.tuners import lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.conversation import Reply
-from collab.modules.lora import LeanLoraLinear, make_lean
+from collab.lm.lora import LeanLoraLinear, make_lean
 from collab.modules.packing import pack
 from collab.modules.policy import Policy
 

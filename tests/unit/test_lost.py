@@ -13,18 +13,18 @@ import lightning as L
 import pytest
 import torch
 
+from collab.app.evaluate import policy_scores
 from collab.callbacks.checkpoint import BatchCheckpoint
 from collab.callbacks.rollout import RolloutCallback, Simulation, conversation_metrics
 from collab.chat.base import Sampling
 from collab.conversation import INVALID, Conversation, Goal, Key, Score
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.goals import GoalSplits
-from collab.errors import RunStopped
-from collab.evaluate import policy_scores
 from collab.reports.problems import add_problems
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
 from collab.simulation.user import UserTurn, invalid
+from collab.util.errors import RunStopped
 from tests.unit.scripted import ScriptedModel, ScriptedUser, spoken
 
 GOALS = [Goal("a", "A text.", "A text."), Goal("b", "B text.", "B text.")]

@@ -16,15 +16,15 @@ from stepping import fit
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.callbacks.checkpoint import BatchCheckpoint
-from collab.config import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
+from collab.config.schema import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score
-from collab.errors import BadInput
 from collab.modules.base import PolicyModule
 from collab.modules.dpo import DPO
 from collab.modules.grpo import GRPO
 from collab.modules.packing import pack
 from collab.modules.ppo import PPO
 from collab.modules.sft import SFT
+from collab.util.errors import BadInput
 
 VOCABULARY = 61
 TEMPERATURE = 0.7

@@ -9,10 +9,10 @@ import torch
 from fault_server import FaultServer
 
 from collab.chat.http import HttpChatModel
-from collab.config import EndpointConfig, ModelConfig
+from collab.config.schema import EndpointConfig, ModelConfig
 from collab.conversation import Goal, Reply
 from collab.generation.engine import LocalEngine
-from collab.modules.loading import load_model, load_tokenizer
+from collab.lm.loading import load_model, load_tokenizer
 from collab.rewards.pairwise import Chat, PairwiseJudge, win_rates
 
 GOAL = Goal("kiln", "A notice about the kiln. What I know: Greta unloads.", "-", {"notes": ["Greta unloads"]})

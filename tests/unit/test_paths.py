@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from collab import paths
-from collab.errors import BadInput
+from collab.util import paths
+from collab.util.errors import BadInput
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ def lay_out(root: Path, *folders: str) -> None:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for site-packages, with the package in it."""
-    monkeypatch.setattr(paths, "__file__", str(tmp_path / "collab" / "paths.py"))
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "collab" / "util" / "paths.py"))
     return tmp_path
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from collab.compose import load_config
-from collab.config import Config
+from collab.app.compose import load_config
+from collab.app.preflight import check_machine
+from collab.config.schema import Config
 from collab.datamodules.goals import load_splits
-from collab.errors import BadInput
-from collab.modules import loading
-from collab.preflight import check_machine
+from collab.lm import loading
 from collab.sandbox import run
+from collab.util.errors import BadInput
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_weights_are_read(targets
 
 def test_a_target_has_to_be_a_class(checked):
     for key in ("user.target", "task.target"):
-        assert "collab.text.words is no class" in refusal(checked, f"{key}=collab.text.words")
+        assert "collab.parsing.english.words is no class" in refusal(checked, f"{key}=collab.parsing.english.words")
 
 
 def test_an_unknown_metric_is_named_with_those_that_are_there(checked):

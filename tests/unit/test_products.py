@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from collab.generation.products import Products, _groups
+from collab.lm.products import Products, _groups
 
 MANY = torch.randint(11, (32, 60), generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
@@ -76,7 +76,7 @@ def test_siblings_are_grouped_and_every_linear_layer_is_in_one_group() -> None:
 def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether weights are packed; those of a GPU and of large models are not."""
     if not request.param:
-        monkeypatch.setattr("collab.generation.products._PACK_LIMIT", 0)
+        monkeypatch.setattr("collab.lm.products._PACK_LIMIT", 0)
     return bool(request.param)
 
 

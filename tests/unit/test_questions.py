@@ -7,8 +7,8 @@ import json
 import pytest
 
 from benchmarks.questions import LABELLED, rates
-from collab.simulation.questions import read_question, slots_of
-from collab.text import stem
+from collab.parsing.english import stem
+from collab.parsing.questions import read_question, slots_of
 
 TAKEN = {
     "open": [

@@ -8,7 +8,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from transformers.utils import logging as transformers_logging
 
-from collab.quiet import _LOGGERS, _tells, quiet
+from collab.util.quiet import _LOGGERS, _tells, quiet
 
 
 def put_back():

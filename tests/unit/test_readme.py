@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from collab.compose import load_config, options
+from collab.app.compose import load_config, options
 from collab.datamodules.goals import load_goals
-from collab.paths import config_dir
+from collab.util.paths import config_dir
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python (?:-m collab\.)?(train|evaluate|synthesize)(?:\.py)? (.*)$", README, re.MULTILINE)

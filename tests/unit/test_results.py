@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from collab import merge
-from collab.errors import BadInput
+from collab.reports import merge
 from collab.reports.aggregates import ANSWERS, ASKS, macro_accuracy, macro_f1
 from collab.reports.plots import _read_curves, training_curves
 from collab.reports.results import (
@@ -25,6 +24,7 @@ from collab.reports.results import (
     write_results,
 )
 from collab.reports.tables import markdown_table, results_table
+from collab.util.errors import BadInput
 
 
 def summary(scores: dict[str, PolicyScores], seed: int = 1, samples: int = 500, **options: Any) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from collab.app.cli import _main
+from collab.app.compose import load_config
+from collab.app.resume import RunState, disk_problem
 from collab.chat.base import Sampling
 from collab.chat.journal import Journal, Journalled
-from collab.cli import _main
-from collab.compose import load_config
-from collab.config import Config
+from collab.config.schema import Config
 from collab.conversation import Key, Message, Reply
-from collab.errors import BadInput
-from collab.resume import RunState, disk_problem
+from collab.util.errors import BadInput
 
 TYPED = ["experiment=doc_edit", "seed=7", "algorithm.lr=0.5"]
 

@@ -18,12 +18,11 @@ from scripted import (
     spoken,
 )
 
-from collab import build
+from collab.app import build
+from collab.app.compose import load_config
 from collab.chat.endpoints import Endpoints
-from collab.compose import load_config
 from collab.conversation import Candidate, Conversation, Goal, Key, Reply
 from collab.datamodules.goals import load_splits
-from collab.errors import BadInput
 from collab.rewards.document import Copied, Coverage, Repetition, copied, repetition
 from collab.rewards.metrics import (
     AgendaInteractivity,
@@ -36,6 +35,7 @@ from collab.rewards.metrics import (
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import delivers, notes_of, read
 from collab.simulation.rollout import Players, multiturn_reward, play
+from collab.util.errors import BadInput
 
 # Eight words, so that n-gram counts are easy; an agenda of three items.
 GOAL = Goal(

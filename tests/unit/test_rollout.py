@@ -21,7 +21,7 @@ from collab.callbacks.rollout import (
     means,
 )
 from collab.chat.base import Sampling
-from collab.config import AgendaUserConfig
+from collab.config.schema import AgendaUserConfig
 from collab.conversation import Conversation, Goal, Key, Score
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.goals import GoalSplits

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from locked_in import SECRET_VALUE, kernel_gives_namespaces, run_as
 
-from collab.compose import load_config
-from collab.config import check
-from collab.errors import BadInput
+from collab.app.compose import load_config
+from collab.config.schema import check
 from collab.sandbox.run import run_program
+from collab.util.errors import BadInput
 
 USERS = ["me", "plain"] if os.geteuid() == 0 else ["me"]  # only root can become another user
 BARE_USERS = ["bare", "bare_root"] if os.geteuid() == 0 else []

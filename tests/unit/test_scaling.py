@@ -9,10 +9,10 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
-from collab import build
-from collab.cli import _check_sweep, _main, stamp
-from collab.config import register
-from collab.paths import config_dir
+from collab.app import build
+from collab.app.cli import _check_sweep, _main, stamp
+from collab.config.schema import register
+from collab.util.paths import config_dir
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)

@@ -16,17 +16,17 @@ from stepping import fit
 from test_modules import KINDS, group, weights
 from transformers import AutoTokenizer
 
+from collab.app.cli import main
+from collab.app.compose import load_config
+from collab.app.resume import RunState
+from collab.app.train import fit as fit_by_config
 from collab.callbacks.progress import Progress
 from collab.chat.endpoints import Endpoints
-from collab.cli import main
-from collab.compose import load_config
-from collab.config import LoraConfig, ModelConfig, check
+from collab.config.schema import LoraConfig, ModelConfig, check
+from collab.lm.loading import load_model
 from collab.modules.base import PolicyModule
 from collab.modules.export import export_policy
-from collab.modules.loading import load_model
 from collab.modules.packing import pack
-from collab.resume import RunState
-from collab.train import fit as fit_by_config
 
 GROUPS = [group(1, (0.1, 0.9, 0.4)), group(2, (0.8, 0.2))]
 BATCH = pack([[candidate.reply for candidate in one.candidates] for one in GROUPS], 0.7)

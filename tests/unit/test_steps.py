@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import steps
 from benchmarks.steps import Step, StepFailed, run_steps
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 # Appends its name to a file and makes its folder, as a command of ours would.
 CODE = """

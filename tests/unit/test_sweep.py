@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from collab.compose import load_config
-from collab.errors import BadInput
-from collab.sweep import BASIC, LOCAL, SLURM, Job, Sweep, check_launcher, summary
+from collab.app.compose import load_config
+from collab.app.sweep import BASIC, LOCAL, SLURM, Job, Sweep, check_launcher, summary
+from collab.util.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, sys
-from collab.cli import main
-from collab.errors import BadInput
-from collab.processes import rank
+from collab.app.cli import main
+from collab.util.errors import BadInput
+from collab.util.processes import rank
 
 SHOWN = ("SLURM_PROCID", "MASTER_PORT")
 

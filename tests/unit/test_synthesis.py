@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 from scripted import ScriptedModel, ScriptedUser
 
+from collab.app.compose import load_config
+from collab.app.synthesize import claim_folder
 from collab.chat.base import Sampling
-from collab.compose import load_config
-from collab.config import check
+from collab.config.schema import check
 from collab.conversation import Conversation, Goal, Key
 from collab.datamodules.conversations import as_row, load_groups
 from collab.datamodules.synthesis_folder import CLAIM, ConversationFile, save_dataset
-from collab.errors import BadInput
-from collab.files import only_writer
 from collab.reports.synthesis import statistics, statistics_table
 from collab.rewards.reward import ConversationReward
 from collab.simulation.rollout import Players
 from collab.simulation.synthesis import synthesise
 from collab.simulation.user import UserTurn, invalid
-from collab.synthesize import claim_folder
+from collab.util.errors import BadInput
+from collab.util.files import only_writer
 
 ROOT = Path(__file__).parents[2]
 GOAL = Goal("mill", "A note.", "We meet at noon.", {"title": "the walk", "tone": "warm"})
@@ -381,7 +381,7 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path):
 
 
 PROGRAM = """
-from collab.cli import main
+from collab.app.cli import main
 main("synthesize", lambda config: print("ran", config.seed))
 """
 

@@ -12,19 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from collab.compose import load_config
-from collab.config import TaskConfig
+from collab.app.compose import load_config
+from collab.config.schema import TaskConfig
 from collab.conversation import Agenda, AgendaItem, Conversation, Goal, Reply
 from collab.datamodules.code import CodeGoals
 from collab.datamodules.goals import goals_of, load_goals, load_splits
 from collab.datamodules.math import agenda_of_problem, boxed, generated, statements
 from collab.datamodules.math_templates import TEMPLATES
-from collab.errors import BadInput
-from collab.extraction import last_program
+from collab.parsing.extraction import last_program
 from collab.rewards import metrics
 from collab.rewards.metrics import AnswersOnUnambiguous, AsksOnAmbiguous, PassRate
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import agenda_of
+from collab.util.errors import BadInput
 
 
 def task(name: str, **changes) -> TaskConfig:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from collab.text import content_words, names_and_numbers, questions, sentences, stem, without_questions, words
+from collab.parsing.english import (
+    content_words,
+    names_and_numbers,
+    questions,
+    sentences,
+    stem,
+    without_questions,
+    words,
+)
 
 
 @pytest.mark.parametrize(

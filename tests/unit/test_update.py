@@ -15,13 +15,13 @@ import torch
 import transformers
 from stepping import fit
 
-from collab.config import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
+from collab.config.schema import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply
-from collab.generation import packed_attention
+from collab.lm import packed_attention
+from collab.lm.lora import make_lean
 from collab.modules import policy
 from collab.modules.dpo import DPO
 from collab.modules.grpo import GRPO
-from collab.modules.lora import make_lean
 from collab.modules.ppo import PPO
 from collab.modules.sft import SFT
 

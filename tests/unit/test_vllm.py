@@ -21,19 +21,19 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from collab.app.compose import load_config
+from collab.app.preflight import check_hosted, check_machine
 from collab.callbacks.rollout import _logprobs
 from collab.chat.base import Sampling
-from collab.compose import load_config
-from collab.config import LoraConfig, ModelConfig, VLLMEngineConfig, check
+from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig, check
 from collab.conversation import Key, Message, Reply
 from collab.datamodules.goals import load_splits
-from collab.errors import BadInput, RunStopped
 from collab.generation import vllm
-from collab.generation.chat_format import ChatFormat
 from collab.generation.vllm import VLLMEngine, share
-from collab.modules.loading import load_model, load_tokenizer
+from collab.lm.chat_format import ChatFormat
+from collab.lm.loading import load_model, load_tokenizer
 from collab.modules.policy import Policy
-from collab.preflight import check_hosted, check_machine
+from collab.util.errors import BadInput, RunStopped
 
 HELLO = [Message("system", "Be brief."), Message("user", "Hello, can you help me with a note?")]
 KEY = Key(3, role="policy")

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from collab.app.compose import load_config
 from collab.callbacks.watch import GamingWatch, change
-from collab.compose import load_config
 
 
 def watched(**curves: list[float]) -> tuple[list[str], GamingWatch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 
 def config_dir() -> Path:
@@ -15,7 +15,7 @@ def config_dir() -> Path:
     Raises:
         BadInput: Neither is there.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     folders = (package / "conf", package.parent / "conf")
     for folder in folders:
         if (folder / "train.yaml").is_file():

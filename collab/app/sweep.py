@@ -23,11 +23,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from collab.compose import quoted
-from collab.errors import BadInput
-from collab.files import write_json
-from collab.processes import rank, started
-from collab.resume import RESULTS, STATE
+from collab.app.compose import quoted
+from collab.app.resume import RESULTS, STATE
+from collab.util.errors import BadInput
+from collab.util.files import write_json
+from collab.util.processes import rank, started
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 LOCAL = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 
-from collab.generation.products import is_plain, rounded
+from collab.lm.products import is_plain, rounded
 
 
 class LeanLoraLinear(lora.Linear):

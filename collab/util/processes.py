@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 
 def rank() -> int:

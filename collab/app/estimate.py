@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from collab.chat.budget import price
 from collab.chat.http import guessed_tokens
-from collab.config import (
+from collab.config.schema import (
     Config,
     EndpointConfig,
     HostedPolicy,
@@ -26,10 +26,10 @@ from collab.config import (
     UserConfig,
     named_policies,
 )
-from collab.errors import BadInput
 from collab.rewards.judge import JudgedMetric
 from collab.simulation.allocation import candidates_at, context_turns
-from collab.targets import load_target
+from collab.util.errors import BadInput
+from collab.util.targets import load_target
 
 if TYPE_CHECKING:
     from collab.datamodules.goals import GoalSplits

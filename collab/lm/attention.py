@@ -25,8 +25,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from collab.errors import BadInput
-from collab.generation.packed_attention import PackedAttention
+from collab.lm.packed_attention import PackedAttention
+from collab.util.errors import BadInput
 
 FLASH_WHERE_UNMASKED = "flash_where_unmasked"
 BY_LAYOUT = "by_layout"

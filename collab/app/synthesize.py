@@ -1,4 +1,4 @@
-"""Multiturn data from the training goals, by MR (CollabLLM, appendix B.1): `python -m collab.synthesize --help`.
+"""Multiturn data from the training goals, by MR (CollabLLM, appendix B.1): `collab synthesize --help`.
 
 Everything is in one folder, and the same command goes on where it was interrupted:
 
@@ -22,7 +22,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from collab.config import ENDPOINT_LIMITS, Config, ModelConfig
+from collab.app.resume import interruptible
+from collab.config.schema import ENDPOINT_LIMITS, Config, ModelConfig
 from collab.conversation import Goal, Key
 from collab.datamodules.goals import load_splits
 from collab.datamodules.synthesis_folder import (
@@ -36,10 +37,9 @@ from collab.datamodules.synthesis_folder import (
     origin,
     save_dataset,
 )
-from collab.errors import BadInput
-from collab.files import only_writer, write_json
 from collab.reports.synthesis import statistics, statistics_table
-from collab.resume import interruptible
+from collab.util.errors import BadInput
+from collab.util.files import only_writer, write_json
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
@@ -65,7 +65,7 @@ def synthesize(config: Config) -> None:
 
 
 def _synthesize(config: Config) -> None:
-    from collab import build
+    from collab.app import build
     from collab.callbacks.progress import Progress
 
     build.start(config)
@@ -125,8 +125,8 @@ def _make(
     endpoints: Endpoints,
 ) -> int:
     """Play the missing conversations; returns how many of them could not be scored."""
-    from collab import build
-    from collab.modules.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.app import build
+    from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
 
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
@@ -252,9 +252,3 @@ def _model_identity(model: ModelConfig) -> str:
             with file.open("rb") as content:
                 digest.update(file.name.encode() + hashlib.file_digest(content, "blake2b").digest())
     return f"files with the hash {digest.hexdigest()}"
-
-
-if __name__ == "__main__":
-    from collab.cli import main
-
-    main("synthesize")

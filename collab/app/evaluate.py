@@ -1,7 +1,7 @@
 """Whole conversations with several policies on the same goals, and the table that compares them.
 
-All rows meet the same goals, user randomness, caps and sampling. `python evaluate.py --help` tells the command line.
-`python -m collab.evaluate --help` runs this file, so what imports torch is imported inside functions.
+All rows meet the same goals, user randomness, caps and sampling. `collab evaluate --help` tells
+the command line. What imports torch is imported inside functions.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collab.config import Config, HostedPolicy, ModelConfig, named_policies, policy_endpoint
-from collab.processes import rank
+from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
+from collab.config.schema import Config, HostedPolicy, ModelConfig, named_policies, policy_endpoint
 from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
-from collab.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.rewards.metrics import assistant_tokens
 from collab.simulation.agenda import distinct_questions
-from collab.targets import load_target
+from collab.util.processes import rank
+from collab.util.targets import load_target
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def evaluate(config: Config) -> None:
     """Play the test goals with every policy of `config.policies`; writes `results.json` and `transcripts.jsonl`."""
-    from collab import build
+    from collab.app import build
     from collab.callbacks.progress import Progress
 
     with (
@@ -73,12 +73,12 @@ def play_row(
         return
     import lightning as L
 
-    from collab import build
+    from collab.app import build
     from collab.callbacks.rollout import RolloutCallback, conversation_metrics
     from collab.callbacks.transcripts import TranscriptWriter
     from collab.chat.base import ChatModel
+    from collab.lm.loading import load_tokenizer
     from collab.modules.hosted import HostedPolicyModule
-    from collab.modules.loading import load_tokenizer
 
     started = time.monotonic()
     prompt = config.task.proactive_prompt if name == "proactive" else config.task.system_prompt
@@ -118,7 +118,7 @@ def compare_pairs(config: Config, run: RunState, progress: Progress, endpoints: 
     baseline = config.evaluation.baseline
     if rank() > 0 or "evaluator" in run.seconds or baseline not in run.scores:
         return
-    from collab import build
+    from collab.app import build
     from collab.datamodules.goals import load_splits
     from collab.rewards.pairwise import win_rates
 
@@ -192,9 +192,3 @@ def _gathered(scored: list[Scored]) -> list[Scored]:
         before = {conversation.goal.id for conversation, _ in found}
         found += [(conversation, score) for conversation, score in part if conversation.goal.id not in before]
     return found
-
-
-if __name__ == "__main__":
-    from collab.cli import main
-
-    main("evaluate")

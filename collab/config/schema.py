@@ -22,12 +22,12 @@ from urllib.parse import urlsplit
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from collab.errors import BadInput
 from collab.simulation.allocation import adaptive_problem
+from collab.util.errors import BadInput
 
 T = TypeVar("T")
 
-_DATA = Path(__file__).resolve().parent / "datamodules" / "data"
+_DATA = Path(__file__).resolve().parents[1] / "datamodules" / "data"
 
 
 @dataclass
@@ -356,7 +356,7 @@ class ExportConfig:
 
 @dataclass
 class Config:
-    """The whole of it. `train.py`, `evaluate.py` and `collab.synthesize` share this schema."""
+    """The whole of it. `train.py`, `evaluate.py` and `collab.app.synthesize` share this schema."""
 
     seed: int = 1  # one number repeats a run: data order, weights, every conversation
     name: str = MISSING  # of the run; experiments set it

@@ -11,7 +11,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 
-from collab.text import questions, without_questions
+from collab.parsing.english import questions, without_questions
 
 _FENCED = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _EXPLICIT = re.compile(r"\\(?:boxed|fbox)\b|\banswer\b", re.IGNORECASE)

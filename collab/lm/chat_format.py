@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from collab.conversation import Message
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 _MARK = "~assistant~"
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collab.compose import error_text
-from collab.config import (
+from collab.app.compose import error_text
+from collab.config.schema import (
     Config,
     HostedPolicy,
     LLMJudgeConfig,
@@ -25,9 +25,9 @@ from collab.config import (
     hosted,
     named_policies,
 )
-from collab.errors import BadInput
-from collab.processes import layout, rank
-from collab.targets import load_target
+from collab.util.errors import BadInput
+from collab.util.processes import layout, rank
+from collab.util.targets import load_target
 
 if TYPE_CHECKING:
     from collab.conversation import Group
@@ -54,7 +54,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             learn from; the server that is to decode has another model, or takes no adapters (`_check_server`).
     """
     from collab.datamodules.goals import check_reference_lengths
-    from collab.modules.loading import (
+    from collab.lm.loading import (
         check_lora,
         check_model,
         load_tokenizer,
@@ -62,9 +62,9 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         resolve_device,
         resolve_dtype,
     )
-    from collab.quiet import quiet
     from collab.sandbox.run import check_strict
     from collab.simulation.agenda import makes
+    from collab.util.quiet import quiet
 
     quiet()
     if config.sandbox == "strict":
@@ -131,8 +131,8 @@ def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
         VLLMServer(engine_endpoint(config.engine)).base()
     if not (servers := hosted(config, entry)):
         return
+    from collab.app.estimate import check_budget, estimate
     from collab.chat.probe import served_model
-    from collab.estimate import check_budget, estimate
 
     for key, endpoint in servers.items():
         try:
@@ -234,7 +234,7 @@ def _check_aggregates(config: Config) -> None:
 
 
 def _check_positions(config: Config, model: ModelConfig, key: str) -> None:
-    from collab.modules.loading import num_positions
+    from collab.lm.loading import num_positions
 
     task, positions = config.task, num_positions(model)
     if positions is not None and task.max_turns * task.max_new_tokens > positions:
@@ -255,7 +255,7 @@ def _check_server(config: Config, engine: VLLMEngineConfig, tokenizer: Any, entr
     Whether its weights are those of the policy's base only log-probs can tell, before the first rollout.
     """
     from collab.generation.vllm import VLLMServer, start_command
-    from collab.modules.loading import locate
+    from collab.lm.loading import locate
 
     server = VLLMServer(engine_endpoint(engine))
     served, base = server.base(), locate(config.model)[0]
@@ -323,7 +323,7 @@ def _differs(served: str, base: str, trust_remote_code: bool) -> str:
 
 def _try_adapter(server: VLLMServer, model: ModelConfig, place: Path) -> None:
     """Load and unload an adapter of the right shape, in a folder where those of the run will be."""
-    from collab.modules.loading import write_start
+    from collab.lm.loading import write_start
 
     parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
     folder = parent / f".collab-probe-{uuid.uuid4().hex[:12]}"

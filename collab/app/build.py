@@ -19,13 +19,14 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from collab.app.resume import JOURNAL
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress
 from collab.callbacks.rollout import Simulation
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.endpoints import Endpoints
 from collab.chat.journal import Journal, Journalled
-from collab.config import (
+from collab.config.schema import (
     Config,
     EndpointConfig,
     LLMJudgeConfig,
@@ -40,18 +41,17 @@ from collab.conversation import Conversation, Group, Key, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import load_splits
-from collab.generation.chat_format import ChatFormat
 from collab.generation.engine import LocalEngine
 from collab.generation.vllm import VLLMEngine
+from collab.lm.chat_format import ChatFormat
+from collab.lm.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
 from collab.modules.base import PolicyModule
-from collab.modules.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
 from collab.modules.sharding import CheckpointFiles, ShardedStrategy, Sharding
-from collab.processes import layout, rank
-from collab.quiet import quiet
-from collab.resume import JOURNAL
 from collab.rewards.judge import Judge, JudgedMetric
 from collab.rewards.pairwise import PairwiseJudge
 from collab.rewards.reward import ConversationReward
+from collab.util.processes import layout, rank
+from collab.util.quiet import quiet
 
 
 def start(config: Config) -> None:

@@ -4,17 +4,17 @@ In this order, the cheapest first, each with one message for the user and no sta
 
 1. the config is composed; Hydra's errors are told in our words, with the closest name and the valid ones; with
    `resume`, it is composed anew of what that run was started with, and has to be the same; the folder can be written;
-2. rules across fields (`collab.config.check`);
+2. rules across fields (`collab.config.schema.check`);
 3. the goals are read and checked;
 4. with `dry_run` the estimate of hosted calls is printed, and that is all; else the servers of hosted models are asked,
    the budget is held against the estimate, and torch is imported: device, precision, processes, metrics, the model's
    files and tokenizer, the length of the references;
 5. Hydra makes the run's folder; a synthesis may find that it is another one's;
-6. `collab.train.train`, `collab.evaluate.evaluate` or `collab.synthesize.synthesize` is called.
+6. `collab.app.train.train`, `collab.app.evaluate.evaluate` or `collab.app.synthesize.synthesize` is called.
 
 `--help` and a misspelt override end before 2, so this file imports neither torch nor anything that does.
 
-A sweep (`-m`) runs each job as a process of its own: `collab.sweep`.
+A sweep (`-m`) runs each job as a process of its own: `collab.app.sweep`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from collab.compose import as_typed, compose, hydra_settings, options, parse, quoted, typed
-from collab.config import Config, check, field_docs, register
-from collab.errors import BadInput, RunStopped
-from collab.paths import config_dir
-from collab.preflight import check_hosted, check_machine
-from collab.processes import connected, leave_together, rank
-from collab.resume import (
+from collab.app.compose import as_typed, compose, hydra_settings, options, parse, quoted, typed
+from collab.app.preflight import check_hosted, check_machine
+from collab.app.resume import (
     CONFIG,
     check_new_folder,
     check_same_config,
@@ -52,7 +48,11 @@ from collab.resume import (
     find_run,
     resumed_overrides,
 )
-from collab.sweep import Sweep, check_launcher, summary
+from collab.app.sweep import Sweep, check_launcher, summary
+from collab.config.schema import Config, check, field_docs, register
+from collab.util.errors import BadInput, RunStopped
+from collab.util.paths import config_dir
+from collab.util.processes import connected, leave_together, rank
 
 Run = Callable[[Config], None]
 
@@ -212,7 +212,7 @@ def _main(entry: str, run: Run | None) -> bool:
         config = typed(composed, output_dir=HydraConfig.get().runtime.output_dir)
         try:
             if entry == "synthesize":
-                from collab.synthesize import claim_folder
+                from collab.app.synthesize import claim_folder
 
                 claim_folder(config)
             goes_on = bool(config.resume)
@@ -243,14 +243,14 @@ def _main(entry: str, run: Run | None) -> bool:
 
 def _entry_point(entry: str) -> Run:
     if entry == "train":
-        from collab.train import train
+        from collab.app.train import train
 
         return train
     if entry == "synthesize":
-        from collab.synthesize import synthesize
+        from collab.app.synthesize import synthesize
 
         return synthesize
-    from collab.evaluate import evaluate
+    from collab.app.evaluate import evaluate
 
     return evaluate
 
@@ -277,7 +277,7 @@ def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
         if not (args.cfg or args.info):
             check_launcher(settings.launcher, configs)
     args.overrides = [*args.overrides, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would be named anew
-    program = ["-m", module] if (module := _module()) else [os.path.abspath(sys.argv[0])]
+    program = [os.path.abspath(sys.argv[0])] if _is_script(entry) else ["-m", "collab", entry]
     flags = ["--config-name", args.config_name] if args.config_name else []
     flags += ["--config-dir", args.config_dir] if args.config_dir else []
     return Sweep([sys.executable, *program, *flags], Path(place), len(configs))
@@ -332,7 +332,7 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
 
         groups = load_groups(config.algorithm.data, config.task.system_prompt)
     if config.dry_run:
-        from collab.estimate import check_budget, estimate, told
+        from collab.app.estimate import check_budget, estimate, told
 
         found = estimate(config, splits, entry)
         print(told(config, found), flush=True)
@@ -343,7 +343,7 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
         place = str(resumed or composed.output_dir)
         check_machine(replace(config, output_dir=place), splits, entry, groups)
         if entry == "train":
-            from collab.build import stored_contexts
+            from collab.app.build import stored_contexts
 
             stored_contexts(config)
     return args.overrides
@@ -356,7 +356,7 @@ def help_text(entry: str) -> str:
     """What `--help` prints: groups, experiments, common overrides with defaults and doc lines, examples."""
     register()
     folder = config_dir()
-    command = f"python -m collab.{entry}" if _module() == f"collab.{entry}" else f"python {entry}.py"
+    command = f"python {entry}.py" if _is_script(entry) else f"collab {entry}"
     with hydra.initialize_config_dir(str(folder), job_name=entry, version_base=None):
         config = hydra.compose(entry)
     groups = options([folder])
@@ -466,8 +466,6 @@ def stamp() -> str:
     return now
 
 
-def _module() -> str | None:
-    """NAME, where this process runs `python -m NAME`."""
-    import __main__
-
-    return __main__.__spec__.name if __main__.__spec__ else None
+def _is_script(entry: str) -> bool:
+    """Whether this process runs a script such as `train.py`, and not the console command."""
+    return os.path.basename(sys.argv[0]) == f"{entry}.py"

@@ -1,7 +1,6 @@
 """The main job: base and proactive on the test goals, fit, trained on the test goals, one table.
 
-`python train.py --help` tells the command line. `python -m collab.train --help` runs this file, so what imports torch
-is imported inside functions.
+`collab train --help` tells the command line. What imports torch is imported inside functions.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collab.config import Config, hosted
-from collab.evaluate import compare_pairs, play_row, report
-from collab.processes import rank
+from collab.app.evaluate import compare_pairs, play_row, report
+from collab.app.resume import RunState, at_work
+from collab.config.schema import Config, hosted
 from collab.reports.plots import training_curves
 from collab.reports.problems import add_problems
-from collab.resume import RunState, at_work
+from collab.util.processes import rank
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
@@ -30,7 +29,7 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 
 def train(config: Config) -> None:
     """Train a policy; writes everything into `config.output_dir`."""
-    from collab import build
+    from collab.app import build
     from collab.callbacks.progress import Progress
 
     folder = Path(config.output_dir)
@@ -75,7 +74,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     """
     import lightning as L
 
-    from collab import build
+    from collab.app import build
     from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
     from collab.callbacks.progress import RolloutProgress
@@ -84,7 +83,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
     from collab.callbacks.watch import GamingWatch
     from collab.datamodules.conversations import OfflineData
-    from collab.modules.loading import load_tokenizer
+    from collab.lm.loading import load_tokenizer
 
     started = time.monotonic()
     folder = Path(config.output_dir)
@@ -151,9 +150,3 @@ def tidy(folder: Path, refused: Sequence[Path]) -> None:
         path.rename(path.with_name(f"{path.name}.refused"))
     for path in (*folder.glob(".policy*"), *folder.glob(f"{CHECKPOINTS}/*.part")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-if __name__ == "__main__":
-    from collab.cli import main
-
-    main("train")

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from collab.text import content_words, stem, words
+from collab.parsing.english import content_words, stem, words
 
 # Slot -> words by which a question names it.
 SLOTS: dict[str, str] = {

@@ -28,12 +28,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from collab.config import ENDPOINT_LIMITS, Config
+from collab.config.schema import ENDPOINT_LIMITS, Config
 from collab.datamodules.synthesis_folder import differences
-from collab.errors import BadInput, RunStopped
-from collab.files import only_writer, write_json
-from collab.processes import rank
 from collab.reports.results import PolicyScores
+from collab.util.errors import BadInput, RunStopped
+from collab.util.files import only_writer, write_json
+from collab.util.processes import rank
 
 STATE, CONFIG, RESULTS, JOURNAL = "run.json", "config.yaml", "results.json", "journal"
 _LOCK = ".lock"

@@ -1,4 +1,4 @@
-"""Several seeds in one table: `python -m collab.merge seed1/results.json seed2/results.json [--output merged.json]`.
+"""Several seeds in one table: `collab merge seed1/results.json seed2/results.json [--output merged.json]`.
 
 For each policy and metric: the mean over seeds, the smallest and largest seed, and each seed's own value with its own
 95 % interval. An interval belongs to one seed: it says how far that run's mean would move on other goals, the trained
@@ -18,8 +18,6 @@ from typing import Any
 
 from rich.console import Console
 
-from collab.errors import BadInput
-from collab.files import write_json
 from collab.reports.results import SOURCE, baseline_of, validate_results
 from collab.reports.tables import (
     MISSING,
@@ -32,6 +30,8 @@ from collab.reports.tables import (
     number,
     rich_table,
 )
+from collab.util.errors import BadInput
+from collab.util.files import write_json
 
 _OWN = ("seed", "output_dir")  # config fields in which runs to be merged are meant to differ
 _ABSENT = object()  # equal to no value of a config
@@ -168,10 +168,10 @@ def _warnings(runs: Mapping[str, Mapping[str, Any]], merged: Mapping[str, Any]) 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m collab.merge",
+        prog="collab merge",
         description="Put several seeds in one table: per policy and metric the mean and the range over seeds, then "
         "each seed with its own 95 % interval over goals.",
-        epilog="example: python -m collab.merge outputs/seed1/results.json outputs/seed2/results.json",
+        epilog="example: collab merge outputs/seed1/results.json outputs/seed2/results.json",
     )
     parser.add_argument("results", nargs="+", type=Path, help="results.json of train.py or evaluate.py, one a seed")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the merged numbers there, as JSON")
@@ -211,7 +211,3 @@ def _write(output: Path, merged: Mapping[str, Any], inputs: Sequence[Path]) -> N
         write_json(output, merged)
     except OSError as error:
         raise BadInput(f"--output {output}: cannot be written ({error.strerror}). Name a file that can.") from error
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -19,9 +19,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from collab.config import Config, apply_judge, field_docs, register
-from collab.errors import BadInput
-from collab.paths import config_dir
+from collab.config.schema import Config, apply_judge, field_docs, register
+from collab.util.errors import BadInput
+from collab.util.paths import config_dir
 
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # the last where a group is given no text
 # What the plugins of the extra `sweep` add to Hydra.

