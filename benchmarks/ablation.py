@@ -42,7 +42,7 @@ from benchmarks.steps import (
     wall_seconds,
 )
 from benchmarks.table import check_overrides, merged, parser
-from collab.conversation import Key
+from collab.randomness import RngKey
 from collab.reports.merge import read_results
 from collab.reports.results import validate_results
 from collab.reports.tables import Row, estimate_cell, markdown
@@ -144,7 +144,7 @@ def estimate(values: np.ndarray, samples: int) -> dict[str, Any]:
     n = int(np.isfinite(values).sum())
     if n == 0:
         return {"mean": None, "ci95": [None, None], "n": 0}
-    draws, (seeds, goals) = Key(1, role="bootstrap").stream(), values.shape
+    draws, (seeds, goals) = RngKey(1, role="bootstrap").stream(), values.shape
     rows, columns = draws.integers(seeds, size=(samples, seeds)), draws.integers(goals, size=(samples, goals))
     means = np.nanmean(values[rows[:, :, None], columns[:, None, :]], axis=(1, 2))
     low, high = np.nanpercentile(means, (2.5, 97.5))

@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python be
 
 from benchmarks.goals import FOLDER, read_second
 from collab.chat.base import Sampling
-from collab.conversation import Conversation, Goal, Key, Message, Reply
+from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.goals import SPLITS, load_goals, load_splits
 from collab.parsing.english import content_words, sentences, words
+from collab.randomness import RngKey
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import topic_of
-from collab.simulation.rollout import Players, play_goals
+from collab.simulation.conversation_loop import Players, play_goals
 
 TOKENS_PER_WORD = 1.3  # about what the tokenizers of small models take for English
 Script = Callable[["Heard"], str]
@@ -235,7 +236,7 @@ class Scripted:
     def __init__(self, script: Script) -> None:
         self.script = script
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         spoken = self.script(Heard(messages)).split()
         limit = int(sampling.max_new_tokens / TOKENS_PER_WORD)
         count = round(TOKENS_PER_WORD * len(spoken[:limit]))
@@ -256,7 +257,7 @@ def play_scripts(players: Callable[[Script], Players], reward: ConversationRewar
 async def measure(
     players: Players, reward: ConversationReward, goals: Sequence[Goal], prompt: str = ""
 ) -> dict[str, float]:
-    played = await play_goals(players, goals, prompt, Key(1, split="test"))
+    played = await play_goals(players, goals, prompt, RngKey(1, split="test"))
     return await means(played, reward)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.measure import TEMPERATURE, Figures, Setting, compare, exactly, seconds
-from collab.conversation import Key, Message
+from collab.conversation import Message
+from collab.randomness import RngKey
 
 SYSTEM = "You are an editor. Ask the user short clarifying questions. Use the user's facts to write the text."
 
@@ -36,10 +37,10 @@ def _engine(setting: Setting) -> Callable[[], float]:
     asked, sampling, engine = chats(setting.requests), exactly(setting.tokens), setting.engine()
 
     def work() -> None:
-        engine.forget()
+        engine.clear_cache()
 
         async def everyone() -> None:
-            keys = (Key(1, goal=str(n)) for n in range(len(asked)))
+            keys = (RngKey(1, goal=str(n)) for n in range(len(asked)))
             replies = await asyncio.gather(*(engine.complete(c, sampling, k) for c, k in zip(asked, keys, strict=True)))
             assert all(len(reply.token_ids) == setting.tokens for reply in replies)
 

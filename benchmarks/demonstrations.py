@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python be
 
 from benchmarks.cheats import Heard, Scripted
 from benchmarks.goals import FOLDER
-from collab.conversation import Candidate, Conversation, Goal, Key, Score
+from collab.conversation import Candidate, Conversation, Goal, Score
 from collab.datamodules.conversations import as_row
 from collab.datamodules.goals import load_goals
 from collab.parsing.english import sentences
+from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import read
-from collab.simulation.rollout import Players, play
+from collab.simulation.conversation_loop import Players, play
 
 ASKED = Path(__file__).with_name("data") / "asked.jsonl"
 WRITTEN = FOLDER / "demonstrations.jsonl"
@@ -66,7 +67,7 @@ async def demonstrate(
     order = best_order(goal, messages)
     speaker = Scripted(lambda heard: script(order, heard))
     players = Players(speaker, players.user, players.sampling, players.max_turns)
-    played = await play(players, Conversation(goal, ""), Key(1, split="demonstrations", goal=goal.id))
+    played = await play(players, Conversation(goal, ""), RngKey(1, split="demonstrations", goal=goal.id))
     return played, await reward(played)
 
 

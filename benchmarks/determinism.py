@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.decoding import SYSTEM, chats
 from collab.chat.base import Sampling
 from collab.config.schema import ModelConfig
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
 from collab.generation.engine import LocalEngine
 from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from collab.randomness import RngKey
 from collab.util.quiet import quiet
 
 
@@ -35,7 +36,7 @@ async def answer(engine: LocalEngine, chats: list[list[Message]], sampling: Samp
 
     async def one(number: int) -> Reply:
         async with limit:
-            return await engine.complete(chats[number], sampling, Key(1, goal=str(number)))
+            return await engine.complete(chats[number], sampling, RngKey(1, goal=str(number)))
 
     return list(await asyncio.gather(*map(one, range(len(chats)))))
 

@@ -15,12 +15,14 @@ import torch
 from benchmarks.measure import TEMPERATURE, Figures, Setting, compare, exactly, in_turn, seconds
 from collab.app.compose import load_config
 from collab.config.schema import AgendaUserConfig
-from collab.conversation import Conversation, Key, Reply
+from collab.conversation import Conversation, Reply
 from collab.datamodules.goals import load_splits
 from collab.generation.engine import LocalEngine
+from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import AgendaUser
-from collab.simulation.rollout import Players, multiturn_reward, sample_candidates
+from collab.simulation.conversation_loop import Players, sample_candidates
+from collab.simulation.multiturn import multiturn_reward
 from collab.simulation.user import UserSimulator, UserTurn
 
 _WINDOW = 2
@@ -41,7 +43,7 @@ class _LateUser:
     def __init__(self, delay: float) -> None:
         self.user, self.delay = AgendaUser(AgendaUserConfig(), max_turns=_MAX_TURNS), delay
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         await asyncio.sleep(self.delay)
         return await self.user.respond(conversation, key)
 
@@ -52,7 +54,7 @@ class _ServedUser:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         messages = [{"role": message.role, "content": message.content} for message in conversation.messages()]
         answer = await self.client.post("/chat/completions", json={"model": "user", "messages": messages})
         return UserTurn(json.loads(answer.json()["choices"][0]["message"]["content"])["response"])
@@ -78,7 +80,7 @@ def _start(setting: Setting, contexts: int, candidates: int) -> _Start:
     players = Players(engine, _LateUser(0.0), exactly(min(setting.tokens, _TOKENS)), _MAX_TURNS)
 
     async def draw() -> list[list[Reply]]:
-        keys = (Key(1, goal=goal.id) for goal in goals)
+        keys = (RngKey(1, goal=goal.id) for goal in goals)
         return [await sample_candidates(players, chat, candidates, key) for chat, key in zip(chats, keys, strict=True)]
 
     return _Start(engine, chats, asyncio.run(draw()))
@@ -102,7 +104,7 @@ def _futures(
                         reward=reward,
                         window=_WINDOW,
                         num_samples=samples,
-                        key=Key(1, goal=chat.goal.id),
+                        key=RngKey(1, goal=chat.goal.id),
                     )
                     for chat, replies in zip(start.chats, start.candidates, strict=True)
                 )
@@ -110,7 +112,7 @@ def _futures(
         return [future for group in scored for candidate in group for future in candidate.futures]
 
     def work() -> list[Conversation]:
-        start.engine.forget()
+        start.engine.clear_cache()
         return asyncio.run(everything())
 
     return work

@@ -6,12 +6,9 @@ Everything here is immutable where it can be forked: forward sampling branches o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
-
-import numpy as np
 
 from collab.util.errors import BadInput
 
@@ -206,7 +203,7 @@ class Conversation:
         return not self.ended_by.startswith(INVALID)
 
     @property
-    def position(self) -> int:
+    def turn(self) -> int:
         """The number j, from 1, of the turn that is open or comes next."""
         return len(self.turns) + 1
 
@@ -258,8 +255,7 @@ class Candidate:
         reply: The sampled response.
         futures: Finished conversations `t_{1:j} + t^f`, one per forward sample; none where it was read from a file.
         scores: `R*` of each future.
-        mr: Mean of the rewards that could be had (Eq. 1), None if none could; with adaptive samples that of two stages,
-            under fixed weights.
+        mr: Mean of the rewards that could be had (Eq. 1), None if none could.
     """
 
     reply: Reply
@@ -279,32 +275,6 @@ class Group:
 
     context: Conversation
     candidates: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True)
-class Key:
-    """Names one request's random stream, whatever batch the request happens to sit in.
-
-    Two requests with equal keys draw the same numbers. Common random numbers are had by leaving a field out:
-    paired sampling drops `candidate` from the simulated user's key.
-    """
-
-    seed: int
-    role: str = ""
-    split: str = ""
-    round: int = 0
-    goal: str = ""
-    turn: int = 0
-    candidate: int | None = None
-    sample: int = 0
-
-    def at(self, **changes: Any) -> Key:
-        return replace(self, **changes)
-
-    def stream(self) -> np.random.Generator:
-        """A counter-based generator (Philox) keyed by all fields."""
-        digest = hashlib.blake2b(repr(self).encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def as_record(conversation: Conversation, score: Score | None = None, **extra: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from collab.config.schema import (
     PairwiseConfig,
     VLLMEngineConfig,
 )
-from collab.conversation import Conversation, Group, Key, Message, Reply
+from collab.conversation import Conversation, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import OfflineData, load_groups, tokenise
 from collab.datamodules.goals import load_splits
@@ -47,6 +47,7 @@ from collab.lm.chat_format import ChatFormat
 from collab.lm.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
 from collab.modules.base import PolicyModule
 from collab.modules.sharding import CheckpointFiles, ShardedStrategy, Sharding
+from collab.randomness import RngKey
 from collab.rewards.judge import Judge, JudgedMetric
 from collab.rewards.pairwise import PairwiseJudge
 from collab.rewards.reward import ConversationReward
@@ -90,7 +91,7 @@ def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:
     if config.sampler.contexts is None or config.algorithm.data is not None:
         return {}
     groups = load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
-    return {(group.context.goal.prompt, group.context.position): group.context for group in groups}
+    return {(group.context.goal.prompt, group.context.turn): group.context for group in groups}
 
 
 def endpoints(config: Config, progress: Progress) -> Endpoints:
@@ -160,7 +161,6 @@ def simulation(
         equal_turns=sampler.equal_turns,
         last_turns=sampler.last_turns,
         paired=sampler.paired,
-        adaptive=sampler.adaptive,
         seed=config.seed,
         make_engine=make_engine,
         on_conversation=on_conversation,
@@ -236,7 +236,7 @@ class SharedWeights:
         self.engine: ChatModel | None = None
         self.base = base
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         assert self.engine is not None, "the rollout makes its engine before anybody speaks"
         return await self.engine.complete(messages, replace(sampling, adapter=False), key)
 

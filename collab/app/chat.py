@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from collab.chat.base import ChatModel, Sampling
-from collab.conversation import Key, Message
+from collab.conversation import Message
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 USAGE = """Talk to a policy in the terminal.
@@ -131,7 +132,7 @@ def converse(engine: ChatModel, options: ChatOptions, console: Console) -> None:
             if not text:
                 continue
             asked = [*messages, Message("user", text)]
-            key = Key(options.seed, role="policy", split="chat", round=rounds, turn=len(asked))
+            key = RngKey(options.seed, role="policy", split="chat", round=rounds, turn=len(asked))
             try:
                 with console.status("thinking"):
                     reply = runner.run(engine.complete(asked, sampling, key))

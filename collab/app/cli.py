@@ -83,7 +83,6 @@ COMMON = (  # what --help lists; the doc lines are those of the schema
     "sampler.num_samples",
     "sampler.group_size",
     "sampler.paired",
-    "sampler.adaptive",
     "sampler.temperature",
     "trainer.accelerator",
     "trainer.devices",

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from collab.config.schema import Config, apply_judge, field_docs, register
-from collab.util.errors import BadInput
+from collab.util.errors import BadInput, error_text
 from collab.util.paths import config_dir
 
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # the last where a group is given no text
@@ -225,18 +225,6 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
         for key in map(str, node):
             yield f"{prefix}{key}"
             yield from _keys(node._get_node(key), f"{prefix}{key}.")
-
-
-def error_text(error: BaseException) -> str:
-    """What an error and its causes say, once each, without the lines in which OmegaConf describes its own tree."""
-    told: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        for line in map(str.strip, str(cause).splitlines()):
-            if line and line not in told and not line.startswith(("full_key:", "object_type=", "reference_type=")):
-                told.append(line)
-        cause = cause.__cause__
-    return " ".join(line if line.endswith((".", ":", "?")) else f"{line}." for line in told)
 
 
 def typed(composed: DictConfig, output_dir: str) -> Config:

@@ -27,7 +27,7 @@ from collab.config.schema import (
     named_policies,
 )
 from collab.rewards.judge import JudgedMetric
-from collab.simulation.allocation import candidates_at, context_turns
+from collab.simulation.schedule import candidates_at, context_turns
 from collab.util.errors import BadInput
 from collab.util.targets import load_target
 

@@ -172,10 +172,10 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
             f"{devices} on each of {nodes} machines): each takes as many goals. "
             f"Set trainer.goals_per_step={(goals // processes + 1) * processes}."
         )
-    updates = config.algorithm.updates_per_step if entry == "train" else 1
+    updates = config.algorithm.num_minibatches if entry == "train" else 1
     if goals // processes % updates:
         raise BadInput(
-            f"algorithm.updates_per_step ({updates}) must divide the {goals // processes} goals that each of the "
+            f"algorithm.num_minibatches ({updates}) must divide the {goals // processes} goals that each of the "
             f"{processes} processes takes in a step, so that an update has goals of all of them. Set "
             f"trainer.goals_per_step={(goals // (processes * updates) + 1) * processes * updates}."
         )

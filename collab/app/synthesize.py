@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import interruptible
 from collab.config.schema import ENDPOINT_LIMITS, Config, ModelConfig
-from collab.conversation import Goal, Key
+from collab.conversation import Goal
 from collab.datamodules.goals import load_splits
 from collab.datamodules.synthesis_folder import (
     CLAIM,
@@ -37,6 +37,7 @@ from collab.datamodules.synthesis_folder import (
     origin,
     save_dataset,
 )
+from collab.randomness import RngKey
 from collab.reports.synthesis import statistics, statistics_table
 from collab.util.errors import BadInput
 from collab.util.files import only_writer, write_json
@@ -171,9 +172,8 @@ async def _play(
                 candidates_at=simulation.candidates_at,
                 window=simulation.window,
                 num_samples=simulation.num_samples,
-                key=Key(config.seed, split=f"synthesis/{number}"),
+                key=RngKey(config.seed, split=f"synthesis/{number}"),
                 paired=simulation.paired,
-                adaptive=simulation.adaptive,
             )
         if made is None or not made.turns:
             return False

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from collab.conversation import Key
 from collab.modules.sharding import REST
+from collab.randomness import RngKey
 from collab.util.errors import RunStopped
 from collab.util.files import naming
 
@@ -142,7 +142,7 @@ class StepSeed(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        key = Key(self.seed, role="global", round=batch_idx, sample=trainer.global_rank)
+        key = RngKey(self.seed, role="global", round=batch_idx, sample=trainer.global_rank)
         number = int(key.stream().integers(2**32))
         random.seed(number)
         np.random.seed(number)

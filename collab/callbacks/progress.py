@@ -137,9 +137,7 @@ def sampled_tokens(groups: Iterable[Group]) -> int:
         for candidate in group.candidates:
             count += len(candidate.reply.token_ids)
             count += sum(
-                len(turn.reply.token_ids)
-                for future in candidate.futures
-                for turn in future.turns[group.context.position :]
+                len(turn.reply.token_ids) for future in candidate.futures for turn in future.turns[group.context.turn :]
             )
     return count
 

@@ -1,8 +1,8 @@
 """Where simulation meets training: goals of a batch become scored groups before `training_step` sees them.
 
 A training batch: (1) each goal is played on-policy to a drawn turn, a context, or a stored one is taken
-(`sampler.contexts`); (2) `group_size` candidates answer it; (3) the future of each is played `num_samples` times (on
-average, where they are adaptive), up to `window` turns; (4) finished conversations are scored and averaged, which is MR
+(`sampler.contexts`); (2) `group_size` candidates answer it; (3) the future of each is played `num_samples` times, up
+to `window` turns; (4) finished conversations are scored and averaged, which is MR
 (Eq. 1); (5) the groups are put on the batch. A batch of validation or test goals is played as whole conversations
 instead. All conversations of a batch run at once. A training batch that has its groups already
 (`datamodules.conversations`) is left alone.
@@ -26,25 +26,20 @@ import torch
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.journal import Journal, Journalled
-from collab.conversation import Conversation, Goal, Group, Key, Reply, Score
+from collab.conversation import Conversation, Goal, Group, Reply, Score
 from collab.datamodules.base import GoalBatch, Scored
 from collab.generation.engine import LocalEngine
 from collab.generation.vllm import LogProbs, VLLMEngine
 from collab.modules.base import over_ranks
 from collab.modules.packing import pack
 from collab.modules.sharding import gathered, is_spread, whole_state
+from collab.randomness import RngKey
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import distinct_questions
-from collab.simulation.allocation import candidates_at, context_turns
-from collab.simulation.rollout import (
-    Players,
-    as_group,
-    draw_context,
-    multiturn_reward,
-    play_goals,
-    sample_candidates,
-)
+from collab.simulation.conversation_loop import Players, draw_context, play_goals, sample_candidates
+from collab.simulation.multiturn import as_group, multiturn_reward
+from collab.simulation.schedule import candidates_at, context_turns
 from collab.simulation.user import UserSimulator
 from collab.util.errors import RunStopped
 
@@ -59,11 +54,10 @@ class Simulation:
         sampling: How the policy's replies are drawn.
         max_turns: Turns of a conversation at most.
         window: w of Eq. 1, in turns.
-        num_samples: Forward samples per candidate, on average where they are adaptive.
+        num_samples: Forward samples per candidate.
         group_size: Candidates per context.
         equal_turns: More candidates where the conversation ends within the window (`candidates_at`).
         paired: Candidates of one context face the same user randomness.
-        adaptive: More forward samples for candidates whose ranking is open; see `collab.simulation.allocation`.
         seed: Of the run.
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
         decodes_here: Whether it does so with the weights in this process.
@@ -85,7 +79,6 @@ class Simulation:
     group_size: int
     equal_turns: bool
     paired: bool
-    adaptive: bool
     seed: int
     make_engine: Callable[[Any, Any], LocalEngine | VLLMEngine]
     on_conversation: Callable[[], None] = field(default=lambda: None)
@@ -112,7 +105,7 @@ class Simulation:
 
 
 @dataclass
-class Losses:
+class LostCounts:
     """Conversations that were played on this process (of a step: forward samples), and how many have no score.
 
     Attributes:
@@ -129,7 +122,7 @@ class Losses:
     def lost(self) -> int:
         return self.invalid + self.unscored
 
-    def count(self, scored: Iterable[Scored]) -> Losses:
+    def count(self, scored: Iterable[Scored]) -> LostCounts:
         for conversation, score in scored:
             self.futures += 1
             self.invalid += not conversation.valid
@@ -171,7 +164,7 @@ class RolloutCallback(L.Callback):
         self._step = 0  # of the last rollout for training, from 1
         self._engine: LocalEngine | VLLMEngine | None = None
         self._decoded = 0  # tokens so far
-        self._losses = Losses()
+        self._losses = LostCounts()
         self._validated: list[Scored] = []  # conversations of the validation that is going on
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,7 +197,7 @@ class RolloutCallback(L.Callback):
         wanted = [context_position(self.simulation.seed, n, self.simulation.turns) for _, n in kept]
         # Chats that the user kept ending before the drawn turn; see `draw_context`.
         values["earlier_contexts"] = [
-            float(group.context.position < turn) for group, turn in zip(batch.groups, wanted, strict=True)
+            float(group.context.turn < turn) for group, turn in zip(batch.groups, wanted, strict=True)
         ]
         # Of the process that takes longest, since the update waits for it, and of all their tokens.
         seconds = over_ranks(trainer, [time.monotonic() - started], "max")[0]
@@ -230,7 +223,7 @@ class RolloutCallback(L.Callback):
         together = trainer.world_size > 1
         pl_module.log_dict({f"{prefix}/{name}": x for name, x in found.items()}, batch_size=1, sync_dist=together)
 
-    def _stop_if_lost(self, trainer: L.Trainer, losses: Losses, what: str) -> None:
+    def _stop_if_lost(self, trainer: L.Trainer, losses: LostCounts, what: str) -> None:
         """Stop the run, on all ranks alike, where too little of what was played could be scored.
 
         Raises:
@@ -258,7 +251,9 @@ class RolloutCallback(L.Callback):
     ) -> None:
         with self._rollout(pl_module, f"val-{self._step:06d}") as policy:
             batch.scored = asyncio.run(self.conversations(policy, batch.goals, "val", 1))
-        self._stop_if_lost(trainer, Losses().count(batch.scored), f"validation conversations after step {self._step}")
+        self._stop_if_lost(
+            trainer, LostCounts().count(batch.scored), f"validation conversations after step {self._step}"
+        )
         # Lightning fills the processes' shares up with goals that others have: they are played, and count once.
         loader: Any = trainer.val_dataloaders
         ours = (len(loader.dataset) - trainer.global_rank - 1) // trainer.world_size + 1
@@ -285,7 +280,7 @@ class RolloutCallback(L.Callback):
     ) -> None:
         with self._rollout(pl_module, f"test-{self.name}") as policy:
             batch.scored = asyncio.run(self.conversations(policy, batch.goals, "test", self.num_conversations))
-        self._stop_if_lost(trainer, Losses().count(batch.scored), f"test conversations of {self.name}")
+        self._stop_if_lost(trainer, LostCounts().count(batch.scored), f"test conversations of {self.name}")
         self.tested += batch.scored
 
     @contextmanager
@@ -315,17 +310,17 @@ class RolloutCallback(L.Callback):
                 if isinstance(engine, VLLMEngine):
                     spread = is_spread(pl_module.policy) and hasattr(lm, "disable_adapter")
                     state = whole_state(lm, only_trained=True) if spread else None
-                    engine.take_up(_logprobs(pl_module), pl_module.trainer.strategy.broadcast, state)
+                    engine.sync_weights(_logprobs(pl_module), pl_module.trainer.strategy.broadcast, state)
                     if is_spread(pl_module.policy):
                         pl_module.policy.reshard()  # what its last forward has left gathered
                 yield engine
             finally:
                 self._decoded += engine.new_tokens - before
                 if sharded and isinstance(engine, LocalEngine):
-                    engine.forget(weights=True)
+                    engine.clear_cache(weights=True)
                     self._engine = None
                 else:
-                    engine.forget()
+                    engine.clear_cache()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._leave()
@@ -345,7 +340,7 @@ class RolloutCallback(L.Callback):
 
         A group has the candidates that have MR; none where no context could be had.
         """
-        self._losses = Losses()
+        self._losses = LostCounts()
         played = (self._group(engine, goal, step, n) for goal, n in zip(goals, numbers, strict=True))
         return list(await asyncio.gather(*played))
 
@@ -353,7 +348,7 @@ class RolloutCallback(L.Callback):
         simulation = self.simulation
         players = simulation.players(engine)
         # `number` keeps apart a goal that comes twice in one step.
-        key = Key(simulation.seed, split=f"train/{number}", round=step, goal=goal.id)
+        key = RngKey(simulation.seed, split=f"train/{number}", round=step, goal=goal.id)
         position = context_position(simulation.seed, number, simulation.turns)
         stored = simulation.contexts.get((goal.prompt, position))
         if stored is not None:
@@ -364,7 +359,7 @@ class RolloutCallback(L.Callback):
         if context.pending is None:  # the user failed each time
             self._losses.count_nothing(simulation.group_size * (simulation.num_samples if simulation.window else 1))
             return Group(context, ())
-        size = simulation.candidates_at(context.position)
+        size = simulation.candidates_at(context.turn)
         replies = await sample_candidates(players, context, size, key)
         candidates = await multiturn_reward(
             context,
@@ -375,7 +370,6 @@ class RolloutCallback(L.Callback):
             num_samples=simulation.num_samples,
             key=key,
             paired=simulation.paired,
-            adaptive=simulation.adaptive,
         )
         each = simulation.num_samples if simulation.window else 1
         self._losses.count_nothing(each * (size - len(replies)))
@@ -386,7 +380,7 @@ class RolloutCallback(L.Callback):
     async def conversations(self, engine: Any, goals: Sequence[Goal], split: str, count: int) -> list[Scored]:
         """Whole conversations and their `R*`. The draws do not depend on the step or on the policy's name."""
         players = self.simulation.players(engine)
-        key = Key(self.simulation.seed, split=split)
+        key = RngKey(self.simulation.seed, split=split)
         played = await play_goals(players, goals, self.system_prompt, key, count)
         scores = await asyncio.gather(*(self.simulation.reward(conversation) for conversation in played))
         return list(zip(played, scores, strict=True))
@@ -398,7 +392,7 @@ def context_position(seed: int, number: int, turns: Sequence[int]) -> int:
     Each run of as many contexts as `turns` has entries holds every entry once, in random order.
     """
     cycle, place = divmod(number, len(turns))
-    return turns[int(Key(seed, role="context", round=cycle).stream().permutation(len(turns))[place])]
+    return turns[int(RngKey(seed, role="context", round=cycle).stream().permutation(len(turns))[place])]
 
 
 Values = dict[str, list[float | None]]  # metric -> what its mean is over; None where it could not be had
@@ -430,7 +424,7 @@ def group_values(groups: Sequence[Group], weights: dict[str, float]) -> Values:
         "mr_spread": [_spread([c.mr for c in g.candidates]) for g in groups],
         "assistant_tokens": [float(assistant_tokens(future)) for future in futures],
         "turns": [float(len(future.turns)) for future in futures],
-        "context_turn": [float(group.context.position) for group in groups],
+        "context_turn": [float(group.context.turn) for group in groups],
         "reply_tokens": [float(candidate.reply.num_tokens) for candidate in candidates],
         "cut_replies": [float(reply.finish_reason == "length") for reply in spoken],
     }

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 
@@ -58,7 +59,7 @@ class ChatFailed(Exception):
 class ChatModel(Protocol):
     """Anything that answers a list of messages."""
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         """One reply to `messages`; its randomness is that of `key` alone.
 
         Raises:

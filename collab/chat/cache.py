@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from collab.conversation import Key, Reply
+from collab.conversation import Reply
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 _BUSY = 60.0  # seconds that a process waits for another one that is writing
@@ -77,7 +78,7 @@ class ReplyCache:
             self._table = None
 
 
-def name_of(url: str, body: Mapping[str, Any], key: Key) -> str:
+def name_of(url: str, body: Mapping[str, Any], key: RngKey) -> str:
     """Names a request: all of what is sent and where, and the sample that it is for. The API key is no part of it."""
     whole = json.dumps({"url": url, "body": body, "key": asdict(key)}, sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()

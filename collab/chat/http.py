@@ -41,7 +41,8 @@ from collab.chat.budget import Ledger
 from collab.chat.cache import ReplyCache, name_of
 from collab.chat.limits import Breaker, Failure, PerMinute
 from collab.config.schema import BudgetConfig, EndpointConfig
-from collab.conversation import Key, Message, Reply, Usage
+from collab.conversation import Message, Reply, Usage
+from collab.randomness import RngKey
 from collab.util.errors import BadInput, RunStopped
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ class HttpChatModel:
     def __repr__(self) -> str:
         return f"HttpChatModel({self.endpoint.model}@{self.endpoint.base_url})"
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         """One reply to `messages`. A server takes a seed from `key` and promises little for it.
 
         A call whose caller has gone (another one failed, the run was stopped) goes on all the same: it is paid for, and
@@ -125,7 +126,7 @@ class HttpChatModel:
         under_way.add_done_callback(self._under_way.discard)
         return await outcome(under_way)
 
-    async def _complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def _complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         body, role = self.body(messages, sampling, key), key.role.partition("/")[0] or "other"
         request = name_of(self.endpoint.base_url, body, key)
         if self._cache is not None and (known := self._cache.get(request)):
@@ -164,7 +165,7 @@ class HttpChatModel:
             await asyncio.sleep(failure.retry_after + self._jitter.uniform(0, bound))
         raise ChatFailed(f"{self.endpoint.base_url}: no reply after {attempt + 1} attempts; the last: {failure}")
 
-    def body(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> dict[str, Any]:
+    def body(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> dict[str, Any]:
         """The request, with every sampling field: a server would put defaults of its own in place of those left out."""
         endpoint = self.endpoint
         fields: dict[str, Any] = {
@@ -288,7 +289,7 @@ def scrubbed(data: bytes, endpoint: EndpointConfig) -> bytes:
     return data.replace(key, b"[key]") if len(key) >= _REAL_KEY else data
 
 
-def seed_of(key: Key) -> int:
+def seed_of(key: RngKey) -> int:
     """A seed for servers, 31 bits: a function of the whole key."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "little") >> 1
 

@@ -24,7 +24,8 @@ from typing import Any
 from urllib.parse import quote
 
 from collab.chat.base import ChatModel, Sampling
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
+from collab.randomness import RngKey
 from collab.util.files import cut_torn_line, naming
 
 _STEP = re.compile(r"(?:train|val)-(\d+)\.")
@@ -85,7 +86,7 @@ class Journalled:
     def __init__(self, model: ChatModel, journal: Journal) -> None:
         self.model, self.journal = model, journal
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         """The reply that is there, else one of the model, which is written down."""
         said = [(message.role, message.content, message.token_ids) for message in messages]
         request = hashlib.blake2b(repr((key, said, sampling)).encode(), digest_size=16).hexdigest()

@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 import json_repair
 
 from collab.chat.base import ChatFailed, ChatModel, Sampling
-from collab.conversation import Key, Message
+from collab.conversation import Message
+from collab.randomness import RngKey
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ async def ask(
     model: ChatModel,
     messages: Sequence[Message],
     sampling: Sampling,
-    key: Key,
+    key: RngKey,
     read: Callable[[str], T],
     retries: int,
 ) -> Answer[T]:
@@ -116,7 +117,7 @@ def as_text(value: Any) -> str:
     return value.strip() if isinstance(value, str) else str(value) if isinstance(value, int | float) else ""
 
 
-def mark(key: Key, *texts: str) -> str:
+def mark(key: RngKey, *texts: str) -> str:
     """Eight hexadecimal digits that none of `texts` contains, and that nobody who does not know `key` can guess.
 
     The same for the same key and, but for texts that contain it, whatever the texts: a prompt that grows keeps its

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from collab.simulation.allocation import adaptive_problem
 from collab.util.errors import BadInput
 
 T = TypeVar("T")
@@ -93,8 +92,8 @@ class AlgorithmConfig:
     warmup_steps: int = 2  # optimizer steps of linear warm-up
     schedule: str = "constant"  # constant | cosine | linear, after the warm-up
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 leaves them
-    updates_per_step: int = 1  # optimizer steps that the groups of a rollout are dealt out to
-    epochs: int = 1  # passes over the groups of a rollout, each of updates_per_step optimizer steps
+    num_minibatches: int = 1  # optimizer steps that the groups of a rollout are dealt out to
+    epochs: int = 1  # passes over the groups of a rollout, each of num_minibatches optimizer steps
     # positions in one forward and backward, or one group; bounds memory, the update stays the same. Attention that is
     # not computed in blocks (eager, capped scores, short windows on a CPU) takes one group at a time
     tokens_per_micro_batch: int = 2048
@@ -128,9 +127,11 @@ class GRPOConfig(AlgorithmConfig):
     scale_by_std: bool = True  # divide group-centred rewards by their spread
     leave_one_out: bool = False  # compare each candidate with the mean of the others, not of all
     # a step's loss is the mean over tokens | sequences (a token then counts 1 / length) | sums (of whole sequences)
-    mean_over: str = "tokens"
-    learn_from: int = 0  # candidates of a group that are learned from, those with the largest advantages; 0 takes all
-    std_floor: float = 1.0e-6  # added to that spread, so that groups that hardly differ do not count as much
+    loss_aggregation: str = "tokens"
+    max_trained_candidates: int = (
+        0  # candidates of a group that are learned from, those with the largest advantages; 0 takes all
+    )
+    std_eps: float = 1.0e-6  # added to that spread, so that groups that hardly differ do not count as much
 
 
 @dataclass
@@ -247,7 +248,6 @@ class SamplerConfig:
     # conversations (as algorithm.data) from which a goal that is in them takes its contexts; null: the policy's own
     contexts: str | None = None
     paired: bool = True  # all candidates of a context face the same user randomness
-    adaptive: bool = False  # spend the same samples where a pilot leaves the ranking open; takes num_samples >= 4
     temperature: float = 0.7  # of the policy, in rollouts and evaluation
     top_p: float = 1.0  # nucleus mass; online algorithms need 1
     top_k: int = 0  # number of likeliest tokens; online algorithms need 0 (all)
@@ -467,10 +467,10 @@ _AT_LEAST: dict[str, int] = {
     "algorithm.warmup_steps": 0,
     "algorithm.max_grad_norm": 0,
     "algorithm.tokens_per_micro_batch": 1,
-    "algorithm.updates_per_step": 1,
+    "algorithm.num_minibatches": 1,
     "algorithm.epochs": 1,
     "algorithm.minimum_gap": 0,
-    "algorithm.learn_from": 0,
+    "algorithm.max_trained_candidates": 0,
     "algorithm.kl_coef": 0,
     "evaluator.margin": 0,
     "algorithm.value_coef": 0,
@@ -510,7 +510,7 @@ _ABOVE_ZERO = (
     "budget.max_tokens",
     "algorithm.lr",
     "algorithm.beta",
-    "algorithm.std_floor",
+    "algorithm.std_eps",
     "algorithm.value_clip",
     "model.lora.alpha",
     "engine.tolerance",
@@ -539,7 +539,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "sandbox": ("auto", "strict"),
     "model.attention": ("auto", "sdpa", "flash_attention_2", "eager"),
     "algorithm.schedule": ("constant", "cosine", "linear"),
-    "algorithm.mean_over": ("tokens", "sequences", "sums"),
+    "algorithm.loss_aggregation": ("tokens", "sequences", "sums"),
     "strategy.name": ("auto", "ddp", "fsdp"),
     "trainer.accelerator": ("auto", "cpu", "cuda"),
     "logger.wandb": ("auto", "online", "offline", "disabled"),
@@ -888,8 +888,6 @@ def _update_problems(config: Config) -> Iterable[str]:
             f"group_size ({sampler.group_size}) must be at least 2 for {algorithm.name}: it compares candidates. "
             "Set sampler.group_size=2 or more."
         )
-    if online and sampler.adaptive and (problem := adaptive_problem(sampler.window, sampler.num_samples)):
-        yield problem
     truncated = [f"sampler.top_p={sampler.top_p}"] if sampler.top_p < 1 else []
     truncated += [f"sampler.top_k={sampler.top_k}"] if sampler.top_k > 0 else []
     if online and truncated:
@@ -902,17 +900,17 @@ def _update_problems(config: Config) -> Iterable[str]:
             f"sampler.temperature (0) must be above 0 for {algorithm.name}: it learns from log-probs at that "
             "temperature. Set sampler.temperature=0.7, or what you like above 0."
         )
-    updates = config.trainer.max_steps * max(1, algorithm.updates_per_step) * max(1, algorithm.epochs)
+    updates = config.trainer.max_steps * max(1, algorithm.num_minibatches) * max(1, algorithm.epochs)
     if algorithm.warmup_steps > updates >= 1:
         yield (
             f"algorithm.warmup_steps ({algorithm.warmup_steps}) must be at most the {updates} optimizer steps of the "
             f"run (trainer.max_steps={config.trainer.max_steps}): the learning rate would never get to its peak. Set a "
             "shorter warm-up."
         )
-    updates, goals = algorithm.updates_per_step, config.trainer.goals_per_step
+    updates, goals = algorithm.num_minibatches, config.trainer.goals_per_step
     if updates >= 1 and goals % updates:
         yield (
-            f"algorithm.updates_per_step ({updates}) must divide trainer.goals_per_step ({goals}): the groups are "
+            f"algorithm.num_minibatches ({updates}) must divide trainer.goals_per_step ({goals}): the groups are "
             f"dealt out to that many updates. Set trainer.goals_per_step={(goals // updates + 1) * updates}."
         )
     steps, every = config.trainer.max_steps, config.trainer.val_every
@@ -937,8 +935,6 @@ def _synthesis_problems(config: Config) -> Iterable[str]:
             "sampler.temperature (0) must be above 0 for a synthesis: greedy candidates of a context are all the same. "
             "Set sampler.temperature=0.7, or what you like above 0."
         )
-    if sampler.adaptive and (problem := adaptive_problem(sampler.window, sampler.num_samples)):
-        yield problem
     if trainer.devices not in ("auto", 1) or trainer.num_nodes != 1:
         yield (
             f"trainer.devices ({trainer.devices}) and trainer.num_nodes ({trainer.num_nodes}) must be 1 for a "

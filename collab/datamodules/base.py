@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import lightning
 from torch.utils.data import DataLoader, DistributedSampler
 
-from collab.conversation import Conversation, Goal, Group, Key, Score
+from collab.conversation import Conversation, Goal, Group, Score
 from collab.datamodules.goals import GoalSplits
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def schedule(goals: Sequence[Item], goals_per_step: int, max_steps: int, seed: i
         step: list[int] = []
         while len(step) < goals_per_step:
             if not waiting:
-                waiting = Key(seed, role="data", round=passes).stream().permutation(len(goals)).tolist()
+                waiting = RngKey(seed, role="data", round=passes).stream().permutation(len(goals)).tolist()
                 passes += 1
             chosen = next((index for index in waiting if index not in step), waiting[0])
             waiting.remove(chosen)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 
-from collab.conversation import Agenda, AgendaItem, Goal, Key
+from collab.conversation import Agenda, AgendaItem, Goal
 from collab.datamodules.goals import Layout, Row, TaskGoals, check_option, derived_id, scattered, text_of
 from collab.datamodules.math_templates import NAMES, TEMPLATES, Template
 from collab.parsing.answers import CHECKER
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 # What a full stop or a line's end inside of does not end a sentence: drawings, environments, formulas.
@@ -68,7 +69,7 @@ def generated(templates: Sequence[Template], split: str, size: int, seed: int) -
     Raises:
         BadInput: The templates do not have that many.
     """
-    draws = Key(seed, role="math", split=split).stream()
+    draws = RngKey(seed, role="math", split=split).stream()
     goals: dict[tuple[str, ...], Goal] = {}
     for number, template in enumerate(cycle(templates)):
         if len(goals) == size:

@@ -36,11 +36,12 @@ import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer
 
 from collab.chat.base import Sampling
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
 from collab.generation.graphs import StepGraphs, padded
 from collab.lm.attention import additive_masks, check_layers, use_by_layout
 from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
 from collab.lm.products import Products
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 _CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
@@ -303,7 +304,7 @@ class LocalEngine:
         self._task: asyncio.Task[None] | None = None
         self.new_tokens = 0  # decoded since the engine was made
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         """One reply; see `ChatModel`.
 
         Raises:
@@ -330,7 +331,7 @@ class LocalEngine:
         self._task.get_coro().close()  # gives back what it holds of the model
         self._task = None
 
-    def forget(self, weights: bool = False) -> None:
+    def clear_cache(self, weights: bool = False) -> None:
         """Drop all that was computed from the weights. Call it whenever they have changed.
 
         With `weights`, also copies of the weights themselves in other layouts.
@@ -339,9 +340,11 @@ class LocalEngine:
             RuntimeError: Replies are being decoded, from keys and values that would be lost.
         """
         if self._running:
-            raise RuntimeError(f"forget() while {len(self._running)} replies are being decoded: await or cancel them")
-        self._products.forget(weights)
-        self._graphs.forget()
+            raise RuntimeError(
+                f"clear_cache() while {len(self._running)} replies are being decoded: await or cancel them"
+            )
+        self._products.clear_cache(weights)
+        self._graphs.clear_cache()
         self._kept.clear()
         self._kept_bytes = 0
         self._openings.clear()

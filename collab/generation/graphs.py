@@ -33,14 +33,14 @@ class StepGraphs:
     def usable(self, device: torch.device) -> bool:
         return self._works and device.type == "cuda"
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         self._recorded.clear()
         self._valid_for = ()  # holds the memory of rows
 
     def keep_if(self, *held: object) -> None:
         """Forget all, unless these are the very objects that the graphs were recorded with."""
         if len(held) != len(self._valid_for) or any(a is not b for a, b in zip(held, self._valid_for, strict=True)):
-            self.forget()
+            self.clear_cache()
             self._valid_for = held
 
     def run(self, shape: Hashable, step: Step, ids: torch.Tensor, starts: torch.Tensor) -> torch.Tensor | None:
@@ -56,7 +56,7 @@ class StepGraphs:
             try:
                 self._recorded[key] = (ids, starts, record(step, ids, starts))
             except RuntimeError as error:
-                self.forget()
+                self.clear_cache()
                 self._works = False
                 log.warning("decoding goes on without CUDA graphs, which this model does not allow: %s", error)
                 return None

@@ -43,8 +43,9 @@ from collab.chat.base import Sampling
 from collab.chat.http import BearerFromEnvironment, HttpChatModel, api_key, error_message, scrubbed, seed_of
 from collab.chat.limits import Failure
 from collab.config.schema import EndpointConfig, VLLMEngineConfig, engine_endpoint
-from collab.conversation import Key, Message, Reply, Usage
+from collab.conversation import Message, Reply, Usage
 from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
+from collab.randomness import RngKey
 from collab.util.errors import BadInput, RunStopped
 from collab.util.processes import rank
 
@@ -425,7 +426,7 @@ class VLLMEngine:
         self.new_tokens = 0
         self.checked = {"server_gap": math.nan, "server_share": math.nan}
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         """One reply; see `ChatModel`. Its randomness is a seed made of `key`.
 
         Raises:
@@ -448,7 +449,7 @@ class VLLMEngine:
 
     # --- adapters ------------------------------------------------------------------------------------------------
 
-    def take_up(
+    def sync_weights(
         self, logprobs: LogProbs, share_out: Callable[[Any], Any], state: Mapping[str, Any] | None = None
     ) -> None:
         """Have the server speak with the weights as they are now, and verify that it does. All processes call it.
@@ -480,7 +481,7 @@ class VLLMEngine:
             everywhere=True,
         )
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """The rollout is over: break off what nobody waits for any more. The adapter stays until the next one."""
         self._http.drop()
 

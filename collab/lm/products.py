@@ -56,13 +56,13 @@ class Products:
         """The rounded adapters, other tensors whenever adapters have changed; None where a CPU has them merged."""
         return [group.down for group in self.groups]
 
-    def forget(self, weights: bool = False) -> None:
+    def clear_cache(self, weights: bool = False) -> None:
         """Read adapters anew next time, also where they were written past autograd's count of changes.
 
         With `weights`, the base weights too.
         """
         for group in self.groups:
-            group.forget(weights)
+            group.clear_cache(weights)
 
 
 class _Group:
@@ -83,7 +83,7 @@ class _Group:
         self.input: torch.Tensor | None = None
         self.outputs: list[torch.Tensor | None] = []
 
-    def forget(self, weights: bool) -> None:
+    def clear_cache(self, weights: bool) -> None:
         self.adapter_state = self.down = self.up = None
         self.packed.pop(True, None)
         if weights or any(base.weight.requires_grad for base in self.bases):  # which an update will change
@@ -99,7 +99,7 @@ class _Group:
         base_state = [_state(parameter) for base in self.bases for parameter in base.parameters()]
         adapter_state = [_adapter_state(layer) for layer in self.adapters]
         if base_state != self.base_state or adapter_state != self.adapter_state:
-            self.forget(weights=base_state != self.base_state)
+            self.clear_cache(weights=base_state != self.base_state)
             self.base_state, self.adapter_state = base_state, adapter_state
             if self.packs:
                 self.bias = _together([base.bias for base in self.bases], weights)

@@ -4,7 +4,7 @@ A subclass says which replies of a group it learns from (`examples`) and what th
 judges nor HTTP are known here.
 
 Optimisation is manual so that a step may hold any number of micro-batches, and a rollout several steps: `epochs` passes
-over it, in each of which its groups are dealt out to `updates_per_step` minibatches, the same ones in every pass. A
+over it, in each of which its groups are dealt out to `num_minibatches` minibatches, the same ones in every pass. A
 step's loss is a sum over units (pairs, tokens or sequences) of all its micro-batches, divided by the number of units in
 the whole step, on all processes; the gradients of micro-batches and of processes then simply add up.
 """
@@ -149,7 +149,7 @@ class PolicyModule(L.LightningModule):
         config: AlgorithmConfig = self.config
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        updates = self.max_steps * config.updates_per_step * config.epochs
+        updates = self.max_steps * config.num_minibatches * config.epochs
         scale = learning_rate_scale(config.schedule, config.warmup_steps, updates)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, scale)]
 
@@ -168,7 +168,7 @@ class PolicyModule(L.LightningModule):
         found, norms = [0.0] * 5, []
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         # Neighbours go together, so that an update has the same groups, of all ranks, whatever their number.
-        updates = self.config.updates_per_step
+        updates = self.config.num_minibatches
         cuts = [len(batch.groups) * number // updates for number in range(updates + 1)]
         shares = [self.examples(batch.groups[start:end]) for start, end in itertools.pairwise(cuts)]
         examples = self.prepare([example for share in shares for example in share])

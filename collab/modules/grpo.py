@@ -2,16 +2,16 @@
 
 Departs from that paper in its normalisation: the loss is a mean over all tokens of the step, not first over each
 sequence, so that a token counts the same in a short reply as in a long one (as in DAPO, Yu et al. 2025).
-`mean_over=sequences` is the paper's form; `scale_by_std=false` leaves rewards in their unit (as in Dr. GRPO, Liu et al.
-2025). The KL is that of the paper: TRL multiplies it by the probability ratio unless told not to.
+`loss_aggregation=sequences` is the paper's form; `scale_by_std=false` leaves rewards in their unit (as in Dr. GRPO,
+Liu et al. 2025). The KL is that of the paper: TRL multiplies it by the probability ratio unless told not to.
 
-RLOO (Ahmadian et al. 2024) is `leave_one_out`, rewards in their unit, and `mean_over=sums`: the mean over sequences of
-the sum over their tokens, which makes a whole reply one action. `algorithm=rloo` sets these. It departs from that paper
+RLOO (Ahmadian et al. 2024) is `leave_one_out`, rewards in their unit, and `loss_aggregation=sums`: the mean over
+sequences of the sum over their tokens, which makes a whole reply one action. `algorithm=rloo` sets these. It departs from that paper
 in that `kl_coef` adds a term to the loss, as in GRPO, instead of taking the KL off the reward, and in the clipping,
 which does nothing to the first update of a rollout.
 
-With `learn_from`, all candidates are compared but only those that stand out are learned from: drawing them is cheap and
-the update is not (as in PODS, Xu et al. 2025, which picks those of the largest variance).
+With `max_trained_candidates`, all candidates are compared but only those that stand out are learned from: drawing
+them is cheap and the update is not (as in PODS, Xu et al. 2025, which picks those of the largest variance).
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class GRPO(PolicyModule):
             if len(rewards) < 2 or rewards.max() == rewards.min():
                 continue
             config = self.config
-            advantages = group_advantages(rewards, config.scale_by_std, config.std_floor, config.leave_one_out)
+            advantages = group_advantages(rewards, config.scale_by_std, config.std_eps, config.leave_one_out)
             order = advantages.abs().argsort(descending=True, stable=True).tolist()
-            chosen = sorted(order[: config.learn_from or None])
+            chosen = sorted(order[: config.max_trained_candidates or None])
             replies = tuple(group.candidates[index].reply for index in chosen)
             found.append(Example(replies, tuple(advantages[chosen].tolist())))
         return found
 
     def units(self, example: Example) -> int:
-        if self.config.mean_over == "tokens":
+        if self.config.loss_aggregation == "tokens":
             return sum(len(reply.token_ids) for reply in example.replies)
         return len(example.replies)
 
@@ -62,6 +62,6 @@ class GRPO(PolicyModule):
         )
         if ref_logprobs is not None and self.config.kl_coef:
             losses = losses + self.config.kl_coef * kl_estimates(output.logprobs, ref_logprobs)
-        if self.config.mean_over == "sequences":
+        if self.config.loss_aggregation == "sequences":
             losses = losses / batch.sequence.bincount(minlength=batch.num_sequences)[batch.sequence]
         return losses.sum()

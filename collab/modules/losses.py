@@ -42,13 +42,13 @@ def dpo_losses(
 
 
 def group_advantages(
-    rewards: torch.Tensor, scale_by_std: bool, std_floor: float, leave_one_out: bool = False
+    rewards: torch.Tensor, scale_by_std: bool, std_eps: float, leave_one_out: bool = False
 ) -> torch.Tensor:
     """[S] rewards of one group -> how much better than the group's mean each is (GRPO, Shao et al. 2024).
 
     With `leave_one_out` each is compared with the mean of the others, which does not hold its own reward (RLOO, Kool et
     al. 2019; Ahmadian et al. 2024): S / (S - 1) times the difference to the mean of all. With `scale_by_std` the
-    differences are divided by the group's standard deviation (with Bessel's correction) plus `std_floor`: groups whose
+    differences are divided by the group's standard deviation (with Bessel's correction) plus `std_eps`: groups whose
     candidates differ by much less than that count for little. A group without spread has zero advantages.
     """
     size = len(rewards)
@@ -57,7 +57,7 @@ def group_advantages(
         return centred
     if leave_one_out:
         centred = centred * (size / (size - 1))
-    return centred / (rewards.std() + std_floor) if scale_by_std else centred
+    return centred / (rewards.std() + std_eps) if scale_by_std else centred
 
 
 def clipped_policy_losses(

@@ -3,7 +3,7 @@
 A response is an episode and each of its tokens an action. MR is paid for the last token; every token costs `kl_coef`
 times its log-ratio to the reference. A linear head on the policy's trunk says what the state before each token is
 worth, GAE turns both into advantages, and `epochs` passes over the rollout update policy and head together, each in
-`updates_per_step` minibatches of whole groups. A response that was cut at its limit is an episode like any other: MR
+`num_minibatches` minibatches of whole groups. A response that was cut at its limit is an episode like any other: MR
 has seen what came of it.
 
 Departs from Schulman et al. in that:

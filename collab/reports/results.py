@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from collab.conversation import Key
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 from collab.util.files import write_json
 
@@ -109,7 +109,7 @@ def _estimate(goals: Mapping[str, float], samples: int, seed: int) -> dict[str, 
     if n == 0:
         return {"mean": None, "ci95": [None, None], "n": 0}
     values = np.array([goals[goal] for goal in sorted(goals)])
-    drawn = Key(seed, role="bootstrap").stream().integers(n, size=(samples, n))
+    drawn = RngKey(seed, role="bootstrap").stream().integers(n, size=(samples, n))
     low, high = np.percentile(values[drawn].mean(axis=1), _PERCENTILES)
     return {"mean": float(values.mean()), "ci95": [float(low), float(high)], "n": n}
 
@@ -120,7 +120,7 @@ def _aggregate(
     """Aggregate of one policy, or the first one's minus the second one's on the goals that both have."""
     goals = sorted(set.intersection(*({goal for one in metrics.values() for goal in one} for metrics in policies)))
     n = len(goals)
-    drawn = Key(seed, role="bootstrap").stream().integers(n, size=(samples, n)) if n else np.zeros((samples, 0), int)
+    drawn = RngKey(seed, role="bootstrap").stream().integers(n, size=(samples, n)) if n else np.zeros((samples, 0), int)
 
     def figure(chosen: np.ndarray) -> np.ndarray:
         found = [

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Answer, Unfit, ask, fence, mark
-from collab.conversation import Conversation, Goal, Key, Message
+from collab.conversation import Conversation, Goal, Message
 from collab.parsing.answers import CHECKER
 from collab.parsing.english import words
 from collab.parsing.extraction import last_answer
+from collab.randomness import RngKey
 from collab.rewards.metrics import Judged
 
 INVENTED = "invented"  # what was extracted is not in the conversation
@@ -106,7 +107,7 @@ class Judge:
             name: The same in one word.
             texts: The judged texts; `{mark}` in front of each is put in here.
         """
-        key = Key(self.seed, role=f"{self.role}/{what}", goal=goal.id)
+        key = RngKey(self.seed, role=f"{self.role}/{what}", goal=goal.id)
         sign = mark(key, *texts)
         asked = [
             Message("system", _RATER.format(task=task, material=material, mark=sign)),
@@ -138,7 +139,7 @@ class Judge:
         return await self._extracting[place]
 
     async def _extract(self, conversation: Conversation, artefact: str) -> Answer[str]:
-        key = Key(self.seed, role=self.role, goal=conversation.goal.id)
+        key = RngKey(self.seed, role=self.role, goal=conversation.goal.id)
         texts = spoken(conversation)
         sign = mark(key, *texts)
         asked = [

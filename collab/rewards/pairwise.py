@@ -20,9 +20,10 @@ import torch
 
 from collab.chat.base import ChatFailed, ChatModel, Sampling
 from collab.chat.structured import fence, mark
-from collab.conversation import INVALID, Goal, Key, Message
+from collab.conversation import INVALID, Goal, Message
 from collab.generation.engine import LocalEngine
 from collab.parsing.english import without_questions
+from collab.randomness import RngKey
 from collab.simulation.agenda import notes_of
 
 QUESTIONS = ("asking", "text")
@@ -90,7 +91,7 @@ class PairwiseJudge:
     def _prompt(self, goal: Goal, a: Chat, b: Chat, question: str) -> list[Message]:
         wish = " ".join((goal.prompt, *(note for note in notes_of(goal) if note not in goal.prompt)))
         shown = [a.text or "(no text)", b.text or "(no text)"] if question == "text" else [_spoken(a), _spoken(b)]
-        sign = mark(Key(self.seed, role=f"evaluator/{question}", goal=goal.id), wish, *shown)
+        sign = mark(RngKey(self.seed, role=f"evaluator/{question}", goal=goal.id), wish, *shown)
         material = f"{sign} WHAT THE USER KNOWS AND WANTS:\n{wish}\n\n{sign} A:\n{shown[0]}\n\n{sign} B:\n{shown[1]}"
         return [
             Message("system", _TASK.format(question=_ASK[question], mark=sign)),
@@ -98,7 +99,7 @@ class PairwiseJudge:
         ]
 
     async def _letter(self, goal: Goal, messages: Sequence[Message], question: str) -> str | None:
-        key = Key(self.seed, role=f"evaluator/{question}", goal=goal.id)
+        key = RngKey(self.seed, role=f"evaluator/{question}", goal=goal.id)
         try:
             reply = await self.model.complete(messages, Sampling(8, temperature=0.0, adapter=False), key)
         except ChatFailed:

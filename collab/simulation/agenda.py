@@ -34,7 +34,7 @@ from functools import lru_cache
 from numpy.random import Generator
 
 from collab.config.schema import AgendaUserConfig
-from collab.conversation import Artefact, Conversation, Goal, Key
+from collab.conversation import Artefact, Conversation, Goal
 from collab.parsing.english import (
     content_words,
     names_and_numbers,
@@ -46,6 +46,7 @@ from collab.parsing.english import (
 )
 from collab.parsing.extraction import last_program, outside_code, states_answer
 from collab.parsing.questions import Reading, read_question, slots_of
+from collab.randomness import RngKey
 from collab.simulation.user import UserTurn
 
 CONTENT = "content"
@@ -506,7 +507,7 @@ class AgendaUser:
     def __init__(self, config: AgendaUserConfig, max_turns: int) -> None:
         self.config, self.max_turns = config, max_turns
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         goal, draws = conversation.goal, key.stream()
         if not conversation.turns:
             text = _pick(draws, _openings(goal))
@@ -517,7 +518,7 @@ class AgendaUser:
             if state.idle >= self.config.patience:
                 return UserTurn("", "patience")
             text = self._answer(goal, state, draws)
-        if conversation.position == self.max_turns:
+        if conversation.turn == self.max_turns:
             finals = _manner(goal).finals
             text += " " + _pick(draws, finals).format(form=form_of(goal)) if finals else ""
         return UserTurn(text)

@@ -20,7 +20,8 @@ from dataclasses import replace
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark
 from collab.config.schema import LLMUserConfig
-from collab.conversation import Conversation, Goal, Key, Message
+from collab.conversation import Conversation, Goal, Message
+from collab.randomness import RngKey
 from collab.simulation.agenda import form_of, makes
 from collab.simulation.guards import (
     CONFUSION,
@@ -120,7 +121,7 @@ class LLMUser:
             config.max_new_tokens, config.temperature, config.top_p, response_format="json", adapter=False
         )
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         persona = conversation.user or self._persona(key)
         answer = await ask(
             self.model,
@@ -136,7 +137,7 @@ class LLMUser:
             return UserTurn("", invalid(answer.problems[-1]), persona)
         return replace(answer.value, user=persona)
 
-    def messages(self, conversation: Conversation, key: Key, persona: str) -> list[Message]:
+    def messages(self, conversation: Conversation, key: RngKey, persona: str) -> list[Message]:
         """What the model is asked; `key` decides about the slip and the mark."""
         goal, config = conversation.goal, self.config
         texts = [text for turn in conversation.turns for text in (turn.user, turn.reply.text)]
@@ -153,8 +154,8 @@ class LLMUser:
             chat = "\n".join(
                 f"{sign} YOU: {turn.user}\n{sign} ASSISTANT: {turn.reply.text}" for turn in conversation.turns
             )
-            asked = _NEXT.format(mark=sign, chat=chat, number=conversation.position, most=self.max_turns)
-            if conversation.position == self.max_turns:
+            asked = _NEXT.format(mark=sign, chat=chat, number=conversation.turn, most=self.max_turns)
+            if conversation.turn == self.max_turns:
                 asked += _LAST
         else:
             asked = _FIRST
@@ -192,11 +193,11 @@ class LLMUser:
             return REPEAT
         if role_confusion(goal, heard[-1] if heard else "", message):
             return CONFUSION
-        if conversation.position <= self.config.vague_turns and leaks(goal, message):
+        if conversation.turn <= self.config.vague_turns and leaks(goal, message):
             return LEAK
         return ""
 
-    def _persona(self, key: Key) -> str:
+    def _persona(self, key: RngKey) -> str:
         """Drawn once for a conversation; candidates of a context have it in common even where nobody wrote it down."""
         names = sorted(self.config.personas)
         draws = key.at(role="persona", turn=0, candidate=None).stream()

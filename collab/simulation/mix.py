@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from collab.config.schema import MixUserConfig
-from collab.conversation import Conversation, Key
+from collab.conversation import Conversation
+from collab.randomness import RngKey
 from collab.simulation.user import UserSimulator, UserTurn
 
 TEST_SPLIT = "test"
@@ -30,14 +31,14 @@ class MixUser:
         self.config, self.users = config, dict(users)
         self.paid = any(getattr(user, "paid", False) for user in users.values())
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         name, _, inner = conversation.user.partition("/")
         if name not in self.users:
             name = self._drawn(key)
         turn = await self.users[name].respond(replace(conversation, user=inner), key)
         return replace(turn, user=f"{name}/{turn.user}" if turn.user else name)
 
-    def _drawn(self, key: Key) -> str:
+    def _drawn(self, key: RngKey) -> str:
         test = self.config.test_weights if key.split == TEST_SPLIT else {}
         weights = test or self.config.weights
         names = sorted(name for name, weight in weights.items() if weight > 0)

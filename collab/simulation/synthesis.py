@@ -5,7 +5,7 @@ as answers to the usual context: their futures are played under the usual instru
 data is trained under, so what proactive prompting brings out is learned without the prompt. The best is appended, then
 the first user message of its forward window, and so on to the end of the conversation.
 
-A turn's candidates have random streams of their own (`Key.round` is the turn). Otherwise the winner's future of one
+A turn's candidates have random streams of their own (`RngKey.round` is the turn). Otherwise the winner's future of one
 turn would come again among the candidates of the next, whose scores would inherit that it had won.
 """
 
@@ -14,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from collab.conversation import Candidate, Conversation, Goal, Key
+from collab.conversation import Candidate, Conversation, Goal
+from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
-from collab.simulation.rollout import Players, multiturn_reward, play, sample_candidates
+from collab.simulation.conversation_loop import Players, play, sample_candidates
+from collab.simulation.multiturn import multiturn_reward
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,8 @@ async def synthesise(
     candidates_at: Callable[[int], int],
     window: int,
     num_samples: int,
-    key: Key,
+    key: RngKey,
     paired: bool = True,
-    adaptive: bool = False,
 ) -> Synthesised | None:
     """Play one conversation, turn by turn on the best candidate.
 
@@ -66,7 +67,7 @@ async def synthesise(
         proactive_prompt: That of the other half of the candidates; they are kept as answers to the usual context. Of an
             odd number the odd one is usual.
         candidates_at: Turn number -> candidates.
-        window: As in `multiturn_reward`, like `num_samples`, `paired` and `adaptive`.
+        window: As in `multiturn_reward`, like `num_samples` and `paired`.
         num_samples: Forward samples per candidate.
         key: Randomness of this conversation.
 
@@ -78,8 +79,8 @@ async def synthesise(
     turns: list[SynthesisedTurn] = []
     conversation = await play(players, Conversation(goal, system_prompt), key, until_context=1)
     while conversation.pending is not None:
-        turn_key = key.at(round=conversation.position)
-        size = candidates_at(conversation.position)
+        turn_key = key.at(round=conversation.turn)
+        size = candidates_at(conversation.turn)
         replies = await sample_candidates(players, conversation, size - size // 2, turn_key)
         prompted = replace(conversation, system_prompt=proactive_prompt)
         proactive_key = turn_key.at(split=f"{key.split}/proactive")
@@ -93,7 +94,6 @@ async def synthesise(
             num_samples=num_samples,
             key=turn_key,
             paired=paired,
-            adaptive=adaptive,
         )
         scored = [candidate for candidate in candidates if candidate.mr is not None]
         if not scored:
@@ -106,10 +106,10 @@ async def synthesise(
     return Synthesised(tuple(turns), conversation.ended_by)
 
 
-async def _go_on(players: Players, played: Conversation, best: Candidate, window: int, key: Key) -> Conversation:
+async def _go_on(players: Players, played: Conversation, best: Candidate, window: int, key: RngKey) -> Conversation:
     """`played`, which ends with the best candidate, with the user's next message; ended where the user has none."""
     if not window:  # no future was played: the user is asked now
-        return await play(players, played, key, until_context=played.position)
+        return await play(players, played, key, until_context=played.turn)
     done = len(played.turns)
     futures = [future for future in best.futures if future.valid]  # at least one, or it had not been scored
     for future in futures:

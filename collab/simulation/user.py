@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from collab.conversation import INVALID, Conversation, Key
+from collab.conversation import INVALID, Conversation
+from collab.randomness import RngKey
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,6 @@ class UserSimulator(Protocol):
     One that has `paid = True` speaks by calls that cost something: a conversation that was begun is then not abandoned.
     """
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
-        """The message that opens turn `conversation.position`, with the randomness of `key` alone."""
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
+        """The message that opens turn `conversation.turn`, with the randomness of `key` alone."""
         ...

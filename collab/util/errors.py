@@ -16,3 +16,15 @@ class RunStopped(Exception):
     def __init__(self, message: str, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
+
+
+def error_text(error: BaseException) -> str:
+    """What an error and its causes say, once each, without the lines in which OmegaConf describes its own tree."""
+    told: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        for line in map(str.strip, str(cause).splitlines()):
+            if line and line not in told and not line.startswith(("full_key:", "object_type=", "reference_type=")):
+                told.append(line)
+        cause = cause.__cause__
+    return " ".join(line if line.endswith((".", ":", "?")) else f"{line}." for line in told)

@@ -6,8 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
-from collab.app.compose import error_text
-from collab.util.errors import BadInput
+from collab.util.errors import BadInput, error_text
 
 
 def load_target(target: str, key: str, *, function: bool = False) -> Any:

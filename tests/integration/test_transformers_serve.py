@@ -19,11 +19,12 @@ from collab.chat.base import Sampling
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
 from collab.config.schema import EndpointConfig, LLMUserConfig
-from collab.conversation import Conversation, Goal, Key, Message, Score
+from collab.conversation import Conversation, Goal, Message, Score
+from collab.randomness import RngKey
 from collab.rewards.judge import Interactivity, Judge
 from collab.rewards.reward import ConversationReward
+from collab.simulation.conversation_loop import Players, play_goals
 from collab.simulation.llm import LLMUser
-from collab.simulation.rollout import Players, play_goals
 from collab.simulation.user import UserTurn
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,7 +36,7 @@ class ServedUser:
     def __init__(self, model: HttpChatModel) -> None:
         self.model = model
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         asked = Message("user", f"Ask for help with this in one short sentence: {conversation.goal.prompt}")
         return UserTurn((await self.model.complete([asked], Sampling(16), key)).text)
 
@@ -71,7 +72,7 @@ def test_a_served_model_plays_user_and_policy_and_judges(endpoint: EndpointConfi
     goals = [Goal("ferry", "A note about the ferry.", ""), Goal("kiln", "A note about the kiln.", "")]
 
     async def played_and_judged() -> list[tuple[Conversation, Score]]:
-        played = await play_goals(players, goals, "Be brief.", Key(1, split="test"))
+        played = await play_goals(players, goals, "Be brief.", RngKey(1, split="test"))
         reward = ConversationReward({"interactivity": (1.0, metric)})
         return list(zip(played, await asyncio.gather(*map(reward, played)), strict=True))
 
@@ -86,7 +87,7 @@ def test_a_served_model_plays_user_and_policy_and_judges(endpoint: EndpointConfi
     spent = model.ledger.spent
     assert (spent["user"].calls, spent["policy"].calls, spent["judge"].calls) == (4, 4, len(verdicts))
     user = LLMUser(LLMUserConfig(retries=1, max_new_tokens=24), 2, model)  # whose form it may well not keep to
-    turn = asyncio.run(user.respond(Conversation(goals[0]), Key(1, role="user")))
+    turn = asyncio.run(user.respond(Conversation(goals[0]), RngKey(1, role="user")))
     assert turn.text or turn.end.startswith("invalid") and user.problems["user_invalid"] == 1
     assert 5 <= spent["user"].calls <= 6
     assert not any(spend.failed for spend in spent.values())

@@ -32,10 +32,11 @@ from benchmarks.environments import preloads, python_of
 from collab.callbacks.rollout import _logprobs
 from collab.chat.base import Sampling
 from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig
-from collab.conversation import Key, Message
+from collab.conversation import Message
 from collab.generation.vllm import VLLMEngine
 from collab.lm.loading import load_model, load_tokenizer, resolve_dtype
 from collab.modules.policy import Policy
+from collab.randomness import RngKey
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
 
@@ -47,7 +48,7 @@ SMALL = (
     *("callbacks=quiet", "trainer.max_steps=2", "trainer.goals_per_step=1", "trainer.val_every=2", "task.num_val=1"),
     *("task.num_test=1", "evaluation.num_conversations=1", "evaluation.bootstrap_samples=100", "task.max_turns=2"),
     *("sampler.group_size=2", "sampler.equal_turns=false", "algorithm.lr=1e-2", "algorithm.warmup_steps=0"),
-    *("algorithm.updates_per_step=1", "algorithm.epochs=1"),
+    *("algorithm.num_minibatches=1", "algorithm.epochs=1"),
 )
 
 
@@ -149,13 +150,13 @@ def test_the_logprobs_are_those_of_the_policy(server: Server, tmp_path: Path) ->
             if "lora_B" in name:
                 parameter.data += size * torch.randn_like(parameter)
         started = time.monotonic()
-        engine.take_up(logprobs, lambda value: value)
+        engine.sync_weights(logprobs, lambda value: value)
         seconds = time.monotonic() - started
 
         async def speak() -> list[Any]:
             sampling = Sampling(32, temperature=0.7)
             asked = ([Message("user", f"Tell me something about the number {i}.")] for i in range(12))
-            keys = (Key(1, role="policy", sample=i) for i in range(12))
+            keys = (RngKey(1, role="policy", sample=i) for i in range(12))
             return await asyncio.gather(*(engine.complete(m, sampling, k) for m, k in zip(asked, keys, strict=True)))
 
         replies = asyncio.run(speak())

@@ -9,11 +9,12 @@ from typing import Any
 
 from benchmarks.cheats import Heard
 from collab.chat.base import Sampling
-from collab.conversation import Conversation, Key, Message, Reply
+from collab.conversation import Conversation, Message, Reply
 from collab.parsing.english import content_words, sentences
+from collab.randomness import RngKey
 from collab.simulation.user import UserTurn
 
-Script = Callable[[Sequence[Message], Key], str]
+Script = Callable[[Sequence[Message], RngKey], str]
 
 
 def spoken(text: str, max_new_tokens: int = 10**6) -> Reply:
@@ -36,15 +37,15 @@ class ScriptedModel:
         hurry: (key) -> how many times the event loop goes round before the reply is there.
 
     Attributes:
-        requests: Key of every request, in the order in which they came.
+        requests: RngKey of every request, in the order in which they came.
     """
 
-    def __init__(self, script: Script, lm: Any = None, hurry: Callable[[Key], int] = lambda key: 0) -> None:
+    def __init__(self, script: Script, lm: Any = None, hurry: Callable[[RngKey], int] = lambda key: 0) -> None:
         self.script, self.lm, self.hurry = script, lm, hurry
-        self.requests: list[Key] = []
+        self.requests: list[RngKey] = []
         self.new_tokens = 0
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         self.requests.append(key)
         for _ in range(self.hurry(key)):
             await asyncio.sleep(0)
@@ -52,18 +53,18 @@ class ScriptedModel:
         self.new_tokens += len(reply.token_ids)
         return reply
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         pass
 
 
 class ScriptedUser:
     """A user that says what `script(conversation, key)` returns; a string, or a `UserTurn` to leave."""
 
-    def __init__(self, script: Callable[[Conversation, Key], str | UserTurn]) -> None:
+    def __init__(self, script: Callable[[Conversation, RngKey], str | UserTurn]) -> None:
         self.script = script
-        self.requests: list[Key] = []
+        self.requests: list[RngKey] = []
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         self.requests.append(key)
         turn = self.script(conversation, key)
         return UserTurn(turn) if isinstance(turn, str) else turn
@@ -87,7 +88,7 @@ QUESTIONS = ("What should it say? When is it?", "Who should people contact? What
 _SMALL_TALK = re.compile("not help me much|not sure what you mean|not really the point")  # no notes of the user's
 
 
-def good_collaborator(messages: Sequence[Message], key: Key) -> str:
+def good_collaborator(messages: Sequence[Message], key: RngKey) -> str:
     """Asks for four different things in two turns, then writes what it was told and no more.
 
     Of a shipped goal it has what somebody wrote from the notes, less the sentences with a note that was not told. What
@@ -106,16 +107,16 @@ def good_collaborator(messages: Sequence[Message], key: Key) -> str:
     return " ".join([*written, *(" ".join(note[len(note) // 2 :] + note[: len(note) // 2]) + "." for note in missing)])
 
 
-def asks_the_same(messages: Sequence[Message], key: Key) -> str:
+def asks_the_same(messages: Sequence[Message], key: RngKey) -> str:
     return QUESTIONS[0]
 
 
-def asks_and_never_writes(messages: Sequence[Message], key: Key) -> str:
+def asks_and_never_writes(messages: Sequence[Message], key: RngKey) -> str:
     more = (*QUESTIONS, "Which tone do you have in mind?", "How long should the text be?")
     return more[(len(heard(messages)) - 1) % len(more)]
 
 
-def dumps_text(messages: Sequence[Message], key: Key) -> str:
+def dumps_text(messages: Sequence[Message], key: RngKey) -> str:
     """A long text about whatever the user opened with."""
     opening = heard(messages)[0].replace("?", ".")
     return (
@@ -125,11 +126,11 @@ def dumps_text(messages: Sequence[Message], key: Key) -> str:
     ) * 7
 
 
-def says_nothing(messages: Sequence[Message], key: Key) -> str:
+def says_nothing(messages: Sequence[Message], key: RngKey) -> str:
     return ""
 
 
-def echoes(messages: Sequence[Message], key: Key) -> str:
+def echoes(messages: Sequence[Message], key: RngKey) -> str:
     return heard(messages)[-1]
 
 
@@ -141,7 +142,7 @@ OFFERS = (  # and checks: questions that learn nothing
 )
 
 
-def offers(messages: Sequence[Message], key: Key) -> str:
+def offers(messages: Sequence[Message], key: RngKey) -> str:
     """An offer or a check at each turn, all of them different."""
     return OFFERS[(len(heard(messages)) - 1) % len(OFFERS)].format(topic="the text")
 

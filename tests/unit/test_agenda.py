@@ -19,9 +19,10 @@ from scripted import (
 import collab.datamodules
 from collab.chat.base import Sampling
 from collab.config.schema import AgendaUserConfig
-from collab.conversation import Conversation, Goal, Key
+from collab.conversation import Conversation, Goal
 from collab.datamodules.goals import load_goals
 from collab.parsing.english import content_words, sentences, stem
+from collab.randomness import RngKey
 from collab.simulation.agenda import (
     AgendaUser,
     agenda_of,
@@ -33,7 +34,7 @@ from collab.simulation.agenda import (
     read,
     topic_of,
 )
-from collab.simulation.rollout import Players, play
+from collab.simulation.conversation_loop import Players, play
 
 SENTENCES = (
     "Bring a red cup.",
@@ -59,7 +60,7 @@ OPEN = "What should the text include?"
 ALSO_OPEN = "What points should it mention?"
 SLOTS = ("What tone do you want for it?", "Who is going to read it?", "How long should it be?")
 OFF_TOPIC = "Do you like playing football on Sundays?"
-KEY = Key(1, role="user", split="test", goal="picnic")
+KEY = RngKey(1, role="user", split="test", goal="picnic")
 
 
 def after(*replies: str, goal: Goal = GOAL) -> Conversation:
@@ -70,7 +71,7 @@ def after(*replies: str, goal: Goal = GOAL) -> Conversation:
     return conversation
 
 
-def respond(*replies: str, goal: Goal = GOAL, key: Key = KEY, max_turns: int = 9, **config):
+def respond(*replies: str, goal: Goal = GOAL, key: RngKey = KEY, max_turns: int = 9, **config):
     user = AgendaUser(AgendaUserConfig(**config), max_turns)
     return asyncio.run(user.respond(after(*replies, goal=goal), key))
 
@@ -81,7 +82,7 @@ def revealed(text: str, goal: Goal = GOAL) -> list[int]:
     return [i for i, ways in enumerate(said) if any(way in text for way in ways)]
 
 
-def keys(count: int = 40) -> list[Key]:
+def keys(count: int = 40) -> list[RngKey]:
     return [replace(KEY, seed=seed) for seed in range(count)]
 
 

@@ -10,11 +10,12 @@ from scripted import ScriptedModel, says, spoken
 from collab.app.compose import load_config
 from collab.chat.base import Sampling
 from collab.config.schema import AgendaUserConfig
-from collab.conversation import Agenda, AgendaItem, Conversation, Goal, Key
+from collab.conversation import Agenda, AgendaItem, Conversation, Goal
 from collab.datamodules.goals import load_splits
+from collab.randomness import RngKey
 from collab.rewards.metrics import AgendaInteractivity
 from collab.simulation.agenda import AgendaUser, agenda_of, asks_back, form_of, makes, read
-from collab.simulation.rollout import Players, play
+from collab.simulation.conversation_loop import Players, play
 from collab.util.errors import BadInput
 
 PROBLEM = Goal(
@@ -60,10 +61,10 @@ STORY = Goal(
     },
 )
 CODE = "```python\ndef double(numbers, times=2):\n    return [times * n for n in numbers]\n```"
-KEY = Key(1, role="user", split="test")
+KEY = RngKey(1, role="user", split="test")
 
 
-def respond(goal: Goal, *replies: str, key: Key = KEY, max_turns: int = 9, **config):
+def respond(goal: Goal, *replies: str, key: RngKey = KEY, max_turns: int = 9, **config):
     conversation = Conversation(goal)
     for reply in replies:
         conversation = conversation.with_user("(whatever)").with_reply(spoken(reply))
@@ -75,7 +76,7 @@ def revealed(goal: Goal, *replies: str) -> list[int]:
     return [i for i, item in enumerate(agenda_of(goal)) if item.text in text]
 
 
-def keys(count: int = 20) -> list[Key]:
+def keys(count: int = 20) -> list[RngKey]:
     return [replace(KEY, seed=seed) for seed in range(count)]
 
 

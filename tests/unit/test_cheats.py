@@ -25,12 +25,13 @@ from collab.app import build
 from collab.app.compose import load_config
 from collab.chat.base import Sampling
 from collab.chat.endpoints import Endpoints
-from collab.conversation import Key, Message
+from collab.conversation import Message
 from collab.datamodules.goals import load_splits
 from collab.parsing.english import sentences
+from collab.randomness import RngKey
 from collab.rewards.document import copied
 from collab.simulation.agenda import covers
-from collab.simulation.rollout import Players
+from collab.simulation.conversation_loop import Players
 
 
 @pytest.fixture(scope="module")
@@ -168,5 +169,5 @@ def test_a_rearranged_note_has_no_six_words_in_a_row_of_the_users() -> None:
 def test_a_scripts_replies_are_cut_at_the_token_limit(limit: int, text: str, reason: str) -> None:
     """1.3 tokens a word."""
     model = Scripted(lambda heard: "a b c")
-    reply = asyncio.run(model.complete([Message("user", "Hi!")], Sampling(limit), Key(1)))
+    reply = asyncio.run(model.complete([Message("user", "Hi!")], Sampling(limit), RngKey(1)))
     assert (reply.text, reply.finish_reason) == (text, reason)

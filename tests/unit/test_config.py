@@ -56,7 +56,7 @@ def test_there_are_options_to_compose():
 
 def test_rloo_and_online_dpo_are_fields_of_other_algorithms():
     rloo, online, offline = (composed("train", f"algorithm={name}").algorithm for name in ("rloo", "online_dpo", "dpo"))
-    assert isinstance(rloo, GRPOConfig) and (rloo.leave_one_out, rloo.scale_by_std, rloo.mean_over) == (
+    assert isinstance(rloo, GRPOConfig) and (rloo.leave_one_out, rloo.scale_by_std, rloo.loss_aggregation) == (
         True,
         False,
         "sums",
@@ -143,10 +143,10 @@ def test_every_field_has_a_doc_line():
         ("+task.aggregates.bleu=somewhere.f", "task.aggregates and task.metrics both have bleu"),
         ("task.metrics.bleu.weight=inf", "task.metrics.bleu.weight (inf) must be a finite number"),
         ("algorithm.lr=0", "algorithm.lr (0.0) must be a number above 0"),
-        ("algorithm.updates_per_step=0", "algorithm.updates_per_step (0) must be at least 1"),
+        ("algorithm.num_minibatches=0", "algorithm.num_minibatches (0) must be at least 1"),
         (
-            "algorithm.updates_per_step=3",
-            "algorithm.updates_per_step (3) must divide trainer.goals_per_step (4): the groups are dealt out to that "
+            "algorithm.num_minibatches=3",
+            "algorithm.num_minibatches (3) must divide trainer.goals_per_step (4): the groups are dealt out to that "
             "many updates. Set trainer.goals_per_step=6.",
         ),
         ("algorithm.warmup_steps=25", "warmup_steps (25) must be at most the 24 optimizer steps of the run"),
@@ -207,7 +207,11 @@ def test_a_broken_rule_is_told(override, said):
         ("ppo", "algorithm.value_clip=0", "algorithm.value_clip (0.0) must be a number above 0"),
         ("ppo", "algorithm.value_coef=-1", "algorithm.value_coef (-1.0) must be at least 0"),
         ("ppo", "algorithm.warmup_steps=97", "warmup_steps (97) must be at most the 96 optimizer steps of the run"),
-        ("grpo", "algorithm.mean_over=token", "algorithm.mean_over (token) must be one of tokens, sequences, sums"),
+        (
+            "grpo",
+            "algorithm.loss_aggregation=token",
+            "algorithm.loss_aggregation (token) must be one of tokens, sequences, sums",
+        ),
         ("rloo", "sampler.group_size=1", "group_size (1) must be at least 2 for rloo"),
     ],
 )

@@ -143,7 +143,7 @@ def test_nested_rows_become_a_group_for_each_turn(tmp_path):
         ("system", "Be brief."),
         *((m["role"], m["content"]) for m in (HELP, ASK, TELL)),
     ]
-    assert (first.context.position, second.context.position) == (1, 2)
+    assert (first.context.turn, second.context.turn) == (1, 2)
     assert second.context.goal.prompt == SOLVE and second.context.goal.reference == "3"
     assert [c.reply.text for c in second.candidates] == ["x is 3.", "Hm.", "x is 7."]
     assert [c.mr for c in second.candidates] == [1.0, 0.5, 0.0]
@@ -158,7 +158,7 @@ def test_a_system_message_of_the_data_stays(tmp_path):
         turn["prompt"].insert(0, {"role": "system", "content": "Ask first."})
     groups = load_groups(write(tmp_path / "c.jsonl", [row]), "Be brief.")
     assert [group.context.system_prompt for group in groups] == ["Ask first."] * 2
-    assert [group.context.position for group in groups] == [1, 2]
+    assert [group.context.turn for group in groups] == [1, 2]
 
 
 def test_the_flat_layout_is_the_nested_one_spread_out(tmp_path):
@@ -381,7 +381,7 @@ def test_steps_are_passes_over_the_groups_in_an_order_of_the_seed(chat_format, t
     assert [len(batch.groups) for batch in batches] == [4] * 6
     for batch in batches:
         assert [goal.id for goal in batch.goals] == [group.context.goal.id for group in batch.groups]
-    count = Counter((g.context.goal.id, g.context.position) for batch in batches for g in batch.groups)
+    count = Counter((g.context.goal.id, g.context.turn) for batch in batches for g in batch.groups)
     assert set(count.values()) == {4} and len(count) == 6
     data.trainer = SimpleNamespace(world_size=3)
     with pytest.raises(BadInput, match="multiple of the number of processes"):
@@ -395,7 +395,7 @@ def test_a_run_learns_from_what_was_read_and_plays_nothing(chat_format, tiny_mod
 
     class Record(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            seen.append(([g.context.position for g in batch.groups], float(trainer.callback_metrics["train/loss"])))
+            seen.append(([g.context.turn for g in batch.groups], float(trainer.callback_metrics["train/loss"])))
 
     config = DPOConfig(lr=1e-2, warmup_steps=0)
     module = DPO(config, lambda: LlamaForCausalLM.from_pretrained(tiny_model), chat_format.tokenizer, 0.7, 3)

@@ -121,7 +121,7 @@ def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
     goals = {goal.prompt: goal for goal in SPLITS.train}
     groups = load_groups(load_config("train", ["experiment=doc_edit"]).sampler.contexts, "")
     assert {group.context.goal.prompt for group in groups} <= goals.keys()
-    last = [group for group in groups if group.context.position == 4]
+    last = [group for group in groups if group.context.turn == 4]
     assert len(last) == len(groups) / 4 == 104
     for group in last:
         goal, [candidate] = goals[group.context.goal.prompt], group.candidates

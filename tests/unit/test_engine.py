@@ -34,10 +34,11 @@ from transformers import (
 )
 
 from collab.chat.base import Sampling
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
 from collab.generation.engine import _CHUNK, LocalEngine, _inverse_cdf, final_logits
 from collab.lm.loading import resolve_dtype
 from collab.modules.policy import Policy
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 T = TypeVar("T")
@@ -104,7 +105,7 @@ async def talk(
         messages.append(Message("user", USERS[turn].format(WORDS[number % len(WORDS)])))
         if pause:
             await asyncio.sleep(0.001 * (number % 5))
-        key = Key(7, role="policy", goal=str(number), turn=turn)
+        key = RngKey(7, role="policy", goal=str(number), turn=turn)
         replies.append(await engine.complete(messages, sampling, key))
         messages.append(Message("assistant", replies[-1].text, replies[-1].token_ids))
     return replies
@@ -255,7 +256,7 @@ def test_a_model_inside_one_that_also_sees_speaks_as_in_generate(tokenizer: Any)
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3Config(text_config=text, vision_config={**small, "image_size": 28, "patch_size": 14})
     lm = AutoModelForCausalLM.from_config(config).eval()
-    reply = run(LocalEngine(lm, tokenizer).complete([Message("user", "Hello there " * 9)], Sampling(6, 0), Key(1)))
+    reply = run(LocalEngine(lm, tokenizer).complete([Message("user", "Hello there " * 9)], Sampling(6, 0), RngKey(1)))
     assert list(reply.token_ids) == plain_logits(lm, reply).argmax(-1).tolist()
 
 
@@ -311,7 +312,7 @@ def test_finish_reason_tells_whether_the_turn_was_ended(sharp: Any, tokenizer: A
 def test_a_stop_at_the_length_limit_is_a_stop(sharp: Any, tokenizer: Any) -> None:
     def reply(number: int, max_new_tokens: int) -> Reply:
         engine = LocalEngine(sharp, tokenizer)
-        return run(engine.complete([Message("user", "Hello")], Sampling(max_new_tokens), Key(number)))
+        return run(engine.complete([Message("user", "Hello")], Sampling(max_new_tokens), RngKey(number)))
 
     number, free = next((n, found) for n in range(99) if len((found := reply(n, 99)).token_ids) > 3)
     assert free.finish_reason == "stop"
@@ -325,7 +326,7 @@ def test_stop_strings_end_the_replies_that_ask_for_them(sharp: Any, tokenizer: A
 
     async def replies(stops: Sequence[tuple[str, ...]]) -> list[Reply]:
         message = [Message("user", "Hello")]
-        work = [engine.complete(message, Sampling(40, stop=stop), Key(n)) for n, stop in enumerate(stops)]
+        work = [engine.complete(message, Sampling(40, stop=stop), RngKey(n)) for n, stop in enumerate(stops)]
         return list(await asyncio.gather(*work))
 
     free = run(replies([()] * 8))
@@ -381,7 +382,7 @@ def test_tokens_come_as_often_as_softmax_says(
 
     async def sample() -> list[Reply]:
         sampling = Sampling(1, temperature)
-        keys = (Key(1, candidate=i) for i in range(draws))
+        keys = (RngKey(1, candidate=i) for i in range(draws))
         return list(await asyncio.gather(*(engine.complete(message, sampling, key) for key in keys)))
 
     replies = run(sample())
@@ -430,7 +431,7 @@ def test_filtered_sampling_is_that_of_transformers(
 
     async def sample() -> list[Reply]:
         sampling, message = Sampling(10, 0.8, top_p, top_k), [Message("user", "Hello")]
-        return list(await asyncio.gather(*(engine.complete(message, sampling, Key(2, sample=i)) for i in range(12))))
+        return list(await asyncio.gather(*(engine.complete(message, sampling, RngKey(2, sample=i)) for i in range(12))))
 
     for reply in run(sample()):
         logits = plain_logits(sharp, reply) / 0.8
@@ -449,10 +450,10 @@ def test_the_ends_of_the_distribution_draw_a_possible_token(
         def random(self) -> float:
             return number
 
-    monkeypatch.setattr(Key, "stream", lambda self: Fixed())
+    monkeypatch.setattr(RngKey, "stream", lambda self: Fixed())
     engine = LocalEngine(sharp, tokenizer)
     for sampling in (Sampling(4), Sampling(4, top_k=3), Sampling(4, top_p=0.3)):
-        reply = run(engine.complete([Message("user", "Hello")], sampling, Key(0)))
+        reply = run(engine.complete([Message("user", "Hello")], sampling, RngKey(0)))
         assert all(math.isfinite(logprob) for logprob in reply.logprobs)
 
 
@@ -560,7 +561,7 @@ def test_the_least_recently_used_is_dropped_and_what_is_too_large_drops_nothing(
     engine = LocalEngine(sharp, tokenizer)
 
     def said(messages: list[Message]) -> tuple[Reply, tuple[int, ...]]:
-        reply = run(engine.complete(messages, Sampling(4, 0, ignore_eos=True), Key(1)))
+        reply = run(engine.complete(messages, Sampling(4, 0, ignore_eos=True), RngKey(1)))
         return reply, (*reply.prompt_ids, *reply.token_ids)
 
     def kept() -> list[tuple[int, ...]]:
@@ -583,8 +584,8 @@ def test_candidates_that_do_not_all_fit_the_batch_share_their_prompt(sharp: Any,
     message = [Message("user", "word " * 30)]
 
     async def candidates() -> list[Reply]:
-        first = engine.complete([Message("user", "Hello")], Sampling(20, 0, ignore_eos=True), Key(1))
-        keys = (Key(3, candidate=i) for i in range(4))
+        first = engine.complete([Message("user", "Hello")], Sampling(20, 0, ignore_eos=True), RngKey(1))
+        keys = (RngKey(3, candidate=i) for i in range(4))
         sampling = Sampling(3, ignore_eos=True)
         return list(await asyncio.gather(first, *(engine.complete(message, sampling, key) for key in keys)))
 
@@ -600,7 +601,7 @@ def test_short_prompts_are_not_padded_to_a_long_one(sharp: Any, tokenizer: Any) 
     texts = ["word " * 300, *WORDS]
 
     async def everyone() -> list[Reply]:
-        work = (engine.complete([Message("user", text)], Sampling(2, 0), Key(1)) for text in texts)
+        work = (engine.complete([Message("user", text)], Sampling(2, 0), RngKey(1)) for text in texts)
         return list(await asyncio.gather(*work))
 
     with Fed(sharp) as fed:
@@ -618,7 +619,7 @@ def test_what_new_prompts_begin_with_is_read_once(sharp: Any, tokenizer: Any, ca
     system = Message("system", "You help with notices about all that goes on in a small town by the sea. Be brief.")
 
     async def all_at_once(words: Sequence[str]) -> list[Reply]:
-        work = (engine.complete([system, Message("user", word)], Sampling(2, 0), Key(1)) for word in words)
+        work = (engine.complete([system, Message("user", word)], Sampling(2, 0), RngKey(1)) for word in words)
         return list(await asyncio.gather(*work))
 
     with Fed(sharp) as fed:
@@ -638,7 +639,7 @@ def test_what_is_shared_is_computed_once(sharp: Any, tokenizer: Any) -> None:
     message = [Message("user", USERS[0].format("kiln"))]
 
     async def candidates(first: int) -> list[Reply]:
-        keys = (Key(3, candidate=i) for i in range(first, first + 6))
+        keys = (RngKey(3, candidate=i) for i in range(first, first + 6))
         return list(await asyncio.gather(*(engine.complete(message, Sampling(5), key) for key in keys)))
 
     with Fed(sharp) as fed:
@@ -651,7 +652,7 @@ def test_what_is_shared_is_computed_once(sharp: Any, tokenizer: Any) -> None:
     reply = replies[0]
     longer = [*message, Message("assistant", reply.text, reply.token_ids), Message("user", "Go on.")]
     with Fed(sharp) as fed:  # the next turn: the reply's last token, and what is new
-        following = run(engine.complete(longer, Sampling(1), Key(3)))
+        following = run(engine.complete(longer, Sampling(1), RngKey(3)))
     assert fed.shapes == [(1, len(following.prompt_ids) - len(reply.prompt_ids) - len(reply.token_ids) + 1)]
 
 
@@ -688,13 +689,13 @@ def test_the_adapter_is_switched_once_a_batch_and_nobody_starves(
     async def both() -> int:
         async def keep_asking(number: int) -> None:
             for turn in range(40):
-                await engine.complete([Message("user", "Hi")], Sampling(2 + number, ignore_eos=True), Key(turn))
+                await engine.complete([Message("user", "Hi")], Sampling(2 + number, ignore_eos=True), RngKey(turn))
 
         asking = [asyncio.create_task(keep_asking(number)) for number in range(3)]
         while engine.new_tokens < 5:
             await asyncio.sleep(0)
         before = engine.new_tokens
-        await engine.complete([Message("user", "Hi")], Sampling(8, 0, ignore_eos=True, adapter=False), Key(1))
+        await engine.complete([Message("user", "Hi")], Sampling(8, 0, ignore_eos=True, adapter=False), RngKey(1))
         waited = engine.new_tokens - before
         await asyncio.gather(*asking)
         return waited
@@ -712,7 +713,7 @@ def test_engines_over_one_model_take_turns(adapted: Any, tokenizer: Any, determi
     async def at_once() -> list[Reply]:
         kinds = (Sampling(5, 0), Sampling(9, 0, adapter=False))
         message = [Message("user", "Hello")]
-        work = [engine.complete(message, kind, Key(1)) for engine, kind in zip(engines, kinds, strict=True)]
+        work = [engine.complete(message, kind, RngKey(1)) for engine, kind in zip(engines, kinds, strict=True)]
         return list(await asyncio.gather(*work))
 
     try:
@@ -730,11 +731,11 @@ def test_an_engine_goes_over_into_another_event_loop(sharp: Any, tokenizer: Any)
     engine, loops = LocalEngine(sharp, tokenizer), [asyncio.new_event_loop() for _ in range(2)]
 
     async def ask() -> Reply:
-        return await asyncio.wait_for(engine.complete([Message("user", "Hello")], Sampling(3, 0), Key(1)), 20)
+        return await asyncio.wait_for(engine.complete([Message("user", "Hello")], Sampling(3, 0), RngKey(1)), 20)
 
     first = loops[0].run_until_complete(ask())  # left while the engine's task is about to end
     assert loops[1].run_until_complete(ask()) == first
-    abandoned = loops[1].create_task(engine.complete([Message("user", "Hi")], Sampling(99, 0, True), Key(1)))
+    abandoned = loops[1].create_task(engine.complete([Message("user", "Hi")], Sampling(99, 0, True), RngKey(1)))
     loops[1].run_until_complete(asyncio.sleep(0))
     with pytest.raises(RuntimeError, match="requests of another event loop"):
         loops[0].run_until_complete(ask())
@@ -749,7 +750,7 @@ def test_new_weights_answer_after_forget(sharp: Any, tokenizer: Any) -> None:
     engine = LocalEngine(lm, tokenizer)
 
     async def candidates(speaker: LocalEngine) -> list[Reply]:
-        keys, message = [Key(n) for n in range(3)], [Message("user", "Hello")]
+        keys, message = [RngKey(n) for n in range(3)], [Message("user", "Hello")]
         return list(await asyncio.gather(*(speaker.complete(message, Sampling(6, 0.7), key) for key in keys)))
 
     run(candidates(engine))
@@ -758,7 +759,7 @@ def test_new_weights_answer_after_forget(sharp: Any, tokenizer: Any) -> None:
             if "v_proj" in name:
                 parameter.neg_()
     stale = run(candidates(engine))
-    engine.forget()
+    engine.clear_cache()
     fresh = run(candidates(engine))
     assert fresh == run(candidates(LocalEngine(lm, tokenizer)))
     assert_logprobs_are_plain(lm, fresh, 0.7)
@@ -781,7 +782,7 @@ def test_a_failure_in_the_model_reaches_every_caller(
         left[0] -= 1
 
     async def ask(number: int) -> Reply:
-        return await engine.complete([Message("user", WORDS[number])], Sampling(30, 0), Key(number))
+        return await engine.complete([Message("user", WORDS[number])], Sampling(30, 0), RngKey(number))
 
     async def all_of_them() -> list[Any]:
         return list(await asyncio.gather(*(ask(n) for n in range(10)), return_exceptions=True))
@@ -803,18 +804,18 @@ def test_forgetting_while_replies_are_decoded_is_refused(sharp: Any, tokenizer: 
     engine = LocalEngine(sharp, tokenizer)
 
     async def ask() -> Reply:
-        task = asyncio.create_task(engine.complete([Message("user", "Hi")], Sampling(9, 0, ignore_eos=True), Key(1)))
+        task = asyncio.create_task(engine.complete([Message("user", "Hi")], Sampling(9, 0, ignore_eos=True), RngKey(1)))
         while not engine.new_tokens:
             await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="while 1 replies are being decoded"):
-            engine.forget()
+            engine.clear_cache()
         return await task
 
     assert run(ask()) == run(ask_once(LocalEngine(sharp, tokenizer), Sampling(9, 0, ignore_eos=True)))
 
 
 async def ask_once(engine: LocalEngine, sampling: Sampling) -> Reply:
-    return await engine.complete([Message("user", "Hi")], sampling, Key(1))
+    return await engine.complete([Message("user", "Hi")], sampling, RngKey(1))
 
 
 @pytest.mark.parametrize(
@@ -859,7 +860,7 @@ def test_a_conversation_that_does_not_fit_is_refused(sharp: Any, tokenizer: Any)
     messages = [Message("user", "word " * 100)]
     prompt = len(engine.format.encode(messages)[0])
     with pytest.raises(BadInput, match=rf"{prompt} tokens plus max_new_tokens={2049 - prompt} .* 2048 positions"):
-        run(engine.complete(messages, Sampling(2049 - prompt), Key(1)))
+        run(engine.complete(messages, Sampling(2049 - prompt), RngKey(1)))
 
 
 def test_a_model_with_learned_positions_speaks_to_its_last_one(tokenizer: Any) -> None:
@@ -873,12 +874,12 @@ def test_a_model_with_learned_positions_speaks_to_its_last_one(tokenizer: Any) -
 
     async def at_once() -> list[Reply]:
         start = [Message("user", "word " * 50)]
-        first = await engine.complete(start, Sampling(5, 0), Key(1))
+        first = await engine.complete(start, Sampling(5, 0), RngKey(1))
         # Joined to a long new prompt, whose width would lead the continued one past the end.
         longer = [*start, Message("assistant", first.text, first.token_ids), Message("user", "Go on.")]
         left = 128 - len(engine.format.encode(longer)[0])
-        work = [engine.complete(longer, Sampling(left, 0), Key(2))]
-        work.append(engine.complete([Message("user", "other " * 60)], Sampling(5, 0), Key(3)))
+        work = [engine.complete(longer, Sampling(left, 0), RngKey(2))]
+        work.append(engine.complete([Message("user", "other " * 60)], Sampling(5, 0), RngKey(3)))
         return [first, *await asyncio.gather(*work)]
 
     replies = run(at_once())

@@ -15,10 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from collab.chat.base import Sampling
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
 from collab.generation import graphs
 from collab.generation.engine import LocalEngine
 from collab.generation.graphs import StepGraphs, padded
+from collab.randomness import RngKey
 
 
 def make_lm(path: Path, adapter: bool = False, device: str = "cpu") -> Any:
@@ -54,7 +55,7 @@ async def talks(engine: LocalEngine, count: int = 11, adapter: Sequence[bool] = 
         sampling = Sampling(3 + 5 * number % 23, 0, adapter=adapter[number % len(adapter)])
         for turn in range(1 + number % 3):
             messages.append(Message("user", f"Say something {'very ' * number}long, number {turn}."))
-            replies.append(await engine.complete(messages, sampling, Key(1, goal=str(number), turn=turn)))
+            replies.append(await engine.complete(messages, sampling, RngKey(1, goal=str(number), turn=turn)))
             messages.append(Message("assistant", replies[-1].text, replies[-1].token_ids))
         return tuple(replies)
 
@@ -128,12 +129,12 @@ def test_graphs_are_recorded_anew_when_weights_or_memory_have_moved(tiny_model: 
     assert Counter(recorder.recorded)[2, 64] > 1  # once more, in the new memory
     before = len(recorder.recorded)
     assert words(asyncio.run(talks(engine, count=3))) == first and len(recorder.recorded) == before
-    teach(lm, seed=2)  # without forget(): adapters are rounded anew by themselves
+    teach(lm, seed=2)  # without clear_cache(): adapters are rounded anew by themselves
     engine._kept.clear()
     taught = words(asyncio.run(talks(engine, count=3)))
     assert len(recorder.recorded) > before
     fresh = LocalEngine(lm, tokenizer, 6)
-    engine.forget()
+    engine.clear_cache()
     assert engine._graphs._recorded == {}
     recording(fresh)
     assert taught == words(asyncio.run(talks(fresh, count=3))) != first

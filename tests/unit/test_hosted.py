@@ -24,8 +24,9 @@ from collab.chat.endpoints import Endpoints
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
 from collab.config.schema import BudgetConfig, Config, HostedPolicy, LLMUserConfig, check, hosted, named_policies
-from collab.conversation import Goal, Key, Reply, Usage
+from collab.conversation import Goal, Reply, Usage
 from collab.datamodules.goals import GoalSplits
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 REPLY = Reply("Hi “you”", finish_reason="length", usage=Usage(10, 5, 2), reasoning="hm")
@@ -57,7 +58,7 @@ def model(server: FaultServer, path: Path, write: bool = True, **changes: Any) -
 
 def test_a_second_run_makes_no_call_and_hears_the_same(tmp_path):
     path = tmp_path / "folder" / "replies.sqlite"
-    keys = [Key(1, sample=sample) for sample in range(3)]
+    keys = [RngKey(1, sample=sample) for sample in range(3)]
     with FaultServer() as server:
         first = ask(model(server, path), *keys)
         again = model(server, path)
@@ -70,11 +71,11 @@ def test_another_sample_model_or_sampling_is_another_request(tmp_path):
     path = tmp_path / "replies.sqlite"
     with FaultServer() as server:
         ask(model(server, path))
-        ask(model(server, path), Key(1, sample=1))
+        ask(model(server, path), RngKey(1, sample=1))
         ask(model(server, path, model="unlisted"))
         ask(model(server, path, extra={"user": "me"}))
         ask(model(server, path, omit=["seed"]))  # nothing that is sent differs between samples, and their keys do
-        ask(model(server, path, omit=["seed"]), Key(2))
+        ask(model(server, path, omit=["seed"]), RngKey(2))
         assert len(server.calls) == 6
         ask(model(server, path, max_retries=1, read_timeout=0.4, max_concurrency=3))  # how, not what
         assert len(server.calls) == 6
@@ -87,8 +88,8 @@ def test_what_is_only_read_is_never_written(tmp_path):
         assert not path.exists()
         ask(model(server, path))
         ask(model(server, path, write=False))
-        ask(model(server, path, write=False), Key(2))
-        ask(model(server, path, write=False), Key(2))
+        ask(model(server, path, write=False), RngKey(2))
+        ask(model(server, path, write=False), RngKey(2))
     assert len(server.calls) == 4
 
 
@@ -151,8 +152,8 @@ def test_spend_is_counted_by_role_and_priced(tmp_path):
     ledger = Ledger(BudgetConfig(prices=prices), tmp_path / "spend.json")
     with FaultServer(lambda number, call: "500" if number == 0 else "ok") as server:
         speaker = HttpChatModel(endpoint(server), ledger=ledger)
-        ask(speaker, Key(1, role="user"))
-        ask(speaker, Key(1, role="user"), Key(1, role="judge/again"))
+        ask(speaker, RngKey(1, role="user"))
+        ask(speaker, RngKey(1, role="user"), RngKey(1, role="judge/again"))
     user, judge = ledger.spent["user"], ledger.spent["judge"]
     assert (user.calls, user.retries, user.prompt_tokens, user.completion_tokens) == (2, 1, 8, 4)
     assert user.usd == pytest.approx(8.4) and judge.usd == pytest.approx(4.2) and judge.calls == 1
@@ -166,7 +167,7 @@ def test_spend_is_counted_by_role_and_priced(tmp_path):
 def test_the_budget_is_never_exceeded_and_ends_in_a_clean_stop(budget):
     ledger = Ledger(BudgetConfig(**budget))
     with FaultServer(say=lambda call: "word " * 8, seconds=0.02) as server:  # 12 tokens a call, 21 at most
-        found = ask(HttpChatModel(endpoint(server), ledger=ledger), *(Key(seed) for seed in range(20)))
+        found = ask(HttpChatModel(endpoint(server), ledger=ledger), *(RngKey(seed) for seed in range(20)))
     replies = [reply for reply in found if isinstance(reply, Reply)]
     stops = [error for error in found if isinstance(error, BudgetExhausted)]
     assert len(replies) + len(stops) == 20 and len(server.calls) == len(replies)  # none was paid for and lost
@@ -178,7 +179,7 @@ def test_the_budget_is_never_exceeded_and_ends_in_a_clean_stop(budget):
 def test_the_budget_is_dealt_out_to_processes():
     ledger = Ledger(BudgetConfig(max_tokens=100), share=4)
     with FaultServer(say=lambda call: "word " * 8) as server:
-        found = ask(HttpChatModel(endpoint(server), ledger=ledger), Key(1), Key(2))
+        found = ask(HttpChatModel(endpoint(server), ledger=ledger), RngKey(1), RngKey(2))
     assert [type(one) for one in found] == [Reply, BudgetExhausted]
 
 
@@ -215,7 +216,7 @@ def test_equal_endpoints_share_connections_limits_cache_and_ledger(tmp_path):
         assert endpoints.model(endpoint(server)) is not one
         assert one.endpoint.model == "tiny"  # the only one that the server has
         assert one.endpoint.max_concurrency == 2 and one.endpoint.requests_per_minute == 1
-        ask(one, Key(1, role="user"))
+        ask(one, RngKey(1, role="user"))
     assert json.loads((tmp_path / "spend.json").read_text())["user"]["calls"] == 1
 
 

@@ -16,7 +16,8 @@ from collab.chat.cache import ReplyCache
 from collab.chat.http import HttpChatModel, read_reply, seed_of, split_reasoning
 from collab.chat.limits import Breaker, Failure, PerMinute
 from collab.config.schema import EndpointConfig
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
+from collab.randomness import RngKey
 from collab.util.errors import BadInput, RunStopped
 
 SECRET = "sk-test-5d1f0a9c7e3b2468"
@@ -36,11 +37,11 @@ def endpoint(server: FaultServer | None = None, **changes: Any) -> EndpointConfi
     return EndpointConfig(**(values | {"key_env": "TEST_KEY", "read_timeout": 0.5, "connect_timeout": 0.5} | changes))
 
 
-def ask(model: HttpChatModel, *keys: Key, sampling: Sampling = SHORT) -> list[Any]:
+def ask(model: HttpChatModel, *keys: RngKey, sampling: Sampling = SHORT) -> list[Any]:
     """A reply or an exception for each key, all asked at once, on a loop of their own."""
 
     async def all_of_them() -> list[Any]:
-        calls = (model.complete(ASKED, sampling, key) for key in keys or (Key(1),))
+        calls = (model.complete(ASKED, sampling, key) for key in keys or (RngKey(1),))
         return await asyncio.gather(*calls, return_exceptions=True)
 
     return asyncio.run(all_of_them())
@@ -52,7 +53,7 @@ def first_calls(*behaviours: str) -> Any:
 
 def test_a_request_says_every_sampling_field_and_the_reply_comes_back_with_its_counts():
     with FaultServer(say=lambda call: "  Hi, what can I do? ") as server:
-        (reply,) = ask(HttpChatModel(endpoint(server, extra={"user": "me"})), Key(3, role="user"))
+        (reply,) = ask(HttpChatModel(endpoint(server, extra={"user": "me"})), RngKey(3, role="user"))
     assert reply.text == "Hi, what can I do?" and reply.finish_reason == "stop" and reply.reasoning == ""
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens, reply.num_tokens) == (4, 5, 5)
     assert server.calls == [
@@ -62,7 +63,7 @@ def test_a_request_says_every_sampling_field_and_the_reply_comes_back_with_its_c
             "max_tokens": 8,
             "temperature": 0.5,
             "top_p": 1.0,
-            "seed": seed_of(Key(3, role="user")),
+            "seed": seed_of(RngKey(3, role="user")),
             "user": "me",
         }
     ]
@@ -84,7 +85,7 @@ def test_fields_that_a_server_refuses_are_left_out_and_others_are_named_as_it_li
 
 
 def test_the_seed_is_that_of_the_key_and_pairing_shares_it():
-    one, other = Key(1, role="user", candidate=0), Key(1, role="user", candidate=1)
+    one, other = RngKey(1, role="user", candidate=0), RngKey(1, role="user", candidate=1)
     assert seed_of(one) != seed_of(other) and seed_of(one.at(candidate=None)) == seed_of(other.at(candidate=None))
     assert 0 <= seed_of(one) < 2**31
 
@@ -106,7 +107,7 @@ def test_what_may_pass_is_tried_again_until_it_has_passed(fault: str):
         began = time.monotonic()
         (reply,) = ask(model)
         took = time.monotonic() - began
-    assert reply.text == f"seed {seed_of(Key(1))}"
+    assert reply.text == f"seed {seed_of(RngKey(1))}"
     assert server.behaved == [*faults, "ok"]
     if fault.startswith("429 "):  # a second, or up to two: dates have whole ones
         assert took >= 1
@@ -130,7 +131,7 @@ def test_what_will_not_pass_stops_the_run_at_the_first_call(status: str):
 def test_a_request_that_is_refused_fails_alone_and_its_message_is_told_once():
     told: list[str] = []
     with FaultServer(lambda number, call: "400") as server:
-        errors = ask(HttpChatModel(endpoint(server), told.append), Key(1), Key(2))
+        errors = ask(HttpChatModel(endpoint(server), told.append), RngKey(1), RngKey(2))
     assert [type(error) for error in errors] == [ChatFailed, ChatFailed] and len(server.calls) == 2
     assert told == [f"{server.url} answers HTTP 400: refused Bearer [key]"]
 
@@ -143,14 +144,14 @@ def test_a_server_without_a_json_mode_is_asked_without_it_from_then_on(tmp_path)
     with FaultServer(plan) as server:
         model = HttpChatModel(endpoint(server), cache=ReplyCache(tmp_path / "replies"))
         (first,) = ask(model, sampling=in_json)
-        (second,) = ask(model, Key(2), sampling=in_json)
+        (second,) = ask(model, RngKey(2), sampling=in_json)
         assert [("response_format" in call) for call in server.calls] == [True, False, False]
         again = HttpChatModel(endpoint(server), cache=ReplyCache(tmp_path / "replies"))
-        assert ask(again, Key(1), Key(2), sampling=in_json) == [first, second] and len(server.calls) == 3
+        assert ask(again, RngKey(1), RngKey(2), sampling=in_json) == [first, second] and len(server.calls) == 3
     with FaultServer(lambda number, call: "400") as server:  # which refuses the request for another reason
         model = HttpChatModel(endpoint(server))
         ask(model, sampling=in_json)
-        ask(model, Key(2), sampling=in_json)
+        ask(model, RngKey(2), sampling=in_json)
         assert [("response_format" in call) for call in server.calls] == [True, False] * 2
 
 
@@ -160,7 +161,7 @@ def test_a_call_that_nobody_waits_for_any_more_is_counted_and_kept(tmp_path):
         model = HttpChatModel(endpoint(server), cache=cache)
 
         async def stopped() -> None:
-            calls = [asyncio.create_task(model.complete(ASKED, SHORT, Key(number))) for number in range(5)]
+            calls = [asyncio.create_task(model.complete(ASKED, SHORT, RngKey(number))) for number in range(5)]
             await asyncio.sleep(0.1)
             for call in calls:
                 call.cancel()
@@ -169,7 +170,7 @@ def test_a_call_that_nobody_waits_for_any_more_is_counted_and_kept(tmp_path):
         asyncio.run(model.close())
         assert len(server.calls) == 5 and model.ledger.of("other").calls == 5
         again = HttpChatModel(endpoint(server), cache=cache)
-        assert len(ask(again, *(Key(number) for number in range(5)))) == 5
+        assert len(ask(again, *(RngKey(number) for number in range(5)))) == 5
         assert len(server.calls) == 5 and again.ledger.of("other").cached == 5
 
 
@@ -187,7 +188,7 @@ def test_no_server_is_a_failed_call():
 
 def test_no_more_calls_are_in_flight_than_allowed():
     with FaultServer(seconds=0.05) as server:
-        replies = ask(HttpChatModel(endpoint(server, max_concurrency=3)), *(Key(seed) for seed in range(12)))
+        replies = ask(HttpChatModel(endpoint(server, max_concurrency=3)), *(RngKey(seed) for seed in range(12)))
     assert all(isinstance(reply, Reply) for reply in replies)
     assert server.most_in_flight == 3 and server.connections == 3
 

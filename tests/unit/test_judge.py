@@ -13,7 +13,8 @@ import pytest
 from benchmarks.injections import conversations, injected, injections
 from collab.app.compose import load_config
 from collab.chat.base import ChatFailed, Sampling
-from collab.conversation import Conversation, Goal, Key, Message, Reply, as_record
+from collab.conversation import Conversation, Goal, Message, Reply, as_record
+from collab.randomness import RngKey
 from collab.rewards.judge import Helpfulness, Interactivity, Judge, JudgedAccuracy, JudgedMetric, verdict
 from collab.rewards.metrics import Bleu, Judged, PassRate, TokenPenalty
 from collab.rewards.reward import ConversationReward
@@ -31,7 +32,7 @@ class Rater:
         self.asked: list[list[Message]] = []
         self.samplings: list[Sampling] = []
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         self.asked.append(list(messages))
         self.samplings.append(sampling)
         found = re.search(r"mark ([0-9a-f]{8})", messages[0].content)

@@ -16,13 +16,15 @@ from collab.chat.base import ChatFailed, Sampling
 from collab.chat.endpoints import Endpoints
 from collab.chat.structured import find_object
 from collab.config.schema import LLMUserConfig, MixUserConfig, check
-from collab.conversation import Conversation, Goal, Key, Message, Reply
+from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.goals import load_splits
+from collab.randomness import RngKey
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
+from collab.simulation.conversation_loop import Players, draw_context, play, sample_candidates
 from collab.simulation.llm import GIVES_UP, SATISFIED, LLMUser, goal_text
 from collab.simulation.mix import MixUser
-from collab.simulation.rollout import Players, as_group, draw_context, multiturn_reward, play, sample_candidates
+from collab.simulation.multiturn import as_group, multiturn_reward
 from collab.simulation.user import UserTurn
 from collab.util.errors import BadInput
 from tests.unit.scripted import ScriptedModel, ScriptedUser, says, spoken
@@ -34,7 +36,7 @@ GOAL = Goal(
     REFERENCE,
     {"title": "the kiln", "form": "notice", "tone": "friendly"},
 )
-KEY = Key(7, role="user", split="train/0", goal=GOAL.id, turn=1)
+KEY = RngKey(7, role="user", split="train/0", goal=GOAL.id, turn=1)
 
 
 def line(message: object) -> str:
@@ -46,9 +48,9 @@ class Player:
 
     def __init__(self, *texts: str | None) -> None:
         self.texts = list(texts)
-        self.asked: list[tuple[list[Message], Sampling, Key]] = []
+        self.asked: list[tuple[list[Message], Sampling, RngKey]] = []
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         self.asked.append((list(messages), sampling, key))
         text = self.texts[min(len(self.asked), len(self.texts)) - 1]
         if text is None:
@@ -60,7 +62,9 @@ def user(model: object, **options: object) -> LLMUser:
     return LLMUser(LLMUserConfig(**options), 4, model)  # type: ignore[arg-type]
 
 
-def respond(model: Player, conversation: Conversation, key: Key = KEY, **options: object) -> tuple[UserTurn, LLMUser]:
+def respond(
+    model: Player, conversation: Conversation, key: RngKey = KEY, **options: object
+) -> tuple[UserTurn, LLMUser]:
     played = user(model, **options)
     return asyncio.run(played.respond(conversation, key)), played
 
@@ -248,7 +252,7 @@ def test_plays_a_conversation_and_keeps_its_persona() -> None:
 
 def test_an_invalid_conversation_has_no_score_and_its_candidate_leaves_the_group() -> None:
     async def group() -> tuple[list[object], int]:
-        def script(conversation: Conversation, key: Key) -> str | UserTurn:
+        def script(conversation: Conversation, key: RngKey) -> str | UserTurn:
             spoilt = conversation.turns and "second" in conversation.turns[-1].reply.text
             return UserTurn("", "invalid: role_confusion") if spoilt else "go on"
 
@@ -266,12 +270,12 @@ def test_an_invalid_conversation_has_no_score_and_its_candidate_leaves_the_group
 
 def test_a_policy_that_fails_spoils_its_conversation_alone() -> None:
     class Sometimes:
-        async def complete(self, messages: Sequence[Message], sampling: Sampling, key: Key) -> Reply:
+        async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
             if key.candidate == 1 or key.sample == 1:
                 raise ChatFailed("gone")
             return spoken("fine")
 
-    played = Players(Sometimes(), ScriptedUser(lambda c, k: f"hi {c.position}"), SAMPLING, 2)
+    played = Players(Sometimes(), ScriptedUser(lambda c, k: f"hi {c.turn}"), SAMPLING, 2)
     talks = [asyncio.run(play(played, Conversation(GOAL), KEY.at(sample=sample))) for sample in (0, 1)]
     assert [talk.valid for talk in talks] == [True, False] and talks[1].ended_by == "invalid: policy"
     context = Conversation(GOAL).with_user("hi")
@@ -288,7 +292,7 @@ def test_a_context_that_the_user_always_spoils_has_nothing_pending() -> None:
 
 def mixture(**weights: dict[str, float]) -> MixUser:
     def named(name: str) -> ScriptedUser:
-        return ScriptedUser(lambda conversation, key: UserTurn(f"{name} {conversation.position}", user="inner"))
+        return ScriptedUser(lambda conversation, key: UserTurn(f"{name} {conversation.turn}", user="inner"))
 
     return MixUser(MixUserConfig(**weights), {name: named(name) for name in ("a", "b")})  # type: ignore[arg-type]
 

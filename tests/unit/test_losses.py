@@ -98,9 +98,9 @@ def test_smoothed_dpo_is_least_where_the_policy_thinks_as_the_labels() -> None:
 
 def test_advantages_by_hand() -> None:
     rewards = torch.tensor([1.0, 2.0, 6.0])
-    close(group_advantages(rewards, scale_by_std=False, std_floor=1e-6), -2, -1, 3)
+    close(group_advantages(rewards, scale_by_std=False, std_eps=1e-6), -2, -1, 3)
     std = math.sqrt((4 + 1 + 9) / 2)
-    close(group_advantages(rewards, scale_by_std=True, std_floor=1e-6), -2 / std, -1 / std, 3 / std)
+    close(group_advantages(rewards, scale_by_std=True, std_eps=1e-6), -2 / std, -1 / std, 3 / std)
 
 
 def test_a_floor_makes_small_differences_small_and_leaves_large_ones() -> None:
@@ -133,9 +133,9 @@ def test_advantages_centre_and_vanish_without_spread(noise: torch.Generator, sca
 
 def test_scaled_advantages_do_not_know_the_unit_of_reward(noise: torch.Generator) -> None:
     rewards = torch.rand(8, generator=noise)
-    scaled = group_advantages(rewards, scale_by_std=True, std_floor=1e-6)
+    scaled = group_advantages(rewards, scale_by_std=True, std_eps=1e-6)
     torch.testing.assert_close(
-        group_advantages(100 * rewards, scale_by_std=True, std_floor=1e-6), scaled, atol=1e-4, rtol=0
+        group_advantages(100 * rewards, scale_by_std=True, std_eps=1e-6), scaled, atol=1e-4, rtol=0
     )
 
 

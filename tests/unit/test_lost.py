@@ -17,9 +17,10 @@ from collab.app.evaluate import policy_scores
 from collab.callbacks.checkpoint import BatchCheckpoint
 from collab.callbacks.rollout import RolloutCallback, Simulation, conversation_metrics
 from collab.chat.base import Sampling
-from collab.conversation import INVALID, Conversation, Goal, Key, Score
+from collab.conversation import INVALID, Conversation, Goal, Score
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.goals import GoalSplits
+from collab.randomness import RngKey
 from collab.reports.problems import add_problems
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
@@ -28,7 +29,7 @@ from collab.util.errors import RunStopped
 from tests.unit.scripted import ScriptedModel, ScriptedUser, spoken
 
 GOALS = [Goal("a", "A text.", "A text."), Goal("b", "B text.", "B text.")]
-Spoils = Callable[[Conversation, Key], bool]
+Spoils = Callable[[Conversation, RngKey], bool]
 
 
 class Listener(L.LightningModule):
@@ -64,8 +65,8 @@ class Counting(TokenPenalty):
 
 
 def simulated(spoils: Spoils, metric: TokenPenalty, max_invalid: float = 0.5) -> Simulation:
-    def user(conversation: Conversation, key: Key) -> UserTurn:
-        return UserTurn("", invalid("shape")) if spoils(conversation, key) else UserTurn(f"hi {conversation.position}")
+    def user(conversation: Conversation, key: RngKey) -> UserTurn:
+        return UserTurn("", invalid("shape")) if spoils(conversation, key) else UserTurn(f"hi {conversation.turn}")
 
     return Simulation(
         user=ScriptedUser(user),  # type: ignore[arg-type]
@@ -77,7 +78,6 @@ def simulated(spoils: Spoils, metric: TokenPenalty, max_invalid: float = 0.5) ->
         group_size=3,
         equal_turns=False,
         paired=False,
-        adaptive=False,
         seed=1,
         make_engine=lambda lm, tokenizer: ScriptedModel(lambda messages, key: f"reply {key.candidate}", lm=lm),  # type: ignore[arg-type,return-value]
         max_invalid=max_invalid,
@@ -109,7 +109,7 @@ def run(
     return module, trainer, metric
 
 
-def in_future(conversation: Conversation, key: Key) -> bool:
+def in_future(conversation: Conversation, key: RngKey) -> bool:
     """Whether this is a user message of a forward conversation."""
     return key.split.startswith("train/") and bool(conversation.turns)
 
@@ -118,7 +118,7 @@ def test_what_is_lost_is_counted_and_leaves_the_step() -> None:
     """One group is at turn 1, where a future has a user message; of its three candidates two lose both futures."""
     module, trainer, metric = run(lambda c, k: in_future(c, k) and k.candidate in (0, 1))
     [group] = module.groups[0]  # the one at turn 2, whose futures are over with the reply
-    assert group.context.position == 2 and len(group.candidates) == 3
+    assert group.context.turn == 2 and len(group.candidates) == 3
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert logged["train/futures"] == 12 and logged["train/invalid"] == 4 and logged["train/unscored"] == 0
     assert logged["train/lost_groups"] == 1 and logged["train/candidates"] == 3
@@ -139,7 +139,7 @@ def test_a_goal_without_a_context_is_lost_whole() -> None:
 
 
 def test_a_step_of_which_too_much_is_lost_stops_the_run_and_it_can_be_taken_up(tmp_path: Path) -> None:
-    def broken(conversation: Conversation, key: Key) -> bool:
+    def broken(conversation: Conversation, key: RngKey) -> bool:
         return key.round == 2
 
     with pytest.raises(RunStopped, match=r"12 of the 12 forward conversations of step 3 .*max_invalid=0.5"):

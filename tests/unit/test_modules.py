@@ -252,10 +252,10 @@ def test_grpo_weighs_every_candidate_against_its_group() -> None:
 
 def test_grpo_learns_from_those_that_stand_out() -> None:
     given = [group(1, (0.1, 0.5, 0.25, 0.4))]
-    (example,), (whole,) = make("grpo", learn_from=3).examples(given), make("grpo").examples(given)
+    (example,), (whole,) = make("grpo", max_trained_candidates=3).examples(given), make("grpo").examples(given)
     assert example.replies == whole.replies[:2] + whole.replies[3:]  # the third is nearest to the mean
     assert example.weights == whole.weights[:2] + whole.weights[3:]  # compared with all, not with each other
-    assert make("grpo", learn_from=9).examples(given) == [whole]
+    assert make("grpo", max_trained_candidates=9).examples(given) == [whole]
 
 
 # --- the gradient ----------------------------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ def test_a_step_without_spread_changes_nothing() -> None:
 
 def test_the_kl_is_read_off_the_first_update_that_there_is() -> None:
     found = [*(group(n, FLAT) for n in range(4, 7)), *groups()]
-    _, scored = fit(make("grpo", updates_per_step=2), found, steps=2)
+    _, scored = fit(make("grpo", num_minibatches=2), found, steps=2)
     assert len(scored.gradients) == 2
     assert scored.logged[0]["kl"] == pytest.approx(0, abs=1e-6) and scored.logged[1]["kl"] > 0
 
@@ -464,7 +464,7 @@ def test_what_departs_from_the_reference_pays_for_it() -> None:
 
 
 def test_scaled_advantages_are_those_of_the_whole_rollout() -> None:
-    kept = prepared(make("ppo", updates_per_step=3, tokens_per_micro_batch=30), groups())
+    kept = prepared(make("ppo", num_minibatches=3, tokens_per_micro_batch=30), groups())
     every = torch.cat([episodes.advantages for episodes in kept])
     assert len(kept) == 3 and abs(every.mean()) < 1e-5 and every.std(correction=0) == pytest.approx(1, abs=1e-4)
     assert any(abs(episodes.advantages.mean()) > 0.1 for episodes in kept)
@@ -480,7 +480,7 @@ def test_the_value_head_learns_what_replies_are_worth() -> None:
 
 
 def test_each_pass_over_a_rollout_makes_its_updates() -> None:
-    module = make("ppo", epochs=2, updates_per_step=3, warmup_steps=12)
+    module = make("ppo", epochs=2, num_minibatches=3, warmup_steps=12)
     trainer, scored = fit(module, groups(), steps=2)
     assert trainer.global_step == len(scored.gradients) == 2 * 2 * 3
     assert [log["lr"] for log in scored.logged] == pytest.approx([1e-2 / 12, 7e-2 / 12])

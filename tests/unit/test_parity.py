@@ -116,13 +116,13 @@ def policy_of(target: Any, config: Any, temperature: float = TEMPERATURE) -> Pol
 
 
 @pytest.mark.parametrize(
-    ("mean_over", "loss_type", "kl_coef"),
+    ("loss_aggregation", "loss_type", "kl_coef"),
     [("tokens", "dapo", KL), ("sequences", "grpo", 0.0)],
     ids=["tokens", "sequences"],
 )
-def test_grpo_is_that_of_trl(mean_over: str, loss_type: str, kl_coef: float, tmp_path: Path) -> None:
+def test_grpo_is_that_of_trl(loss_aggregation: str, loss_type: str, kl_coef: float, tmp_path: Path) -> None:
     groups = make_groups()
-    config = GRPOConfig(**SETTING, clip_epsilon=CLIP, kl_coef=kl_coef, mean_over=mean_over, std_floor=1e-4)
+    config = GRPOConfig(**SETTING, clip_epsilon=CLIP, kl_coef=kl_coef, loss_aggregation=loss_aggregation, std_eps=1e-4)
     _, scored = fit(policy_of(GRPO, config), groups)
 
     trainer = trl_grpo(tmp_path, loss_type=loss_type)

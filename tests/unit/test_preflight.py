@@ -103,9 +103,9 @@ def test_processes_need_a_way_to_talk(checked, monkeypatch):
 
 
 def test_updates_must_share_the_goals_of_a_process(checked):
-    overrides = ["trainer.devices=2", "algorithm.updates_per_step=2"]
+    overrides = ["trainer.devices=2", "algorithm.num_minibatches=2"]
     message = refusal(checked, *overrides, "trainer.goals_per_step=6")
-    assert "algorithm.updates_per_step (2) must divide the 3 goals that each of the 2 processes takes" in message
+    assert "algorithm.num_minibatches (2) must divide the 3 goals that each of the 2 processes takes" in message
     assert "Set trainer.goals_per_step=8." in message
     checked(*overrides, "trainer.goals_per_step=8")
 

@@ -170,7 +170,7 @@ def test_adapters_written_past_the_count_of_changes_are_seen_once_all_is_forgott
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:
             parameter.data.neg_()
-    products.forget()
+    products.clear_cache()
     assert (inside(lm, products) - before).abs().max() > 0.1
     torch.testing.assert_close(inside(lm, products), plain(lm), atol=1e-5, rtol=0)
 

@@ -18,7 +18,8 @@ from collab.app.resume import RunState, disk_problem
 from collab.chat.base import Sampling
 from collab.chat.journal import Journal, Journalled
 from collab.config.schema import Config
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
+from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
 TYPED = ["experiment=doc_edit", "seed=7", "algorithm.lr=0.5"]
@@ -149,7 +150,7 @@ class Counting:
         return Reply(f"ä {self.asked}", (1, 2), (-0.1, -1 / 3), "length", (5, 6))
 
 
-KEY = Key(3, role="policy", goal="g")
+KEY = RngKey(3, role="policy", goal="g")
 ASKED = [([Message("user", "hi")], KEY), ([Message("user", "hi")], KEY.at(sample=1)), ([Message("user", "ho")], KEY)]
 
 

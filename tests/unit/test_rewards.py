@@ -21,8 +21,9 @@ from scripted import (
 from collab.app import build
 from collab.app.compose import load_config
 from collab.chat.endpoints import Endpoints
-from collab.conversation import Candidate, Conversation, Goal, Key, Reply
+from collab.conversation import Candidate, Conversation, Goal, Reply
 from collab.datamodules.goals import load_splits
+from collab.randomness import RngKey
 from collab.rewards.document import Copied, Coverage, Repetition, copied, repetition
 from collab.rewards.metrics import (
     AgendaInteractivity,
@@ -34,7 +35,8 @@ from collab.rewards.metrics import (
 )
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import delivers, notes_of, read
-from collab.simulation.rollout import Players, multiturn_reward, play
+from collab.simulation.conversation_loop import Players, play
+from collab.simulation.multiturn import multiturn_reward
 from collab.util.errors import BadInput
 
 # Eight words, so that n-gram counts are easy; an agenda of three items.
@@ -493,13 +495,13 @@ def players(script) -> Players:
 
 
 def whole(script, goal: Goal, seed: int = 1) -> Conversation:
-    key = Key(seed, split="test", goal=goal.id)
+    key = RngKey(seed, split="test", goal=goal.id)
     return asyncio.run(play(players(script), Conversation(goal, CONFIG.task.system_prompt), key))
 
 
 def context_of(script, goal: Goal, turn: int) -> Conversation:
     start = Conversation(goal, CONFIG.task.system_prompt)
-    return asyncio.run(play(players(script), start, Key(1), until_context=turn))
+    return asyncio.run(play(players(script), start, RngKey(1), until_context=turn))
 
 
 def responses(context: Conversation, scripts, future, window: int) -> list[Candidate]:
@@ -507,12 +509,12 @@ def responses(context: Conversation, scripts, future, window: int) -> list[Candi
     return asyncio.run(
         multiturn_reward(
             context,
-            [spoken(script(context.messages(), Key(1)), CONFIG.task.max_new_tokens) for script in scripts],
+            [spoken(script(context.messages(), RngKey(1)), CONFIG.task.max_new_tokens) for script in scripts],
             players=players(future),
             reward=SIMULATION.reward,
             window=window,
             num_samples=2,
-            key=Key(1, split="train", goal=context.goal.id),
+            key=RngKey(1, split="train", goal=context.goal.id),
         )
     )
 
@@ -539,7 +541,7 @@ def test_trick_scores_below_a_good_collaborator_over_whole_conversations(trick, 
 
 @pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.id)
 def test_dump_that_nothing_cuts_scores_no_better(goal):
-    text = dumps_text(Conversation(goal).with_user("Hello!").messages(), Key(1))
+    text = dumps_text(Conversation(goal).with_user("Hello!").messages(), RngKey(1))
     score = value(SIMULATION.reward, finished(text, text, text, goal=goal))
     assert assistant_tokens(finished(text)) > 4 * CONFIG.task.max_new_tokens
     assert score.reward < value(SIMULATION.reward, whole(good_collaborator, goal)).reward / 2

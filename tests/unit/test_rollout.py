@@ -22,14 +22,16 @@ from collab.callbacks.rollout import (
 )
 from collab.chat.base import Sampling
 from collab.config.schema import AgendaUserConfig
-from collab.conversation import Conversation, Goal, Key, Score
+from collab.conversation import Conversation, Goal, Score
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.goals import GoalSplits
+from collab.randomness import RngKey
 from collab.rewards.metrics import AgendaInteractivity, Bleu, TokenPenalty
 from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import AgendaUser
-from collab.simulation.allocation import context_turns
-from collab.simulation.rollout import Players, as_group, draw_context, multiturn_reward, play, play_goals
+from collab.simulation.conversation_loop import Players, draw_context, play, play_goals
+from collab.simulation.multiturn import as_group, multiturn_reward
+from collab.simulation.schedule import context_turns
 from collab.simulation.user import UserTurn
 
 # Eight words, so that n-gram counts are easy; an agenda of three items.
@@ -40,7 +42,7 @@ OTHER = Goal("keys", "A note.", "Two keys lay by the gate. Ask Omar.", {"title":
 OPEN = "What should the text include?"  # 5 words, gives one of the three items
 ONE_WORD_OFF = "we meet at noon by the new mill"  # BLEU (7/8 * 5/7 * 4/6 * 3/5)^(1/4) = 0.25^(1/4); satisfies
 BLEU_OF_ONE_WORD_OFF = 0.25**0.25
-KEY = Key(1, split="train", goal="mill")
+KEY = RngKey(1, split="train", goal="mill")
 
 
 class Table:
@@ -57,7 +59,7 @@ NOTHING = ConversationReward({"zero": (1.0, Table({}))})
 
 
 def talkative() -> ScriptedUser:
-    return ScriptedUser(lambda conversation, key: f"user {conversation.position}")
+    return ScriptedUser(lambda conversation, key: f"user {conversation.turn}")
 
 
 def players(script=None, user=None, max_turns: int = 5) -> Players:
@@ -109,7 +111,7 @@ def test_the_assistant_sees_the_system_prompt_and_never_the_goal():
 
 @pytest.mark.parametrize("reason", ["satisfied", "patience"])
 def test_the_user_may_end_it(reason):
-    user = ScriptedUser(lambda conversation, key: UserTurn("", reason) if conversation.position == 3 else "go on")
+    user = ScriptedUser(lambda conversation, key: UserTurn("", reason) if conversation.turn == 3 else "go on")
     done = asyncio.run(play(players(user=user), Conversation(GOAL), KEY))
     assert (len(done.turns), done.ended_by, done.pending) == (2, reason, None)
 
@@ -207,7 +209,7 @@ def test_with_no_window_the_response_itself_is_scored():
 
 
 def test_multiturn_reward_needs_neither_torch_nor_lightning():
-    code = "import sys, collab.simulation.rollout; print({'torch', 'lightning', 'transformers'} & set(sys.modules))"
+    code = "import sys, collab.simulation.multiturn; print({'torch', 'lightning', 'transformers'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
@@ -253,7 +255,7 @@ def test_pairing_is_the_simulations(paired, users):
     user = ScriptedUser(lambda conversation, key: f"{key.stream().random():.9f}")
     rollout = RolloutCallback(simulation(user=user, paired=paired, num_samples=1, window=1), "")
     groups = asyncio.run(rollout.groups(ScriptedModel(says("hm")), [GOAL] * 3, 0, range(3)))
-    [first] = [group for group in groups if group.context.position == 1]
+    [first] = [group for group in groups if group.context.turn == 1]
     assert len({candidate.futures[0].turns[1].user for candidate in first.candidates}) == users
 
 
@@ -263,7 +265,7 @@ def test_a_goal_that_is_stored_starts_from_its_stored_context():
     contexts = {(GOAL.prompt, 2): stored}
     sim = simulation(max_turns=3, num_samples=1, window=1, contexts=contexts)
     groups = asyncio.run(RolloutCallback(sim, "").groups(ScriptedModel(says("hm")), [GOAL] * 3, 0, range(3)))
-    by_turn = {group.context.position: group.context for group in groups}
+    by_turn = {group.context.turn: group.context for group in groups}
     assert by_turn.keys() == {1, 2, 3}
     assert (by_turn[2].turns, by_turn[2].pending) == (stored.turns, stored.pending)
     assert by_turn[3].assistant_texts == ["hm", "hm"]  # played: there is no stored one
@@ -276,7 +278,7 @@ def test_short_windows_are_filled_with_candidates_of_as_many_turns():
     assert [simulation(equal_turns=True, window=0).candidates_at(n) for n in (1, 3)] == [3, 3]
     rollout = RolloutCallback(simulation(equal_turns=True), "")
     groups = asyncio.run(rollout.groups(ScriptedModel(random_words), [GOAL] * 3, 0, range(3)))
-    assert {g.context.position: len(g.candidates) for g in groups} == {1: 3, 2: 3, 3: 9}
+    assert {g.context.turn: len(g.candidates) for g in groups} == {1: 3, 2: 3, 3: 9}
 
 
 def random_words(messages, key) -> str:
@@ -294,7 +296,6 @@ def simulation(**changes) -> Simulation:
         "group_size": 3,
         "equal_turns": False,
         "paired": True,
-        "adaptive": False,
         "seed": 1,
         "make_engine": lambda lm, tokenizer: None,
     }
@@ -325,7 +326,7 @@ def test_groups_do_not_depend_on_what_else_is_played_nor_on_who_is_served_first(
 def test_a_goal_that_comes_twice_in_a_step_meets_other_users_and_replies():
     rollout = RolloutCallback(simulation(group_size=1), "")
     groups = asyncio.run(rollout.groups(ScriptedModel(random_words), [GOAL] * 6, 0, range(6)))
-    assert Counter(group.context.position for group in groups) == {1: 2, 2: 2, 3: 2}
+    assert Counter(group.context.turn for group in groups) == {1: 2, 2: 2, 3: 2}
     said = [text for g in groups for text in (*g.context.assistant_texts, g.candidates[0].reply.text)]
     assert len(set(said)) == len(said)
 
@@ -359,19 +360,19 @@ def test_every_turn_is_drawn_equally_often_but_the_last_if_asked_to(max_turns):
 def test_context_is_played_on_policy_up_to_the_turn_that_waits():
     at = players(lambda messages, key: f"re {messages[-1].content}")
     context = asyncio.run(draw_context(at, GOAL, "be brief", 3, KEY))
-    assert (context.position, context.pending, context.ended_by) == (3, "user 3", "")
+    assert (context.turn, context.pending, context.ended_by) == (3, "user 3", "")
     assert context.assistant_texts == ["re user 1", "re user 2"]
     assert context.system_prompt == "be brief"
     assert len(at.policy.requests) == 2
 
 
 def test_chat_that_ends_early_is_played_again_with_other_draws():
-    def script(conversation: Conversation, key: Key) -> str | UserTurn:
-        return UserTurn("", "satisfied") if conversation.position == 2 and key.sample < 2 else "go on"
+    def script(conversation: Conversation, key: RngKey) -> str | UserTurn:
+        return UserTurn("", "satisfied") if conversation.turn == 2 and key.sample < 2 else "go on"
 
     at = players(random_words, ScriptedUser(script))
     context = asyncio.run(draw_context(at, GOAL, "", 3, KEY))
-    assert context.position == 3 and context.pending == "go on"
+    assert context.turn == 3 and context.pending == "go on"
     assert len(set(at.policy.requests)) == len(at.policy.requests)
     # Of the tries at once, 1 fails, 2 is the first that gets there.
     spoken = [random_words([], key) for key in at.policy.requests if key.sample == 2]
@@ -385,11 +386,11 @@ def test_no_other_chat_is_played_where_the_first_gets_there():
 
 
 def test_context_falls_back_to_the_last_turn_that_was_opened():
-    def script(conversation: Conversation, key: Key) -> str | UserTurn:
-        return f"user {conversation.position}" if conversation.position < 3 else UserTurn("", "patience")
+    def script(conversation: Conversation, key: RngKey) -> str | UserTurn:
+        return f"user {conversation.turn}" if conversation.turn < 3 else UserTurn("", "patience")
 
     context = asyncio.run(draw_context(players(user=ScriptedUser(script)), GOAL, "", 5, KEY))
-    assert (context.position, context.pending, context.ended_by) == (2, "user 2", "")
+    assert (context.turn, context.pending, context.ended_by) == (2, "user 2", "")
     assert context.assistant_texts == ["hm"]
 
 
@@ -486,8 +487,8 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
     trainer.fit(module, data_of([GOAL], goals_per_step=2, max_steps=1))
     [groups] = module.groups
     assert made == [(module.policy.lm, "the tokenizer")]
-    assert [group.context.position for group in groups] == positions
-    first, second = sorted(groups, key=lambda group: group.context.position)
+    assert [group.context.turn for group in groups] == positions
+    first, second = sorted(groups, key=lambda group: group.context.turn)
 
     # Turn 1, candidate 0 asks (5 tokens, one of three items), then writes 8 words.
     #   future 0: 2 * 1            - 0.13 + 0.6 * 1/3 = 2.07
@@ -537,7 +538,7 @@ def test_a_run_draws_every_turn_equally_often_and_counts_cut_replies():
     )
     module, trainer = Listener(), trainer_with(rollout)
     trainer.fit(module, data_of([GOAL, OTHER], goals_per_step=2, max_steps=6))
-    positions = [group.context.position for groups in module.groups for group in groups]
+    positions = [group.context.turn for groups in module.groups for group in groups]
     assert Counter(positions) == {1: 4, 2: 4, 3: 4}
     assert float(trainer.callback_metrics["train/cut_replies"]) == 1
     contexts = [tuple(group.context.messages()) for groups in module.groups for group in groups if group.context.turns]
@@ -556,7 +557,7 @@ def test_contexts_that_the_user_ended_before_their_turn_are_counted():
     module, trainer = Listener(), trainer_with(rollout)
     trainer.fit(module, data_of([GOAL], goals_per_step=3, max_steps=1))
     [groups] = module.groups
-    assert [group.context.position for group in groups] == [1, 1, 1]  # the user leaves after the first empty reply
+    assert [group.context.turn for group in groups] == [1, 1, 1]  # the user leaves after the first empty reply
     assert float(trainer.callback_metrics["train/earlier_contexts"]) == pytest.approx(2 / 3)
 
 

@@ -14,9 +14,10 @@ from test_http import endpoint, quickly  # noqa: F401  the last is a fixture
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.http import HttpChatModel
-from collab.conversation import Conversation, Goal, Key, Message
+from collab.conversation import Conversation, Goal, Message
+from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
-from collab.simulation.rollout import Players, play_goals
+from collab.simulation.conversation_loop import Players, play_goals
 from collab.simulation.user import UserTurn
 
 MAX_TURNS = 2
@@ -28,7 +29,7 @@ class ModelUser:
     def __init__(self, model: ChatModel) -> None:
         self.model = model
 
-    async def respond(self, conversation: Conversation, key: Key) -> UserTurn:
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         reply = await self.model.complete([Message("user", conversation.goal.prompt)], Sampling(8), key)
         return UserTurn(reply.text)
 
@@ -58,7 +59,7 @@ def rollout(model: HttpChatModel, count: int) -> tuple[list[Conversation], Count
     reward = ConversationReward({"counted": (1.0, metric)})
 
     async def all_of_them() -> list[Conversation]:
-        played = await play_goals(players, goals, "", Key(1, split="test"))
+        played = await play_goals(players, goals, "", RngKey(1, split="test"))
         await asyncio.gather(*(reward(conversation) for conversation in played))
         return played
 

@@ -15,12 +15,13 @@ from collab.app.compose import load_config
 from collab.app.synthesize import claim_folder
 from collab.chat.base import Sampling
 from collab.config.schema import check
-from collab.conversation import Conversation, Goal, Key
+from collab.conversation import Conversation, Goal
 from collab.datamodules.conversations import as_row, load_groups
 from collab.datamodules.synthesis_folder import CLAIM, ConversationFile, save_dataset
+from collab.randomness import RngKey
 from collab.reports.synthesis import statistics, statistics_table
 from collab.rewards.reward import ConversationReward
-from collab.simulation.rollout import Players
+from collab.simulation.conversation_loop import Players
 from collab.simulation.synthesis import synthesise
 from collab.simulation.user import UserTurn, invalid
 from collab.util.errors import BadInput
@@ -49,7 +50,7 @@ def speak(messages, key):
 
 
 def talk(conversation, key):
-    return f"message {conversation.position} of sample {key.sample} in round {key.round}"
+    return f"message {conversation.turn} of sample {key.sample} in round {key.round}"
 
 
 def make(script=speak, user=talk, size=4, window=1, num_samples=2, max_turns=3, metric=None):
@@ -65,7 +66,7 @@ def make(script=speak, user=talk, size=4, window=1, num_samples=2, max_turns=3, 
             candidates_at=lambda turn: size,
             window=window,
             num_samples=num_samples,
-            key=Key(1, split="synthesis/0"),
+            key=RngKey(1, split="synthesis/0"),
         )
     )
     return made, model, simulator
@@ -110,7 +111,7 @@ def test_proactive_candidates_are_answers_to_the_usual_context():
         for candidate in turn.candidates:
             for future in candidate.futures:
                 assert future.system_prompt == USUAL
-                assert "usual later 0" in future.assistant_texts or turn.context.position == 3
+                assert "usual later 0" in future.assistant_texts or turn.context.turn == 3
                 assert "proactive later 0" not in future.assistant_texts
 
 
@@ -130,7 +131,7 @@ def test_candidates_of_a_context_meet_the_same_user():
 def leaves(at):
     """A user who is satisfied where (turn, sample) is in `at`."""
     return lambda conversation, key: (
-        UserTurn("", "satisfied") if (conversation.position, key.sample) in at else talk(conversation, key)
+        UserTurn("", "satisfied") if (conversation.turn, key.sample) in at else talk(conversation, key)
     )
 
 
@@ -153,7 +154,7 @@ def test_a_conversation_that_the_user_spoils_is_none(window):
 
     def spoilt(turn, samples=(0, 1)):
         def user(conversation, key):
-            bad = conversation.position == turn and key.sample in samples
+            bad = conversation.turn == turn and key.sample in samples
             return UserTurn("", invalid("failed")) if bad else UserTurn(talk(conversation, key))
 
         return user
@@ -408,7 +409,6 @@ def test_the_command_refuses_before_anything_is_written(tmp_path):
         ({"sampler__temperature": 0.0}, "sampler.temperature (0) must be above 0 for a synthesis"),
         ({"task__proactive_prompt": " "}, "half of the candidates are sampled under it"),
         ({"trainer__devices": 2}, "trainer.devices (2) and trainer.num_nodes (1) must be 1"),
-        ({"sampler__adaptive": True}, "sampler.num_samples"),
         ({"synthesis__num_goals": 0}, "synthesis.num_goals (0) must be at least 1"),
         ({"synthesis__at_once": 0}, "synthesis.at_once (0) must be at least 1"),
     ],

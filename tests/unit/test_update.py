@@ -108,13 +108,13 @@ Plain = Callable[[Any, Any, Sequence[Group], torch.Tensor], torch.Tensor]  # pol
 
 
 def grpo_loss(
-    kl_coef: float, scale_by_std: bool = True, mean_over: str = "tokens", leave_one_out: bool = False
+    kl_coef: float, scale_by_std: bool = True, loss_aggregation: str = "tokens", leave_one_out: bool = False
 ) -> Plain:
     def loss(lm: Any, reference: Any, groups: Sequence[Group], head: torch.Tensor) -> torch.Tensor:
         by_token = grpo_losses(lm, reference, groups, kl_coef, scale_by_std, leave_one_out)
-        if mean_over == "tokens":
+        if loss_aggregation == "tokens":
             return torch.cat(by_token).mean()
-        return torch.stack([x.mean() if mean_over == "sequences" else x.sum() for x in by_token]).mean()
+        return torch.stack([x.mean() if loss_aggregation == "sequences" else x.sum() for x in by_token]).mean()
 
     return loss
 
@@ -219,15 +219,19 @@ PPO_SETTING: dict[str, Any] = {
     "value_clip": VALUE_CLIP,
     "value_coef": VALUE_COEF,
 }
-RLOO: dict[str, Any] = {"leave_one_out": True, "scale_by_std": False, "mean_over": "sums"}  # conf/algorithm/rloo.yaml
+RLOO: dict[str, Any] = {
+    "leave_one_out": True,
+    "scale_by_std": False,
+    "loss_aggregation": "sums",
+}  # conf/algorithm/rloo.yaml
 ALGORITHMS: dict[str, tuple[Any, Any, Plain]] = {
     "grpo": (GRPO, GRPOConfig(**GRPO_SETTING), grpo_loss(0.0)),
     "grpo_kl": (GRPO, GRPOConfig(**GRPO_SETTING, kl_coef=KL), grpo_loss(KL)),
     "grpo_centred": (GRPO, GRPOConfig(**GRPO_SETTING, scale_by_std=False), grpo_loss(0.0, scale_by_std=False)),
     "grpo_sequences": (
         GRPO,
-        GRPOConfig(**GRPO_SETTING, mean_over="sequences"),
-        grpo_loss(0.0, mean_over="sequences"),
+        GRPOConfig(**GRPO_SETTING, loss_aggregation="sequences"),
+        grpo_loss(0.0, loss_aggregation="sequences"),
     ),
     "rloo": (GRPO, GRPOConfig(**GRPO_SETTING, **RLOO), grpo_loss(0.0, **RLOO)),
     "dpo": (DPO, DPOConfig(**SETTING, beta=BETA), dpo_loss(0.0)),
@@ -327,7 +331,7 @@ def test_a_rollout_is_dealt_out_to_several_updates() -> None:
     groups = make_groups()
 
     def trained(updates: int, per_step: list[list[Group]]) -> tuple[Any, Any]:
-        config = GRPOConfig(**GRPO_SETTING, updates_per_step=updates, lr=0.05, warmup_steps=2)
+        config = GRPOConfig(**GRPO_SETTING, num_minibatches=updates, lr=0.05, warmup_steps=2)
         module = GRPO(config, lambda: moved(make_lm("Llama", True)), None, TEMPERATURE, len(per_step))
         _, scored = fit(module, lambda step: per_step[step], steps=len(per_step))
         return module, scored

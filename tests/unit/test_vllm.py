@@ -26,17 +26,18 @@ from collab.app.preflight import check_hosted, check_machine
 from collab.callbacks.rollout import _logprobs
 from collab.chat.base import Sampling
 from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig, check
-from collab.conversation import Key, Message, Reply
+from collab.conversation import Message, Reply
 from collab.datamodules.goals import load_splits
 from collab.generation import vllm
 from collab.generation.vllm import VLLMEngine, share
 from collab.lm.chat_format import ChatFormat
 from collab.lm.loading import load_model, load_tokenizer
 from collab.modules.policy import Policy
+from collab.randomness import RngKey
 from collab.util.errors import BadInput, RunStopped
 
 HELLO = [Message("system", "Be brief."), Message("user", "Hello, can you help me with a note?")]
-KEY = Key(3, role="policy")
+KEY = RngKey(3, role="policy")
 
 
 def make_tokenizer(*more: str) -> PreTrainedTokenizerFast:
@@ -110,7 +111,7 @@ def make_engine(server: TinyVLLM | str, trainee: Trainee, run: Path, **fields: A
 
 
 def taken_up(engine: VLLMEngine, trainee: Trainee) -> VLLMEngine:
-    engine.take_up(trainee.logprobs, lambda value: value)
+    engine.sync_weights(trainee.logprobs, lambda value: value)
     return engine
 
 
@@ -121,7 +122,7 @@ def refusal(engine: VLLMEngine, trainee: Trainee) -> str:
     return str(caught.value)
 
 
-def says(engine: VLLMEngine, messages: list[Message] = HELLO, key: Key = KEY, **sampling: Any) -> Reply:
+def says(engine: VLLMEngine, messages: list[Message] = HELLO, key: RngKey = KEY, **sampling: Any) -> Reply:
     return asyncio.run(
         engine.complete(messages, Sampling(**{"max_new_tokens": 12, "temperature": 0.7, **sampling}), key)
     )
@@ -204,7 +205,7 @@ def test_each_update_is_loaded_under_a_fresh_name_and_two_are_there_at_most(
         assert len(server.adapters) <= 2
         assert sorted(server.adapters) == sorted(path.name for path in (tmp_path / "adapters").iterdir())
         assert says(engine) and server.calls[-1]["model"] == server.loaded[-1]
-        engine.forget()
+        engine.clear_cache()
     assert len(set(server.loaded)) == 4
     engine.close()
     assert not server.adapters and not (tmp_path / "adapters").exists()
@@ -251,13 +252,13 @@ def test_weights_may_come_as_a_state_dict(server: TinyVLLM, trainee: Trainee, tm
     assert "nats a token from ours" in message  # the server got the state's, and what is here is nothing
     trainee.lm.load_state_dict(state)
     again = make_engine(server, trainee, tmp_path)
-    again.take_up(trainee.logprobs, lambda value: value, state)
+    again.sync_weights(trainee.logprobs, lambda value: value, state)
     assert again.checked["server_share"] == pytest.approx(1, abs=1e-3)
 
 
 def refusal_with(engine: VLLMEngine, trainee: Trainee, state: dict[str, Any]) -> str:
     with pytest.raises(RunStopped) as caught:
-        engine.take_up(trainee.logprobs, lambda value: value, state)
+        engine.sync_weights(trainee.logprobs, lambda value: value, state)
     return str(caught.value)
 
 
@@ -327,7 +328,7 @@ def test_the_first_process_loads_and_all_go_on_or_stop_together(
         here.rank = rank
         engine = make_engine(server, trainee, tmp_path)
         try:
-            engine.take_up(trainee.logprobs, share_out)
+            engine.sync_weights(trainee.logprobs, share_out)
             ends[rank] = engine._adapter
         except RunStopped as error:
             ends[rank] = (str(error), error.everywhere)

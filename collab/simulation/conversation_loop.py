@@ -1,7 +1,6 @@
-"""Conversations as coroutines: whole chats, and the forward sampling behind Eq. 1.
+"""Conversations as coroutines: await the user, await the policy, append.
 
-A conversation reads as it is defined: await the user, await the policy, append. `asyncio.gather` plays all contexts,
-candidates and samples at once, and the engine batches whatever requests wait.
+`asyncio.gather` plays many conversations at once, and the engine batches the requests that wait.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from collab.chat.base import ChatFailed, ChatModel, Sampling
-from collab.conversation import Candidate, Conversation, Goal, Group, Key, Reply, Score
-from collab.rewards.reward import ConversationReward
-from collab.simulation.allocation import adaptive_problem, allocate, mean_of_stages, pilot_samples
+from collab.conversation import Conversation, Goal, Reply
+from collab.randomness import RngKey
 from collab.simulation.user import UserSimulator, invalid
 from collab.util.errors import BadInput
 
@@ -43,11 +41,11 @@ class Players:
 async def play(
     players: Players,
     conversation: Conversation,
-    key: Key,
+    key: RngKey,
     *,
     turns: int | None = None,
     until_context: int | None = None,
-    user_key: Key | None = None,
+    user_key: RngKey | None = None,
 ) -> Conversation:
     """Play on from `conversation` until it ends.
 
@@ -56,7 +54,7 @@ async def play(
         key: Randomness of this conversation; `turn` and `role` are filled in here.
         turns: Further turns to play at most (the window); None plays to `max_turns`.
         until_context: Stop as soon as the user has opened the turn of this number, its message `pending`.
-        user_key: Key of the user's draws where it differs from the policy's (paired sampling).
+        user_key: RngKey of the user's draws where it differs from the policy's (paired sampling).
 
     Returns:
         The conversation, `ended_by` set, except where `until_context` was reached.
@@ -68,11 +66,11 @@ async def play(
             if len(conversation.turns) >= last:
                 reason = "max_turns" if len(conversation.turns) >= players.max_turns else "window"
                 return conversation.with_end(reason)
-            turn = await players.user.respond(conversation, user_key.at(role="user", turn=conversation.position))
+            turn = await players.user.respond(conversation, user_key.at(role="user", turn=conversation.turn))
             if turn.end:
                 return replace(conversation, user=turn.user or conversation.user).with_end(turn.end)
             conversation = conversation.with_user(turn.text, turn.user)
-        if conversation.position == until_context:
+        if conversation.turn == until_context:
             return conversation
         try:
             conversation = conversation.with_reply(await _reply(players, conversation, key))
@@ -81,7 +79,7 @@ async def play(
 
 
 async def play_goals(
-    players: Players, goals: Sequence[Goal], system_prompt: str, key: Key, num_conversations: int = 1
+    players: Players, goals: Sequence[Goal], system_prompt: str, key: RngKey, num_conversations: int = 1
 ) -> list[Conversation]:
     """Whole conversations, `num_conversations` for each goal, goal by goal: the evaluation."""
 
@@ -93,7 +91,7 @@ async def play_goals(
     return list(await asyncio.gather(*(one(goal, sample) for goal in goals for sample in range(num_conversations))))
 
 
-async def draw_context(players: Players, goal: Goal, system_prompt: str, position: int, key: Key) -> Conversation:
+async def draw_context(players: Players, goal: Goal, system_prompt: str, position: int, key: RngKey) -> Conversation:
     """Play on-policy until the user has opened turn `position`: a context `t^h_j`.
 
     Where the user ends the chat before that, some more are played, all at once, and the first of them in order that
@@ -128,7 +126,7 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, positio
     return replace(found, turns=found.turns[:-1], pending=last.user, ended_by="")
 
 
-async def sample_candidates(players: Players, context: Conversation, group_size: int, key: Key) -> list[Reply]:
+async def sample_candidates(players: Players, context: Conversation, group_size: int, key: RngKey) -> list[Reply]:
     """`group_size` independent responses to one context; fewer where a policy over HTTP failed."""
     drawn = (_reply(players, context, key.at(candidate=i)) for i in range(group_size))
     found = await asyncio.gather(*drawn, return_exceptions=True)
@@ -138,81 +136,6 @@ async def sample_candidates(players: Players, context: Conversation, group_size:
     return [one for one in found if isinstance(one, Reply)]
 
 
-async def multiturn_reward(
-    context: Conversation,
-    candidates: Sequence[Reply],
-    *,
-    players: Players,
-    reward: ConversationReward,
-    window: int,
-    num_samples: int,
-    key: Key,
-    paired: bool = True,
-    adaptive: bool = False,
-) -> list[Candidate]:
-    """Eq. 1: `MR(m_j | t^h_j, g)`, the mean of `R*(t_{1:j} + t^f | g)` over forward conversations `t^f`.
-
-    Usable without Lightning: anything that satisfies `ChatModel` plays the policy.
-
-    Args:
-        context: A conversation whose user message waits for its response.
-        candidates: Responses `m_j` to it.
-        players: Policy and user that play the future, and the rules.
-        reward: `R*` of a finished conversation.
-        window: w, further turns at most; 0 scores `t_{1:j}` at once.
-        num_samples: Forward samples per candidate. With `window=0` nothing is sampled, and one is enough.
-        key: Randomness; all draws are functions of it.
-        paired: Leave the candidate out of the user's key, so that all candidates face the same user randomness.
-        adaptive: Play the same number of samples in all, but more of them for candidates whose ranking is open after
-            a pilot (see `collab.simulation.allocation`); `num_samples` is then the mean over the candidates.
-
-    Returns:
-        One `Candidate` for each response, in order. `mr` is None where no future could be scored.
-
-    Raises:
-        BadInput: `adaptive` with `window=0` or with too few samples.
-    """
-    if adaptive and (problem := adaptive_problem(window, num_samples)):
-        raise BadInput(problem)
-
-    async def future(index: int, sample: int) -> tuple[Conversation, Score]:
-        policy_key = key.at(candidate=index, sample=sample)
-        user_key = policy_key.at(candidate=None) if paired else policy_key
-        start = context.with_reply(candidates[index])
-        done = await play(players, start, policy_key, turns=window, user_key=user_key)
-        players.on_conversation()
-        return done, await reward(done)
-
-    async def stage(samples: Sequence[range]) -> list[list[tuple[Conversation, Score]]]:
-        """Play these samples of each candidate, all at once."""
-        played = (asyncio.gather(*(future(i, sample) for sample in numbers)) for i, numbers in enumerate(samples))
-        return [list(found) for found in await asyncio.gather(*played)]
-
-    first = pilot_samples(num_samples) if adaptive else num_samples if window else 1
-    stages, weights = [await stage([range(first)] * len(candidates))], [1.0]
-    if adaptive:
-        more = allocate([_rewards(found) for found in stages[0]], num_samples)
-        stages.append(await stage([range(first, first + count) for count in more]))
-        weights = [first / num_samples, 1 - first / num_samples]
-
-    def candidate(reply: Reply, *played: list[tuple[Conversation, Score]]) -> Candidate:
-        pairs = [pair for found in played for pair in found]
-        mr = mean_of_stages([_rewards(found) for found in played], weights)
-        return Candidate(reply, tuple(future for future, _ in pairs), tuple(score for _, score in pairs), mr)
-
-    return [candidate(*each) for each in zip(candidates, *stages, strict=True)]
-
-
-def as_group(context: Conversation, candidates: Sequence[Candidate]) -> Group:
-    """A group of the candidates that could be scored; the others leave it."""
-    return Group(context, tuple(candidate for candidate in candidates if candidate.mr is not None))
-
-
-def _rewards(played: Sequence[tuple[Conversation, Score]]) -> list[float]:
-    """The rewards that could be had."""
-    return [score.reward for _, score in played if score.reward is not None]
-
-
-async def _reply(players: Players, conversation: Conversation, key: Key) -> Reply:
-    request = key.at(role="policy", turn=conversation.position)
+async def _reply(players: Players, conversation: Conversation, key: RngKey) -> Reply:
+    request = key.at(role="policy", turn=conversation.turn)
     return await players.policy.complete(conversation.messages(), players.sampling, request)

@@ -1,0 +1,14 @@
+"""At which turns contexts are drawn, and how many candidates each gets."""
+
+from __future__ import annotations
+
+
+def context_turns(max_turns: int, last_turns: int = 1) -> list[int]:
+    """The turns, from 1, at which contexts are drawn, each equally often; the last one `last_turns` times."""
+    return [*range(1, max_turns + 1), *[max_turns] * (last_turns - 1)]
+
+
+def candidates_at(turn: int, max_turns: int, window: int, num_samples: int, group_size: int) -> int:
+    """Candidates of a context at a turn that play as many turns as `group_size` whole windows (`equal_turns`)."""
+    left = min(window, max_turns - turn)
+    return group_size * (1 + num_samples * window) // (1 + num_samples * left)
