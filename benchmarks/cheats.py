@@ -24,11 +24,11 @@ from benchmarks.goals import FOLDER, read_second
 from collab.chat.base import Sampling
 from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.goals import SPLITS, load_goals, load_splits
+from collab.parsing.agenda_items import topic_of
 from collab.parsing.english import content_words, sentences, words
 from collab.randomness import RngKey
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
-from collab.simulation.agenda import topic_of
 from collab.simulation.conversation_loop import Players, play_goals
 
 TOKENS_PER_WORD = 1.3  # about what the tokenizers of small models take for English

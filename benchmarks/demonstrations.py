@@ -25,10 +25,10 @@ from benchmarks.goals import FOLDER
 from collab.conversation import Candidate, Conversation, Goal, Score
 from collab.datamodules.conversations import as_row
 from collab.datamodules.goals import load_goals
+from collab.parsing.agenda_state import read
 from collab.parsing.english import sentences
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
-from collab.simulation.agenda import read
 from collab.simulation.conversation_loop import Players, play
 
 ASKED = Path(__file__).with_name("data") / "asked.jsonl"

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python be
 
 from collab.conversation import Goal
 from collab.datamodules.goals import SPLITS, load_goals
+from collab.parsing.agenda_state import coverage
 from collab.rewards.document import copied
 from collab.rewards.metrics import Bleu
-from collab.simulation.agenda import coverage
 
 FOLDER = Path(__file__).resolve().parent.parent / "collab" / "datamodules" / "data" / "doc_edit"
 SECOND = Path(__file__).with_name("data") / "second_texts.jsonl"

@@ -23,8 +23,8 @@ from benchmarks.cheats import Heard
 from benchmarks.goals import FOLDER
 from collab.conversation import Agenda, Goal, Message
 from collab.datamodules.goals import SPLITS, load_goals
+from collab.parsing.agenda_state import asks_back, read_questions
 from collab.parsing.english import questions
-from collab.simulation.agenda import asks_back, read_questions
 
 LABELLED = Path(__file__).with_name("data") / "questions.jsonl"
 _MAKES: dict[str, Any] = {"math": "answer", "code": "program", "abg_coqa": "reply"}

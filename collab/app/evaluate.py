@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.config.schema import Config, HostedPolicy, ModelConfig, named_policies, policy_endpoint
+from collab.parsing.agenda_state import distinct_questions
 from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
 from collab.rewards.metrics import assistant_tokens
-from collab.simulation.agenda import distinct_questions
 from collab.util.processes import rank
 from collab.util.targets import load_target
 

@@ -62,8 +62,8 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         resolve_device,
         resolve_dtype,
     )
+    from collab.parsing.agenda_items import makes
     from collab.sandbox.run import check_strict
-    from collab.simulation.agenda import makes
     from collab.util.quiet import quiet
 
     quiet()

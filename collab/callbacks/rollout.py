@@ -33,10 +33,10 @@ from collab.generation.vllm import LogProbs, VLLMEngine
 from collab.modules.base import over_ranks
 from collab.modules.packing import pack
 from collab.modules.sharding import gathered, is_spread, whole_state
+from collab.parsing.agenda_state import distinct_questions
 from collab.randomness import RngKey
 from collab.rewards.metrics import assistant_tokens
 from collab.rewards.reward import ConversationReward
-from collab.simulation.agenda import distinct_questions
 from collab.simulation.conversation_loop import Players, draw_context, play_goals, sample_candidates
 from collab.simulation.multiturn import as_group, multiturn_reward
 from collab.simulation.schedule import candidates_at, context_turns

@@ -128,9 +128,7 @@ class GRPOConfig(AlgorithmConfig):
     leave_one_out: bool = False  # compare each candidate with the mean of the others, not of all
     # a step's loss is the mean over tokens | sequences (a token then counts 1 / length) | sums (of whole sequences)
     loss_aggregation: str = "tokens"
-    max_trained_candidates: int = (
-        0  # candidates of a group that are learned from, those with the largest advantages; 0 takes all
-    )
+    max_trained_candidates: int = 0  # candidates of a group to learn from: those of the largest |advantage|; 0 is all
     std_eps: float = 1.0e-6  # added to that spread, so that groups that hardly differ do not count as much
 
 

@@ -6,9 +6,9 @@ sequence, so that a token counts the same in a short reply as in a long one (as 
 Liu et al. 2025). The KL is that of the paper: TRL multiplies it by the probability ratio unless told not to.
 
 RLOO (Ahmadian et al. 2024) is `leave_one_out`, rewards in their unit, and `loss_aggregation=sums`: the mean over
-sequences of the sum over their tokens, which makes a whole reply one action. `algorithm=rloo` sets these. It departs from that paper
-in that `kl_coef` adds a term to the loss, as in GRPO, instead of taking the KL off the reward, and in the clipping,
-which does nothing to the first update of a rollout.
+sequences of the sum over their tokens, which makes a whole reply one action. `algorithm=rloo` sets these. It departs
+from that paper in that `kl_coef` adds a term to the loss, as in GRPO, instead of taking the KL off the reward, and in
+the clipping, which does nothing to the first update of a rollout.
 
 With `max_trained_candidates`, all candidates are compared but only those that stand out are learned from: drawing
 them is cheap and the update is not (as in PODS, Xu et al. 2025, which picks those of the largest variance).

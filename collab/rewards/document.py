@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from collab.conversation import Conversation, Goal
+from collab.parsing.agenda_items import makes
+from collab.parsing.agenda_state import coverage
 from collab.parsing.english import content_words, sentences, words
 from collab.rewards.metrics import Extractor, Judged, checked_flag, extract
-from collab.simulation.agenda import coverage, makes
 
 _CLAUSE = re.compile(r"[;:\n]+")
 _SAME = 0.8  # Jaccard index of content words from which on two sentences say the same

@@ -18,11 +18,12 @@ from sacrebleu.metrics.bleu import BLEU
 
 from collab.chat.structured import Answer
 from collab.conversation import Conversation, Goal
+from collab.parsing.agenda_items import agenda_of
+from collab.parsing.agenda_state import asks_back, coverage, delivers, read
 from collab.parsing.answers import CHECKER
 from collab.parsing.english import without_questions
 from collab.parsing.extraction import last_answer, last_program
 from collab.sandbox.run import run_program
-from collab.simulation.agenda import agenda_of, asks_back, coverage, delivers, read
 from collab.util.errors import BadInput
 
 

@@ -22,9 +22,9 @@ from collab.chat.base import ChatFailed, ChatModel, Sampling
 from collab.chat.structured import fence, mark
 from collab.conversation import INVALID, Goal, Message
 from collab.generation.engine import LocalEngine
+from collab.parsing.agenda_items import notes_of
 from collab.parsing.english import without_questions
 from collab.randomness import RngKey
-from collab.simulation.agenda import notes_of
 
 QUESTIONS = ("asking", "text")
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from collab.conversation import Conversation, Goal
+from collab.parsing.agenda_items import makes
 from collab.parsing.english import sentences, without_questions, words
 from collab.parsing.extraction import defines_anything, last_program, states_answer
-from collab.simulation.agenda import makes
 
 CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
 

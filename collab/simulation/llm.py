@@ -21,8 +21,8 @@ from collab.chat.base import ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark
 from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Goal, Message
+from collab.parsing.agenda_items import form_of, makes
 from collab.randomness import RngKey
-from collab.simulation.agenda import form_of, makes
 from collab.simulation.guards import (
     CONFUSION,
     EMPTY,

@@ -21,19 +21,11 @@ from collab.chat.base import Sampling
 from collab.config.schema import AgendaUserConfig
 from collab.conversation import Conversation, Goal
 from collab.datamodules.goals import load_goals
+from collab.parsing.agenda_items import agenda_of, form_of, notes_of, topic_of
+from collab.parsing.agenda_state import coverage, covers, distinct_questions, read
 from collab.parsing.english import content_words, sentences, stem
 from collab.randomness import RngKey
-from collab.simulation.agenda import (
-    AgendaUser,
-    agenda_of,
-    coverage,
-    covers,
-    distinct_questions,
-    form_of,
-    notes_of,
-    read,
-    topic_of,
-)
+from collab.simulation.agenda import AgendaUser
 from collab.simulation.conversation_loop import Players, play
 
 SENTENCES = (

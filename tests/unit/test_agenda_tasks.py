@@ -12,9 +12,11 @@ from collab.chat.base import Sampling
 from collab.config.schema import AgendaUserConfig
 from collab.conversation import Agenda, AgendaItem, Conversation, Goal
 from collab.datamodules.goals import load_splits
+from collab.parsing.agenda_items import agenda_of, form_of, makes
+from collab.parsing.agenda_state import asks_back, read
 from collab.randomness import RngKey
 from collab.rewards.metrics import AgendaInteractivity
-from collab.simulation.agenda import AgendaUser, agenda_of, asks_back, form_of, makes, read
+from collab.simulation.agenda import AgendaUser
 from collab.simulation.conversation_loop import Players, play
 from collab.util.errors import BadInput
 

@@ -27,10 +27,10 @@ from collab.chat.base import Sampling
 from collab.chat.endpoints import Endpoints
 from collab.conversation import Message
 from collab.datamodules.goals import load_splits
+from collab.parsing.agenda_state import covers
 from collab.parsing.english import sentences
 from collab.randomness import RngKey
 from collab.rewards.document import copied
-from collab.simulation.agenda import covers
 from collab.simulation.conversation_loop import Players
 
 

@@ -16,10 +16,11 @@ from collab.app.compose import load_config
 from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
+from collab.parsing.agenda_items import form_of, openings, topic_of
+from collab.parsing.agenda_state import coverage, read
 from collab.parsing.english import words
 from collab.rewards.document import copied, repetition
 from collab.rewards.metrics import Bleu
-from collab.simulation.agenda import _openings, coverage, form_of, read, topic_of
 
 SECOND = Path(__file__).parents[2] / "benchmarks" / "data" / "second_texts.jsonl"
 SPLITS = load_splits(load_config("evaluate", ["task=doc_edit"]).task)
@@ -111,7 +112,7 @@ def test_pasting_all_notes_scores_at_most_half_the_bleu_of_a_second_text() -> No
 def test_scripts_read_topic_and_form_off_every_opening() -> None:
     """Those of benchmarks/cheats.py are honest only if they hear what they write about."""
     for goal in GOALS:
-        for opening in _openings(goal):
+        for opening in openings(goal):
             heard = Heard([Message("user", opening)])
             assert (heard.form, heard.topic) == (form_of(goal), topic_of(goal)), opening
 

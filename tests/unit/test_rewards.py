@@ -23,6 +23,8 @@ from collab.app.compose import load_config
 from collab.chat.endpoints import Endpoints
 from collab.conversation import Candidate, Conversation, Goal, Reply
 from collab.datamodules.goals import load_splits
+from collab.parsing.agenda_items import notes_of
+from collab.parsing.agenda_state import delivers, read
 from collab.randomness import RngKey
 from collab.rewards.document import Copied, Coverage, Repetition, copied, repetition
 from collab.rewards.metrics import (
@@ -34,7 +36,6 @@ from collab.rewards.metrics import (
     extract,
 )
 from collab.rewards.reward import ConversationReward
-from collab.simulation.agenda import delivers, notes_of, read
 from collab.simulation.conversation_loop import Players, play
 from collab.simulation.multiturn import multiturn_reward
 from collab.util.errors import BadInput

@@ -19,11 +19,11 @@ from collab.datamodules.code import CodeGoals
 from collab.datamodules.goals import goals_of, load_goals, load_splits
 from collab.datamodules.math import agenda_of_problem, boxed, generated, statements
 from collab.datamodules.math_templates import TEMPLATES
+from collab.parsing.agenda_items import agenda_of
 from collab.parsing.extraction import last_program
 from collab.rewards import metrics
 from collab.rewards.metrics import AnswersOnUnambiguous, AsksOnAmbiguous, PassRate
 from collab.rewards.reward import ConversationReward
-from collab.simulation.agenda import agenda_of
 from collab.util.errors import BadInput
 
 
