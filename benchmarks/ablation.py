@@ -56,7 +56,12 @@ EXTRINSIC = ("task.metrics.token_penalty.weight=0", "task.metrics.interactivity.
 INTRINSIC = tuple(f"task.metrics.{name}.weight=0" for name in ("bleu", "coverage", "copied", "repetition"))
 BASELINE = "window 0"
 SETTINGS = (*(f"window {window}" for window in WINDOWS), "extrinsic", "intrinsic")
-COLUMNS = {"coverage": "coverage", "interactivity": "interactivity", "assistant_tokens": "assistant tokens", "mr": "MR"}
+COLUMNS = {
+    "coverage": "coverage",
+    "interactivity": "interactivity",
+    "assistant_tokens": "assistant tokens",
+    "reward": "R*",
+}
 Values = dict[str, dict[str, np.ndarray]]  # setting -> metric -> [seeds, goals]
 
 
@@ -116,7 +121,7 @@ def read_values(transcripts: Path) -> Values:
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for line in transcripts.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        values = {**record["parts"], "mr": record["reward"], "assistant_tokens": sum(record["reply_tokens"])}
+        values = {**record["parts"], "reward": record["reward"], "assistant_tokens": sum(record["reply_tokens"])}
         one = found.setdefault((record["policy"], record["goal"]), {})
         for metric in COLUMNS:
             one.setdefault(metric, []).append(np.nan if values.get(metric) is None else values[metric])
@@ -176,7 +181,7 @@ def summarise(values: Values, samples: int) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> str:
     """Settings, then the paired differences to window 0, in Markdown."""
-    most = max(found["mr"]["n"] for found in results["policies"].values())
+    most = max(found["reward"]["n"] for found in results["policies"].values())
 
     def cells(metrics: Mapping[str, Any], signed: bool = False) -> tuple[tuple[str, str], ...]:
         return tuple(estimate_cell(metrics[metric], metric, most, signed=signed) for metric in COLUMNS)
@@ -193,18 +198,18 @@ def table(results: Mapping[str, Any]) -> str:
 
 def verdict(results: Mapping[str, Any]) -> str:
     """Whether the claim holds, by the numbers alone."""
-    found = results["claim"]["mr"]
+    found = results["claim"]["reward"]
     if found["mean"] is None:
-        return "The claim that w >= 1 beats w = 0 could not be tested: no conversation has an MR."
+        return "The claim that w >= 1 beats w = 0 could not be tested: no conversation has a reward."
     low, high = found["ci95"]
     how = "holds" if low > 0 else "is contradicted" if high < 0 else "is not shown"
-    value, interval = estimate_cell(found, "mr", found["n"], signed=True)
+    value, interval = estimate_cell(found, "reward", found["n"], signed=True)
     each = ", ".join(
-        "{}: {} {}".format(name, *estimate_cell(results["difference"][name]["mr"], "mr", 0, signed=True))
+        "{}: {} {}".format(name, *estimate_cell(results["difference"][name]["reward"], "reward", 0, signed=True))
         for name in SETTINGS[1 : len(WINDOWS)]
     )
     return (
-        f"**The claim that w >= 1 beats w = 0 {how}**: MR of whole conversations, mean of windows 1 to {WINDOWS[-1]} "
+        f"**The claim that w >= 1 beats w = 0 {how}**: R\\* of whole conversations, mean of windows 1 to {WINDOWS[-1]} "
         f"minus window 0, {value} {interval}. One by one: {each}."
     )
 
@@ -259,10 +264,10 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
             "",
             verdict(results),
             "",
-            "![coverage, interactivity, assistant tokens and MR by setting](ablation.png)",
+            "![coverage, interactivity, assistant tokens and R* by setting](ablation.png)",
             "",
             table(results),
-            "MR is R\\* of a whole conversation, with the weights of `conf/task/doc_edit.yaml`.",
+            "R\\* is that of a whole conversation, with the weights of `conf/task/doc_edit.yaml`.",
             "",
             "## How it was made",
             "",

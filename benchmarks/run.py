@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import scaling
-from benchmarks.rows import FOLDER, ROWS, Row
+from benchmarks.page import write
+from benchmarks.rows import FOLDER, ROWS
 from benchmarks.steps import commit
 
 _OPTIONS = {
@@ -146,61 +145,6 @@ def main(argv: Sequence[str] | None = None, results: Path | None = None, docs: P
         if args.write:
             write(measured, results or FOLDER / "results.json", docs or FOLDER.parent / "docs" / "benchmarks.md")
     return int(failed)
-
-
-def write(rows: Sequence[dict[str, Any]], results: Path, docs: Path) -> None:
-    """Put rows beside the older ones of other names, in the table's order, and write the table anew."""
-    older = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
-    merged = {row["row"]: row for row in [*older, *rows]}
-    ordered = [merged[name] for name in (*ROWS, *(f"{name}_gpu" for name in ROWS)) if name in merged]
-    results.write_text(json.dumps({"rows": ordered}, indent=1) + "\n", encoding="utf-8")
-    docs.write_text(page(ordered), encoding="utf-8")
-
-
-def page(rows: Sequence[dict[str, Any]]) -> str:
-    """docs/benchmarks.md, from what results.json holds."""
-
-    def line(found: dict[str, Any]) -> str:
-        row, low, high = ROWS[found["row"].removesuffix("_gpu")], min(found["ratios"]), max(found["ratios"])
-        return (
-            f"| `{found['row']}` | {row.what} | {found['ours']:.4g} | {found['peer']:.4g} | {row.unit} | "
-            f"{found['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row.wanted} |"
-        )
-
-    machines: dict[str, list[str]] = {}
-    for found in rows:
-        machines.setdefault(found["machine"], []).append(f"`{found['row']}`")
-    parts = [
-        "# Benchmarks",
-        "",
-        "Ours against peers, on the same work: same model, weights in the same dtype, same number of threads, same",
-        "prompts, exactly the stated number of new tokens. Both sides are measured in turn in one run, after one run",
-        "of each that does not count; while one works the other idles. Figures are medians; a ratio, ours / peer, is",
-        "the median over neighbouring runs, with the lowest and the highest behind it.",
-        "",
-        "`make bench` measures everything and writes this page and `benchmarks/results.json`, which also holds the",
-        "command of each row. Peers are installed into `benchmarks/.envs/` at fixed versions: about 7 GB.",
-        "vLLM's manual recommends libtcmalloc, which is preloaded where the system has it (Debian, Ubuntu:",
-        "`apt-get install libtcmalloc-minimal4`).",
-        "",
-        "| row | what | ours | peer | unit | ratio | wanted |",
-        "|---|---|---:|---:|---|---:|---|",
-        *map(line, rows),
-        "",
-        *(f"Measured on {machine}: {', '.join(names)}.\n" for machine, names in machines.items()),
-        "## How the sides are set up",
-        "",
-        *(setup(name, row) for name, row in ROWS.items()),
-    ]
-    if scaling.FIGURES.exists():
-        parts.append(scaling.section(json.loads(scaling.FIGURES.read_text(encoding="utf-8"))))
-    return "\n".join(parts)
-
-
-def setup(name: str, row: Row) -> str:
-    """One row's paragraph."""
-    only = "" if len(row.devices) > 1 else f" On {row.devices[0]} alone."
-    return f"**{name}.** Ours: {row.ours} Peer: {row.peer}{only}\n"
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.page import SCALING, scaling_section, write
+from benchmarks.rows import FOLDER
 from benchmarks.steps import ROOT, commit
 
-FIGURES = Path(__file__).with_name("scaling.json")
 COMMON = (
     "experiment=doc_edit",
     "callbacks=quiet",
@@ -76,32 +77,6 @@ def run(processes: int, overrides: Sequence[str], folder: Path) -> dict[str, Any
     }
 
 
-def section(found: dict[str, Any]) -> str:
-    """Of docs/benchmarks.md, from what scaling.json holds."""
-    lines = [
-        "## Two processes against one",
-        "",
-        "`python benchmarks/scaling.py --write`: `train.py` on SmolLM2, two steps of eight goals, every process",
-        "bound to a core of its own. LoRA in the default precision, full fine-tuning in fp32. State is what",
-        "parameters (of the policy and, in full fine-tuning, of its frozen copy) and the optimizer take in a process;",
-        "the ratio in brackets is to one process. Wanted: rollouts at least 1.7 times as fast; with fsdp at most 0.55",
-        "of the state in full fine-tuning.",
-        "",
-        "| tuned | processes | rollout tokens/s | training, s | state per process, MB | peak memory per process, MB |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for tuned, cases in found["cases"].items():
-        one = cases["one process"]
-        for name, case in cases.items():
-            lines.append(
-                f"| {tuned} | {name} | {case['tokens_per_s']:.0f} ({case['tokens_per_s'] / one['tokens_per_s']:.2f}) | "
-                f"{case['fit_seconds']:.0f} ({case['fit_seconds'] / one['fit_seconds']:.2f}) | "
-                f"{case['state_mb']:.0f} ({case['state_mb'] / one['state_mb']:.2f}) | "
-                f"{case['peak_mb']:.0f} ({case['peak_mb'] / one['peak_mb']:.2f}) |"
-            )
-    return "\n".join([*lines, "", f"Measured on {found['machine']}.", ""])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the figures into scaling.json and docs/benchmarks.md")
@@ -111,7 +86,7 @@ def main() -> None:
     import transformers
 
     version = commit()
-    cases: dict[str, Any] = json.loads(FIGURES.read_text())["cases"] if args.write and FIGURES.exists() else {}
+    cases: dict[str, Any] = json.loads(SCALING.read_text())["cases"] if args.write and SCALING.exists() else {}
     for tuned in args.tuned:
         cases[tuned] = {}
         for name, (processes, overrides) in CASES.items():
@@ -120,12 +95,10 @@ def main() -> None:
             print(tuned, name, cases[tuned][name], flush=True)
     machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, transformers {transformers.__version__}"
     found = {"cases": cases, "machine": f"{machine}{f', commit {version}' if version else ''}"}
-    print(section(found))
+    print(scaling_section(found))
     if args.write:
-        from benchmarks import run as table
-
-        FIGURES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        table.write([], Path(__file__).with_name("results.json"), ROOT / "docs" / "benchmarks.md")
+        SCALING.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write([], FOLDER / "results.json", ROOT / "docs" / "benchmarks.md")
 
 
 if __name__ == "__main__":

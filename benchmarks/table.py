@@ -46,7 +46,7 @@ from collab.util.files import write_json
 TRAINED = ("sft", "dpo", "ppo", "online_dpo", "grpo")
 BASELINE = "proactive"
 COLUMNS = {
-    "mr": "MR",
+    "reward": "R*",
     "coverage": "coverage",
     "bleu": "BLEU",
     "assistant_tokens": "assistant tokens",
@@ -153,15 +153,15 @@ def verdicts(results: Mapping[str, Any]) -> str:
     policies, difference = results["policies"], results["difference"]
     lines = ["| wanted | came | |", "|---|---|---|"]
     for name in TRAINED:
-        mr = difference[name]["mr"]
-        value, interval = estimate_cell(mr, "mr", mr["n"], signed=True)
-        if mr["mean"] is None:
+        reward = difference[name]["reward"]
+        value, interval = estimate_cell(reward, "reward", reward["n"], signed=True)
+        if reward["mean"] is None:
             verdict = "**not measured**"
-        elif mr["mean"] <= 0:
+        elif reward["mean"] <= 0:
             verdict = "**missed**"
         else:
-            verdict = "met" if mr["ci95"][0] > 0 else "met, but the interval reaches 0"
-        lines.append(f"| {name} above {BASELINE} in MR | {value} {interval} | {verdict} |")
+            verdict = "met" if reward["ci95"][0] > 0 else "met, but the interval reaches 0"
+        lines.append(f"| {name} above {BASELINE} in R\\* | {value} {interval} | {verdict} |")
     for metric, wanted in GAINS.items():
         before, after = (policies[name][metric]["mean"] for name in (BASELINE, "online_dpo"))
         gain = after / before - 1 if before else None
@@ -195,7 +195,7 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
             "interval is over test goals and says nothing of other training seeds.",
             "",
             table(results),
-            "MR is R\\* of a whole conversation, with the weights of `conf/task/doc_edit.yaml`. `proactive` is the",
+            "R\\* is that of a whole conversation, with the weights of `conf/task/doc_edit.yaml`. `proactive` is the",
             "base under an instruction to ask. PPO starts from the `sft` policy, online DPO from the `dpo` one.",
             "",
             "## What was wanted",

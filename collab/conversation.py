@@ -247,6 +247,9 @@ class Score:
     raw: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+Scored = tuple[Conversation, Score]
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One response `m_j` to a context, with its simulated futures.

@@ -22,7 +22,6 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from collab.app.resume import JOURNAL
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress
-from collab.callbacks.rollout import Simulation
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.endpoints import Endpoints
 from collab.chat.journal import Journal, Journalled
@@ -51,6 +50,7 @@ from collab.randomness import RngKey
 from collab.rewards.judge import Judge, JudgedMetric
 from collab.rewards.pairwise import PairwiseJudge
 from collab.rewards.reward import ConversationReward
+from collab.simulation.sampler import Simulation
 from collab.util.processes import layout, rank
 from collab.util.quiet import quiet
 
@@ -155,12 +155,7 @@ def simulation(
         reward=ConversationReward(_metrics(config, speaker, problems)),
         sampling=Sampling(task.max_new_tokens, sampler.temperature, sampler.top_p, sampler.top_k),
         max_turns=task.max_turns,
-        window=sampler.window,
-        num_samples=sampler.num_samples,
-        group_size=sampler.group_size,
-        equal_turns=sampler.equal_turns,
-        last_turns=sampler.last_turns,
-        paired=sampler.paired,
+        sampler=sampler,
         seed=config.seed,
         make_engine=make_engine,
         on_conversation=on_conversation,

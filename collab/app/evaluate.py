@@ -17,18 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.config.schema import Config, HostedPolicy, ModelConfig, named_policies, policy_endpoint
-from collab.parsing.agenda_state import distinct_questions
 from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table
-from collab.rewards.metrics import assistant_tokens
 from collab.util.processes import rank
 from collab.util.targets import load_target
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
     from collab.chat.endpoints import Endpoints
-    from collab.datamodules.base import Scored
+    from collab.conversation import Scored
 
 
 def evaluate(config: Config) -> None:
@@ -74,7 +72,8 @@ def play_row(
     import lightning as L
 
     from collab.app import build
-    from collab.callbacks.rollout import RolloutCallback, conversation_metrics
+    from collab.callbacks.rollout import RolloutCallback
+    from collab.callbacks.rollout_metrics import conversation_metrics
     from collab.callbacks.transcripts import TranscriptWriter
     from collab.chat.base import ChatModel
     from collab.lm.loading import load_tokenizer
@@ -104,7 +103,7 @@ def play_row(
     if trainer.is_global_zero:
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     found = conversation_metrics(scored)
-    progress.done(len(scored), mr=found["mr"], tokens=found["assistant_tokens"])
+    progress.done(len(scored), reward=found["reward"], tokens=found["assistant_tokens"])
     if told := add_problems(config.output_dir, name, simulation.problems, rank()):
         progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
     run.finish(name, time.monotonic() - started, policy_scores(scored))
@@ -164,18 +163,13 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
 
 def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
     """Metric -> goal -> values of its conversations, as the report wants them."""
+    from collab.callbacks.rollout_metrics import scores_of
+
     found: dict[str, dict[str, list[float | None]]] = {}
-    distinct = distinct_questions([conversation for conversation, _ in scored])
-    for (conversation, score), value_of_questions in zip(scored, distinct, strict=True):
-        values: dict[str, float | None] = {
-            "mr": score.reward,
-            **{name: value for name, value in score.parts.items() if name != "token_penalty"},
-            "distinct_questions": value_of_questions if conversation.valid else None,
-            "assistant_tokens": float(assistant_tokens(conversation)) if conversation.valid else None,
-            "turns": float(len(conversation.turns)) if conversation.valid else None,
-        }
+    for (conversation, _), values in zip(scored, scores_of(scored), strict=True):
         for metric, value in values.items():
-            found.setdefault(metric, {}).setdefault(conversation.goal.id, []).append(value)
+            if metric != "token_penalty":  # it is there as tokens
+                found.setdefault(metric, {}).setdefault(conversation.goal.id, []).append(value)
     return found
 
 

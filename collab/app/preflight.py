@@ -221,7 +221,7 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
 
 
 def _check_aggregates(config: Config) -> None:
-    values = {name: np.zeros(2) for name in ("mr", *config.task.metrics, "assistant_tokens", "turns")}
+    values = {name: np.zeros(2) for name in ("reward", *config.task.metrics, "assistant_tokens", "turns")}
     for name, target in config.task.aggregates.items():
         aggregate = load_target(target, f"task.aggregates.{name}", function=True)
         try:

@@ -44,10 +44,10 @@ from collab.util.files import only_writer, write_json
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
-    from collab.callbacks.rollout import Simulation
     from collab.chat.endpoints import Endpoints
     from collab.generation.engine import LocalEngine
     from collab.generation.vllm import VLLMEngine
+    from collab.simulation.sampler import Simulation
 
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}  # weights, config, tokenizer
 
@@ -170,10 +170,10 @@ async def _play(
                 system_prompt=config.task.system_prompt,
                 proactive_prompt=config.task.proactive_prompt,
                 candidates_at=simulation.candidates_at,
-                window=simulation.window,
-                num_samples=simulation.num_samples,
+                window=simulation.sampler.window,
+                num_samples=simulation.sampler.num_samples,
                 key=RngKey(config.seed, split=f"synthesis/{number}"),
-                paired=simulation.paired,
+                paired=simulation.sampler.paired,
             )
         if made is None or not made.turns:
             return False

@@ -105,7 +105,10 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
         RolloutProgress(
-            progress, per_step, len(data.splits.val), shown=("mr", *config.task.metrics, "distinct_questions", "loss")
+            progress,
+            per_step,
+            len(data.splits.val),
+            shown=("mr", "reward", *config.task.metrics, "distinct_questions", "loss"),
         ),
         RolloutCallback(simulation, config.task.system_prompt),
         *([GamingWatch(progress.note)] if rank() == 0 else []),

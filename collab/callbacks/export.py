@@ -13,23 +13,23 @@ from collab.modules.sharding import is_spread, whole_state
 
 
 class ExportBest(L.Callback):
-    """Exports to `<folder>/policy` whenever `val/mr` is the best so far, and to `<folder>/policy_last` at the end.
+    """Exports to `<folder>/policy` whenever `val/reward` is the best so far, and to `<folder>/policy_last` at the end.
 
-    Without any validation `policy` is the last one too. Rank 0 writes; `val/mr` has to be the same on all ranks.
+    Without any validation `policy` is the last one too. Rank 0 writes; `val/reward` has to be the same on all ranks.
 
     Args:
         folder: Of the run.
         merge: Write adapters merged into the base weights.
 
     Attributes:
-        best_mr: The best `val/mr` so far, None before the first; goes into checkpoints.
+        best_reward: The best `val/reward` so far, None before the first; goes into checkpoints.
         best_step: Training batches that were done by then; goes into checkpoints.
     """
 
     def __init__(self, folder: Path | str, merge: bool = False) -> None:
         self.folder = Path(folder)
         self.merge = merge
-        self.best_mr: float | None = None
+        self.best_reward: float | None = None
         self.best_step: int | None = None
         self._step = 0  # batches done
 
@@ -39,24 +39,24 @@ class ExportBest(L.Callback):
         self._step = batch_idx + 1
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        measured = trainer.callback_metrics.get("val/mr")
+        measured = trainer.callback_metrics.get("val/reward")
         if measured is None or trainer.sanity_checking:
             return
-        mr = float(measured)
-        if mr > (float("-inf") if self.best_mr is None else self.best_mr):  # never true of nan
-            self.best_mr, self.best_step = mr, self._step
+        reward = float(measured)
+        if reward > (float("-inf") if self.best_reward is None else self.best_reward):  # never true of nan
+            self.best_reward, self.best_step = reward, self._step
             self._export(trainer, pl_module, "policy")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._export(trainer, pl_module, "policy_last")
-        if self.best_mr is None:
+        if self.best_reward is None:
             self._export(trainer, pl_module, "policy")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_mr": self.best_mr, "best_step": self.best_step}
+        return {"best_reward": self.best_reward, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_mr, self.best_step = state_dict["best_mr"], state_dict["best_step"]
+        self.best_reward, self.best_step = state_dict["best_reward"], state_dict["best_step"]
 
     def _export(self, trainer: L.Trainer, pl_module: Any, name: str) -> None:
         lm, state = pl_module.policy.lm, None

@@ -161,7 +161,7 @@ class RolloutProgress(L.Callback):
         progress: Progress,
         conversations_per_step: int,
         conversations_per_validation: int,
-        shown: Sequence[str] = ("mr", "loss"),
+        shown: Sequence[str] = ("mr", "reward", "loss"),
     ) -> None:
         self.progress = progress
         self.conversations_per_step = conversations_per_step

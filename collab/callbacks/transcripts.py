@@ -11,8 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from collab.conversation import Conversation, Group, Score, as_record
-from collab.datamodules.base import Scored
+from collab.conversation import Conversation, Group, Score, Scored, as_record
 from collab.util.files import cut_torn_line, naming
 
 

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 _QUANTITIES = {  # metric -> title of its panel
-    "mr": "multiturn-aware reward",
+    "mr": "multiturn-aware reward (MR)",
+    "reward": "reward of whole conversations (R*)",
     "coverage": "coverage of notes",
     "bleu": "BLEU",
     "accuracy": "accuracy",
@@ -31,7 +32,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
     """Draw train and validation curves over steps, one panel per quantity that was logged.
 
     Args:
-        metrics_csv: CSVLogger's `metrics.csv`: a column `step` and any of `train/mr`, `val/mr`, `train/bleu`, ...;
+        metrics_csv: CSVLogger's `metrics.csv`: a column `step` and any of `train/mr`, `val/reward`, `train/bleu`, ...;
             train and validation stand in rows of their own, so most cells are blank.
         output: The PNG to write.
 

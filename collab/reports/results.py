@@ -173,7 +173,7 @@ def validate_results(obj: Any) -> None:
     for policy, metrics in policies.items():
         place = f"policies.{policy}"
         _need(isinstance(metrics, dict), place, "must be an object of metrics", metrics)
-        _need("mr" in metrics, f"{place}.mr", "is missing")
+        _need("reward" in metrics, f"{place}.reward", "is missing")
         _need("interactivity" not in metrics or SOURCE in metrics, f"{place}.{SOURCE}", "is missing")
         for metric, entry in metrics.items():
             if metric == SOURCE:

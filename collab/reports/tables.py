@@ -17,9 +17,9 @@ from rich.text import Text
 
 from collab.reports.results import SOURCE, baseline_of
 
-_LABELS = {"mr": "MR", "bleu": "BLEU", "macro_f1": "macro F1"}  # others go by their own name
+_LABELS = {"reward": "R*", "bleu": "BLEU", "macro_f1": "macro F1"}  # others go by their own name
 # others come after, as they stand in the file
-_ORDER = ("mr", "coverage", "bleu", "accuracy", "pass_rate", "interactivity", "assistant_tokens", "turns")
+_ORDER = ("reward", "coverage", "bleu", "accuracy", "pass_rate", "interactivity", "assistant_tokens", "turns")
 _DECIMALS = {"assistant_tokens": 0, "turns": 2}  # the rest live in about -1..1 and get three
 _ABREAST = 5  # metrics beside each other that 80 columns hold
 MISSING = "–"

@@ -36,7 +36,7 @@ def test_the_page_makes_a_task_that_runs(tiny_model, tmp_path, monkeypatch, caps
     run(evaluation, *small)
     policies = json.loads((tmp_path / "run" / "results.json").read_text())["policies"]
     assert list(policies) == ["base", "proactive"]
-    assert {"mr", "packed", "interactivity"} <= policies["base"].keys() and policies["base"]["packed"]["n"] == 1
+    assert {"reward", "packed", "interactivity"} <= policies["base"].keys() and policies["base"]["packed"]["n"] == 1
     run(training, "--cfg", "job")
     assert "target: packing.PackingGoals" in capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "run" / "transcripts.jsonl").read_text().splitlines()]

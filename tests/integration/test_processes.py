@@ -114,7 +114,7 @@ def test_two_processes_train_as_one_does(strategy: str, alone: Path, overrides: 
 
 
 def metrics_of(folder: Path, policy: str) -> float:
-    found: float = json.loads((folder / "results.json").read_text())["policies"][policy]["mr"]["mean"]
+    found: float = json.loads((folder / "results.json").read_text())["policies"][policy]["reward"]["mean"]
     return found
 
 

@@ -45,7 +45,7 @@ def test_the_jobs_train(
     several = bool(start) or "trainer.devices=2" in places
     for seed in (1, 2):
         (folder,) = (tmp_path / "jobs").glob(f"*-seed{seed}")
-        assert json.loads((folder / "results.json").read_text())["policies"]["trained"]["mr"]["n"] == 2
+        assert json.loads((folder / "results.json").read_text())["policies"]["trained"]["reward"]["n"] == 2
         with (folder / "csv" / "metrics.csv").open() as file:
             assert sum(bool(row["train/mr"]) for row in csv.DictReader(file)) == 1
         assert (folder / "transcripts-rank1.jsonl").is_file() == several

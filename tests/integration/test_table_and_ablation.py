@@ -94,7 +94,7 @@ def test_every_algorithm_from_synthesis_to_the_table(
     assert results["seconds"] == {**{step: 120.0 for step in results["seconds"]}, "total": 7 * 120.0}
     page, said = (tmp_path / "out/results.md").read_text(), capsys.readouterr().out
     assert table.table(results) in page and table.table(results) in said
-    assert page.count("in MR |") == 5 and "14 min 0 s of wall time" in page and "Commit abc; CPU with" in page
+    assert page.count("in R\\* |") == 5 and "14 min 0 s of wall time" in page and "Commit abc; CPU with" in page
     # Policies start where the paper's do.
     starts = {
         name: json.loads((tmp_path / "out" / name / "results.json").read_text())["config"]["model"]["path"]
@@ -106,7 +106,7 @@ def test_every_algorithm_from_synthesis_to_the_table(
 
 def test_what_was_wanted_is_judged_by_the_numbers() -> None:
     def row(mr: float, bleu: float, tokens: float, share: float) -> dict[str, Any]:
-        values = {"mr": mr, "bleu": bleu, "assistant_tokens": tokens, "interactivity": share}
+        values = {"reward": mr, "bleu": bleu, "assistant_tokens": tokens, "interactivity": share}
         return {name: {"mean": value, "ci95": [value - 0.1, value + 0.1], "n": 4} for name, value in values.items()}
 
     trained = dict.fromkeys(table.TRAINED, row(1.0, 0.11, 90.0, 0.4))
@@ -166,9 +166,9 @@ def test_settings_are_trained_on_their_reward_and_measured_by_the_whole(
     validate_results(results)
     assert list(results["policies"]) == ["base", *ablation.SETTINGS]
     assert {name: m["weight"] for name, m in results["config"]["task"]["metrics"].items()} == whole
-    gaps = {name: found["mr"]["mean"] for name, found in results["difference"].items()}
+    gaps = {name: found["reward"]["mean"] for name, found in results["difference"].items()}
     assert {name for name, gap in gaps.items() if gap == 0} >= {*ablation.SETTINGS[1:]}  # all are the same policy
-    assert results["policies"]["window 0"]["mr"]["n"] == 2  # goals of one seed
+    assert results["policies"]["window 0"]["reward"]["n"] == 2  # goals of one seed
     assert "w = 0 is not shown" in (tmp_path / "out/ablation.md").read_text()
     assert (tmp_path / "out/ablation.png").read_bytes().startswith(b"\x89PNG")
 
@@ -181,13 +181,13 @@ def test_seeds_and_goals_are_both_drawn_and_pairs_are_kept() -> None:
     }
     values["base"] = {metric: goals[None] - 0.2 for metric in ablation.COLUMNS}
     found = ablation.summarise(values, 500)
-    assert found["policies"]["window 0"]["mr"]["mean"] == pytest.approx(0.5)
-    low, high = found["policies"]["window 0"]["mr"]["ci95"]
+    assert found["policies"]["window 0"]["reward"]["mean"] == pytest.approx(0.5)
+    low, high = found["policies"]["window 0"]["reward"]["ci95"]
     assert 0.3 < low < 0.45 < 0.55 < high < 0.7  # by the goals
-    claim = found["claim"]["mr"]  # one seed gains 0.1 with every goal, the other nothing: a draw of seeds may miss it
+    claim = found["claim"]["reward"]  # one seed gains 0.1 with every goal, the other nothing: draws may miss it
     assert claim["mean"] == pytest.approx(0.05) and claim["ci95"] == pytest.approx([0.0, 0.1]) and claim["n"] == 40
-    assert found["difference"]["extrinsic"]["mr"]["mean"] == pytest.approx(-0.05)
-    assert found["policies"]["base"]["mr"]["n"] == 20 and found["difference"]["base"]["mr"]["n"] == 40
+    assert found["difference"]["extrinsic"]["reward"]["mean"] == pytest.approx(-0.05)
+    assert found["policies"]["base"]["reward"]["n"] == 20 and found["difference"]["base"]["reward"]["n"] == 40
     assert "is not shown" in ablation.verdict(found)
     for gain, told in ((0.3, "holds"), (-0.3, "is contradicted")):
         moved = {

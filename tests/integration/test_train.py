@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(900)
 
 PARTS = {"coverage", "bleu", "copied", "repetition", "token_penalty", "interactivity", "pertinent"}
-METRICS = {"mr", *PARTS - {"token_penalty"}, "interactivity_source", "distinct_questions", "assistant_tokens", "turns"}
+WATCHED = {"interactivity_source", "distinct_questions", "assistant_tokens", "turns"}
+METRICS = {"reward", *PARTS - {"token_penalty"}, *WATCHED}
 
 
 def test_results_compare_trained_with_its_base(trained: Run) -> None:
@@ -37,8 +38,8 @@ def test_results_compare_trained_with_its_base(trained: Run) -> None:
         assert {metrics[name]["n"] for name in always} == {2}
         assert 1 <= metrics["turns"]["mean"] <= 2 and 1 <= metrics["assistant_tokens"]["mean"] <= 32
         if policy != "base":
-            gained = metrics["mr"]["mean"] - results["policies"]["base"]["mr"]["mean"]
-            assert results["difference"][policy]["mr"]["mean"] == pytest.approx(gained)
+            gained = metrics["reward"]["mean"] - results["policies"]["base"]["reward"]["mean"]
+            assert results["difference"][policy]["reward"]["mean"] == pytest.approx(gained)
     assert results["policies"]["trained"] != results["policies"]["base"]  # it has learned something, good or bad
     assert results["config"]["seed"] == 3 and results["config"]["precision"] == "fp32"
     assert {"base", "proactive", "fit", "trained", "total"} <= set(results["seconds"])
@@ -68,7 +69,7 @@ def test_every_conversation_is_on_record(trained: Run) -> None:
     assert prompts["base"] != prompts["proactive"]
     for policy in ("base", "proactive", "trained"):
         rewards = [r["reward"] for r in records if (r["phase"], r["policy"]) == ("test", policy)]
-        assert trained.results["policies"][policy]["mr"]["mean"] == pytest.approx(statistics.fmean(rewards))
+        assert trained.results["policies"][policy]["reward"]["mean"] == pytest.approx(statistics.fmean(rewards))
 
 
 @pytest.mark.parametrize("name", ["policy", "policy_last"])
@@ -97,9 +98,10 @@ def test_checkpoints_hold_the_adapter_alone(trained: Run) -> None:
 def test_metrics_are_logged_for_every_step(trained: Run) -> None:
     with (trained.folder / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for part in ("mr", "bleu", "interactivity", "token_penalty"):
-        for name in (f"train/{part}", f"train/{part}_spread", f"val/{part}"):
-            assert sum(bool(row[name]) for row in rows) == 2, name
+    parts = [f"{split}/{part}" for part in ("bleu", "interactivity", "token_penalty") for split in ("train", "val")]
+    spreads = [f"train/{part}_spread" for part in ("mr", "bleu", "interactivity", "token_penalty")]
+    for name in ("train/mr", "val/reward", *parts, *spreads):
+        assert sum(bool(row[name]) for row in rows) == 2, name
     for name in ("loss", "kl", "entropy", "grad_norm", "lr", "reply_tokens", "groups_without_spread", "cut_replies"):
         assert sum(bool(row[f"train/{name}"]) for row in rows) == 2, name
     kl = [float(row["train/kl"]) for row in rows if row["train/kl"]]
@@ -110,7 +112,7 @@ def test_an_offline_wandb_run_is_there(trained: Run) -> None:
     (run,) = (trained.folder / "wandb").glob("offline-run-*")
     (record,) = run.glob("run-*.wandb")
     written = record.read_bytes()
-    assert b"train/mr" in written and b"val/mr" in written
+    assert b"train/mr" in written and b"val/reward" in written
     tables = {path.name.split("_")[0] for path in run.glob("files/media/table/*/*.table.json")}
     assert tables == {"conversations"}
 

@@ -79,10 +79,10 @@ def group(goal: str) -> Group:
 
 
 class Played(L.Callback):
-    """Stands for the rollout: ready groups and scored conversations, `val/mr` from a list."""
+    """Stands for the rollout: ready groups and scored conversations, `val/reward` from a list."""
 
-    def __init__(self, val_mr: list[float] | None = None) -> None:
-        self.val_mr = list(val_mr or [])
+    def __init__(self, val_rewards: list[float] | None = None) -> None:
+        self.val_rewards = list(val_rewards or [])
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         batch.groups = [group("g1"), group("g2")]
@@ -90,8 +90,8 @@ class Played(L.Callback):
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
         batch.scored = [(talk("v1", 2, 2), Score(0.1, {"bleu": 0.2})), (talk("v2", 2), Score(None, {"bleu": None}))]
-        if self.val_mr:
-            pl_module.log("val/mr", self.val_mr.pop(0), on_epoch=True, batch_size=1)
+        if self.val_rewards:
+            pl_module.log("val/reward", self.val_rewards.pop(0), on_epoch=True, batch_size=1)
 
 
 class Tiny(L.LightningModule):
@@ -205,7 +205,7 @@ def test_rollout_progress_reports_each_step_and_validation():
         "step 2/2  mr 0.500  loss 1.500",
     ]
     assert all("tokens/s " in line for line in lines[:2])
-    assert lines[2].startswith("validation  4 conversations  mr 0.750")
+    assert lines[2].startswith("validation  4 conversations  reward 0.750")
 
 
 # --- transcripts -----------------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def test_metrics_of_the_steps_before_stay_and_later_ones_are_logged_again(tmp_pa
         for step, value in values.items():
             logger.log_metrics({"train/loss": value}, step)
             if step == 1:
-                logger.log_metrics({"val/mr": 1.0}, step)  # a new column
+                logger.log_metrics({"val/reward": 1.0}, step)  # a new column
         with (tmp_path / "csv/metrics.csv").open("ab") as file:
             file.write(b"1,0.")  # killed while it wrote
     with (tmp_path / "csv/metrics.csv").open() as file:
@@ -427,7 +427,7 @@ def test_metrics_of_the_steps_before_stay_and_later_ones_are_logged_again(tmp_pa
 def test_export_keeps_the_best_validated_policy_and_the_last(tmp_path):
     export = ExportBest(tmp_path)
     fit([Played([0.2, float("nan"), 0.5, 0.3]), export], batches=8, val_every=2)
-    assert (export.best_mr, export.best_step) == (pytest.approx(0.5), 6)
+    assert (export.best_reward, export.best_step) == (pytest.approx(0.5), 6)
     assert embedded(tmp_path / "policy") == 6
     assert embedded(tmp_path / "policy_last") == 8
     assert (tmp_path / "policy/tokenizer_config.json").is_file()
@@ -441,7 +441,7 @@ def test_a_continued_run_has_to_beat_the_best_of_the_whole_run(tmp_path):
         mrs = [0.4, 0.3]  # no validation is repeated at step 2: it had been saved with what was measured there
         _, module = fit([Played(mrs), export], 6, val_every=2, ckpt_path=checkpoints / f"step-{step:06d}.ckpt")
         assert module.seen == played
-        assert (export.best_mr, export.best_step) == (pytest.approx(0.5), 2)
+        assert (export.best_reward, export.best_step) == (pytest.approx(0.5), 2)
         assert embedded(tmp_path / "policy") == 2
         assert embedded(tmp_path / "policy_last") == 6
 

@@ -15,8 +15,10 @@ import torch
 
 from collab.app.evaluate import policy_scores
 from collab.callbacks.checkpoint import BatchCheckpoint
-from collab.callbacks.rollout import RolloutCallback, Simulation, conversation_metrics
+from collab.callbacks.rollout import RolloutCallback
+from collab.callbacks.rollout_metrics import conversation_metrics
 from collab.chat.base import Sampling
+from collab.config.schema import SamplerConfig
 from collab.conversation import INVALID, Conversation, Goal, Score
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.goals import GoalSplits
@@ -24,6 +26,7 @@ from collab.randomness import RngKey
 from collab.reports.problems import add_problems
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
+from collab.simulation.sampler import Simulation
 from collab.simulation.user import UserTurn, invalid
 from collab.util.errors import RunStopped
 from tests.unit.scripted import ScriptedModel, ScriptedUser, spoken
@@ -73,11 +76,7 @@ def simulated(spoils: Spoils, metric: TokenPenalty, max_invalid: float = 0.5) ->
         reward=ConversationReward({"token_penalty": (-1.0, metric)}),
         sampling=Sampling(8),
         max_turns=2,
-        window=1,
-        num_samples=2,
-        group_size=3,
-        equal_turns=False,
-        paired=False,
+        sampler=SamplerConfig(window=1, num_samples=2, group_size=3, paired=False),
         seed=1,
         make_engine=lambda lm, tokenizer: ScriptedModel(lambda messages, key: f"reply {key.candidate}", lm=lm),  # type: ignore[arg-type,return-value]
         max_invalid=max_invalid,
@@ -183,7 +182,7 @@ def test_an_evaluation_leaves_invalid_conversations_out_of_every_mean() -> None:
     bad = Conversation(GOALS[0]).with_user("hi").with_reply(spoken("one")).with_end(f"{INVALID}: leak")
     scored = [(good, Score(0.5, {"x": 0.5})), (bad, Score(None, {"x": None}))]
     found = conversation_metrics(scored)
-    assert (found["mr"], found["assistant_tokens"], found["turns"], found["invalid"]) == (0.5, 3, 1, 0.5)
+    assert (found["reward"], found["assistant_tokens"], found["turns"], found["invalid"]) == (0.5, 3, 1, 0.5)
     assert policy_scores(scored)["turns"] == {"a": [1.0, None]}
     assert policy_scores(scored)["assistant_tokens"] == {"a": [3.0, None]}
 

@@ -35,12 +35,12 @@ def whole() -> dict[str, Any]:
     """A small valid results.json."""
     scores: dict[str, PolicyScores] = {
         "base": {
-            "mr": {"a": [0.1, 0.3], "b": [0.0], "c": [0.25]},
+            "reward": {"a": [0.1, 0.3], "b": [0.0], "c": [0.25]},
             "interactivity": {"a": [0.5], "b": [0.25], "c": [0.0]},
             "assistant_tokens": {"a": [130.0], "b": [140.0], "c": [144.0]},
         },
         "trained": {
-            "mr": {"a": [0.6], "b": [0.5], "c": [None]},
+            "reward": {"a": [0.6], "b": [0.5], "c": [None]},
             "interactivity": {"a": [1.0], "b": [0.5], "c": [0.75]},
             "assistant_tokens": {"a": [80.0], "b": [90.0], "c": [100.0]},
         },
@@ -52,43 +52,43 @@ def whole() -> dict[str, Any]:
 
 
 def test_means_are_over_goals_and_missing_values_are_left_out() -> None:
-    found = summary({"base": {"mr": {"a": [0.0, 1.0, 0.5], "b": [1.0, None], "c": [None, None], "d": []}}})
+    found = summary({"base": {"reward": {"a": [0.0, 1.0, 0.5], "b": [1.0, None], "c": [None, None], "d": []}}})
     # a: 1.5 / 3 = 0.5; b: 1.0; c and d have no value. A mean over conversations would be 2.5 / 4.
-    assert found["policies"]["base"]["mr"]["mean"] == 0.75
-    assert found["policies"]["base"]["mr"]["n"] == 2
-    low, high = found["policies"]["base"]["mr"]["ci95"]
+    assert found["policies"]["base"]["reward"]["mean"] == 0.75
+    assert found["policies"]["base"]["reward"]["n"] == 2
+    low, high = found["policies"]["base"]["reward"]["ci95"]
     assert 0.5 <= low < 0.75 < high <= 1.0
 
 
 def test_no_goal_and_one_goal() -> None:
-    metrics = summary({"base": {"mr": {"a": [None]}, "bleu": {"a": [0.3, 0.1]}}})["policies"]["base"]
-    assert metrics["mr"] == {"mean": None, "ci95": [None, None], "n": 0}
+    metrics = summary({"base": {"reward": {"a": [None]}, "bleu": {"a": [0.3, 0.1]}}})["policies"]["base"]
+    assert metrics["reward"] == {"mean": None, "ci95": [None, None], "n": 0}
     assert metrics["bleu"] == {"mean": 0.2, "ci95": [0.2, 0.2], "n": 1}
 
 
 def test_difference_pairs_the_goals_that_both_have() -> None:
     base: dict[str, list[float | None]] = {"a": [0.0], "b": [1.0], "c": [0.5], "only_base": [9.0]}
     other: dict[str, list[float | None]] = {"c": [0.75], "b": [1.25], "a": [0.25], "only_other": [-9.0]}
-    found = summary({"base": {"mr": base}, "other": {"mr": other, "bleu": {"a": [1.0]}}})
+    found = summary({"base": {"reward": base}, "other": {"reward": other, "bleu": {"a": [1.0]}}})
     # Goals differ by up to 1, every pair by exactly 0.25: an unpaired interval would be wide.
-    assert found["difference"] == {"other": {"mr": {"mean": 0.25, "ci95": [0.25, 0.25], "n": 3}}}
+    assert found["difference"] == {"other": {"reward": {"mean": 0.25, "ci95": [0.25, 0.25], "n": 3}}}
 
 
 def test_difference_needs_the_baseline_among_the_rows() -> None:
-    scores: dict[str, PolicyScores] = {"x": {"mr": {"a": [0.0]}}, "y": {"mr": {"a": [1.0]}}}
+    scores: dict[str, PolicyScores] = {"x": {"reward": {"a": [0.0]}}, "y": {"reward": {"a": [1.0]}}}
     assert summary(scores)["difference"] == {}
     assert list(summary(scores, baseline="y")["difference"]) == ["x"]
-    assert summary(scores, baseline="y")["difference"]["x"]["mr"]["mean"] == -1.0
+    assert summary(scores, baseline="y")["difference"]["x"]["reward"]["mean"] == -1.0
 
 
 def test_interval_spans_the_resampled_means() -> None:
     """Two goals 0 and 1: a resampled mean is 0, 0.5 or 1 with odds 1:2:1, so the interval spans all of it."""
-    assert summary({"base": {"mr": {"a": [0.0], "b": [1.0]}}})["policies"]["base"]["mr"]["ci95"] == [0.0, 1.0]
+    assert summary({"base": {"reward": {"a": [0.0], "b": [1.0]}}})["policies"]["base"]["reward"]["ci95"] == [0.0, 1.0]
 
 
 # a decision for each goal: right (1) or wrong (0) on ambiguous goals, and on the others
 DECISIONS: PolicyScores = {
-    "mr": {"a": [1.0], "b": [0.0], "c": [0.0], "d": [1.0]},
+    "reward": {"a": [1.0], "b": [0.0], "c": [0.0], "d": [1.0]},
     ASKS: {"a": [1.0], "b": [0.0], "c": [0.0], "d": [None]},
     ANSWERS: {"a": [None], "b": [None], "c": [None], "d": [1.0]},
 }
@@ -109,14 +109,14 @@ def test_aggregates_by_hand() -> None:
 
 def test_aggregates_count_a_goal_by_the_share_of_its_conversations() -> None:
     halves: PolicyScores = {ASKS: {"a": [1.0, 0.0]}, ANSWERS: {"b": [1.0, 1.0]}}
-    found = summary({"base": {**halves, "mr": {"a": [0.5], "b": [1.0]}}}, aggregates=AGGREGATES)["policies"]["base"]
+    found = summary({"base": {**halves, "reward": {"a": [0.5], "b": [1.0]}}}, aggregates=AGGREGATES)["policies"]["base"]
     # asking: TP 1/2, FN 1/2, F1 1 / 1.5; answering: TP 1, FP 1/2, F1 2 / 2.5
     assert found["macro_f1"]["mean"] == pytest.approx((1 / 1.5 + 2 / 2.5) / 2)
     assert found["macro_accuracy"]["mean"] == 0.75
 
 
 def test_aggregates_of_one_kind_of_goals_have_no_figure() -> None:
-    one: PolicyScores = {"mr": {"a": [1.0]}, ASKS: {"a": [1.0]}, ANSWERS: {"a": [None]}}
+    one: PolicyScores = {"reward": {"a": [1.0]}, ASKS: {"a": [1.0]}, ANSWERS: {"a": [None]}}
     results = summary({"base": one, "other": DECISIONS}, aggregates=AGGREGATES)
     for name in AGGREGATES:
         assert results["policies"]["base"][name] == {"mean": None, "ci95": [None, None], "n": 0}
@@ -129,7 +129,7 @@ def test_differences_of_aggregates_are_paired() -> None:
     rng = np.random.default_rng(0)
     right = {goal: float(rng.integers(2)) for goal in goals}
     base: PolicyScores = {
-        "mr": {goal: [right[goal]] for goal in goals},
+        "reward": {goal: [right[goal]] for goal in goals},
         ASKS: {goal: [right[goal] if goal[0] == "x" else None] for goal in goals},
         ANSWERS: {goal: [right[goal] if goal[0] == "y" else None] for goal in goals},
     }
@@ -160,7 +160,7 @@ def test_interval_covers_the_truth_in_about_95_percent_of_draws() -> None:
     for _ in range(300):
         values = draws.gamma(shape=2.0, scale=truth / 2, size=50)
         goals: dict[str, list[float | None]] = {str(index): [float(value)] for index, value in enumerate(values)}
-        low, high = summary({"base": {"mr": goals}}, samples=300)["policies"]["base"]["mr"]["ci95"]
+        low, high = summary({"base": {"reward": goals}}, samples=300)["policies"]["base"]["reward"]["ci95"]
         covered += low <= truth <= high
     assert 0.9 <= covered / 300 <= 0.99
 
@@ -169,24 +169,24 @@ def test_repeats_and_depends_on_the_seed_alone() -> None:
     draws = np.random.default_rng(1)
     goals: dict[str, list[float | None]] = {str(index): [float(draws.normal())] for index in range(20)}
     backwards = dict(reversed(goals.items()))
-    alone = summary({"base": {"mr": goals}})["policies"]["base"]["mr"]
-    assert summary({"base": {"mr": goals}})["policies"]["base"]["mr"] == alone
-    beside = summary({"first": {"mr": {"0": [1.0]}, "bleu": goals}, "base": {"mr": backwards}})
-    assert beside["policies"]["base"]["mr"] == alone
-    assert summary({"base": {"mr": goals}}, seed=2)["policies"]["base"]["mr"]["ci95"] != alone["ci95"]
+    alone = summary({"base": {"reward": goals}})["policies"]["base"]["reward"]
+    assert summary({"base": {"reward": goals}})["policies"]["base"]["reward"] == alone
+    beside = summary({"first": {"reward": {"0": [1.0]}, "bleu": goals}, "base": {"reward": backwards}})
+    assert beside["policies"]["base"]["reward"] == alone
+    assert summary({"base": {"reward": goals}}, seed=2)["policies"]["base"]["reward"]["ci95"] != alone["ci95"]
 
 
 def test_source_stands_beside_interactivity() -> None:
-    policies = summary({"base": {"mr": {}, "interactivity": {}}, "other": {"mr": {}}})["policies"]
+    policies = summary({"base": {"reward": {}, "interactivity": {}}, "other": {"reward": {}}})["policies"]
     assert policies["base"][SOURCE] == "agenda"
     assert SOURCE not in policies["other"]
 
 
 def test_bad_scores_are_named() -> None:
     with pytest.raises(BadInput, match="mr of base, goal 'a'"):
-        summary({"base": {"mr": {"a": [float("nan")]}}})
+        summary({"base": {"reward": {"a": [float("nan")]}}})
     with pytest.raises(BadInput, match="evaluation.bootstrap_samples"):
-        summary({"base": {"mr": {"a": [1.0]}}}, samples=0)
+        summary({"base": {"reward": {"a": [1.0]}}}, samples=0)
 
 
 # -- write and validate
@@ -270,7 +270,7 @@ def test_validate_allows_what_may_be_absent() -> None:
     results = whole()
     del results["difference"]
     validate_results(results)
-    validate_results({"policies": summary({"x": {"mr": {}}})["policies"], "config": {}, "seconds": {}})
+    validate_results({"policies": summary({"x": {"reward": {}}})["policies"], "config": {}, "seconds": {}})
     with pytest.raises(BadInput, match="one object"):
         validate_results([results])
 
@@ -293,13 +293,13 @@ def known() -> dict[str, Any]:
     base = {
         "turns": estimate(2.691, 2.592, 2.813),
         "assistant_tokens": estimate(138.4, 130.6, 144.2),
-        "mr": estimate(-0.0123, -0.0312, 0.0321),
+        "reward": estimate(-0.0123, -0.0312, 0.0321),
         "bleu": estimate(0.0161, 0.0052, 0.0303, n=23),
         "interactivity": estimate(0.1411, 0.0922, 0.2083),
         SOURCE: "agenda",
     }
     proactive = {**base, "bleu": {"mean": None, "ci95": [None, None], "n": 0}}
-    difference = {"mr": estimate(-0.1111, -0.1601, -0.0831), "turns": estimate(-0.2101, -0.3604, -0.0802)}
+    difference = {"reward": estimate(-0.1111, -0.1601, -0.0831), "turns": estimate(-0.2101, -0.3604, -0.0802)}
     return {
         "policies": {"base": base, "proactive": proactive},
         "difference": {"proactive": difference},
@@ -317,7 +317,7 @@ def test_table_shows_every_number_unbroken(width: int) -> None:
     for shown in ("proactive", "− base", "-0.111", "[-0.160,-0.083]", "-0.21", "[-0.36,-0.08]", "24 goals"):
         assert shown in text
     assert "…" not in text
-    assert text.index("MR") < text.index("BLEU") < text.index("turns")
+    assert text.index("R*") < text.index("BLEU") < text.index("turns")
 
 
 @pytest.mark.parametrize("more", [1, 5, 6])
@@ -343,7 +343,7 @@ def test_table_takes_names_as_they_are() -> None:
 
 def test_markdown_has_the_same_numbers() -> None:
     lines = markdown_table(known()).splitlines()
-    assert lines[0] == "| policy | MR | BLEU | interactivity (agenda) | assistant tokens | turns |"
+    assert lines[0] == "| policy | R* | BLEU | interactivity (agenda) | assistant tokens | turns |"
     assert lines[2] == (
         "| base | -0.012 [-0.031, 0.032] | 0.016 [0.005, 0.030] n=23 | 0.141 [0.092, 0.208] | 138 [131, 144] |"
         " 2.69 [2.59, 2.81] |"
@@ -355,7 +355,7 @@ def test_markdown_has_the_same_numbers() -> None:
 
 def test_differences_show_their_sign_and_zero_has_none() -> None:
     results = known()
-    results["difference"]["proactive"]["mr"] = estimate(0.25, -0.00001, 0.5)
+    results["difference"]["proactive"]["reward"] = estimate(0.25, -0.00001, 0.5)
     assert "+0.250 [0.000, 0.500]" in markdown_table(results)
 
 
@@ -376,12 +376,12 @@ def save(path: Path, results: dict[str, Any]) -> str:
 
 
 def seeds(folder: Path) -> list[str]:
-    """Seeds 1 and 2: MR 0.2 and 0.5; only the second has `trained` and BLEU."""
-    one = {"base": {"mr": estimate(0.2, 0.1, 0.3), "interactivity": estimate(0.5, 0.5, 0.5), SOURCE: "agenda"}}
+    """Seeds 1 and 2: R* 0.2 and 0.5; only the second has `trained` and BLEU."""
+    one = {"base": {"reward": estimate(0.2, 0.1, 0.3), "interactivity": estimate(0.5, 0.5, 0.5), SOURCE: "agenda"}}
     two = copy.deepcopy(one)
-    two["base"] |= {"mr": estimate(0.5, 0.4, 0.6), "bleu": estimate(0.125, 0.1, 0.15)}
-    two["trained"] = {"mr": estimate(0.75, 0.7, 0.8)}
-    difference = {"trained": {"mr": estimate(0.25, 0.125, 0.375)}}
+    two["base"] |= {"reward": estimate(0.5, 0.4, 0.6), "bleu": estimate(0.125, 0.1, 0.15)}
+    two["trained"] = {"reward": estimate(0.75, 0.7, 0.8)}
+    difference = {"trained": {"reward": estimate(0.25, 0.125, 0.375)}}
     rest: dict[str, Any] = {"seconds": {"total": 1}}
     return [
         save(folder / "1" / "results.json", {"policies": one, "config": {"seed": 1, "output_dir": "o1"}, **rest}),
@@ -405,11 +405,11 @@ def test_merge_shows_mean_range_and_each_seed(tmp_path: Path, capsys: pytest.Cap
     assert lines[7] == "| trained − base | +0.250 (0.250..0.250) | – | – |"
     assert lines[8] == "| · seed 2 | +0.250 [0.125, 0.375] | – | – |"
     merged = json.loads(output.read_text())
-    mr = merged["policies"]["base"]["mr"]
+    mr = merged["policies"]["base"]["reward"]
     assert (mr["mean"], mr["min"], mr["max"]) == (0.35, 0.2, 0.5)
     assert mr["runs"]["seed 2"] == estimate(0.5, 0.4, 0.6)
     assert merged["policies"]["base"][SOURCE] == "agenda"
-    assert list(merged["difference"]["trained"]["mr"]["runs"]) == ["seed 2"]
+    assert list(merged["difference"]["trained"]["reward"]["runs"]) == ["seed 2"]
 
 
 def test_merge_draws_a_table(
@@ -425,12 +425,12 @@ def test_merge_draws_a_table(
 def test_merge_leaves_a_missing_mean_out() -> None:
     none = {"mean": None, "ci95": [None, None], "n": 0}
     runs = {
-        label: {"policies": {"base": {"mr": entry}}, "config": {}, "seconds": {}}
+        label: {"policies": {"base": {"reward": entry}}, "config": {}, "seconds": {}}
         for label, entry in (("a", none), ("b", estimate(0.5, 0.4, 0.6)))
     }
-    found = merge.merge(runs)["policies"]["base"]["mr"]
+    found = merge.merge(runs)["policies"]["base"]["reward"]
     assert (found["mean"], found["min"], found["max"]) == (0.5, 0.5, 0.5)
-    nothing = merge.merge({"a": runs["a"]})["policies"]["base"]["mr"]
+    nothing = merge.merge({"a": runs["a"]})["policies"]["base"]["reward"]
     assert (nothing["mean"], nothing["min"], nothing["max"]) == (None, None, None)
 
 
@@ -473,7 +473,7 @@ def test_merge_refuses_what_would_mislead_or_destroy(tmp_path: Path, capsys: pyt
     assert merge.main([one, two, "--output", str(tmp_path)]) == 1
     assert "cannot be written" in capsys.readouterr().err
     other = json.loads(Path(two).read_text())
-    other["difference"] = {"base": {"mr": estimate(-0.25, -0.375, -0.125)}}
+    other["difference"] = {"base": {"reward": estimate(-0.25, -0.375, -0.125)}}
     assert merge.main([two, save(tmp_path / "other.json", other)]) == 1
     assert "different baselines" in capsys.readouterr().err
 
@@ -483,13 +483,13 @@ def test_merge_refuses_what_would_mislead_or_destroy(tmp_path: Path, capsys: pyt
 
 def test_curves_are_drawn_from_sparse_rows(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    columns = ["epoch", "step", "train/loss", "train/mr", "train/bleu", "val/mr"]
+    columns = ["epoch", "step", "train/loss", "train/mr", "train/bleu", "val/reward"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for step in range(10):
             writer.writerow({"epoch": 0, "step": step, "train/loss": 1.0, "train/mr": 0.1 * step, "train/bleu": "nan"})
-        writer.writerow({"epoch": 0, "step": 9, "val/mr": 0.8})
+        writer.writerow({"epoch": 0, "step": 9, "val/reward": 0.8})
     picture = training_curves(path, tmp_path / "plots" / "curves.png")
     assert picture == tmp_path / "plots" / "curves.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -497,8 +497,8 @@ def test_curves_are_drawn_from_sparse_rows(tmp_path: Path) -> None:
 
 def test_curves_keep_the_later_row_of_a_repeated_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text("step,train/mr,val/mr\n0,0.1,\n1,0.2,\n1,,0.5\n1,0.3,\n,9,9\n")
-    assert _read_curves(path) == {("train", "mr"): {0: 0.1, 1: 0.3}, ("val", "mr"): {1: 0.5}}
+    path.write_text("step,train/mr,val/reward\n0,0.1,\n1,0.2,\n1,,0.5\n1,0.3,\n,9,9\n")
+    assert _read_curves(path) == {("train", "mr"): {0: 0.1, 1: 0.3}, ("val", "reward"): {1: 0.5}}
 
 
 def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:

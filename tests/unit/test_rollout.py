@@ -5,23 +5,17 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import lightning as L
 import pytest
 import torch
 from scripted import ScriptedModel, ScriptedUser, says, spoken
 
-from collab.callbacks.rollout import (
-    RolloutCallback,
-    Simulation,
-    context_position,
-    conversation_metrics,
-    group_values,
-    means,
-)
+from collab.callbacks.rollout import RolloutCallback
+from collab.callbacks.rollout_metrics import conversation_metrics, group_values, means
 from collab.chat.base import Sampling
-from collab.config.schema import AgendaUserConfig
+from collab.config.schema import AgendaUserConfig, SamplerConfig
 from collab.conversation import Conversation, Goal, Score
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.goals import GoalSplits
@@ -31,7 +25,8 @@ from collab.rewards.reward import ConversationReward
 from collab.simulation.agenda import AgendaUser
 from collab.simulation.conversation_loop import Players, draw_context, play, play_goals
 from collab.simulation.multiturn import as_group, multiturn_reward
-from collab.simulation.schedule import context_turns
+from collab.simulation.sampler import Simulation
+from collab.simulation.schedule import context_turn, context_turns
 from collab.simulation.user import UserTurn
 
 # Eight words, so that n-gram counts are easy; an agenda of three items.
@@ -291,15 +286,14 @@ def simulation(**changes) -> Simulation:
         "reward": ConversationReward({"bleu": (1.0, Bleu())}),
         "sampling": Sampling(48),
         "max_turns": 3,
-        "window": 1,
-        "num_samples": 2,
-        "group_size": 3,
-        "equal_turns": False,
-        "paired": True,
         "seed": 1,
         "make_engine": lambda lm, tokenizer: None,
     }
-    return Simulation(**(values | changes))
+    sampler = {"window": 1, "num_samples": 2, "group_size": 3}
+    for field in fields(SamplerConfig):
+        if field.name in changes:
+            sampler[field.name] = changes.pop(field.name)
+    return Simulation(**(values | {"sampler": SamplerConfig(**sampler)} | changes))
 
 
 def test_groups_do_not_depend_on_what_else_is_played_nor_on_who_is_served_first():
@@ -348,12 +342,12 @@ def test_draws_change_with_seed_and_step():
 @pytest.mark.parametrize("max_turns", [1, 2, 3, 5])
 def test_every_turn_is_drawn_equally_often_but_the_last_if_asked_to(max_turns):
     cycles = 40
-    drawn = [context_position(3, number, context_turns(max_turns)) for number in range(cycles * max_turns)]
+    drawn = [context_turn(3, number, context_turns(max_turns)) for number in range(cycles * max_turns)]
     assert Counter(drawn) == dict.fromkeys(range(1, max_turns + 1), cycles)
     orders = {tuple(drawn[i : i + max_turns]) for i in range(0, len(drawn), max_turns)}
     assert len(orders) > 1 or max_turns == 1
     turns = context_turns(max_turns, last_turns=3)
-    drawn = [context_position(3, number, turns) for number in range(cycles * len(turns))]
+    drawn = [context_turn(3, number, turns) for number in range(cycles * len(turns))]
     assert Counter(drawn) == {**dict.fromkeys(range(1, max_turns), cycles), max_turns: 3 * cycles}
 
 
@@ -458,7 +452,7 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
 
     R* = 2 bleu - 0.01 tokens + 0.6 interactivity.
     """
-    positions = [context_position(1, number, [1, 2]) for number in range(2)]
+    positions = [context_turn(1, number, [1, 2]) for number in range(2)]
     assert sorted(positions) == [1, 2]
     made = []
 
@@ -546,7 +540,7 @@ def test_a_run_draws_every_turn_equally_often_and_counts_cut_replies():
 
 
 def test_contexts_that_the_user_ended_before_their_turn_are_counted():
-    positions = [context_position(seed=1, number=number, turns=[1, 2, 3]) for number in range(3)]
+    positions = [context_turn(seed=1, number=number, turns=[1, 2, 3]) for number in range(3)]
     assert sorted(positions) == [1, 2, 3]
     rollout = RolloutCallback(
         simulation(
@@ -567,7 +561,7 @@ def test_validation_and_test_play_whole_conversations():
     )
     module, trainer = Listener(), trainer_with(rollout)
     trainer.fit(module, data_of([GOAL], goals_per_step=1, max_steps=1))
-    assert float(trainer.callback_metrics["val/mr"]) == 1  # asks, writes, satisfies
+    assert float(trainer.callback_metrics["val/reward"]) == 1  # asks, writes, satisfies
     assert float(trainer.callback_metrics["val/turns"]) == 2
     assert float(trainer.callback_metrics["val/assistant_tokens"]) == 13
     trainer.test(module, data_of([GOAL, OTHER], goals_per_step=1, max_steps=1), verbose=False)
@@ -630,4 +624,4 @@ def test_means_leave_missing_values_out_and_are_nan_where_nobody_has_one():
 def test_conversation_metrics_leave_missing_values_out():
     done = replace(open_context(2), pending=None)
     found = conversation_metrics([(done, Score(0.5, {"judge": 0.5})), (done, Score(None, {"judge": None}))])
-    assert (found["mr"], found["judge"], found["turns"], found["assistant_tokens"]) == (0.5, 0.5, 1, 1)
+    assert (found["reward"], found["judge"], found["turns"], found["assistant_tokens"]) == (0.5, 0.5, 1, 1)

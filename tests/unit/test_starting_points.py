@@ -142,7 +142,7 @@ def test_ppo_starts_from_an_sft_policy_that_learned_from_a_file(overrides: list[
     told, logged = run(tmp_path / "sft", *overrides, *sft, "seed=3")
     assert f"{data}: 2 replies of 3 groups, 1 filtered by algorithm.minimum_metric" in told
     assert float(logged["train/loss"]) > 1 and "train/filtered_groups" in logged
-    assert "train/mr" not in logged and "val/mr" in logged  # nothing is played to train
+    assert "train/mr" not in logged and "val/reward" in logged  # nothing is played to train
 
     policy = f"model.path={tmp_path / 'sft' / 'policy'}"
     told, logged = run(tmp_path / "ppo", *overrides, "algorithm=ppo", policy)
