@@ -25,11 +25,10 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -38,7 +37,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from collab.app.compose import as_typed, compose, hydra_settings, options, parse, quoted, typed
+from collab.app.compose import as_typed, compose, hydra_settings, parse, quoted, typed
+from collab.app.help import help_text, is_script
 from collab.app.preflight import check_hosted, check_machine
 from collab.app.resume import (
     CONFIG,
@@ -49,102 +49,14 @@ from collab.app.resume import (
     resumed_overrides,
 )
 from collab.app.sweep import Sweep, check_launcher, summary
-from collab.config.schema import Config, check, field_docs, register
+from collab.config.schema import Config, check, register
 from collab.util.errors import BadInput, RunStopped
 from collab.util.paths import config_dir
 from collab.util.processes import connected, leave_together, rank
 
 Run = Callable[[Config], None]
 
-COMMON = (  # what --help lists; the doc lines are those of the schema
-    "seed",
-    "name",
-    "output_dir",
-    "resume",
-    "precision",
-    "policies",
-    "dry_run",
-    "cache",
-    "budget.max_usd",
-    "budget.max_tokens",
-    "model.path",
-    "model.attention",
-    "model.lora.enabled",
-    "task.train_file",
-    "task.val_file",
-    "task.test_file",
-    "task.data",
-    "task.num_test",
-    "task.max_turns",
-    "task.max_new_tokens",
-    "algorithm.data",
-    "algorithm.lr",
-    "sampler.window",
-    "sampler.num_samples",
-    "sampler.group_size",
-    "sampler.paired",
-    "sampler.temperature",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.max_steps",
-    "trainer.goals_per_step",
-    "logger.wandb",
-    "evaluation.num_conversations",
-    "export.merge",
-    "synthesis.num_goals",
-    "synthesis.num_conversations",
-    "synthesis.at_once",
-)
-# Of these, what does not concern a command.
-IDLE = {
-    "train": ("policies", "synthesis."),
-    "evaluate": ("synthesis.",),
-    "synthesize": (
-        *(
-            "policies",
-            "resume",
-            "model.lora.",
-            "task.val_file",
-            "task.test_file",
-            "task.num_test",
-            "algorithm.",
-            "trainer.devices",
-        ),
-        *("trainer.max_steps", "trainer.goals_per_step", "logger.", "evaluation.", "export."),
-    ),
-}
 _FIRST_SPEAKS = 20.0  # seconds that rank 0 gets to say what is wrong before the others do
-EXAMPLES = {
-    "train": (
-        ("experiment=doc_edit", "the quick start, on a CPU"),
-        ("experiment=doc_edit trainer.max_steps=20 sampler.group_size=4", "more steps, fewer candidates"),
-        ("experiment=math", "another task"),
-        ("experiment=doc_edit model.path=Qwen/Qwen2.5-0.5B-Instruct", "another model, from the hub or a folder"),
-        ("experiment=doc_edit resume=true", "go on with the newest run of it that was interrupted"),
-        ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
-        ("experiment=doc_edit -m sampler.window=1,2 seed=1,2", "a sweep over all pairs"),
-        ("experiment=paper/doc_edit -m sweep=slurm seed=1,2,3", "a sweep as jobs of SLURM"),
-        ("experiment=paper/doc_edit --cfg job", "print the composed config, run nothing"),
-    ),
-    "evaluate": (
-        ("experiment=doc_edit", "base and proactive base"),
-        (
-            "experiment=doc_edit 'policies=[base,mine:outputs/doc_edit/RUN/policy]'",
-            "a trained policy against its base",
-        ),
-        ("experiment=doc_edit task.test_file=goals.jsonl seed=7", "on your own goals"),
-        ("experiment=abg_coqa", "whether it asks back on ambiguous questions, and on no others"),
-        ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
-        ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
-    ),
-    "synthesize": (
-        ("experiment=doc_edit", "from the training goals that ship, on a CPU"),
-        ("experiment=doc_edit sampler.window=2 sampler.num_samples=3 output_dir=data/w2", "the paper's MR, elsewhere"),
-        ("experiment=doc_edit synthesis.num_conversations=2", "two conversations per goal; those that are there stay"),
-        ("experiment=doc_edit task.train_file=goals.jsonl output_dir=data/mine", "from your own goals"),
-        ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
-    ),
-}
 
 
 def main(entry: str, run: Run | None = None) -> None:
@@ -276,7 +188,7 @@ def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
         if not (args.cfg or args.info):
             check_launcher(settings.launcher, configs)
     args.overrides = [*args.overrides, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would be named anew
-    program = [os.path.abspath(sys.argv[0])] if _is_script(entry) else ["-m", "collab", entry]
+    program = [os.path.abspath(sys.argv[0])] if is_script(entry) else ["-m", "collab", entry]
     flags = ["--config-name", args.config_name] if args.config_name else []
     flags += ["--config-dir", args.config_dir] if args.config_dir else []
     return Sweep([sys.executable, *program, *flags], Path(place), len(configs))
@@ -348,102 +260,6 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
     return args.overrides
 
 
-# --- help ------------------------------------------------------------------------------------------------------------
-
-
-def help_text(entry: str) -> str:
-    """What `--help` prints: groups, experiments, common overrides with defaults and doc lines, examples."""
-    register()
-    folder = config_dir()
-    command = f"python {entry}.py" if _is_script(entry) else f"collab {entry}"
-    with hydra.initialize_config_dir(str(folder), job_name=entry, version_base=None):
-        config = hydra.compose(entry)
-    groups = options([folder])
-    experiments = groups.pop("experiment", [])
-    first = {
-        "train": "Train a policy and compare it with its base.",
-        "evaluate": "Compare policies on the same goals.",
-        "synthesize": "Make conversations to learn from. The same command goes on where it was interrupted.",
-    }
-    defaults = _default_options(folder)
-    swaps = []
-    for group, names in groups.items():
-        default = f"  (default: {defaults[group]})" if group in defaults and len(names) > 1 else ""
-        swaps.append((group, " | ".join(names) + default))
-    fields = [(f"{key}={_shown(_raw(config, key))}", _doc(config, key)) for key in _common(entry)]
-    return "\n".join(
-        [
-            first[entry],
-            "",
-            f"  {command} [experiment=NAME] [group=option ...] [field=value ...]",
-            "",
-            "Experiments (experiment=NAME), versioned sets of overrides:",
-            *(f"  {name}" for name in experiments),
-            "",
-            "Groups (group=option), one for each thing to swap:",
-            *_table(swaps),
-            "",
-            "Common fields (field=value), with their defaults:",
-            *_table(fields),
-            "",
-            "Flags:",
-            *_table(
-                [
-                    ("-m", "sweep: key=a,b runs one job for each value; a job that fails does not stop the others"),
-                    (
-                        "--cfg job",
-                        "print the composed config, all fields; --resolve fills in what refers to others",
-                    ),
-                    ("--info defaults", "where each part of the config comes from"),
-                    ("--hydra-help", "the flags of Hydra"),
-                ]
-            ),
-            "",
-            "Examples:",
-            *_table([(f"{command} {rest}", what) for rest, what in EXAMPLES[entry]]),
-        ]
-    )
-
-
-def _common(entry: str) -> list[str]:
-    return [key for key in COMMON if not key.startswith(IDLE[entry])]
-
-
-def _default_options(folder: Path) -> dict[str, str]:
-    """Group -> the option that train.yaml, on which evaluate.yaml builds, takes for it."""
-    written: Any = OmegaConf.to_container(OmegaConf.load(folder / "train.yaml"))
-    return {key: value for line in written["defaults"] if isinstance(line, dict) for key, value in line.items()}
-
-
-def _doc(config: DictConfig, key: str) -> str:
-    parent, _, name = key.rpartition(".")
-    schema = OmegaConf.get_type(OmegaConf.select(config, parent)) if parent else Config
-    return field_docs(schema).get(name, "") if schema is not None else ""
-
-
-def _raw(config: DictConfig, key: str) -> Any:
-    """The value of a field as it is written, interpolations left as they are."""
-    value: Any = OmegaConf.to_container(config)
-    for name in key.split("."):
-        value = value[name]
-    return value
-
-
-def _shown(value: Any) -> str:
-    """A value as one would type it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_shown, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
-    rows = list(rows)
-    width = max(len(left) for left, _ in rows)
-    return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
-
-
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
@@ -463,8 +279,3 @@ def stamp() -> str:
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     return now
-
-
-def _is_script(entry: str) -> bool:
-    """Whether this process runs a script such as `train.py`, and not the console command."""
-    return os.path.basename(sys.argv[0]) == f"{entry}.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from collab.app.cli import EXAMPLES
+from collab.app.help import EXAMPLES
 from collab.app.compose import load_config, options
 from collab.app.preflight import load_target, targets
 from collab.config.schema import Config, GRPOConfig, UserConfig, check, field_docs, named_policies
