@@ -46,11 +46,3 @@ def tiny_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PATH on which there is a SLURM of this machine alone."""
-    import fake_slurm
-
-    return fake_slurm.install(tmp_path_factory.mktemp("slurm"))

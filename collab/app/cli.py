@@ -48,7 +48,7 @@ from collab.app.resume import (
     find_run,
     resumed_overrides,
 )
-from collab.app.sweep import Sweep, check_launcher, summary
+from collab.app.sweep import Sweep, summary
 from collab.config.schema import Config, check, register
 from collab.util.errors import BadInput, RunStopped
 from collab.util.paths import config_dir
@@ -170,7 +170,7 @@ def _entry_point(entry: str) -> Run:
 
 
 def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
-    """Step 1 of the module's docstring, of all jobs of a sweep; and whether its launcher can start them."""
+    """Step 1 of the module's docstring, of all jobs of a sweep."""
     folders, searched = _folders(args, folder)
     given = [text for text in args.overrides if not text.startswith("hydra.mode=")]
     name = args.config_name or entry
@@ -183,10 +183,7 @@ def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
         if any(composed.resume for composed in configs):
             raise BadInput("resume goes on with one run, and -m starts several. Resume each job: resume=FOLDER.")
         fixed = [as_typed(override) for override in overrides if not override.is_sweep_override()]
-        settings = hydra_settings(name, [*searched, *fixed], folders)
-        place = str(settings.sweep.dir)
-        if not (args.cfg or args.info):
-            check_launcher(settings.launcher, configs)
+        place = str(hydra_settings(name, [*searched, *fixed], folders).sweep.dir)
     args.overrides = [*args.overrides, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would be named anew
     program = [os.path.abspath(sys.argv[0])] if is_script(entry) else ["-m", "collab", entry]
     flags = ["--config-name", args.config_name] if args.config_name else []

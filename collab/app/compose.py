@@ -50,7 +50,7 @@ def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictCon
 
 
 def hydra_settings(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
-    """The node `hydra` of a config: its launcher, the folder of a sweep; Hydra has to be initialised.
+    """The node `hydra` of a config: the folder of a sweep, ...; Hydra has to be initialised.
 
     Raises:
         BadInput: As `compose`.

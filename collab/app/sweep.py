@@ -1,4 +1,4 @@
-"""Sweeps (`-m`): which jobs a launcher can start, and each job as a process of its own.
+"""Sweeps (`-m`): each job is a process of its own.
 
 A job runs with the command that one would type for it alone. So job k is the same run whether or not others came before
 it (no seeds, thread counts or open loggers are left over), a job that crashes or is killed takes nobody with it, and
@@ -13,25 +13,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from collab.app.compose import quoted
 from collab.app.resume import RESULTS, STATE
-from collab.util.errors import BadInput
 from collab.util.files import write_json
-from collab.util.processes import rank, started
+from collab.util.processes import rank
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-LOCAL = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
-SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 RECORD = "job.json"  # in a job's folder: how it ended, for the process that began the sweep
 OUTPUT = "output.log"  # same: what it printed, where other jobs print at the same time
 
@@ -112,52 +106,6 @@ def _own_port(job: int) -> dict[str, str]:
         port = int(os.environ.get("MASTER_PORT", 15000 + int(os.environ["SLURM_JOB_ID"][-4:])))  # as Lightning has it
         return {"MASTER_PORT": str(port + 1 + job)}
     return {}
-
-
-def check_launcher(launcher: DictConfig, jobs: Sequence[DictConfig]) -> None:
-    """Whether a launcher can start the jobs of a sweep with the processes that they ask for.
-
-    Args:
-        launcher: `hydra.launcher` of the sweep.
-        jobs: The composed config of each job.
-
-    Raises:
-        BadInput: This command has several processes itself; a SLURM job would have another number of tasks than the run
-            has processes; there is no SLURM here.
-    """
-    kind = launcher._target_
-    if kind == BASIC:
-        return
-    name = kind.rpartition(".")[2].removesuffix("Launcher").lower()
-    if (found := started()) is not None and (processes := found[1] * found[2]) > 1:
-        raise BadInput(
-            f"{found[0]} has started this command {processes} times, and each would launch all jobs of the sweep "
-            f"({name}). Start it once, as `python train.py -m ...`: with trainer.devices=N a job starts its own "
-            "processes. Or leave the launcher out: one job after the other then runs in all these processes."
-        )
-    if kind == LOCAL and launcher.tasks_per_node != 1:
-        raise BadInput(
-            f"hydra.launcher.tasks_per_node ({launcher.tasks_per_node}) must be 1 for submitit_local: its tasks do not "
-            "find each other, and each would be a run of its own. Set it to 1, and trainer.devices=N, by which a job "
-            "starts its own processes."
-        )
-    if kind != SLURM:
-        return
-    tasks, nodes = launcher.tasks_per_node, launcher.nodes
-    for config in jobs:
-        devices, num_nodes = config.trainer.devices, config.trainer.num_nodes
-        if devices not in ("auto", tasks) or num_nodes not in (1, nodes) or tasks == "auto":
-            raise BadInput(
-                f"A job of the sweep has trainer.devices={devices} and trainer.num_nodes={num_nodes}, and SLURM would "
-                f"start it as {tasks} tasks on each of {nodes} nodes: one task for each process is needed, and a sweep "
-                "has the same for all jobs. Take sweep=slurm, which asks for as many as trainer.devices (a number) and "
-                "trainer.num_nodes say, and type a command for each number of processes."
-            )
-    if shutil.which("sbatch") is None:
-        raise BadInput(
-            "A sweep by SLURM is submitted by sbatch, and there is none here. Type the command on a machine of the "
-            "cluster, or run the jobs on this one: leave sweep=slurm out, or take sweep=joblib."
-        )
 
 
 def summary(sweep: Sweep) -> str:

@@ -27,18 +27,17 @@ TWO = ("strategy=ddp", "trainer.devices=2")
         pytest.param((), ("hydra/launcher=joblib",), id="joblib"),
         pytest.param((), ("sweep=joblib", *TWO), id="joblib, two processes each"),
         pytest.param((), ("hydra/launcher=submitit_local", *TWO), id="submitit_local, two processes each"),
-        pytest.param((), ("sweep=slurm", *TWO), id="slurm, two tasks each"),
         pytest.param((), TWO, id="one after the other, two processes each"),
         pytest.param(TORCHRUN, ("strategy=ddp",), id="one after the other, in those of torchrun"),
     ],
 )
 def test_the_jobs_train(
-    start: tuple[str, ...], places: tuple[str, ...], runner: Runner, tiny_model: Path, slurm: str, tmp_path: Path
+    start: tuple[str, ...], places: tuple[str, ...], runner: Runner, tiny_model: Path, tmp_path: Path
 ) -> None:
     small = [*runner.training, f"model.path={tiny_model}", "algorithm=grpo", "logger=csv", "trainer.accelerator=cpu"]
     small += ["trainer.max_steps=1", "threads=1", "trainer.goals_per_step=2"]
     typed = [sys.executable, *start, "train.py", *small, "-m", "seed=1,2", *places, f"hydra.sweep.dir={tmp_path}/jobs"]
-    env = {**os.environ, "PATH": slurm, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(typed, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Sweep: 2 of 2 jobs finished, 0 failed." in done.stdout

@@ -1,4 +1,4 @@
-"""Sweeps by each launcher, with jobs of processes of their own; SLURM is played by two scripts."""
+"""Sweeps by each launcher, with jobs of processes of their own."""
 
 import json
 import os
@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from collab.app.compose import load_config
-from collab.app.sweep import BASIC, LOCAL, SLURM, Job, Sweep, check_launcher, summary
+from collab.app.sweep import Job, Sweep, summary
 from collab.util.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -71,21 +70,6 @@ def test_a_launcher_runs_the_jobs_and_all_are_told(launcher, tmp_path):
     assert (sweep / places[0] / "output.log").read_text() == "at work\n"
 
 
-def test_a_sweep_is_submitted_to_slurm_with_a_task_for_each_process(slurm, tmp_path):
-    places = ["trainer.devices=1", "trainer.num_nodes=2", "strategy=ddp", "hydra.launcher.partition=gpu"]
-    done = command("-m", "sweep=slurm", "seed=1,7", "name=x", *places, cwd=tmp_path, PATH=slurm)
-    assert done.returncode == 0, done.stderr
-    assert "Sweep: 2 of 2 jobs finished, 0 failed." in done.stdout
-    found = ran(tmp_path)
-    for seed in (1, 7):
-        assert sorted(line["SLURM_PROCID"] for line in found[seed]) == ["0", "1"]
-    script, *_ = tmp_path.glob("multirun/*/.submitit/**/*_submission.sh")  # the same for each job
-    options = dict(line[10:].partition("=")[::2] for line in script.read_text().splitlines() if "#SBATCH" in line)
-    asked = ("nodes", "ntasks-per-node", "gpus-per-node", "partition", "time", "array", "cpus-per-task")
-    assert [options[name] for name in asked] == ["2", "1", "1", "gpu", "1440", "0-1%2", "8"]
-    assert not {"account", "qos", "mem"} & options.keys()  # the cluster's own
-
-
 def test_a_job_that_slurm_puts_back_goes_on_unless_it_is_done(tmp_path):
     typed = ["-m", "seed=1", "name=x", "hydra.sweep.dir=multirun/mine"]
     assert command(*typed, cwd=tmp_path).returncode == 0
@@ -112,51 +96,6 @@ def test_jobs_of_several_tasks_in_one_allocation_have_ports_of_their_own(tmp_pat
     assert done.returncode == 0, done.stderr
     assert [found[0]["MASTER_PORT"] for found in ran(tmp_path).values()] == ["19568", "19569"]
     assert [place.name for place in tmp_path.glob("multirun/*")] == ["slurm-1234567.3"]
-
-
-def refusal(launcher, *jobs):
-    with pytest.raises(BadInput) as error:
-        check_launcher(OmegaConf.create(launcher), [OmegaConf.create({"trainer": job}) for job in jobs])
-    return str(error.value)
-
-
-ONE = {"devices": 1, "num_nodes": 1}
-
-
-def test_a_job_in_slurm_has_as_many_tasks_as_processes(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
-    launcher = {"_target_": SLURM, "tasks_per_node": 2, "nodes": 1}
-    two = {"devices": 2, "num_nodes": 1}
-    for job in (two, {"devices": "auto", "num_nodes": 1}):  # a job takes what SLURM has started
-        check_launcher(OmegaConf.create(launcher), [OmegaConf.create({"trainer": job})])
-    for job in (ONE, {"devices": 2, "num_nodes": 2}, {"devices": [0, 1], "num_nodes": 1}):
-        said = refusal(launcher, two, job)
-        assert f"trainer.devices={job['devices']}" in said and "Take sweep=slurm" in said
-    assert "trainer.devices (a number)" in refusal(launcher | {"tasks_per_node": "auto"}, ONE | {"devices": "auto"})
-
-
-@pytest.mark.parametrize(
-    ("environment", "who"),
-    [
-        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}, "torchrun"),
-        ({"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "x"}, "SLURM"),
-    ],
-)
-def test_a_command_that_is_several_processes_launches_no_jobs_elsewhere(environment, who, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    joblib = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
-    said = refusal(joblib, ONE)
-    assert (
-        f"{who} has started this command 2 times" in said and "`python train.py -m ...`" in said and "(joblib)" in said
-    )
-    check_launcher(OmegaConf.create({"_target_": BASIC}), [OmegaConf.create({"trainer": ONE})])
-
-
-def test_other_launchers_say_what_they_cannot(monkeypatch):
-    assert "must be 1 for submitit_local" in refusal({"_target_": LOCAL, "tasks_per_node": 2, "nodes": 1}, ONE)
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "there is none here" in refusal({"_target_": SLURM, "tasks_per_node": 1, "nodes": 1}, ONE)
 
 
 @pytest.mark.parametrize("name", ["joblib", "submitit_local", "submitit_slurm"])
