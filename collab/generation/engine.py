@@ -2,7 +2,7 @@
 
 Requests wait in a queue and join the running batch between two tokens; whoever finishes leaves at once, so a
 conversation that waits for its user holds no place. Rollouts run on the very weights that are trained, without any
-synchronisation; a CPU alone keeps them in a second, faster layout (`products`).
+synchronisation; a CPU alone keeps them in a second, faster layout (`fused_linear`).
 
 How a batch lies in memory: one tensor holds the keys of all layers, another the values, `[layer, row, head, position,
 channel]`; on a CPU the keys of a channel lie side by side (see `attention.by_layout`). Running requests fill the
@@ -40,7 +40,7 @@ from collab.conversation import Message, Reply
 from collab.generation.graphs import StepGraphs, padded
 from collab.lm.attention import additive_masks, check_layers, use_by_layout
 from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
-from collab.lm.products import Products
+from collab.lm.fused_linear import FusedLinears
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
@@ -293,7 +293,7 @@ class LocalEngine:
         self._stops = end_tokens(lm, tokenizer)
         self._limit = getattr(self._config, "max_position_embeddings", None)
         self._rows = _Rows(self._config.num_hidden_layers, self._mode.whole_blocks)
-        self._products = Products(lm)
+        self._fused = FusedLinears(lm)
         self._graphs = StepGraphs()
         self._waiting: list[_Request] = []
         self._joining: list[_Request] = []
@@ -343,7 +343,7 @@ class LocalEngine:
             raise RuntimeError(
                 f"clear_cache() while {len(self._running)} replies are being decoded: await or cancel them"
             )
-        self._products.clear_cache(weights)
+        self._fused.clear_cache(weights)
         self._graphs.clear_cache()
         self._kept.clear()
         self._kept_bytes = 0
@@ -353,7 +353,7 @@ class LocalEngine:
     async def _serve(self) -> None:
         try:
             await self._turn()
-            with self._products:
+            with self._fused:
                 while self._running or self._waiting:
                     adapter = self._adapter
                     with self._speaker(adapter):  # not at every token: peft takes long to switch
@@ -515,7 +515,7 @@ class LocalEngine:
         new, starts = padded(new, starts, self.max_batch)
         reach = -(-(max(starts) + 1) // _STRIDE) * _STRIDE
         self._rows.reserve(len(new), reach)
-        self._graphs.keep_if(self._rows.data, *self._products.held())
+        self._graphs.keep_if(self._rows.data, *self._fused.adapter_tensors())
 
         def step(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             return self._logits(self._forward(0, ids, positions, reach, masked=True)[:, 0])

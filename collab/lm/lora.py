@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 
-from collab.lm.products import is_plain, rounded
+from collab.lm.fused_linear import is_plain, rounded
 
 
 class LeanLoraLinear(lora.Linear):
     """`lora.Linear` of peft, with `A` and `B` rounded to the input's dtype instead of the input cast to theirs.
 
     peft keeps adapters in fp32 beside a bf16 model and casts activations back and forth in every layer. The weights
-    that are trained stay in fp32 here too; only products are in bf16, in rollouts (`Products`) and in the update alike.
-    Whatever is not one plain adapter is left to peft, and so is training mode with its dropout.
+    that are trained stay in fp32 here too; only products are in bf16, in rollouts (`FusedLinears`) and in the update
+    alike. Whatever is not one plain adapter is left to peft, and so is training mode with its dropout.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

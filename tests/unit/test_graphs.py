@@ -76,7 +76,7 @@ class Recorder:
 
     def held(self) -> tuple[int, ...]:
         assert self.engine._rows.data is not None
-        return tuple(id(held) for held in (*self.engine._rows.data, *self.engine._products.held()))
+        return tuple(id(held) for held in (*self.engine._rows.data, *self.engine._fused.adapter_tensors()))
 
     def __call__(self, step: graphs.Step, ids: torch.Tensor, starts: torch.Tensor) -> Callable[[], torch.Tensor]:
         step(ids, starts)
@@ -94,7 +94,7 @@ class Recorder:
 
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalEngine], Recorder]:
-    monkeypatch.setattr("collab.lm.products._PACK_LIMIT", 0)  # as on a GPU
+    monkeypatch.setattr("collab.lm.fused_linear.PACK_LIMIT", 0)  # as on a GPU
 
     def start(engine: LocalEngine) -> Recorder:
         recorder = Recorder(engine)

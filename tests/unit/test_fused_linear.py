@@ -1,4 +1,4 @@
-"""The products of decoding against the layers that they stand in for."""
+"""Fused linear layers against the layers that they replace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from collab.lm.products import Products, _groups
+from collab.lm.fused_linear import FusedLinears, linear_groups
 
 MANY = torch.randint(11, (32, 60), generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
@@ -40,8 +40,8 @@ def make_lm(dtype: torch.dtype = torch.bfloat16, adapter: bool = True, **fields:
 
 
 @torch.no_grad()
-def inside(lm: Any, products: Products | None = None) -> torch.Tensor:
-    with products or Products(lm):
+def inside(lm: Any, fused: FusedLinears | None = None) -> torch.Tensor:
+    with fused or FusedLinears(lm):
         return lm(IDS).logits.float()
 
 
@@ -64,29 +64,29 @@ def overridden(lm: nn.Module) -> int:
 
 def test_siblings_are_grouped_and_every_linear_layer_is_in_one_group() -> None:
     for lm in (make_lm(), make_lm(adapter=False), make_lm(target_modules=["q_proj", "down_proj"])):
-        groups = list(_groups(lm))
+        groups = list(linear_groups(lm))
         flat = [id(layer) for group in groups for layer in group]
         assert len(flat) == len(set(flat)) == 15  # seven in each of two blocks, and the head
-    assert sorted(len(group) for group in _groups(make_lm())) == [1, 1, 1, 1, 1, 2, 2, 3, 3]
+    assert sorted(len(group) for group in linear_groups(make_lm())) == [1, 1, 1, 1, 1, 2, 2, 3, 3]
     # q_proj has an adapter and its siblings have none: each for itself.
-    assert max(len(group) for group in _groups(make_lm(target_modules=["q_proj", "up_proj"]))) == 1
+    assert max(len(group) for group in linear_groups(make_lm(target_modules=["q_proj", "up_proj"]))) == 1
 
 
 @pytest.fixture(params=[True, False], ids=["packed", "as they are"])
 def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether weights are packed; those of a GPU and of large models are not."""
     if not request.param:
-        monkeypatch.setattr("collab.lm.products._PACK_LIMIT", 0)
+        monkeypatch.setattr("collab.lm.fused_linear.PACK_LIMIT", 0)
     return bool(request.param)
 
 
 @pytest.mark.parametrize("adapter", [True, False])
 def test_in_fp32_values_are_those_of_the_layers(adapter: bool, packed: bool) -> None:
     lm = make_lm(torch.float32, adapter)
-    products = Products(lm)
-    torch.testing.assert_close(inside(lm, products), plain(lm), atol=1e-5, rtol=0)
+    fused = FusedLinears(lm)
+    torch.testing.assert_close(inside(lm, fused), plain(lm), atol=1e-5, rtol=0)
     assert overridden(lm) == 0
-    assert all(list(group.packed) == [bool(group.adapters)] * packed for group in products.groups)
+    assert all(list(group.packed) == [bool(group.adapters)] * packed for group in fused.groups)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -98,7 +98,7 @@ def test_as_much_is_seen_of_small_changes_as_the_layers_see(dtype: torch.dtype, 
                 parameter.mul_(0.01)  # changes of 0.001 to weights of 0.2
     exact = change_of(copy.deepcopy(lm).float())
     as_layers = change_of(lm)
-    with Products(lm):
+    with FusedLinears(lm):
         changes = change_of(lm)
     # In bf16 three quarters of them; with the adapter merged into the weights, half.
     seen = [float((change * exact).sum() / exact.square().sum()) for change in (changes, as_layers)]
@@ -109,11 +109,11 @@ def test_as_much_is_seen_of_small_changes_as_the_layers_see(dtype: torch.dtype, 
 @pytest.mark.parametrize("adapter", [True, False])
 def test_in_bf16_the_error_is_no_larger_than_that_of_the_layers(adapter: bool) -> None:
     lm = make_lm(adapter=adapter)
-    products = Products(lm)
-    with products:
+    fused = FusedLinears(lm)
+    with fused:
         assert overridden(lm) == 15  # the head, which has no adapter, as well
         lm(IDS)
-        assert all(list(group.packed) == [False] for group in products.groups)
+        assert all(list(group.packed) == [False] for group in fused.groups)
     exact = plain(make_lm(torch.float32, adapter))
     error = (inside(lm) - exact).abs().mean()
     assert 0 < error < 1.5 * (plain(lm) - exact).abs().mean()
@@ -122,7 +122,7 @@ def test_in_bf16_the_error_is_no_larger_than_that_of_the_layers(adapter: bool) -
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 def test_the_adapter_can_be_switched_off_inside(dtype: torch.dtype, near: float, packed: bool) -> None:
     lm = make_lm(dtype)
-    with torch.no_grad(), Products(lm):
+    with torch.no_grad(), FusedLinears(lm):
         on = lm(IDS).logits
         with lm.disable_adapter():
             off = lm(IDS).logits
@@ -135,12 +135,12 @@ def test_the_adapter_can_be_switched_off_inside(dtype: torch.dtype, near: float,
 @pytest.mark.parametrize("adapter", [True, False])
 def test_trained_weights_are_seen_when_it_is_entered_again(dtype: torch.dtype, adapter: bool, packed: bool) -> None:
     lm = make_lm(dtype, adapter)
-    products = Products(lm)
-    before = inside(lm, products)
+    fused = FusedLinears(lm)
+    before = inside(lm, fused)
     optimizer = torch.optim.SGD([p for p in lm.parameters() if p.requires_grad], lr=0.5)
     lm(input_ids=IDS, labels=IDS).loss.backward()
     optimizer.step()
-    after = inside(lm, products)
+    after = inside(lm, fused)
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(after, inside(lm), atol=0, rtol=0)
 
@@ -148,37 +148,37 @@ def test_trained_weights_are_seen_when_it_is_entered_again(dtype: torch.dtype, a
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 def test_changed_biases_are_seen_and_what_has_not_changed_is_kept(dtype: torch.dtype) -> None:
     lm = make_lm(dtype)
-    products = Products(lm)
-    before = inside(lm, products)
-    held = [x for group in products.groups for x in (*group.packed.values(), group.up)]
-    torch.testing.assert_close(inside(lm, products), before, atol=0, rtol=0)
-    again = [x for group in products.groups for x in (*group.packed.values(), group.up)]
-    assert len(held) == 2 * len(products.groups) and all(x is y for x, y in zip(again, held, strict=True))
+    fused = FusedLinears(lm)
+    before = inside(lm, fused)
+    held = [x for group in fused.groups for x in (*group.packed.values(), group.up)]
+    torch.testing.assert_close(inside(lm, fused), before, atol=0, rtol=0)
+    again = [x for group in fused.groups for x in (*group.packed.values(), group.up)]
+    assert len(held) == 2 * len(fused.groups) and all(x is y for x, y in zip(again, held, strict=True))
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if name.endswith("bias"):
                 parameter.add_(1.0)
-    after = inside(lm, products)
+    after = inside(lm, fused)
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(after, inside(lm), atol=0, rtol=0)
 
 
 def test_adapters_written_past_the_count_of_changes_are_seen_once_all_is_forgotten(packed: bool) -> None:
     lm = make_lm(torch.float32)
-    products = Products(lm)
-    before = inside(lm, products)
+    fused = FusedLinears(lm)
+    before = inside(lm, fused)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:
             parameter.data.neg_()
-    products.clear_cache()
-    assert (inside(lm, products) - before).abs().max() > 0.1
-    torch.testing.assert_close(inside(lm, products), plain(lm), atol=1e-5, rtol=0)
+    fused.clear_cache()
+    assert (inside(lm, fused) - before).abs().max() > 0.1
+    torch.testing.assert_close(inside(lm, fused), plain(lm), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("fields", [{"use_dora": True}, {"lora_bias": True}])
 def test_other_kinds_of_lora_are_left_alone(fields: dict[str, Any]) -> None:
     lm = make_lm(torch.float32, **fields)
-    with Products(lm):
+    with FusedLinears(lm):
         assert overridden(lm) == 1  # the head, which has no adapter
     torch.testing.assert_close(inside(lm), plain(lm), atol=1e-5, rtol=0)
 
@@ -186,13 +186,13 @@ def test_other_kinds_of_lora_are_left_alone(fields: dict[str, Any]) -> None:
 def test_merged_adapters_are_left_alone() -> None:
     lm = make_lm(torch.float32)
     lm.merge_adapter()
-    with Products(lm):
+    with FusedLinears(lm):
         assert overridden(lm) == 1
 
 
 def test_an_error_inside_leaves_the_layers_as_they_were() -> None:
     lm = make_lm(torch.float32)
-    with pytest.raises(RuntimeError), Products(lm):
+    with pytest.raises(RuntimeError), FusedLinears(lm):
         assert overridden(lm) == 15
         raise RuntimeError
     assert overridden(lm) == 0

@@ -1,14 +1,15 @@
-"""The matrix products of decoding: few rows against all weights, for every token.
+"""Fused linear layers for decoding: few rows of input against all weights, for every token.
 
 A decoding step reads every weight once and does little with it, so what counts is how fast weights stream through the
-processor and how many operations there are. While an engine works, `Products` puts three changes between a model and
-its linear layers, through their `forward` attribute, and takes them out afterwards:
+processor and how many operations there are. While an engine decodes, `FusedLinears` replaces the `forward` of a model's
+linear layers, and puts it back afterwards:
 
-* layers that read the same input (query, key and value; gate and up) are one product instead of three or two;
+* layers that read the same input (query, key and value; gate and up) become one matrix product instead of three or two;
 * on a CPU, weights are held a second time in the blocked layout of oneDNN, which would otherwise be made anew in every
-  product (1.3 to 2 times faster up to 16 rows); models over `_PACK_LIMIT` are left as they are;
-* in fp32 such a copy has the adapter that speaks merged in, one with and one without where both speak. In bf16 small
-  changes of the weights would round to other values than they do in the update, which keeps them apart;
+  product (1.3 to 2 times faster up to 16 rows); models over `PACK_LIMIT` keep their layout;
+* in fp32 the packed weights have the active adapter merged in; where the adapter is also switched off there is a second
+  copy without it. In bf16 small changes of the weights would round to other values than they do in the update, which
+  keeps them apart;
 * other adapters, trained in fp32, are rounded to the model's dtype once instead of in every layer of every step.
 
 The values are those of the layers themselves, up to the rounding of the model's dtype.
@@ -27,46 +28,59 @@ from peft.tuners import lora
 from torch import nn
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # read the same input, in most model families
-# Bytes of weights above which a CPU keeps no packed copies: one, in fp32 two if an adapter comes and goes.
-_PACK_LIMIT = 4 << 30
-_ROWS = 32  # that oneDNN picks its layout for; it is the same, and as fast, for any number
+# Bytes of weights above which a CPU keeps no packed copies: one, in fp32 two if an adapter is switched on and off.
+PACK_LIMIT = 4 << 30
+_ROWS = 32  # number of input rows that oneDNN picks its layout for; other numbers give the same layout and speed
 
 
-class Products:
-    """A context manager: inside, the linear layers of `lm` compute as the module's docstring says.
+class FusedLinears:
+    """A context manager: inside, the linear layers of `lm` are fused as the docstring of this file says.
 
-    Layers are left alone whose adapter is more than plain LoRA (DoRA, several at once, merged, with a bias).
+    Layers whose adapter is more than plain LoRA (DoRA, several at once, merged, with a bias) are left alone.
+
+    Args:
+        lm: A transformers causal LM, with or without a peft adapter.
+
+    Attributes:
+        groups: Layers that are computed together.
+        packs: Whether weights may be held a second time: they are not larger than `PACK_LIMIT`.
     """
 
     def __init__(self, lm: nn.Module) -> None:
-        self.groups = [_Group(layers) for layers in _groups(lm)]
+        self.groups = [FusedGroup(layers) for layers in linear_groups(lm)]
         size = sum(base.weight.nbytes for group in self.groups for base in group.bases)
-        self.packs = size <= _PACK_LIMIT
+        self.packs = size <= PACK_LIMIT
 
     @torch.no_grad()
     def __enter__(self) -> None:
         for group in self.groups:
-            group.enter(self.packs)
+            group.install(self.packs)
 
     def __exit__(self, *error: object) -> None:
         for group in self.groups:
-            group.exit()
+            group.remove()
 
-    def held(self) -> list[torch.Tensor | None]:
-        """The rounded adapters, other tensors whenever adapters have changed; None where a CPU has them merged."""
+    def adapter_tensors(self) -> list[torch.Tensor | None]:
+        """Each group's rounded adapter, a new tensor whenever the adapter has changed; None where it is merged."""
         return [group.down for group in self.groups]
 
     def clear_cache(self, weights: bool = False) -> None:
-        """Read adapters anew next time, also where they were written past autograd's count of changes.
+        """Read adapters anew next time; autograd's version counter misses changes that are made through `.data`.
 
-        With `weights`, the base weights too.
+        With `weights`, read the base weights anew too.
         """
         for group in self.groups:
             group.clear_cache(weights)
 
 
-class _Group:
-    """Linear layers, with or without adapters, that are called with the same input one after the other."""
+class FusedGroup:
+    """Linear layers, with or without adapters, that are called with the same input one after the other.
+
+    Attributes:
+        packed: Packed weights, by whether the adapter is merged in.
+        down: [R, in] rounded `A` of all adapters; None where there are none, or they are merged.
+        up: [R, O] rounded and scaled `B`, each adapter's block on the diagonal.
+    """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = layers
@@ -74,10 +88,10 @@ class _Group:
         self.bases: list[Any] = [layer.base_layer if isinstance(layer, lora.Linear) else layer for layer in layers]
         self.sizes = [base.out_features for base in self.bases]
         self.packs = self.merges = False
-        self.packed: dict[bool, torch.Tensor] = {}  # with the adapter merged in, and without
+        self.packed: dict[bool, torch.Tensor] = {}
         self.bias: torch.Tensor | None = None
-        self.down: torch.Tensor | None = None  # [R, in]
-        self.up: torch.Tensor | None = None  # [R, O], each adapter's block on the diagonal
+        self.down: torch.Tensor | None = None
+        self.up: torch.Tensor | None = None
         self.base_state: Any = None
         self.adapter_state: Any = None
         self.input: torch.Tensor | None = None
@@ -86,11 +100,12 @@ class _Group:
     def clear_cache(self, weights: bool) -> None:
         self.adapter_state = self.down = self.up = None
         self.packed.pop(True, None)
-        if weights or any(base.weight.requires_grad for base in self.bases):  # which an update will change
+        if weights or any(base.weight.requires_grad for base in self.bases):  # an update changes those
             self.base_state = self.bias = None
             self.packed.clear()
 
-    def enter(self, packs: bool) -> None:
+    def install(self, packs: bool) -> None:
+        """Replace the layers' `forward`, after reading what has changed; with `packs`, weights may be packed."""
         if any(not is_plain(layer) for layer in self.adapters):
             return
         weights = [base.weight for base in self.bases]
@@ -107,17 +122,18 @@ class _Group:
                 downs, ups = zip(*(rounded(layer, weights[0].dtype) for layer in self.layers), strict=True)
                 self.down, self.up = torch.cat(downs), torch.block_diag(*ups)
         if not self.packs and not self.adapters:
-            return  # the layers do as well by themselves
+            return  # one plain product each: nothing to gain
         for number, layer in enumerate(self.layers):
             layer.forward = _Forward(self, number)
 
-    def exit(self) -> None:
+    def remove(self) -> None:
+        """Give the layers their own `forward` back."""
         self.input, self.outputs = None, []
         for layer in self.layers:
             layer.__dict__.pop("forward", None)
 
     def output(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        """What layer `number` makes of x; the first that is called computes for all."""
+        """The output of layer `number` for x; the first layer that is called computes all of them."""
         if x is not self.input or self.outputs[number] is None:
             self.input, self.outputs = x, list(self._compute(x))
         found = self.outputs[number]
@@ -152,15 +168,15 @@ class _Group:
 class _Forward:
     """The `forward` of one layer of a group."""
 
-    def __init__(self, group: _Group, number: int) -> None:
+    def __init__(self, group: FusedGroup, number: int) -> None:
         self.group, self.number = group, number
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.group.output(self.number, x)
 
 
-def _groups(lm: nn.Module) -> Iterator[list[nn.Module]]:
-    """All linear layers, siblings together where all of them have adapters or none has."""
+def linear_groups(lm: nn.Module) -> Iterator[list[nn.Module]]:
+    """All linear layers of a model; siblings are together where all of them have adapters or none has."""
     taken: set[int] = set()
     for parent in lm.modules():
         if isinstance(parent, lora.Linear):
@@ -189,7 +205,7 @@ def is_plain(layer: lora.Linear) -> bool:
 
 
 def _state(parameter: torch.Tensor) -> tuple[int, int]:
-    """What another value of a parameter shows in."""
+    """Differs when a parameter has been moved or written."""
     return parameter.data_ptr(), parameter._version
 
 
