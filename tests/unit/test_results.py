@@ -183,7 +183,7 @@ def test_source_stands_beside_interactivity() -> None:
 
 
 def test_bad_scores_are_named() -> None:
-    with pytest.raises(BadInput, match="mr of base, goal 'a'"):
+    with pytest.raises(BadInput, match="reward of base, goal 'a'"):
         summary({"base": {"reward": {"a": [float("nan")]}}})
     with pytest.raises(BadInput, match="evaluation.bootstrap_samples"):
         summary({"base": {"reward": {"a": [1.0]}}}, samples=0)
@@ -231,21 +231,21 @@ MISSING = object()
         ("seconds.total", "long", "seconds.total"),
         ("policies", {}, "policies"),
         ("policies.base", 3, r"policies.base \(3\)"),
-        ("policies.base.mr", MISSING, "policies.base.mr is missing"),
-        ("policies.base.mr", 0.5, r"policies.base.mr \(0.5\)"),
-        ("policies.base.mr.n", MISSING, "policies.base.mr.n is missing"),
-        ("policies.base.mr.n", 2.0, "policies.base.mr.n"),
-        ("policies.base.mr.n", True, "policies.base.mr.n"),
-        ("policies.base.mr.n", 0, "policies.base.mr.mean .* null"),
-        ("policies.base.mr.mean", None, "policies.base.mr.mean"),
-        ("policies.base.mr.mean", float("nan"), "policies.base.mr.mean"),
-        ("policies.base.mr.ci95", [0.1], "policies.base.mr.ci95"),
-        ("policies.base.mr.ci95", [0.1, None], "policies.base.mr.ci95"),
-        ("policies.base.mr.ci95", [0.2, 0.1], "policies.base.mr.ci95"),
+        ("policies.base.reward", MISSING, "policies.base.reward is missing"),
+        ("policies.base.reward", 0.5, r"policies.base.reward \(0.5\)"),
+        ("policies.base.reward.n", MISSING, "policies.base.reward.n is missing"),
+        ("policies.base.reward.n", 2.0, "policies.base.reward.n"),
+        ("policies.base.reward.n", True, "policies.base.reward.n"),
+        ("policies.base.reward.n", 0, "policies.base.reward.mean .* null"),
+        ("policies.base.reward.mean", None, "policies.base.reward.mean"),
+        ("policies.base.reward.mean", float("nan"), "policies.base.reward.mean"),
+        ("policies.base.reward.ci95", [0.1], "policies.base.reward.ci95"),
+        ("policies.base.reward.ci95", [0.1, None], "policies.base.reward.ci95"),
+        ("policies.base.reward.ci95", [0.2, 0.1], "policies.base.reward.ci95"),
         ("policies.base.interactivity_source", MISSING, "policies.base.interactivity_source is missing"),
         ("policies.base.interactivity_source", 1.0, "policies.base.interactivity_source"),
         ("difference", [], "difference"),
-        ("difference.trained.mr.ci95", "wide", "difference.trained.mr.ci95"),
+        ("difference.trained.reward.ci95", "wide", "difference.trained.reward.ci95"),
         ("difference.trained.other", {"mean": 1.0, "ci95": [1.0, 1.0], "n": 1}, "difference.trained.other"),
         ("difference.stranger", {}, "difference.stranger"),
         ("difference.base", {}, "every policy but the baseline"),

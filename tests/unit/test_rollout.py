@@ -291,7 +291,7 @@ def simulation(**changes) -> Simulation:
     }
     sampler = {"window": 1, "num_samples": 2, "group_size": 3}
     for field in fields(SamplerConfig):
-        if field.name in changes:
+        if field.name in changes and field.name != "contexts":  # those of the simulation are loaded already
             sampler[field.name] = changes.pop(field.name)
     return Simulation(**(values | {"sampler": SamplerConfig(**sampler)} | changes))
 
