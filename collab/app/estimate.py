@@ -83,79 +83,103 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
         goals: Of the task.
         entry: "train", "evaluate" or "synthesize".
     """
-    task, sampler, trainer = config.task, config.sampler, config.trainer
-    all_goals = [*goals.train, *goals.val, *goals.test]
-    goal = round(statistics.fmean(guessed_tokens(g.prompt) + guessed_tokens(g.reference) for g in all_goals))
-    turn = _USER_MESSAGE + task.max_new_tokens
+    calls = _Conversations(config, goals)
+    return {"train": _training, "evaluate": _evaluation, "synthesize": _synthesis}[entry](config, goals, calls)
 
-    def user(turns: Iterable[int], test: bool = False) -> list[Calls]:
+
+def _training(config: Config, goals: GoalSplits, calls: _Conversations) -> Estimate:
+    trainer = config.trainer
+    drawn = context_turns(config.task.max_turns, config.sampler.last_turns)
+    step: list[Calls] = []
+    if config.algorithm.data is None:
+        contexts = _sum(call for turn in drawn for call in calls.group(turn))
+        step = [call.times(trainer.goals_per_step / len(drawn)) for call in contexts]
+    validations = math.ceil(trainer.max_steps / trainer.val_every) if trainer.val_every else 0
+    tests = len(goals.test) * config.evaluation.num_conversations
+    played = [*calls.whole(len(goals.val) * validations, test=False), *calls.whole(3 * tests)]
+    total = [*(call.times(trainer.max_steps) for call in step), *played, *calls.compared(2 * tests)]
+    return Estimate(_sum(total), step, "training step")
+
+
+def _evaluation(config: Config, goals: GoalSplits, calls: _Conversations) -> Estimate:
+    task, rows = config.task, named_policies(config.policies)
+    prompts, replies = _policy_prompts(config, calls.turn), task.max_turns * task.max_new_tokens
+    policies = [
+        Calls("policy", row.model, task.max_turns, prompts, replies)
+        for row in rows.values()
+        if isinstance(row, HostedPolicy)
+    ]
+    tests = len(goals.test) * config.evaluation.num_conversations
+    total = [*calls.whole(len(rows) * tests), *(policy.times(tests) for policy in policies)]
+    total += calls.compared((len(rows) - 1) * tests)
+    return Estimate(_sum(total), _sum([*calls.whole(1), *policies[:1]]), "conversation")
+
+
+def _synthesis(config: Config, goals: GoalSplits, calls: _Conversations) -> Estimate:
+    """One conversation grows through all its turns: each is opened once."""
+    turns = range(1, config.task.max_turns + 1)
+    grown = _sum([*calls.user(turns), *(call for turn in turns for call in calls.group(turn, opened=False))])
+    count = len(goals.train[: config.synthesis.num_goals]) * config.synthesis.num_conversations
+    return Estimate([call.times(count) for call in grown], grown, "conversation")
+
+
+class _Conversations:
+    """Calls of hosted users, judges and evaluators for the conversations of a run.
+
+    Attributes:
+        goal: Tokens of a goal, on average.
+        turn: Tokens of a turn.
+    """
+
+    def __init__(self, config: Config, goals: GoalSplits) -> None:
+        self.config = config
+        every = [*goals.train, *goals.val, *goals.test]
+        self.goal = round(statistics.fmean(guessed_tokens(g.prompt) + guessed_tokens(g.reference) for g in every))
+        self.turn = _USER_MESSAGE + config.task.max_new_tokens
+
+    def user(self, turns: Iterable[int], test: bool = False) -> list[Calls]:
         """The messages that open these turns; a prompt has the goal and the conversation so far."""
-        prompts = [_INSTRUCTION + goal + (number - 1) * turn for number in turns]
+        prompts = [_INSTRUCTION + self.goal + (number - 1) * self.turn for number in turns]
         count, tokens = len(prompts), sum(prompts)
         return [
             Calls("user", one.endpoint.model, count, tokens, count * one.max_new_tokens).times(share)
-            for share, one in _users(config.user, test)
+            for share, one in _users(self.config.user, test)
             if one.endpoint.kind == "http"
         ]
 
-    def judge() -> list[Calls]:
-        """A finished conversation."""
-        prompt = _INSTRUCTION + goal + task.max_turns * turn
+    def judge(self) -> list[Calls]:
+        """Of a finished conversation."""
+        prompt = _INSTRUCTION + self.goal + self.config.task.max_turns * self.turn
         return [
             Calls(role, endpoint.model, count, count * prompt, count * reply)
-            for role, endpoint, count, reply in _judgements(config)
+            for role, endpoint, count, reply in _judgements(self.config)
             if endpoint.kind == "http"
         ]
 
-    def group(position: int, opened: bool = True) -> list[Calls]:
+    def group(self, turn: int, opened: bool = True) -> list[Calls]:
         """A context at this turn, its candidates and their futures; `opened` counts the messages up to it."""
-        left = min(sampler.window, task.max_turns - position)
+        task, sampler = self.config.task, self.config.sampler
+        left = min(sampler.window, task.max_turns - turn)
         futures = sampler.group_size
         if sampler.equal_turns:
-            futures = candidates_at(position, task.max_turns, sampler.window, sampler.num_samples, futures)
+            futures = candidates_at(turn, task.max_turns, sampler.window, sampler.num_samples, futures)
         futures *= sampler.num_samples if sampler.window else 1
-        ahead = user(range(position + 1, position + left + 1))
-        before = user(range(1, position + 1)) if opened else []
-        return [*before, *(call.times(futures) for call in (*ahead, *judge()))]
+        ahead = self.user(range(turn + 1, turn + left + 1))
+        before = self.user(range(1, turn + 1)) if opened else []
+        return [*before, *(call.times(futures) for call in (*ahead, *self.judge()))]
 
-    def whole(count: float, test: bool = True) -> list[Calls]:
-        return [call.times(count) for call in (*user(range(1, task.max_turns + 1), test), *judge())]
+    def whole(self, count: float, test: bool = True) -> list[Calls]:
+        """Conversations from the first turn to the last."""
+        turns = range(1, self.config.task.max_turns + 1)
+        return [call.times(count) for call in (*self.user(turns, test), *self.judge())]
 
-    def compared(pairs: int) -> list[Calls]:
+    def compared(self, pairs: int) -> list[Calls]:
         """Pairs of conversations, in two orders, by two questions."""
-        if not isinstance(evaluator := config.evaluator, PairwiseConfig) or evaluator.endpoint.kind != "http":
+        evaluator = self.config.evaluator
+        if not isinstance(evaluator, PairwiseConfig) or evaluator.endpoint.kind != "http":
             return []
-        count = 4 * pairs
-        return [
-            Calls("evaluator", evaluator.endpoint.model, count, count * (goal + 2 * task.max_turns * turn), 8 * count)
-        ]
-
-    drawn = context_turns(task.max_turns, sampler.last_turns)
-    contexts = _sum(call for position in drawn for call in group(position))
-    tests = len(goals.test) * config.evaluation.num_conversations
-    if entry == "train":
-        rollouts = config.algorithm.data is None
-        step = [call.times(trainer.goals_per_step / len(drawn)) for call in contexts] if rollouts else []
-        validations = math.ceil(trainer.max_steps / trainer.val_every) if trainer.val_every else 0
-        played = [*whole(len(goals.val) * validations, test=False), *whole(3 * tests), *compared(2 * tests)]
-        return Estimate(_sum([*(call.times(trainer.max_steps) for call in step), *played]), step, "training step")
-    if entry == "evaluate":
-        rows = named_policies(config.policies)
-        policies = [
-            Calls(
-                "policy", row.model, task.max_turns, _policy_prompts(config, turn), task.max_turns * task.max_new_tokens
-            )
-            for row in rows.values()
-            if isinstance(row, HostedPolicy)
-        ]
-        total = [*whole(len(rows) * tests), *(policy.times(tests) for policy in policies)]
-        total += compared((len(rows) - 1) * tests)
-        return Estimate(_sum(total), _sum([*whole(1), *policies[:1]]), "conversation")
-    # One conversation grows through all its turns: each is opened once.
-    turns = range(1, task.max_turns + 1)
-    grown = _sum([*user(turns), *(call for position in turns for call in group(position, opened=False))])
-    conversations = len(goals.train[: config.synthesis.num_goals]) * config.synthesis.num_conversations
-    return Estimate([call.times(conversations) for call in grown], grown, "conversation")
+        count, prompt = 4 * pairs, self.goal + 2 * self.config.task.max_turns * self.turn
+        return [Calls("evaluator", evaluator.endpoint.model, count, count * prompt, 8 * count)]
 
 
 def told(config: Config, found: Estimate) -> str:

@@ -29,8 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from collab.config.schema import ENDPOINT_LIMITS, Config
-from collab.datamodules.synthesis_folder import differences
 from collab.reports.results import PolicyScores
+from collab.util.diff import changes
 from collab.util.errors import BadInput, RunStopped
 from collab.util.files import only_writer, write_json
 from collab.util.processes import rank
@@ -179,7 +179,7 @@ def check_same_config(folder: Path, config: Config) -> None:
         BadInput: Fields differ on which results depend; names them.
     """
     here: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    if found := list(differences(_saved(folder), here, _free)):
+    if found := changes(_saved(folder), here, _free):
         raise BadInput(
             f"{folder} was begun with another config: {'; '.join(found)}. A run is finished with the config that "
             f"it began with. Take those values, or `resume={folder}` alone, which takes all of them; or leave resume "

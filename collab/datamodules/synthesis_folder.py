@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from collab.conversation import Goal
 from collab.datamodules.goals import COMPLETION, METADATA, PROMPT, quiet_datasets
+from collab.util.diff import changes
 from collab.util.errors import BadInput
 from collab.util.files import naming
 
@@ -21,8 +22,6 @@ CLAIM = "synthesis.json"  # what its conversations depend on
 CONVERSATIONS = "conversations.jsonl"  # a row for each finished conversation, in the order in which they finished
 DATASET = "dataset"  # all of them in the order of their goals, as `datasets` saves them
 STATISTICS = "statistics.json"  # of them
-
-_SHOWN = 80  # characters of a value in a message
 
 
 def conversation_id(goal: Goal, number: int) -> str:
@@ -126,7 +125,7 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
             raise BadInput(
                 f"{claim} is not JSON ({error}). Restore it, or set output_dir to another folder."
             ) from error
-        if found := list(differences(there, here)):
+        if found := changes(there, here):
             raise BadInput(
                 f"{folder} holds conversations that were made with another config: {'; '.join(found)}. A data "
                 "set is made with one. Set output_dir to another folder, or take the values that this one was made "
@@ -147,19 +146,3 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
                 "set is made from one set of goals, to which others may be added. Set output_dir to another folder, or "
                 "task.train_file to the goals that this one was made from."
             )
-
-
-def differences(there: Any, here: Any, free: Callable[[str], bool] = lambda key: False, key: str = "") -> Iterable[str]:
-    """Fields in which two configs differ, in words; those whose dotted names are `free` may."""
-    if free(key):
-        return
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for name in dict.fromkeys([*there, *here]):
-            yield from differences(there.get(name), here.get(name), free, f"{key}.{name}" if key else str(name))
-    elif there != here:
-        yield f"{key} is {_shown(there)} there and {_shown(here)} here"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

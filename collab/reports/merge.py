@@ -30,11 +30,11 @@ from collab.reports.tables import (
     number,
     rich_table,
 )
+from collab.util.diff import differences
 from collab.util.errors import BadInput
 from collab.util.files import write_json
 
 _OWN = ("seed", "output_dir")  # config fields in which runs to be merged are meant to differ
-_ABSENT = object()  # equal to no value of a config
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -107,18 +107,6 @@ def _over_runs(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def differing_fields(first: Any, second: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two configs differ, `seed` and `output_dir` aside."""
-    if not (isinstance(first, dict) and isinstance(second, dict)):
-        return [] if first == second else [prefix]
-    names = []
-    for key in dict.fromkeys((*first, *second)):
-        if prefix or key not in _OWN:
-            name = f"{prefix}.{key}" if prefix else key
-            names += differing_fields(first.get(key, _ABSENT), second.get(key, _ABSENT), name)
-    return names
-
-
 def _rows(runs: Mapping[str, Mapping[str, Any]], merged: Mapping[str, Any]) -> list[Row]:
     """Per policy and per difference: the mean with its range over runs, then each run by itself."""
     num_goals = max(num_goals_of(results["policies"], results.get("difference", {})) for results in runs.values())
@@ -155,7 +143,8 @@ def _warnings(runs: Mapping[str, Mapping[str, Any]], merged: Mapping[str, Any]) 
     found = []
     (first, reference), *others = runs.items()
     for label, results in others:
-        if fields := differing_fields(reference["config"], results["config"]):
+        fields = [key for key, *_ in differences(reference["config"], results["config"], _OWN.__contains__)]
+        if fields:
             found.append(f"{label} differs from {first} not only by its seed: {', '.join(fields)}.")
     for policy, metrics in merged["policies"].items():
         if ", " in metrics.get(SOURCE, ""):

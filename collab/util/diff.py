@@ -1,0 +1,35 @@
+"""Where two configs differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+_SHOWN = 80  # characters of a value in a message
+
+
+def differences(
+    one: Any, other: Any, ignored: Callable[[str], bool] = lambda key: False, key: str = ""
+) -> Iterable[tuple[str, Any, Any]]:
+    """Dotted name and both values of each field in which two configs differ; None where one of them lacks it."""
+    if key and ignored(key):
+        return
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for name in dict.fromkeys([*one, *other]):
+            yield from differences(one.get(name), other.get(name), ignored, f"{key}.{name}" if key else str(name))
+    elif one != other:
+        yield key, one, other
+
+
+def changes(there: Any, here: Any, ignored: Callable[[str], bool] = lambda key: False) -> list[str]:
+    """The differences in words."""
+    return [
+        f"{key} is {_shown(one)} there and {_shown(other)} here"
+        for key, one, other in differences(there, here, ignored)
+    ]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
