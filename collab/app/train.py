@@ -23,6 +23,7 @@ from collab.util.processes import rank
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
     from collab.chat.endpoints import Endpoints
+    from collab.simulation.sampler import Simulation
 
 CHECKPOINTS = "checkpoints"  # folder of a run
 
@@ -94,22 +95,12 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, config.model, journal)
     simulation = replace(simulation, contexts=build.stored_contexts(config))
-    candidates = [simulation.candidates_at(turn) for turn in simulation.turns]
-    futures = config.sampler.num_samples if config.sampler.window else 1
-    goals = config.trainer.goals_per_step // build.num_processes(config)
-    per_step = round(goals * futures * statistics.fmean(candidates))
-    if config.algorithm.data is not None:
-        per_step = 0
     latest = where_to_go_on(folder, run, progress)
     loggers = build.loggers(config, run.id, 0 if latest is None else step_of(latest))
+    shown = ("mr", "reward", *config.task.metrics, "distinct_questions", "loss")
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
-        RolloutProgress(
-            progress,
-            per_step,
-            len(data.splits.val),
-            shown=("mr", "reward", *config.task.metrics, "distinct_questions", "loss"),
-        ),
+        RolloutProgress(progress, conversations_per_step(config, simulation), len(data.splits.val), shown),
         RolloutCallback(simulation, config.task.system_prompt),
         *([GamingWatch(progress.note)] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
@@ -131,6 +122,16 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     for logger in loggers:
         logger.finalize("success")
     run.finish("fit", time.monotonic() - started)
+
+
+def conversations_per_step(config: Config, simulation: Simulation) -> int:
+    """Forward conversations that this process plays for a training batch, on average; 0 where data are stored."""
+    from collab.app.build import num_processes
+
+    if config.algorithm.data is not None:
+        return 0
+    goals = config.trainer.goals_per_step // num_processes(config)
+    return round(goals * simulation.futures * statistics.fmean(map(simulation.candidates_at, simulation.turns)))
 
 
 def where_to_go_on(folder: Path, run: RunState, progress: Progress) -> Path | None:
