@@ -185,7 +185,7 @@ def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
         fixed = [as_typed(override) for override in overrides if not override.is_sweep_override()]
         place = str(hydra_settings(name, [*searched, *fixed], folders).sweep.dir)
     args.overrides = [*args.overrides, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would be named anew
-    program = [os.path.abspath(sys.argv[0])] if is_script(entry) else ["-m", "collab", entry]
+    program = [os.path.abspath(sys.argv[0])] if is_script() else ["-m", "collab", entry]
     flags = ["--config-name", args.config_name] if args.config_name else []
     flags += ["--config-dir", args.config_dir] if args.config_dir else []
     return Sweep([sys.executable, *program, *flags], Path(place), len(configs))

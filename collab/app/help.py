@@ -109,7 +109,7 @@ def help_text(entry: str) -> str:
     """What `--help` prints: groups, experiments, common overrides with defaults and doc lines, examples."""
     register()
     folder = config_dir()
-    command = f"python {entry}.py" if is_script(entry) else f"collab {entry}"
+    command = f"python {os.path.basename(sys.argv[0])}" if is_script() else f"collab {entry}"
     with hydra.initialize_config_dir(str(folder), job_name=entry, version_base=None):
         config = hydra.compose(entry)
     groups = options([folder])
@@ -198,6 +198,6 @@ def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
     return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
 
 
-def is_script(entry: str) -> bool:
+def is_script() -> bool:
     """Whether this process runs a script such as `train.py`, and not the console command."""
-    return os.path.basename(sys.argv[0]) == f"{entry}.py"
+    return os.path.basename(sys.argv[0]) not in ("collab", "__main__.py")
