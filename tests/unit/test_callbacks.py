@@ -521,8 +521,8 @@ def test_chat_names_a_folder_that_is_no_model(run_folder, capsys):
 
 
 def test_chat_help_needs_no_torch():
-    code = "import sys, runpy; sys.argv = ['chat', '--help']\n"
-    code += "try: runpy.run_module('collab.chat', run_name='__main__')\n"
+    code = "import sys, runpy; sys.argv = ['collab', 'chat', '--help']\n"
+    code += "try: runpy.run_module('collab', run_name='__main__')\n"
     code += "except SystemExit as end: sys.exit(end.code or ('torch' in sys.modules))\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from collab.util.errors import BadInput
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, signal, sys
+from collab.__main__ import COMMANDS
 from collab.app.cli import main
 from collab.util.errors import BadInput
 
@@ -81,12 +82,21 @@ def test_help_may_be_cut_short_by_its_reader(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("module", ["collab.app.train", "collab.app.evaluate", "collab.app.synthesize"])
-def test_the_modules_too_answer_at_once(module, tmp_path):
-    done = command("importtime", "-m", module, "--help", cwd=tmp_path, program="-X")
+@pytest.mark.parametrize("entry", ["train", "evaluate", "synthesize"])
+def test_the_console_command_answers_at_once(entry, tmp_path):
+    done = command("importtime", "-m", "collab", entry, "--help", cwd=tmp_path, program="-X")
     assert done.returncode == 0, done.stderr
-    assert f"python -m {module} experiment=doc_edit" in done.stdout
+    assert f"collab {entry} experiment=doc_edit" in done.stdout
     assert "collab.app.cli" in imported(done) and not imported(done) & HEAVY
+
+
+def test_the_console_command_lists_its_commands_and_knows_a_typo(tmp_path):
+    done = command("collab", "--help", cwd=tmp_path, program="-m")
+    assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS)
+    done = command("collab", "trian", cwd=tmp_path, program="-m")
+    assert done.returncode == 2 and "there is no command trian. Did you mean train?" in done.stderr
+    done = command("collab", "estimate", "evaluate", "experiment=doc_edit", cwd=tmp_path, program="-m")
+    assert done.returncode == 0 and "No hosted model takes part" in done.stdout
 
 
 def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
