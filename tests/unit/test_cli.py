@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from collab.__main__ import COMMANDS
 from collab.app.compose import load_config
 from collab.config.schema import Config
 from collab.util.errors import BadInput
@@ -15,7 +16,6 @@ from collab.util.errors import BadInput
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, signal, sys
-from collab.__main__ import COMMANDS
 from collab.app.cli import main
 from collab.util.errors import BadInput
 
