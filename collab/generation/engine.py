@@ -41,6 +41,8 @@ from collab.generation.graphs import StepGraphs, padded
 from collab.lm.attention import additive_masks, check_layers, use_by_layout
 from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
 from collab.lm.fused_linear import FusedLinears
+from collab.lm.inner import inner_of
+from collab.lm.logits import check_logits, final_logits
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
@@ -278,7 +280,7 @@ class LocalEngine:
         self.lm, self.tokenizer, self.max_batch, self.cache_bytes = lm, tokenizer, max_batch, cache_bytes
         self._mode = _Fixed(max_batch) if deterministic else _Free()
         self.format = ChatFormat(tokenizer)
-        inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+        inner = inner_of(lm)
         self._trunk, self._head = inner.get_decoder(), inner.get_output_embeddings()
         self._config = inner.config.get_text_config()
         check_layers(self._config)
@@ -635,47 +637,6 @@ def _gumbel_max(scores: torch.Tensor, streams: Sequence[np.random.Generator]) ->
     # An exponential draw of 0 would win whatever its token's probability is.
     exponential = np.stack([stream.standard_exponential(scores.shape[-1]) for stream in streams]).clip(min=1e-30)
     return (scores - torch.from_numpy(np.log(exponential)).to(scores)).argmax(-1), scores.logsumexp(-1)
-
-
-def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """What some model families do behind the head: Cohere and Granite scale their logits, Gemma 2 squashes them."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (scale := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
-
-
-@torch.no_grad()
-def check_logits(lm: Any) -> None:
-    """Raise `BadInput` where a transformers model cannot be run as the engine and the update run it.
-
-    Both call its trunk under a mask of four dimensions, and its head on chosen positions. A few tokens show whether the
-    model takes such a mask and whether its own logits are `final_logits` of its head.
-    """
-    name = type(lm).__name__
-    states: list[torch.Tensor] = []
-    handle = lm.get_decoder().register_forward_hook(lambda module, args, output: states.append(output[0]))
-    head, config = lm.get_output_embeddings(), lm.config.get_text_config()
-    positions = torch.arange(4, device=head.weight.device)[None]
-    masks = additive_masks(config, positions[:, :, None] >= positions, positions, positions, head.weight.dtype)
-    try:
-        own = lm(input_ids=positions, position_ids=positions, attention_mask=masks, use_cache=False).logits
-        ours = final_logits(head(states[-1]), config)
-    except Exception as error:
-        raise BadInput(
-            f"{name} does not take the positions and the mask by which candidates share their history "
-            f"({type(error).__name__}: {error}). Take a model of another family."
-        ) from error
-    finally:
-        handle.remove()
-    if (ours - own).abs().max() > 0.02 * own.abs().max():  # bf16 rounds by 0.004
-        raise BadInput(
-            f"{name} does with its logits, behind the head, what is not known here, and what it says would be sampled "
-            "from and trained on as another distribution. Take a model of another family, or teach `final_logits` in "
-            "collab/generation/engine.py what this one does."
-        )
 
 
 def _filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -42,9 +42,11 @@ import numpy as np
 from collab.chat.base import Sampling
 from collab.chat.http import BearerFromEnvironment, HttpChatModel, api_key, error_message, scrubbed, seed_of
 from collab.chat.limits import Failure
-from collab.config.schema import EndpointConfig, VLLMEngineConfig, engine_endpoint
+from collab.config.endpoints import engine_endpoint
+from collab.config.schema import EndpointConfig, VLLMEngineConfig
 from collab.conversation import Message, Reply, Usage
 from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
+from collab.lm.inner import inner_of
 from collab.randomness import RngKey
 from collab.util.errors import BadInput, RunStopped
 from collab.util.processes import rank
@@ -626,8 +628,7 @@ class VLLMEngine:
         return 2 * self.config.tolerance / min(1.0, self._temperature)
 
     def _path(self) -> str:
-        inner = self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
-        return str(inner.config._name_or_path)
+        return str(inner_of(self.lm).config._name_or_path)
 
 
 def _power(changes: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from collab.conversation import Message
+from collab.lm.inner import inner_of
 from collab.util.errors import BadInput
 
 _MARK = "~assistant~"
@@ -107,7 +108,7 @@ def check_fits(prompt: Sequence[int], max_new_tokens: int, positions: int | None
 
 def end_tokens(lm: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a reply: those that a transformers model generates until, and its tokenizer's."""
-    inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    inner = inner_of(lm)
     stops = inner.generation_config.eos_token_id if inner.generation_config else None
     stops = stops if isinstance(stops, list) else [stops]
     return {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}

@@ -26,9 +26,10 @@ from torch.nn.utils import clip_grad_norm_
 from collab.config.schema import AlgorithmConfig
 from collab.conversation import Candidate, Group, Reply
 from collab.lm.attention import in_blocks
+from collab.lm.inner import inner_of
 from collab.modules.losses import kl_estimates
 from collab.modules.packing import PackedBatch, idle_batch, micro_batches, pack, packed_length
-from collab.modules.policy import Policy, PolicyOutput, inner_of
+from collab.modules.policy import Policy, PolicyOutput
 from collab.modules.sharding import Sharding, is_sharded, shard
 from collab.util.errors import BadInput
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from collab.generation.engine import check_logits, final_logits
 from collab.lm.attention import additive_masks, block_masks, takes_blocks, use_by_layout
+from collab.lm.inner import inner_of
+from collab.lm.logits import check_logits, final_logits
 from collab.modules.packing import PackedBatch
 
 _CHUNK = 128  # tokens whose [tokens, vocabulary] logits exist at one time
@@ -100,11 +101,6 @@ class Policy(nn.Module):
         if self.value_head is None or reference:
             return output
         return output._replace(values=self.value_head(states.float())[:, 0])
-
-
-def inner_of(lm: Any) -> Any:
-    """The transformers model, without what peft has put around it."""
-    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
 
 # --- log-probs of chosen tokens --------------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from collab.lm.inner import inner_of
 from collab.modules.packing import idle_batch
-from collab.modules.policy import Policy, inner_of
+from collab.modules.policy import Policy
 
 REST = "rest.pt"  # of a sharded checkpoint: all that is no shard; written last
 

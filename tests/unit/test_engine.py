@@ -35,8 +35,10 @@ from transformers import (
 
 from collab.chat.base import Sampling
 from collab.conversation import Message, Reply
-from collab.generation.engine import _CHUNK, LocalEngine, _inverse_cdf, final_logits
+from collab.generation.engine import _CHUNK, LocalEngine, _inverse_cdf
+from collab.lm.inner import inner_of
 from collab.lm.loading import resolve_dtype
+from collab.lm.logits import final_logits
 from collab.modules.policy import Policy
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
@@ -160,8 +162,7 @@ class Fed:
 
     def __init__(self, lm: Any) -> None:
         self.shapes: list[tuple[int, ...]] = []
-        inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-        self.handle = inner.get_decoder().register_forward_pre_hook(self._see, with_kwargs=True)
+        self.handle = inner_of(lm).get_decoder().register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, module: Any, args: Any, kwargs: Any) -> None:
         self.shapes.append(tuple(kwargs["input_ids"].shape))
@@ -263,7 +264,7 @@ def test_a_model_inside_one_that_also_sees_speaks_as_in_generate(tokenizer: Any)
 @pytest.mark.parametrize(
     ("config_class", "fields", "message"),
     [
-        (HyperCLOVAXConfig, {"logits_scaling": 0.25, **SMALL}, "HyperCLOVAXForCausalLM does with its logits"),
+        (HyperCLOVAXConfig, {"logits_scaling": 0.25, **SMALL}, "HyperCLOVAXForCausalLM does something with its logits"),
         (BloomConfig, {"hidden_size": 32, "n_head": 4, "n_layer": 1}, "BloomForCausalLM does not take .* the mask"),
     ],
 )
