@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from collab.conversation import Agenda, Goal
-from collab.datamodules.goals import DATA, METADATA, Layout, Row, TaskGoals, kind_of, text_of
+from collab.datamodules.goals import DATA, TaskGoals
+from collab.datamodules.rows import METADATA, Layout, Row, kind_of, text_of
 from collab.util.errors import BadInput
 
 _LABELS = {"ambiguous": True, "non_ambiguous": False}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from collab.conversation import Agenda, AgendaItem, Goal
-from collab.datamodules.goals import DATA, METADATA, Layout, Row, TaskGoals, scattered, text_of
+from collab.datamodules.goals import DATA, TaskGoals
+from collab.datamodules.rows import METADATA, Layout, Row, scattered, text_of
 from collab.parsing.extraction import parsed
 from collab.util.errors import BadInput
 

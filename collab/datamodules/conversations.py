@@ -31,7 +31,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score, Turn
 from collab.datamodules.base import GoalBatch, GoalDataModule, training_loader
-from collab.datamodules.goals import COMPLETION, METADATA, PROMPT, kind_of, metadata_of, read_rows
+from collab.datamodules.readers import read_rows
+from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, kind_of, metadata_of
 from collab.datamodules.synthesis_folder import CONVERSATIONS, DATASET
 from collab.lm.chat_format import ChatFormat
 from collab.util.errors import BadInput

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from collab.conversation import Goal
-from collab.datamodules.goals import DATA, Layout, Row, TaskGoals, check_option, derived_id
+from collab.datamodules.goals import DATA, TaskGoals, check_option
+from collab.datamodules.rows import Layout, Row, derived_id
 from collab.util.errors import BadInput
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import cycle
 
 from collab.conversation import Agenda, AgendaItem, Goal
-from collab.datamodules.goals import Layout, Row, TaskGoals, check_option, derived_id, scattered, text_of
+from collab.datamodules.goals import TaskGoals, check_option
 from collab.datamodules.math_templates import NAMES, TEMPLATES, Template
+from collab.datamodules.rows import Layout, Row, derived_id, scattered, text_of
 from collab.parsing.answers import CHECKER
 from collab.randomness import RngKey
 from collab.util.errors import BadInput

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from collab.conversation import Goal
-from collab.datamodules.goals import COMPLETION, METADATA, PROMPT, quiet_datasets
+from collab.datamodules.readers import quiet_datasets
+from collab.datamodules.rows import COMPLETION, METADATA, PROMPT
 from collab.util.diff import changes
 from collab.util.errors import BadInput
 from collab.util.files import naming

@@ -16,7 +16,7 @@ from collab.app.compose import load_config
 from collab.config.schema import TaskConfig
 from collab.conversation import Agenda, AgendaItem, Conversation, Goal, Reply
 from collab.datamodules.code import CodeGoals
-from collab.datamodules.goals import goals_of, load_goals, load_splits
+from collab.datamodules.goals import load_goals, load_splits, make_task
 from collab.datamodules.math import agenda_of_problem, boxed, generated, statements
 from collab.datamodules.math_templates import TEMPLATES
 from collab.parsing.agenda_items import agenda_of
@@ -37,7 +37,7 @@ def write(path: Path, rows: list[dict]) -> str:
 
 
 def read(name: str, source: str) -> list[Goal]:
-    return load_goals(source, "test", goals_of(task(name)))
+    return load_goals(source, "test", make_task(task(name)))
 
 
 def refusal(name: str, source: str) -> str:
@@ -137,7 +137,7 @@ def test_medium_rows_that_cannot_be_read_are_named(tmp_path, change, said):
     ("content", "said"),
     [
         ('title,text\n"a,b\n', "cannot be read as CSV"),
-        ("title,text\na,b,c\n", "row 1 has 3 fields, and the header 2"),
+        ("title,text\na,b,c\n", "row 1 has 3 fields and the header has 2"),
         ("", "holds no goals"),
     ],
 )
