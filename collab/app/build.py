@@ -38,8 +38,9 @@ from collab.config.schema import (
 )
 from collab.conversation import Conversation, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
-from collab.datamodules.conversations import OfflineData, load_groups, tokenise
+from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
+from collab.datamodules.offline import OfflineData, tokenise
 from collab.generation.engine import LocalEngine
 from collab.generation.vllm import VLLMEngine
 from collab.lm.chat_format import ChatFormat
@@ -71,19 +72,18 @@ def describe(config: Config) -> str:
     return told if processes == 1 else f"{told}, {processes} processes, {_strategy_name(config)}"
 
 
-def data(config: Config) -> GoalDataModule | OfflineData:
+def data(config: Config) -> GoalDataModule:
     """The task's goals; with `algorithm.data`, the conversations to train on beside them."""
-    splits = load_splits(config.task)
-    goals = GoalDataModule(splits, config.trainer.goals_per_step, config.trainer.max_steps, config.seed)
-    source = config.algorithm.data
+    splits, source = load_splits(config.task), config.algorithm.data
+    goals_per_step, max_steps = config.trainer.goals_per_step, config.trainer.max_steps
     if source is None:
-        return goals
+        return GoalDataModule(splits, goals_per_step, max_steps, config.seed)
 
     def read() -> list[Group]:
         groups = load_groups(source, config.task.system_prompt)
         return tokenise(groups, ChatFormat(load_tokenizer(config.model)), num_positions(config.model))
 
-    return OfflineData(goals, read)
+    return OfflineData(splits, goals_per_step, max_steps, config.seed, read)
 
 
 def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:

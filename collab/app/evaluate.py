@@ -174,15 +174,11 @@ def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
 
 
 def _gathered(scored: list[Scored]) -> list[Scored]:
-    """The conversations of all ranks. A goal that filled up another rank's share is taken once."""
+    """The conversations of all ranks, rank by rank."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return scored
     parts: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, scored)
-    found: list[Scored] = []
-    for part in parts:
-        before = {conversation.goal.id for conversation, _ in found}
-        found += [(conversation, score) for conversation, score in part if conversation.goal.id not in before]
-    return found
+    return [pair for part in parts for pair in part]

@@ -83,7 +83,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.callbacks.spend import SpendCallback
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
     from collab.callbacks.watch import GamingWatch
-    from collab.datamodules.conversations import OfflineData
+    from collab.datamodules.offline import OfflineData
     from collab.lm.loading import load_tokenizer
 
     started = time.monotonic()

@@ -156,10 +156,6 @@ class RolloutCallback(L.Callback):
         self._stop_if_lost(
             trainer, LostCounts().count(batch.scored), f"validation conversations after step {self._step}"
         )
-        # Lightning fills the processes' shares up with goals that others have: they are played, and count once.
-        loader: Any = trainer.val_dataloaders
-        ours = (len(loader.dataset) - trainer.global_rank - 1) // trainer.world_size + 1
-        batch.scored = batch.scored[: ours - len(self._validated)]
         self._validated += batch.scored
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -3,9 +3,10 @@
 A run is one epoch: the training loader holds the whole schedule, `max_steps` batches of goals, so that what step k
 trains on depends on the seed and k alone. Validation and test goals come in file order.
 
-Every loader is sequential. With several processes it has a `DistributedSampler`, by which process r of W takes items
-r, r + W, ...: with `goals_per_step / W` goals a process, step k trains on the same goals whatever W is. For evaluation
-Lightning adds it, and repeats some goals where W does not divide their number: count results by goal id.
+With W processes, process r takes items r, r + W, ... of every loader (`DistributedSampler`). A training step has
+`goals_per_step / W` goals a process, so it trains on the same goals whatever W is. Evaluation goals are padded with
+None to a multiple of W, so that every process has as many batches. Batches leave the padding out: each goal is played
+once, and a batch may have no goals.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 from collab.conversation import Conversation, Goal, Group, Score
 from collab.datamodules.goals import GoalSplits
 from collab.randomness import RngKey
-from collab.util.errors import BadInput
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -75,8 +75,8 @@ class GoalDataModule(lightning.LightningDataModule):
 
     Args:
         splits: As `load_splits` returns them.
-        goals_per_step: Goals of one update, over all processes.
-        max_steps: Updates of the run; use `Trainer(max_epochs=1)`.
+        goals_per_step: Goals of one step over all processes; a multiple of their number.
+        max_steps: Steps of the run; use `Trainer(max_epochs=1)`.
         seed: Orders the training goals.
     """
 
@@ -87,61 +87,45 @@ class GoalDataModule(lightning.LightningDataModule):
         self.max_steps = max_steps
         self.seed = seed
 
-    def train_dataloader(self) -> DataLoader[Goal]:
-        """`max_steps` batches of this process's share of `goals_per_step`.
+    def train_dataloader(self) -> DataLoader[GoalBatch]:
+        """`max_steps` batches of this process's share of `goals_per_step`."""
+        return self._training(self.splits.train, GoalBatch)
 
-        Raises:
-            BadInput: The goals of a step cannot be shared out evenly.
-        """
-        return training_loader(self, self.splits.train, GoalBatch)
+    def val_dataloader(self) -> DataLoader[GoalBatch]:
+        """This process's validation goals in file order."""
+        return self._evaluation(self.splits.val)
 
-    def val_dataloader(self) -> DataLoader[Goal]:
-        """The validation goals in file order."""
-        return _loader(self.splits.val, EVAL_BATCH, GoalBatch)
+    def test_dataloader(self) -> DataLoader[GoalBatch]:
+        """This process's test goals in file order."""
+        return self._evaluation(self.splits.test)
 
-    def test_dataloader(self) -> DataLoader[Goal]:
-        """The test goals in file order."""
-        return _loader(self.splits.test, EVAL_BATCH, GoalBatch)
+    @property
+    def world_size(self) -> int:
+        """Processes of the run; 1 outside of a trainer."""
+        return self.trainer.world_size if self.trainer is not None else 1
 
+    def _training(self, items: Sequence[Item], make_batch: Callable[[list[Item]], GoalBatch]) -> DataLoader[GoalBatch]:
+        assert self.goals_per_step % self.world_size == 0, "`preflight.check_machine` refuses it"
+        order = schedule(items, self.goals_per_step, self.max_steps, self.seed)
+        # On resume Lightning counts on from the step it had reached, but starts the loader anew.
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0
+        done *= self.goals_per_step
+        return self._loader(order[done:] + order[:done], self.goals_per_step // self.world_size, make_batch)
 
-def training_loader(
-    data: Any, items: Sequence[Item], make_batch: Callable[[list[Item]], GoalBatch]
-) -> DataLoader[Item]:
-    """All batches of a run for this process: its share of `goals_per_step` items each, `max_steps` of them.
+    def _evaluation(self, goals: Sequence[Goal]) -> DataLoader[GoalBatch]:
+        padding = [None] * (-len(goals) % self.world_size)
+        return self._loader([*goals, *padding], EVAL_BATCH, _without_padding)
 
-    Args:
-        data: The data module, with `goals_per_step`, `max_steps` and `seed`.
-        items: What to train on, goals or scored groups.
-        make_batch: Makes a batch of some of them.
-
-    Raises:
-        BadInput: The items of a step cannot be shared out evenly.
-    """
-    world_size = data.trainer.world_size if data.trainer is not None else 1
-    if data.goals_per_step % world_size:
-        enough = (data.goals_per_step // world_size + 1) * world_size
-        raise BadInput(
-            f"trainer.goals_per_step ({data.goals_per_step}) must be a multiple of the number of processes "
-            f"({world_size}): each takes as many goals. Set it to {enough}."
-        )
-    order = schedule(items, data.goals_per_step, data.max_steps, data.seed)
-    # On resume Lightning counts on from the step it had reached, but starts the loader anew.
-    done = data.trainer.fit_loop.epoch_loop.batch_progress.current.ready if data.trainer is not None else 0
-    done *= data.goals_per_step
-    items = order[done:] + order[:done]
-    # The sampler that Lightning would put here shuffles.
-    sampler: DistributedSampler[Item] | None = None
-    if world_size > 1:
-        sampler = DistributedSampler(
-            cast("Dataset[Item]", items), num_replicas=world_size, rank=data.trainer.global_rank, shuffle=False
-        )
-    return _loader(items, data.goals_per_step // world_size, make_batch, sampler)
+    def _loader(
+        self, items: list[Any], batch_size: int, make_batch: Callable[[list[Any]], GoalBatch]
+    ) -> DataLoader[GoalBatch]:
+        sampler: DistributedSampler[Any] | None = None
+        if self.world_size > 1:  # else Lightning would put one here that shuffles the training goals
+            sampler = DistributedSampler(
+                cast("Dataset[Any]", items), self.world_size, self.trainer.global_rank, shuffle=False
+            )
+        return DataLoader(cast("Dataset[Any]", items), batch_size, collate_fn=make_batch, sampler=sampler)
 
 
-def _loader(
-    items: list[Item],
-    batch_size: int,
-    make_batch: Callable[[list[Item]], GoalBatch],
-    sampler: DistributedSampler[Item] | None = None,
-) -> DataLoader[Item]:
-    return DataLoader(cast("Dataset[Item]", items), batch_size=batch_size, collate_fn=make_batch, sampler=sampler)
+def _without_padding(goals: list[Goal | None]) -> GoalBatch:
+    return GoalBatch([goal for goal in goals if goal is not None])

@@ -12,33 +12,20 @@ Two layouts are read, those of the public collabllm-multiturn data sets and of t
 may stand before it. `score` is MR; a response without one (null) is left out, for a missing score is never 0.
 `rewards`, where it is there, maps the name of a metric to its values in the forward samples. A response with
 `finish_reason` "length" was cut, and is not taught to end where it was. Other columns are not read.
-
-Rows hold text, which is tokenised as the rollout engine does it (`tokenise`). That the ids of a reply may then differ
-from those that were sampled is no harm: what learns from a file does not compare itself with the distribution that a
-reply was drawn from, and half of them were prompted otherwise anyway.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import lightning
-from lightning.pytorch.utilities import rank_zero_warn
+from typing import Any
 
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score, Turn
-from collab.datamodules.base import GoalBatch, GoalDataModule, training_loader
 from collab.datamodules.readers import read_rows
 from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, kind_of, metadata_of
 from collab.datamodules.synthesis_folder import CONVERSATIONS, DATASET
-from collab.lm.chat_format import ChatFormat
 from collab.util.errors import BadInput
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
 
 KEY = "algorithm.data"  # the config field that names the data
 MR = "MR"  # the entry of `rewards` that is the sum of the others
@@ -85,92 +72,6 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
     if not groups:
         raise BadInput(f"{key}={source} holds no response with a score, so there is nothing to learn from it.")
     return groups
-
-
-def tokenise(groups: Sequence[Group], format: ChatFormat, positions: int | None) -> list[Group]:
-    """Give every candidate the ids that the rollout engine would have: its history's, and its own with the end of turn.
-
-    Args:
-        groups: As `load_groups` returns them.
-        format: Of the policy's tokenizer.
-        positions: Tokens that the model takes at most; None for no limit. Longer candidates are left out, with a
-            warning that says how many.
-
-    Raises:
-        BadInput: None is short enough.
-    """
-    left_out, kept = 0, []
-    for group in groups:
-        prompt = tuple(format.encode(group.context.messages())[0])
-        candidates = []
-        for candidate in group.candidates:
-            reply = candidate.reply
-            ids = tuple(format.encode_reply(reply.text, cut=reply.finish_reason == "length"))
-            if positions is not None and len(prompt) + len(ids) > positions:
-                left_out += 1
-            else:
-                candidates.append(replace(candidate, reply=replace(reply, token_ids=ids, prompt_ids=prompt)))
-        if candidates:
-            kept.append(replace(group, candidates=tuple(candidates)))
-    if not kept:
-        raise BadInput(
-            f"{KEY}: no response and its history fit the {positions} positions of the model. Take a model with more, "
-            "or shorter conversations."
-        )
-    if left_out:
-        total = left_out + sum(len(group.candidates) for group in kept)
-        rank_zero_warn(
-            f"{KEY}: {left_out} of {total} responses are left out: with their history they are longer than the "
-            f"{positions} positions of the model."
-        )
-    return kept
-
-
-class OfflineData(lightning.LightningDataModule):
-    """Scored groups in, batches of them out; the goals of validation and test are those of the task.
-
-    A step trains on `goals_per_step` groups, over all processes; passes over the groups follow each other, each in an
-    order of its own, until the run's steps are done.
-
-    Args:
-        goals: The task's data module.
-        read: Reads the groups; called once, when a run that trains is set up.
-
-    Attributes:
-        groups: What was read; empty until then.
-        splits: The task's goals.
-    """
-
-    def __init__(self, goals: GoalDataModule, read: Callable[[], list[Group]]) -> None:
-        super().__init__()
-        self.goals, self.splits = goals, goals.splits
-        self.goals_per_step, self.max_steps, self.seed = goals.goals_per_step, goals.max_steps, goals.seed
-        self.groups: list[Group] = []
-        self._read = read
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and not self.groups:
-            self.groups = self._read()
-
-    def train_dataloader(self) -> DataLoader[Group]:
-        """`max_steps` batches of this process's share of `goals_per_step` groups.
-
-        Raises:
-            BadInput: The groups of a step cannot be shared out evenly.
-        """
-        return training_loader(self, self.groups, _batch)
-
-    def val_dataloader(self) -> DataLoader[Goal]:
-        """As the task's."""
-        return self.goals.val_dataloader()
-
-    def test_dataloader(self) -> DataLoader[Goal]:
-        """As the task's."""
-        return self.goals.test_dataloader()
-
-
-def _batch(groups: list[Group]) -> GoalBatch:
-    return GoalBatch([group.context.goal for group in groups], groups)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -412,10 +412,21 @@ def test_processes_share_a_step_evenly():
     shares = [ids(module(world_size=2, rank=rank).train_dataloader()) for rank in range(2)]
     # Process r has items r, r + 2, ... of a step: `RolloutCallback` numbers them by that.
     assert [step[r::2] for r in range(2) for step in whole] == [*shares[0], *shares[1]]
-    with pytest.raises(BadInput) as caught:
-        module(goals_per_step=4, world_size=3).train_dataloader()
-    for part in ("trainer.goals_per_step (4)", "processes (3)", "Set it to 6"):
-        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "batches"), [(70, [[35], [35]]), (3, [[2], [1]]), (1, [[1], [0]]), (129, [[64, 1], [64, 0]])]
+)
+def test_processes_evaluate_each_goal_once_in_as_many_batches(count, batches):
+    shares = []
+    for rank in range(2):
+        data = module(world_size=2, rank=rank)
+        data.splits = GoalSplits([], numbered(count), [])
+        shares.append(ids(data.val_dataloader()))
+    assert [[len(batch) for batch in share] for share in shares] == batches
+    assert [sum(share, []) for share in shares] == [
+        [str(index) for index in range(rank, count, 2)] for rank in range(2)
+    ]
 
 
 def seen_by_lightning(folder, ckpt_path=None):
