@@ -49,7 +49,9 @@ from collab.app.resume import (
     resumed_overrides,
 )
 from collab.app.sweep import Sweep, summary
-from collab.config.schema import Config, check, register
+from collab.config.checks import check
+from collab.config.register import register
+from collab.config.schema import Config
 from collab.util.errors import BadInput, RunStopped
 from collab.util.paths import config_dir
 from collab.util.processes import connected, leave_together, rank

@@ -19,7 +19,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from collab.config.schema import Config, apply_judge, field_docs, register
+from collab.config.docs import field_docs
+from collab.config.register import apply_judge, register
+from collab.config.schema import Config
 from collab.util.errors import BadInput, error_text
 from collab.util.paths import config_dir
 

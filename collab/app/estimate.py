@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from collab.chat.budget import price
-from collab.chat.http import guessed_tokens
+from collab.chat.completions import guessed_tokens
+from collab.config.policies import HostedPolicy, named_policies
 from collab.config.schema import (
     Config,
     EndpointConfig,
-    HostedPolicy,
     LLMJudgeConfig,
     LLMUserConfig,
     MixUserConfig,
     PairwiseConfig,
     UserConfig,
-    named_policies,
 )
 from collab.rewards.judge import JudgedMetric
 from collab.simulation.schedule import candidates_at, context_turns

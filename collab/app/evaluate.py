@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
-from collab.config.schema import Config, HostedPolicy, ModelConfig, named_policies, policy_endpoint
+from collab.config.endpoints import policy_endpoint
+from collab.config.policies import HostedPolicy, named_policies
+from collab.config.schema import Config, ModelConfig
 from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise, write_results
 from collab.reports.tables import results_table

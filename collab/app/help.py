@@ -12,7 +12,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from collab.app.compose import options
-from collab.config.schema import Config, field_docs, register
+from collab.config.docs import field_docs
+from collab.config.register import register
+from collab.config.schema import Config
 from collab.util.paths import config_dir
 
 COMMON = (  # what --help lists; the doc lines are those of the schema

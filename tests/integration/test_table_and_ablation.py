@@ -21,7 +21,8 @@ from collab.app.compose import load_config
 from collab.app.evaluate import evaluate
 from collab.app.synthesize import claim_folder, synthesize
 from collab.app.train import train
-from collab.config.schema import Config, check
+from collab.config.checks import check
+from collab.config.schema import Config
 from collab.reports.results import validate_results
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from collab.app.compose import load_config
-from collab.config.schema import check
+from collab.config.checks import check
 from collab.reports.results import validate_results
 
 SMALL = (

@@ -130,7 +130,7 @@ def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
         (["experiment=paper/doc_edt"], ["Did you mean paper/doc_edit?", "is one of: abg_coqa, code, doc_edit,"]),
         (["+experiment=doc_edit"], ["Write experiment=doc_edit, without the +"]),
         (["~model"], ["cannot be resolved", "model.name"]),
-        (["trainer.max_steps=many"], ["wrong type", "trainer.max_steps takes int", "rollouts, each", "'many'"]),
+        (["trainer.max_steps=many"], ["wrong type", "trainer.max_steps takes int", "a rollout on new goals", "'many'"]),
         (["policies=base"], ["policies takes list[str]"]),
         (["policies=[a=b]"], ["is not an override", "quotes around"]),
         (["seed"], ["seed is not an override", "key=value"]),

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from collab.app.help import EXAMPLES
 from collab.app.compose import load_config, options
+from collab.app.help import EXAMPLES
 from collab.app.preflight import load_target, targets
-from collab.config.schema import Config, GRPOConfig, UserConfig, check, field_docs, named_policies
+from collab.config.checks import check
+from collab.config.docs import field_docs
+from collab.config.policies import named_policies
+from collab.config.schema import Config, GRPOConfig, UserConfig
 from collab.util.errors import BadInput
 from collab.util.paths import config_dir
 
@@ -142,7 +145,7 @@ def test_every_field_has_a_doc_line():
         ("task.data=articles.csv", "task.num_test does not say how many goals are for testing"),
         ("+task.aggregates.bleu=somewhere.f", "task.aggregates and task.metrics both have bleu"),
         ("task.metrics.bleu.weight=inf", "task.metrics.bleu.weight (inf) must be a finite number"),
-        ("algorithm.lr=0", "algorithm.lr (0.0) must be a number above 0"),
+        ("algorithm.lr=0", "algorithm.lr (0.0) must be above 0"),
         ("algorithm.num_minibatches=0", "algorithm.num_minibatches (0) must be at least 1"),
         (
             "algorithm.num_minibatches=3",
@@ -204,7 +207,7 @@ def test_a_broken_rule_is_told(override, said):
         ("ppo", "algorithm.data=talks.jsonl", "ppo learns from rollouts of the policy alone. Take algorithm=sft or"),
         ("ppo", "algorithm.gamma=0", "algorithm.gamma (0.0) must be above 0 and at most 1"),
         ("ppo", "algorithm.gae_lambda=1.1", "algorithm.gae_lambda (1.1) must be from 0 to 1"),
-        ("ppo", "algorithm.value_clip=0", "algorithm.value_clip (0.0) must be a number above 0"),
+        ("ppo", "algorithm.value_clip=0", "algorithm.value_clip (0.0) must be above 0"),
         ("ppo", "algorithm.value_coef=-1", "algorithm.value_coef (-1.0) must be at least 0"),
         ("ppo", "algorithm.warmup_steps=97", "warmup_steps (97) must be at most the 96 optimizer steps of the run"),
         (

@@ -23,7 +23,10 @@ from collab.chat.cache import ReplyCache
 from collab.chat.endpoints import Endpoints
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
-from collab.config.schema import BudgetConfig, Config, HostedPolicy, LLMUserConfig, check, hosted, named_policies
+from collab.config.checks import check
+from collab.config.endpoints import hosted
+from collab.config.policies import HostedPolicy, named_policies
+from collab.config.schema import BudgetConfig, Config, LLMUserConfig
 from collab.conversation import Goal, Reply, Usage
 from collab.datamodules.goals import GoalSplits
 from collab.randomness import RngKey
@@ -281,7 +284,7 @@ def with_user(config: Config, **changes: Any) -> Config:
         ({"requests_per_minute": -60}, r"requests_per_minute \(-60\) must be at least 1"),
         ({"tokens_per_minute": 0}, r"tokens_per_minute \(0\) must be at least 1"),
         ({"max_retries": -1}, r"max_retries \(-1\) must be at least 0"),
-        ({"read_timeout": 0.0}, r"read_timeout \(0.0\) must be a number above 0"),
+        ({"read_timeout": 0.0}, r"read_timeout \(0.0\) must be above 0"),
         ({"length_field": "length"}, r"length_field \(length\) must be one of max_tokens, max_completion_tokens"),
         ({"base_url": "localhost:8000"}, r"base_url \(localhost:8000\) must be the address of a server"),
         ({"base_url": ""}, r"Set user.endpoint.base_url to what comes before"),
@@ -300,15 +303,15 @@ def test_a_broken_rule_of_an_endpoint_is_told_without_a_key(changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"budget__max_usd": -1.0}, r"budget.max_usd \(-1.0\) must be a number above 0"),
-        ({"budget__max_tokens": 0}, r"budget.max_tokens \(0\) must be a number above 0"),
+        ({"budget__max_usd": -1.0}, r"budget.max_usd \(-1.0\) must be above 0"),
+        ({"budget__max_tokens": 0}, r"budget.max_tokens \(0\) must be above 0"),
         (
             {"budget__max_usd": 1.0},
             r"has no price for tiny. Add it .* '\+budget.prices=\{tiny:\[0.15,0.6\]\}'",
         ),
         ({"budget__prices": {"tiny": [1]}}, r"budget.prices.tiny \(\[1\]\) must be two numbers"),
         ({"budget__prices": {"tiny": "free"}}, r"budget.prices.tiny \(free\) must be two numbers"),
-        ({"cache": "on"}, r"cache \(on\) must be one of off, read, readwrite"),
+        ({"cache": "on"}, r"cache \(on\) must be one of readwrite, read, off"),
     ],
 )
 def test_a_broken_rule_of_the_budget_is_told(changes, said):

@@ -15,7 +15,8 @@ from collab.app.preflight import check_machine
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.endpoints import Endpoints
 from collab.chat.structured import find_object
-from collab.config.schema import LLMUserConfig, MixUserConfig, check
+from collab.config.checks import check
+from collab.config.schema import LLMUserConfig, MixUserConfig
 from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.goals import load_splits
 from collab.randomness import RngKey

@@ -18,7 +18,7 @@ import pytest
 from locked_in import SECRET_VALUE, kernel_gives_namespaces, run_as
 
 from collab.app.compose import load_config
-from collab.config.schema import check
+from collab.config.checks import check
 from collab.sandbox.run import run_program
 from collab.util.errors import BadInput
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from collab.app import build
 from collab.app.cli import _check_sweep, _main, stamp
-from collab.config.schema import register
+from collab.config.register import register
 from collab.util.paths import config_dir
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")

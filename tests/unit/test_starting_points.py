@@ -22,7 +22,8 @@ from collab.app.resume import RunState
 from collab.app.train import fit as fit_by_config
 from collab.callbacks.progress import Progress
 from collab.chat.endpoints import Endpoints
-from collab.config.schema import LoraConfig, ModelConfig, check
+from collab.config.checks import check
+from collab.config.schema import LoraConfig, ModelConfig
 from collab.lm.loading import load_model
 from collab.modules.base import PolicyModule
 from collab.modules.export import export_policy

@@ -14,7 +14,7 @@ from scripted import ScriptedModel, ScriptedUser
 from collab.app.compose import load_config
 from collab.app.synthesize import claim_folder
 from collab.chat.base import Sampling
-from collab.config.schema import check
+from collab.config.checks import check
 from collab.conversation import Conversation, Goal
 from collab.datamodules.conversations import as_row, load_groups
 from collab.datamodules.synthesis_folder import CLAIM, ConversationFile, save_dataset

@@ -25,7 +25,8 @@ from collab.app.compose import load_config
 from collab.app.preflight import check_hosted, check_machine
 from collab.callbacks.rollout import _logprobs
 from collab.chat.base import Sampling
-from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig, check
+from collab.config.checks import check
+from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig
 from collab.conversation import Message, Reply
 from collab.datamodules.goals import load_splits
 from collab.generation import vllm
@@ -494,7 +495,7 @@ def test_rows_of_an_evaluation_are_adapters_to_the_one_base(
         ("engine.base_url=http://user:secret@127.0.0.1/v1", "train", "engine: the base_url has a user, a password"),
         ("engine.base_url=localhost", "train", "engine: the base_url (localhost) must be the address of a server"),
         ("engine.key_env=sk-abc", "train", "engine.key_env must be the NAME of an environment variable"),
-        ("engine.tolerance=0", "train", "engine.tolerance (0.0) must be a number above 0"),
+        ("engine.tolerance=0", "train", "engine.tolerance (0.0) must be above 0"),
     ],
 )
 def test_rules_of_the_config(override: str, entry: str, words: str) -> None:

@@ -1,0 +1,214 @@
+"""Rules across fields, which neither a field's type nor its range can express; those of all commands.
+
+`checks_training.py` has the rules of the commands that draw candidates to learn from, `endpoints.py` those of servers
+and the budget, `policies.py` those of the rows of an evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from collab.config.checks_training import synthesis_problems, training_problems
+from collab.config.endpoints import budget_problems, endpoint_problems
+from collab.config.fields import range_problems
+from collab.config.policies import read_policies
+from collab.config.schema import Config, MixUserConfig, ModelConfig, PairwiseConfig, TaskConfig, VLLMEngineConfig
+from collab.util.errors import BadInput
+from collab.util.paths import is_model_folder
+
+
+def check(config: Config, entry: str = "train") -> None:
+    """Hold a composed config against every rule that a field's type does not express; reads no goals and no model.
+
+    Args:
+        config: What Hydra composed.
+        entry: "train", "evaluate" or "synthesize". Rules of the update bind only "train".
+
+    Raises:
+        BadInput: All problems in one message.
+    """
+    problems = [
+        *range_problems(config),
+        *_task_problems(config, entry),
+        *_split_problems(config.task),
+        *_model_problems(config.model),
+        *_device_problems(config),
+        *_user_problems(config),
+        *endpoint_problems(config, entry),
+        *budget_problems(config, entry),
+        *_engine_problems(config, entry),
+        *_evaluator_problems(config),
+        *_table_problems(config, entry),
+    ]
+    if entry == "train":
+        problems += training_problems(config)
+    if entry == "synthesize":
+        problems += synthesis_problems(config)
+    if len(problems) == 1:
+        raise BadInput(problems[0])
+    if problems:
+        raise BadInput(f"{len(problems)} problems in the config:\n" + "\n".join(f"- {text}" for text in problems))
+
+
+def _task_problems(config: Config, entry: str) -> Iterable[str]:
+    task = config.task
+    if task.evaluation_only and entry != "evaluate":
+        yield (
+            f"task {task.name} is for evaluation only (task.evaluation_only): it has no goals to train on. Run "
+            f"`python evaluate.py task={task.name}`, or choose another task."
+        )
+    if not task.metrics:
+        yield "task.metrics is empty: R* is the weighted sum of metrics. Take task=doc_edit, or list at least one."
+    elif all(metric.weight == 0 for metric in task.metrics.values()):
+        yield "every weight in task.metrics is 0: all rewards would be equal. Give at least one metric a weight."
+    if twice := sorted(task.aggregates.keys() & task.metrics.keys()):
+        yield f"task.aggregates and task.metrics both have {', '.join(twice)}: results.json needs different names."
+    if task.proactive_prompt.strip():
+        return
+    if entry == "train":
+        yield (
+            "task.proactive_prompt is empty, and training compares base, proactive and trained: proactive would be "
+            "another base. Write the instruction."
+        )
+    elif entry == "synthesize":
+        yield (
+            "task.proactive_prompt is empty, and half of the candidates are sampled under it. Write the instruction."
+        )
+    elif "proactive" in config.policies:
+        yield (
+            "task.proactive_prompt is empty, and policies has proactive: it would be another base. Write the "
+            "instruction, or set 'policies=[base]'."
+        )
+
+
+def _split_problems(task: TaskConfig) -> Iterable[str]:
+    if not task.data or task.evaluation_only:
+        return
+    for split, file, number, purpose in (
+        ("val", task.val_file, task.num_val, "validation"),
+        ("test", task.test_file, task.num_test, "testing"),
+    ):
+        if not file and number is None:
+            yield (
+                f"task.data ({task.data}) is cut into splits, and task.num_{split} does not say how many goals are "
+                f"for {purpose}. Set task.num_{split}, or task.{split}_file."
+            )
+
+
+def _model_problems(model: ModelConfig) -> Iterable[str]:
+    targets = model.lora.target_modules
+    names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
+    if not targets or not (isinstance(targets, str) or names):
+        yield (
+            f"model.lora.target_modules ({targets}) must be all-linear, a regular expression, or a list of module "
+            "names. Set model.lora.target_modules=all-linear."
+        )
+    if model.path is None:
+        return
+    folder = Path(model.path).expanduser()
+    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.path) and not model.path.startswith(".")
+    if folder.is_dir() and not is_model_folder(folder):
+        yield (
+            f"model.path={model.path} is not a model: the folder has neither config.json nor adapter_config.json. "
+            "Point it at a folder that `save_pretrained` or a run wrote (outputs/.../policy), or at a Hugging Face id."
+        )
+    elif folder.is_file():
+        yield (
+            f"model.path={model.path} is a file, and a model is a folder. Point it at the folder that the file is in, "
+            "or at a Hugging Face id."
+        )
+    elif not folder.exists() and (not hub_id or ("/" in model.path and folder.parent.is_dir())):
+        yield (
+            f"model.path={model.path} is not there, and it cannot be a Hugging Face id (owner/name). "
+            "Check the path; it is relative to where you stand."
+        )
+
+
+def _device_problems(config: Config) -> Iterable[str]:
+    devices = config.trainer.devices
+    good = devices == "auto" or (_is_count(devices) and devices >= 1)
+    if isinstance(devices, list):
+        good = bool(devices) and all(_is_count(index) and index >= 0 for index in devices)
+        good = good and len(set(devices)) == len(devices)
+    if not good:
+        yield (
+            f"trainer.devices ({devices}) must be auto, a number of at least 1, or a list of different indices. "
+            "Set trainer.devices=1, or 'trainer.devices=[0,1]' on GPUs."
+        )
+    strategy = config.strategy
+    if strategy.name != "fsdp" and (strategy.replicas != 1 or strategy.sharded_checkpoints):
+        yield (
+            f"strategy.replicas ({strategy.replicas}) and strategy.sharded_checkpoints "
+            f"({str(strategy.sharded_checkpoints).lower()}) are of strategy=fsdp, and it is {strategy.name}. "
+            "Leave them out, or set strategy=fsdp."
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _user_problems(config: Config) -> Iterable[str]:
+    user = config.user
+    if not isinstance(user, MixUserConfig):
+        return
+    for field_name in ("weights", "test_weights"):
+        weights: dict[str, float] = getattr(user, field_name)
+        if strangers := sorted(weights.keys() - user.users.keys()):
+            there = ", ".join(user.users) or "nobody"
+            yield (
+                f"user.{field_name} names {', '.join(strangers)}, and user.users has {there}. Give weights to users "
+                "that are there."
+            )
+        if any(not (math.isfinite(weight) and weight >= 0) for weight in weights.values()) or (
+            (weights or field_name == "weights") and not sum(weights.values()) > 0
+        ):
+            yield (
+                f"user.{field_name} ({weights}) must be numbers of at least 0, one of them above 0: conversations are "
+                f"shared out in these proportions. Set user.{field_name}.NAME=1 for at least one."
+            )
+
+
+def _engine_problems(config: Config, entry: str) -> Iterable[str]:
+    if not isinstance(config.engine, VLLMEngineConfig):
+        return
+    if entry == "synthesize":
+        yield "engine=vllm trains and evaluates, and a synthesis decodes in its own process. Set engine=local."
+    if not config.model.lora.enabled:
+        yield (
+            "engine=vllm takes new weights as LoRA adapters, and model.lora.enabled=false trains every weight: a vLLM "
+            "server cannot be given a whole model over HTTP. Set model.lora.enabled=true, or engine=local."
+        )
+    if config.export.merge and entry == "train":
+        yield (
+            "export.merge=true writes the trained policy as a whole model, and with engine=vllm the server has the "
+            "base model alone, to which the row `trained` is an adapter. Set export.merge=false, or engine=local."
+        )
+
+
+def _evaluator_problems(config: Config) -> Iterable[str]:
+    evaluator = config.evaluator
+    if (
+        isinstance(evaluator, PairwiseConfig)
+        and evaluator.endpoint.kind == "local"
+        and evaluator.endpoint.model is None
+    ):
+        yield (
+            "evaluator.endpoint.model is not set: the policy's own base would judge its own conversations. Name other "
+            "weights, e.g. evaluator.endpoint.model=Qwen/Qwen2.5-Coder-1.5B-Instruct."
+        )
+
+
+def _table_problems(config: Config, entry: str) -> Iterable[str]:
+    rows, problems = read_policies(config.policies)
+    yield from problems
+    names = list(rows) if entry == "evaluate" else ["base", "proactive", "trained"]
+    baseline = config.evaluation.baseline
+    if baseline != "base" and baseline not in names:  # without base among the rows nothing is compared
+        yield (
+            f"evaluation.baseline ({baseline}) must be a row of the table: {', '.join(names)}. Set it to one of them."
+        )

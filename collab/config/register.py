@@ -1,0 +1,62 @@
+"""What Hydra has to know before it composes, and what is done to a config right after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from collab.config.schema import (
+    AgendaUserConfig,
+    Config,
+    DPOConfig,
+    EvaluatorConfig,
+    GRPOConfig,
+    JudgeConfig,
+    LLMJudgeConfig,
+    LLMUserConfig,
+    LocalEngineConfig,
+    MetricConfig,
+    MixUserConfig,
+    PairwiseConfig,
+    PPOConfig,
+    SFTConfig,
+    VLLMEngineConfig,
+)
+
+_DATA = Path(__file__).resolve().parents[1] / "datamodules" / "data"
+
+
+def register() -> None:
+    """Put the schemas where the YAML files' defaults lists find them (`schema_<option>` beside each option).
+
+    `${shipped:FILE}` in a YAML file is the path of a file of `collab/datamodules/data/`.
+    """
+    OmegaConf.register_new_resolver("shipped", lambda name: str(_DATA / name), replace=True)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, name, node in (
+        ("algorithm", "sft", SFTConfig),
+        ("algorithm", "dpo", DPOConfig),
+        ("algorithm", "grpo", GRPOConfig),
+        ("algorithm", "ppo", PPOConfig),
+        ("user", "agenda", AgendaUserConfig),
+        ("user", "llm", LLMUserConfig),
+        ("user", "mix", MixUserConfig),
+        ("judge", "none", JudgeConfig),
+        ("judge", "llm", LLMJudgeConfig),
+        ("evaluator", "none", EvaluatorConfig),
+        ("evaluator", "pairwise", PairwiseConfig),
+        ("engine", "local", LocalEngineConfig),
+        ("engine", "vllm", VLLMEngineConfig),
+    ):
+        store.store(group=group, name=f"schema_{name}", node=node)
+
+
+def apply_judge(config: Config) -> None:
+    """Put what the judge measures among the task's metrics; one that it judges instead keeps its weight."""
+    metrics = config.task.metrics
+    for name in config.judge.replaces.keys() & metrics.keys():
+        metrics[name] = MetricConfig(config.judge.replaces[name], metrics[name].weight)
+    metrics |= config.judge.metrics
