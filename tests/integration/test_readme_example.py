@@ -1,4 +1,4 @@
-"""The README's Python example runs as it stands, with the real model, and shows what the README says of it."""
+"""The Python example of docs/python.md runs as it stands, with the real model, and shows what the page says of it."""
 
 import re
 import subprocess
@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_example_runs_and_the_question_comes_out_ahead(smollm2, tmp_path):
-    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.M | re.S
+    )
     program = tmp_path / "example.py"
     program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{example}", encoding="utf-8")
     done = subprocess.run([sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True, timeout=240)

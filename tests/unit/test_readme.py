@@ -1,35 +1,128 @@
-"""What the README tells people to type composes."""
+"""The README is short, and what it and the pages of docs/ name is there: commands, options, fields, files, anchors."""
 
 import re
 import shlex
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
 from collab.app.compose import load_config, options
+from collab.config.schema import Config
 from collab.datamodules.goals import load_goals
 from collab.util.paths import config_dir
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^python (?:-m collab\.)?(train|evaluate|synthesize)(?:\.py)? (.*)$", README, re.MULTILINE)
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+PROGRAMS = "train|evaluate|synthesize|estimate"
+# The commands of docs/scaling.md have launchers and shell variables: tests/unit/test_scaling.py checks them.
+COMMANDS = sorted(
+    {
+        found
+        for page, text in PAGES.items()
+        if page != "docs/scaling.md"
+        for found in re.findall(rf"^(?:python|collab) ({PROGRAMS})(?:\.py)? (.*)$", text, re.MULTILINE)
+    }
+)
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+def test_the_quick_start_has_its_table():
+    (table,) = re.findall(
+        r"^<!-- quickstart table -->\n(.*)^<!-- /quickstart table -->\n", PAGES["README.md"], re.M | re.S
+    )
+    rows = re.findall(r"^\| (\w+) \|", table, re.MULTILINE)
+    assert rows[0] == "policy" and {"base", "proactive"} < set(rows)
+
+
+def test_the_readme_shows_every_program():
+    shown = set(re.findall(r"^(?:python|collab) (\w+)", PAGES["README.md"], re.MULTILINE))
+    assert shown == {"train", "evaluate", "synthesize", "chat", "estimate"}
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", PAGES["README.md"]))
+    assert linked == {page for page in PAGES if page.startswith("docs/")}
 
 
 @pytest.mark.parametrize(("entry", "arguments"), COMMANDS, ids=[" ".join(found) for found in COMMANDS])
 def test_a_command_composes(entry, arguments):
-    typed = shlex.split(arguments)
+    typed = shlex.split(arguments, comments=True)
+    if "--config-dir" in typed:  # docs/new-task.md, whose files tests/integration/test_new_task.py writes
+        return
     sweep = "-m" in typed
     overrides = [text.split(",")[0] if sweep else text for text in typed if text != "-m"]
-    load_config(entry, overrides)
+    load_config("train" if entry == "estimate" else entry, overrides)
 
 
 def test_the_table_lists_every_option_of_every_group():
-    told = dict(re.findall(r"^\| `(\w+)` \| (`.*`) \|", README, re.MULTILINE))
+    told = dict(re.findall(r"^\| `(\w+)` \| (`.*?`) \|", PAGES["docs/configuration.md"], re.MULTILINE))
     there = {group: sorted(names) for group, names in options([config_dir()]).items()}
     assert {group: sorted(re.findall(r"`([\w/]+)`", names)) for group, names in told.items()} == there
 
 
+def schema(node=Config, prefix=""):
+    """Dotted names of all fields that some option has, and of those whose entries are free (dictionaries)."""
+    known, dicts = set(), set()
+    for option in (node, *node.__subclasses__()):
+        for name, hint in get_type_hints(option).items():
+            known.add(f"{prefix}{name}")
+            for kind in (hint, *get_args(hint)):
+                if get_origin(kind) is dict:
+                    dicts.add(f"{prefix}{name}")
+                elif is_dataclass(kind):
+                    below, more = schema(kind, f"{prefix}{name}.")
+                    known |= below
+                    dicts |= more
+    return known, dicts
+
+
+def test_every_field_that_a_page_names_is_there():
+    known, dicts = schema()
+    groups = {name.partition(".")[0] for name in known if "." in name}
+    wrong = []
+    for page, text in PAGES.items():
+        for name in re.findall(r"`'?\+?([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`", text):
+            first, last = name.partition(".")[0], name.rpartition(".")[2]
+            there = name in known or any(name.startswith(f"{place}.") for place in dicts)
+            if first in groups and last not in ("py", "md", "yaml") and not there:
+                wrong.append(f"{page}: {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def anchors(text):
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    wrong = []
+    for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", PAGES[page]):
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            wrong.append(link)
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_that_a_page_names_is_there(page):
+    named = re.findall(r"`((?:collab|conf|tests|benchmarks)/[\w./-]*)`", PAGES[page])
+    made = ("benchmarks/.envs/",)
+    assert [path for path in named if path not in made and not (ROOT / path).exists()] == []
+
+
 def test_the_goal_shown_is_one(tmp_path):
-    (line,) = re.findall(r"^```json\n(.*)\n```$", README, re.MULTILINE)
+    (line,) = re.findall(r"^```json\n(.*)\n```$", PAGES["docs/data.md"], re.MULTILINE)
     file = tmp_path / "goals.jsonl"
     file.write_text(line, encoding="utf-8")
     (goal,) = load_goals(file, "train")
