@@ -19,6 +19,7 @@ from collab.config.schema import (
     LocalEngineConfig,
     MetricConfig,
     MixUserConfig,
+    OnlineDPOConfig,
     PairwiseConfig,
     PPOConfig,
     SFTConfig,
@@ -39,6 +40,7 @@ def register() -> None:
     for group, name, node in (
         ("algorithm", "sft", SFTConfig),
         ("algorithm", "dpo", DPOConfig),
+        ("algorithm", "online_dpo", OnlineDPOConfig),
         ("algorithm", "grpo", GRPOConfig),
         ("algorithm", "ppo", PPOConfig),
         ("user", "agenda", AgendaUserConfig),

@@ -11,7 +11,7 @@ once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -72,10 +72,18 @@ class TaskConfig:
 
 @dataclass
 class AlgorithmConfig:
+    """What all algorithms share.
+
+    Attributes:
+        offline: It learns from stored conversations, not from rollouts of the policy.
+        compares_candidates: It needs at least two candidates of one context.
+    """
+
+    offline: ClassVar[bool] = False
+    compares_candidates: ClassVar[bool] = True
+
     name: str = MISSING  # shown in run names
     target: str = MISSING  # class of the LightningModule
-    compares_candidates: bool = True  # needs at least two candidates of one context
-    offline: bool = False  # learns from the conversations in `data`; False: from rollouts of the policy
     # stored conversations to train on: JSONL, Parquet, a folder of data sets or of a synthesis, or a hub name
     data: str | None = None
     lr: float = number(3e-4, above=0)  # peak learning rate
@@ -92,9 +100,10 @@ class AlgorithmConfig:
 
 @dataclass
 class SFTConfig(AlgorithmConfig):
+    offline: ClassVar[bool] = True
+
     name: str = "sft"
     target: str = "collab.modules.sft.SFT"
-    offline: bool = True
     # train only on groups whose best reply reaches minimum_value in this metric: mr, or a part of it; null: on all
     minimum_metric: str | None = None
     minimum_value: float = number(0.0)  # groups whose best reply is below this are left out and counted
@@ -102,13 +111,21 @@ class SFTConfig(AlgorithmConfig):
 
 @dataclass
 class DPOConfig(AlgorithmConfig):
+    offline: ClassVar[bool] = True
+
     name: str = "dpo"
     target: str = "collab.modules.dpo.DPO"
-    offline: bool = True
     beta: float = number(0.1, above=0)  # strength of the implicit KL constraint to the reference policy
     minimum_gap: float = number(0.0, at_least=0)  # pairs whose MR differs by this or less are dropped and counted
     # share of the pairs that are taken to be the wrong way round
     label_smoothing: float = number(0.0, at_least=0, below=0.5)
+
+
+@dataclass
+class OnlineDPOConfig(DPOConfig):
+    offline: ClassVar[bool] = False
+
+    name: str = "online_dpo"
 
 
 @dataclass
@@ -131,9 +148,10 @@ class GRPOConfig(AlgorithmConfig):
 
 @dataclass
 class PPOConfig(AlgorithmConfig):
+    compares_candidates: ClassVar[bool] = False
+
     name: str = "ppo"
     target: str = "collab.modules.ppo.PPO"
-    compares_candidates: bool = False
     epochs: int = number(4, at_least=1)
     clip_epsilon: float = number(0.2, above=0, below=1)  # the probability ratio is clipped to 1 +- clip_epsilon
     # value loss, clipped to +- value_clip around the value at sampling time; in units of MR
