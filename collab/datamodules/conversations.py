@@ -1,29 +1,30 @@
-"""Conversations that were made earlier, as scored groups to learn from: no rollout is played for them.
+"""The file format of conversations: rows to scored groups, which training learns from, and back to rows.
 
 Two layouts are read, those of the public collabllm-multiturn data sets and of the code that came with them:
 
 - nested, a row for each conversation: `turns`, a list of `{prompt: [messages], responses: [{completion, score, ...}]}`,
-  and `single_turn_prompt`, `single_turn_completion`, `single_turn_metadata` for the goal. What `collab.app.synthesize`
-  writes.
+  and `single_turn_prompt`, `single_turn_completion`, `single_turn_metadata` for the goal. `collab synthesize` writes
+  this layout.
 - flat, a row for each response: `prompt`, `completion`, `conv_id`, `score`, and the goal's columns. Rows of one
   `conv_id` with the same `prompt` are the candidates of one context, so `turn_id` is not needed.
 
 `prompt` is the history that the response answers: user, assistant, user, ..., ending with the user; a system message
-may stand before it. `score` is MR; a response without one (null) is left out, for a missing score is never 0.
-`rewards`, where it is there, maps the name of a metric to its values in the forward samples. A response with
-`finish_reason` "length" was cut, and is not taught to end where it was. Other columns are not read.
+may come first. `score` is MR; a response whose score is null is left out, since a missing score is not 0. `rewards`, if
+given, maps the name of a metric to its values in the forward samples. A response with `finish_reason` "length" was cut
+at the token limit, so training does not teach an end of turn after it. Other columns are not read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score, Turn
 from collab.datamodules.readers import read_rows
-from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, kind_of, metadata_of
+from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, Row, kind_of, metadata_of
 from collab.datamodules.synthesis_folder import CONVERSATIONS, DATASET
 from collab.util.errors import BadInput
 
@@ -35,14 +36,13 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
     """The scored groups of a JSONL or Parquet file, a folder of `datasets` or a hub data set (its split `train`).
 
     Args:
-        source: A path, or the name of a hub data set where no such path exists. A folder of `collab synthesize` stands
-            for the data set in it.
+        source: As `readers.read_rows` takes it; or a folder of `collab synthesize`, whose data set is read.
         system_prompt: The assistant's instruction where a row's `prompt` does not start with one.
-        key: The config field that names the source.
+        key: The config field that names the source, for messages.
 
     Returns:
-        A group for each context, in the order of their first rows, without token ids. A candidate has no futures; its
-        scores hold the parts that `rewards` gives, its MR is the stored `score`.
+        A group for each context, in the order of their first rows, without token ids. A candidate has no futures. Its
+        scores hold the metrics in `rewards`, its MR is the stored `score`.
 
     Raises:
         BadInput: Nothing can be read there; a column is missing or holds something else; turns do not alternate or do
@@ -54,23 +54,25 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
     elif (folder / CONVERSATIONS).is_file():
         raise BadInput(
             f"{key}={source} is the folder of a synthesis that has not finished: it has no {DATASET} folder yet. Run "
-            f"the command that made it once more, or train on what is there by naming {folder / CONVERSATIONS}."
+            f"its command once more, or name {folder / CONVERSATIONS} to train on the conversations that are done."
         )
-    found: dict[Any, tuple[Conversation, list[Candidate]]] = {}
+    contexts: dict[Any, tuple[Conversation, list[Candidate]]] = {}
     for place, row in read_rows(source, "train", "conversations", key):
         where = f"{source}, {place}"
         if not isinstance(row, Mapping):
             raise BadInput(f"{where} is {kind_of(row)}; each row must be an object: a conversation or a response.")
-        for context, candidate in (
-            _nested(row, where, system_prompt) if "turns" in row else _flat(row, where, system_prompt)
-        ):
+        read = _nested if "turns" in row else _flat
+        for context, candidate in read(row, where, system_prompt):
             history = context.goal.id, tuple((m.role, m.content) for m in context.messages())
-            candidates = found.setdefault(history, (context, []))[1]
+            candidates = contexts.setdefault(history, (context, []))[1]
             if candidate is not None:
                 candidates.append(candidate)
-    groups = [Group(context, tuple(candidates)) for context, candidates in found.values() if candidates]
+    groups = [Group(context, tuple(candidates)) for context, candidates in contexts.values() if candidates]
     if not groups:
-        raise BadInput(f"{key}={source} holds no response with a score, so there is nothing to learn from it.")
+        raise BadInput(
+            f"{key}={source} holds no response with a score; at least one is needed to learn from. Name data whose "
+            "responses have scores."
+        )
     return groups
 
 
@@ -83,10 +85,10 @@ def as_row(
     """A JSON-ready row in the nested layout; `load_groups` reads it.
 
     Args:
-        conv_id: Of the conversation, unique in the data set.
+        conv_id: Names the conversation; unique in the data set.
         goal: What its user wants.
-        turns: Context, all candidates, and how many of them, the last ones, were sampled under the proactive
-            instruction. No instruction is in the row, as in the public data sets.
+        turns: For each turn: context, all candidates, and `num_proactive`. The last `num_proactive` candidates were
+            sampled under the proactive instruction. As in the public data sets, the row leaves instructions out.
         **extra: More columns.
     """
     return {
@@ -128,12 +130,12 @@ def _response(candidate: Candidate, proactive: bool) -> dict[str, Any]:
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
-_Found = tuple[Conversation, Candidate | None]
+_Scored = tuple[Conversation, Candidate | None]  # a context and a response to it; None where that has no score
 
 
-def _nested(row: Mapping[str, Any], where: str, system_prompt: str) -> list[_Found]:
+def _nested(row: Row, where: str, system_prompt: str) -> list[_Scored]:
     goal = _goal(row, where, default=where)
-    found: list[_Found] = []
+    scored: list[_Scored] = []
     for number, turn in enumerate(_list(row, "turns", where), 1):
         place = f"{where}, turn {number}"
         if not isinstance(turn, Mapping):
@@ -142,51 +144,49 @@ def _nested(row: Mapping[str, Any], where: str, system_prompt: str) -> list[_Fou
         for response in _list(turn, "responses", place):
             if not isinstance(response, Mapping):
                 raise BadInput(f"{place}: a response is {kind_of(response)}; it must be an object.")
-            found.append((context, _candidate(response, place)))
-    return found
+            scored.append((context, _candidate(response, place)))
+    return scored
 
 
-def _flat(row: Mapping[str, Any], where: str, system_prompt: str) -> list[_Found]:
+def _flat(row: Row, where: str, system_prompt: str) -> list[_Scored]:
     messages = _list(row, "prompt", where)
     goal = _goal(row, where, default=None)
     # A history that ends with the user's message has one user message in each turn.
-    users = sum(isinstance(message, Mapping) and message.get("role") == "user" for message in messages)
-    place = f"{where}, turn {max(1, users)}"
+    turn = sum(isinstance(message, Mapping) and message.get("role") == "user" for message in messages)
+    place = f"{where}, turn {max(1, turn)}"
     return [(_context(messages, goal, system_prompt, place), _candidate(row, place))]
 
 
-def _goal(row: Mapping[str, Any], where: str, default: str | None) -> Goal:
+def _goal(row: Row, where: str, default: str | None) -> Goal:
     name = row.get("conv_id", default)
-    if name is None or isinstance(name, bool) or not isinstance(name, str | int):
-        raise (
-            _missing(row, "conv_id", where)
-            if name is None
-            else _wrong(name, "conv_id", where, "text or a whole number")
-        )
+    if name is None:
+        raise _missing(row, "conv_id", where)
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise _wrong(name, "conv_id", where, "text or a whole number")
     prompt, reference = (row.get(key) if isinstance(row.get(key), str) else "" for key in (PROMPT, COMPLETION))
     return Goal(str(name), str(prompt), str(reference), metadata_of(row.get(METADATA), where))
 
 
 def _context(messages: Sequence[Any], goal: Goal, system_prompt: str, where: str) -> Conversation:
-    told = [_message(message, number, where) for number, message in enumerate(messages, 1)]
-    if told and told[0][0] == "system":
-        system_prompt, told = told[0][1], told[1:]
-    skipped = len(messages) - len(told)
-    for number, (role, _) in enumerate(told):
+    history = [_message(message, number, where) for number, message in enumerate(messages, 1)]
+    if history and history[0][0] == "system":
+        system_prompt, history = history[0][1], history[1:]
+    skipped = len(messages) - len(history)
+    for number, (role, _) in enumerate(history):
         expected = ("user", "assistant")[number % 2]
         if role != expected:
             raise BadInput(
-                f"{where}: message {number + 1 + skipped} of the prompt is by '{role}', where one by '{expected}' has "
-                "to be: after a system message, if there is one, user and assistant take turns, the user first. Fix "
-                "the row or remove it."
+                f"{where}: message {number + 1 + skipped} of the prompt is by '{role}' and must be by '{expected}': "
+                "after a system message, if there is one, user and assistant take turns, the user first. Fix the row "
+                "or remove it."
             )
-    if len(told) % 2 == 0:
-        ends = "ends with a message by 'assistant'" if told else "has no message by 'user'"
+    if len(history) % 2 == 0:
+        ends = "ends with a message by 'assistant'" if history else "has no message by 'user'"
         raise BadInput(
-            f"{where}: the prompt {ends}; it has to end with the user's message that the responses answer. Fix the "
+            f"{where}: the prompt {ends}; it must end with the user's message that the responses answer. Fix the "
             "row or remove it."
         )
-    texts = [text for _, text in told]
+    texts = [text for _, text in history]
     turns = tuple(Turn(user, Reply(reply)) for user, reply in zip(texts[0::2], texts[1::2], strict=False))
     return Conversation(goal, system_prompt, turns, pending=texts[-1])
 
@@ -200,7 +200,7 @@ def _message(message: Any, number: int, where: str) -> tuple[str, str]:
     return str(message.get("role")), message["content"]
 
 
-def _candidate(response: Mapping[str, Any], where: str) -> Candidate | None:
+def _candidate(response: Row, where: str) -> Candidate | None:
     text = response.get("completion")
     if text is None:
         raise _missing(response, "completion", where)
@@ -215,28 +215,23 @@ def _candidate(response: Mapping[str, Any], where: str) -> Candidate | None:
     return Candidate(Reply(text, finish_reason="length" if cut else "stop"), scores=_scores(response, where), mr=mr)
 
 
-def _scores(response: Mapping[str, Any], where: str) -> tuple[Score, ...]:
-    """One for each forward sample, with the parts that `rewards` holds."""
+def _scores(response: Row, where: str) -> tuple[Score, ...]:
+    """A score for each forward sample, with the metrics in `rewards` as its parts."""
     rewards = response.get("rewards")
     if rewards is None:
         return ()
     if not isinstance(rewards, Mapping):
         raise _wrong(rewards, "rewards", where, "an object, metric by metric")
-    values = {
+    columns = {
         name: [_number(value, f"rewards.{name}", where) for value in (given if isinstance(given, list) else [given])]
         for name, given in rewards.items()
         if given is not None
     }
-    samples = max(map(len, values.values()), default=0)
-    of = {name: [*given, *[None] * (samples - len(given))] for name, given in values.items()}
-    parts = {name: given for name, given in of.items() if name != MR}
-    return tuple(
-        Score(of[MR][number] if MR in of else None, {name: given[number] for name, given in parts.items()})
-        for number in range(samples)
-    )
+    samples = [dict(zip(columns, values, strict=True)) for values in zip_longest(*columns.values())]
+    return tuple(Score(sample.pop(MR, None), sample) for sample in samples)
 
 
-def _list(row: Mapping[str, Any], name: str, where: str) -> Sequence[Any]:
+def _list(row: Row, name: str, where: str) -> Sequence[Any]:
     value = row.get(name)
     if value is None:
         raise _missing(row, name, where)
@@ -253,7 +248,7 @@ def _number(value: Any, name: str, where: str) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _missing(row: Mapping[str, Any], name: str, where: str) -> BadInput:
+def _missing(row: Row, name: str, where: str) -> BadInput:
     return BadInput(
         f"{where}: field {name} is missing. It has: {', '.join(map(str, row)) or '-'}. A row is either a response "
         "with prompt, completion, conv_id and score, or a conversation with turns of prompt and responses. Rename the "

@@ -1,4 +1,4 @@
-"""Document editing: the assistant writes a short text that only the user knows the content of."""
+"""Goals of document editing: the assistant writes a short text, and only the user knows what is to be in it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from collab.util.errors import BadInput
 class DocEditGoals(TaskGoals):
     """Goals of `task=doc_edit`.
 
-    Those that ship are in `data/doc_edit`, one JSONL file a split. Their references have 25 to 45 words in a few
-    sentences, and no split shares a goal or a topic with another.
+    The goals that ship are in `data/doc_edit`, one JSONL file for each split. Their references have 25 to 45 words in a
+    few sentences, and no split shares a goal or a topic with another.
 
-    `fabiochiu/medium-articles` is read too, as the paper takes it: articles of at most `max_words` words, the most
-    recent first. The paper has a language model sum each article up as the user's wish; here that is title and tags.
+    `fabiochiu/medium-articles` is read too, as in the paper: articles of at most `max_words` words, the most recent
+    first. In the paper a language model summarises each article as the user's wish; here the wish is title and tags.
 
     Args:
         max_words: Longer articles are left out.
@@ -52,7 +52,7 @@ class DocEditGoals(TaskGoals):
 
 def _newest_first(row: Row) -> float:
     time = _time(row)
-    assert time is not None  # `_article` has seen to it
+    assert time is not None  # else `_article` has refused the row
     return -time.timestamp()
 
 
@@ -66,7 +66,7 @@ def _time(row: Row) -> datetime | None:
 
 
 def _tags(given: object) -> list[str]:
-    """The column holds Python lists, in CSV as their text."""
+    """The tags of a row; the column holds Python lists, which are text in CSV."""
     if isinstance(given, str):
         try:
             given = ast.literal_eval(given)

@@ -1,4 +1,4 @@
-"""MATH-Chat: the user brings a problem and leaves something out that the answer depends on."""
+"""Goals of MATH-Chat: the user brings a problem and leaves out something that the answer depends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collab.parsing.answers import CHECKER
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
-# What a full stop or a line's end inside of does not end a sentence: drawings, environments, formulas.
+# Drawings, environments and formulas: a full stop or the end of a line in them does not end a sentence.
 _WHOLE = re.compile(
     r"\[asy\].*?\[/asy\]|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\\[.*?\\\]|\$\$.*?\$\$|(?<!\\)\$(?:\\.|[^$\\])*\$",
     re.DOTALL,
@@ -32,19 +32,19 @@ _TASK = re.compile(
 class MathGoals(TaskGoals):
     """Goals of `task=math`. The reference is the final answer; the user never says it.
 
-    Those that ship are made from templates (`math_templates`), whose answers are exact: the user opens with the story
-    and the question, and the agenda has the quantity that was left out.
+    The goals that ship are made from templates (`math_templates`), whose answers are exact: the user opens with the
+    story and the question, and the agenda has the quantity that was left out.
 
     `lighteval/MATH-Hard` is read too, and other data with its columns: the user opens with the sentence that says what
-    is to be found, and the agenda has the other sentences. Of a single sentence, the opening gives the subject alone.
-    Rows of the project's own form are split up in the same way where they have no agenda.
+    is to be found, and the agenda has the other sentences. If there is only one sentence, the opening just names the
+    subject. Rows in the project's own form without an agenda are split up in the same way.
 
     Args:
-        seed: Of the numbers and names in the templates.
+        seed: Draws the numbers and names in the templates.
         size: Goals that are made for each split. Limit them by `task.num_train` and so on.
 
     Raises:
-        BadInput: One is no whole number, `seed` is negative, or `size` is below 1.
+        BadInput: `seed` or `size` is no whole number, `seed` is negative, or `size` is below 1.
     """
 
     def __init__(self, seed: int = 1, size: int = 256) -> None:
@@ -65,10 +65,10 @@ class MathGoals(TaskGoals):
 
 
 def generated(templates: Sequence[Template], split: str, size: int, seed: int) -> list[Goal]:
-    """`size` different problems, every template in turn; the same for the same seed.
+    """`size` different problems from the templates in turn; the same for the same seed.
 
     Raises:
-        BadInput: The templates do not have that many.
+        BadInput: The templates do not give that many.
     """
     draws = RngKey(seed, role="math", split=split).stream()
     goals: dict[tuple[str, ...], Goal] = {}
@@ -99,7 +99,7 @@ def generated(templates: Sequence[Template], split: str, size: int, seed: int) -
 
 
 def agenda_of_problem(problem: str, subject: str = "") -> Agenda:
-    """The sentence that says what is to be found as the opening, the others as what is told when asked for."""
+    """The user opens with the sentence that says what is to be found, and tells the others when asked."""
     parts = statements(problem)
     task = next((i for i, part in enumerate(parts) if _TASK.search(part)), len(parts) - 1)
     if len(parts) == 1:

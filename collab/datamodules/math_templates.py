@@ -1,7 +1,6 @@
 """Word problems of `task=math`: a story, one quantity that the user forgets to state, a question, and the exact answer.
 
-No split shares a template with another, so what is tested is another kind of calculation, not other numbers in a known
-one.
+No split shares a template with another, so the test has other kinds of calculation, not just other numbers.
 """
 
 from __future__ import annotations

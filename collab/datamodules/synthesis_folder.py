@@ -1,4 +1,4 @@
-"""The folder of a synthesis: its finished conversations, whom it belongs to, and the data set that comes of it.
+"""The folder of a synthesis: which run it belongs to, its finished conversations, and the data set made of them.
 
 No torch in this file.
 """
@@ -19,34 +19,34 @@ from collab.util.diff import changes
 from collab.util.errors import BadInput
 from collab.util.files import naming
 
-CLAIM = "synthesis.json"  # what its conversations depend on
+CLAIM = "synthesis.json"  # the config that the conversations depend on
 CONVERSATIONS = "conversations.jsonl"  # a row for each finished conversation, in the order in which they finished
-DATASET = "dataset"  # all of them in the order of their goals, as `datasets` saves them
-STATISTICS = "statistics.json"  # of them
+DATASET = "dataset"  # all conversations in the order of their goals, as `datasets` saves them
+STATISTICS = "statistics.json"  # of all conversations
 
 
 def conversation_id(goal: Goal, number: int) -> str:
-    """The `conv_id` of a goal's conversation of this number, from 0."""
+    """The `conv_id` of a goal's `number`-th conversation, from 0."""
     return f"{goal.id}/{number}"
 
 
 def origin(row: Mapping[str, Any]) -> tuple[str, int]:
-    """The goal's id and the number that a row's `conv_id` was made of."""
+    """The goal's id and the number in a row's `conv_id`; the inverse of `conversation_id`."""
     goal, _, number = row["conv_id"].rpartition("/")
     return goal, int(number)
 
 
 class ConversationFile:
-    """The finished conversations: those that are on disk, and more as they come.
+    """A JSONL file of finished conversations, to read and to append to.
 
-    The last line may be torn: that is where a run was killed while it wrote. Its conversation is not finished, and what
-    there is of it is cut off before another one is written.
+    The last line may be torn if a run was killed while it wrote. It counts as not written, and is cut off before the
+    next conversation is appended.
 
     Args:
-        path: Of the JSONL file; it need not be there.
+        path: The file; it need not exist.
 
     Attributes:
-        rows: One for each conversation.
+        rows: One row for each conversation.
 
     Raises:
         BadInput: A line before the last is broken.
@@ -69,7 +69,7 @@ class ConversationFile:
         self._torn = len(torn)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one conversation; when this returns, it is on disk."""
+        """Write one conversation; it is on disk when this returns."""
         if self._torn:
             os.truncate(self.path, self.path.stat().st_size - self._torn)
             self._torn = 0
@@ -81,23 +81,23 @@ class ConversationFile:
 
 
 def save_dataset(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Save nested rows as `datasets` does, all or nothing; what was there is replaced.
+    """Save nested rows as `datasets` does, all or nothing; an earlier data set is replaced.
 
-    A column of `datasets` has one type: where the goals' metadata do not agree on one, they are saved as JSON text,
-    which the readers of goals and of conversations take too.
+    A column of `datasets` has one type. If the goals' metadata differ in type, they are saved as JSON text, which the
+    readers of goals and of conversations take too.
     """
     import datasets
     import pyarrow
 
     with quiet_datasets():
         try:
-            found = datasets.Dataset.from_list(list(rows))
+            dataset = datasets.Dataset.from_list(list(rows))
         except pyarrow.ArrowException:
             texts = [{**row, METADATA: json.dumps(row[METADATA], ensure_ascii=False)} for row in rows]
-            found = datasets.Dataset.from_list(texts)
+            dataset = datasets.Dataset.from_list(texts)
         new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "old"))
         try:
-            found.save_to_disk(str(new))
+            dataset.save_to_disk(str(new))
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
@@ -107,16 +107,16 @@ def save_dataset(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -> None:
-    """Hold a folder against the synthesis that wants to write into it.
+    """Check that a folder belongs to the synthesis that is about to write into it.
 
     Args:
-        folder: It need not be there.
-        here: What the conversations of that synthesis depend on, as JSON holds it.
-        goals: What they are made from. More goals than last time are welcome.
+        folder: It need not exist.
+        here: The config that the conversations of this synthesis depend on, as JSON holds it.
+        goals: Its goals. There may be more of them than last time.
 
     Raises:
         BadInput: The folder belongs to something else, or its conversations were made with another config or from other
-            goals. Names what differs.
+            goals. The message names what differs.
     """
     claim = folder / CLAIM
     if claim.is_file():
@@ -126,16 +126,15 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
             raise BadInput(
                 f"{claim} is not JSON ({error}). Restore it, or set output_dir to another folder."
             ) from error
-        if found := changes(there, here):
+        if changed := changes(there, here):
             raise BadInput(
-                f"{folder} holds conversations that were made with another config: {'; '.join(found)}. A data "
-                "set is made with one. Set output_dir to another folder, or take the values that this one was made "
-                "with."
+                f"{folder} holds conversations that were made with another config: {'; '.join(changed)}. A data set "
+                "is made with one config. Set output_dir to another folder, or go back to the earlier values."
             )
     elif taken := [name for name in (CONVERSATIONS, DATASET, "config.yaml") if (folder / name).exists()]:
         raise BadInput(
-            f"{folder} is not the folder of a synthesis: it has {taken[0]}, but no {CLAIM}, which says what "
-            "conversations were made with. Set output_dir to a new folder."
+            f"{folder} is not the folder of a synthesis: it has {taken[0]}, but no {CLAIM}, which every synthesis "
+            "writes. Set output_dir to a new folder."
         )
     known = {goal.id: goal for goal in goals}
     for row in ConversationFile(folder / CONVERSATIONS).rows:
@@ -143,7 +142,7 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
         if goal is None or (row.get(PROMPT), row.get(COMPLETION)) != (goal.prompt, goal.reference):
             what = "is not among the training goals" if goal is None else "has another prompt or reference now"
             raise BadInput(
-                f"{folder / CONVERSATIONS} holds a conversation about goal '{origin(row)[0]}', which {what}. A data "
-                "set is made from one set of goals, to which others may be added. Set output_dir to another folder, or "
-                "task.train_file to the goals that this one was made from."
+                f"{folder / CONVERSATIONS} holds a conversation about goal '{origin(row)[0]}', which {what}. Goals may "
+                "be added to a data set, and not changed or removed. Set output_dir to another folder, or "
+                "task.train_file to the earlier goals."
             )

@@ -248,7 +248,7 @@ USER_TWICE = [HELP, TELL, ASK]
     ("row", "said"),
     [
         (changed(["turns", 1, "prompt"], USER_TWICE), ["line 2, turn 2: message 2 of the prompt is by 'user'"]),
-        (changed(["turns", 1, "prompt"], [ASK, HELP]), ["turn 2: message 1", "by 'assistant'", "where one by 'user'"]),
+        (changed(["turns", 1, "prompt"], [ASK, HELP]), ["turn 2: message 1", "by 'assistant'", "must be by 'user'"]),
         (changed(["turns", 1, "prompt"], [HELP, ASK]), ["line 2, turn 2: the prompt ends with", "by 'assistant'"]),
         (changed(["turns", 0, "prompt"], []), ["line 2, turn 1: the prompt has no message by 'user'"]),
         (changed(["turns", 0, "prompt"], [{**HELP, "role": "human"}]), ["message 1 of the prompt is by 'human'"]),
