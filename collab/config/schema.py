@@ -117,8 +117,6 @@ class DPOConfig(AlgorithmConfig):
     target: str = "collab.modules.dpo.DPO"
     beta: float = number(0.1, above=0)  # strength of the implicit KL constraint to the reference policy
     minimum_gap: float = number(0.0, at_least=0)  # pairs whose MR differs by this or less are dropped and counted
-    # share of the pairs that are taken to be the wrong way round
-    label_smoothing: float = number(0.0, at_least=0, below=0.5)
 
 
 @dataclass

@@ -6,7 +6,7 @@ out and counted.
 
 Departs from CollabLLM's setting in that more than two candidates may be drawn; the pair is then the extremes. Departs
 from TRL in that log-probs are those at `sampler.temperature`, of the distribution that the policy speaks with (at 1
-there is no difference); and in `label_smoothing`, which TRL's sigmoid loss does not have.
+there is no difference).
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ class DPO(PolicyModule):
         assert ref_logprobs is not None
         reference = sequence_sums(ref_logprobs, batch.sequence, batch.num_sequences)
         ref_chosen, ref_rejected = reference.view(-1, 2).unbind(1)
-        config = self.config
-        return dpo_losses(chosen, rejected, ref_chosen, ref_rejected, config.beta, config.label_smoothing).sum()
+        return dpo_losses(chosen, rejected, ref_chosen, ref_rejected, self.config.beta).sum()
 
 
 def _pairs(groups: Sequence[Group]) -> list[tuple[Candidate, Candidate]]:

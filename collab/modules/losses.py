@@ -22,12 +22,8 @@ def dpo_losses(
     ref_chosen: torch.Tensor,
     ref_rejected: torch.Tensor,
     beta: float,
-    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """DPO's sigmoid loss of each pair, [P] (Rafailov et al. 2023, Eq. 7).
-
-    With `label_smoothing` it is the expected loss where that share of the pairs is the wrong way round (conservative
-    DPO, Mitchell 2023).
 
     Args:
         chosen: [P] log-probability of the better response under the policy, summed over its tokens.
@@ -35,10 +31,8 @@ def dpo_losses(
         ref_chosen: [P] under the reference.
         ref_rejected: [P] under the reference.
         beta: Strength of the pull to the reference.
-        label_smoothing: From 0 to below 0.5.
     """
-    margins = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
-    return -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
+    return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
 
 
 def group_advantages(

@@ -150,7 +150,6 @@ def test_every_field_has_a_doc_line():
         ),
         ("algorithm.warmup_steps=25", "warmup_steps (25) must be at most the 24 optimizer steps of the run"),
         ("algorithm.epochs=0", "algorithm.epochs (0) must be at least 1"),
-        ("algorithm.label_smoothing=0.5", "algorithm.label_smoothing (0.5) must be at least 0 and below 0.5"),
         ("algorithm.data=talks.jsonl", "algorithm.data=talks.jsonl, and online_dpo learns from rollouts of the policy"),
         (
             "trainer.val_every=7",

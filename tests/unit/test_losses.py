@@ -75,24 +75,6 @@ def test_dpo_stays_finite_for_margins_that_are_huge() -> None:
     close(dpo_losses(far, none, none, none, beta=1.0), 0.0)
 
 
-def test_smoothed_dpo_by_hand() -> None:
-    chosen, none = torch.tensor([1.5, -2.5]), torch.zeros(2)
-    expected = [
-        0.8 * math.log(1 + math.exp(-0.1 * 1.5)) + 0.2 * math.log(1 + math.exp(0.1 * 1.5)),
-        0.8 * math.log(1 + math.exp(0.1 * 2.5)) + 0.2 * math.log(1 + math.exp(-0.1 * 2.5)),
-    ]
-    close(dpo_losses(chosen, none, none, none, beta=0.1, label_smoothing=0.2), *expected)
-
-
-def test_smoothed_dpo_is_least_where_the_policy_thinks_as_the_labels() -> None:
-    """At a margin whose sigmoid is the share of the labels that are right."""
-    margin = torch.tensor([math.log(0.8 / 0.2)], requires_grad=True)
-    none = torch.zeros(1)
-    dpo_losses(margin, none, none, none, beta=1.0, label_smoothing=0.2).sum().backward()
-    assert margin.grad is not None
-    close(margin.grad, 0.0)
-
-
 # --- GRPO ------------------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from collab.modules.ppo import PPO
 from collab.modules.sft import SFT
 
 VOCABULARY, TEMPERATURE, BETA, CLIP, KL = 61, 0.7, 0.3, 0.2, 0.4
-SMOOTHING, GAMMA, LAMBDA, VALUE_CLIP, VALUE_COEF = 0.15, 0.9, 0.8, 0.05, 0.7
+GAMMA, LAMBDA, VALUE_CLIP, VALUE_COEF = 0.9, 0.8, 0.05, 0.7
 HEAD = 0.3 * torch.randn(33, generator=torch.Generator().manual_seed(9))
 WINDOW = 8  # shorter than any group's sequences
 
@@ -144,19 +144,15 @@ def grpo_losses(
     return losses
 
 
-def dpo_loss(smoothing: float) -> Plain:
-    def loss(lm: Any, reference: Any, groups: Sequence[Group], head: torch.Tensor) -> torch.Tensor:
-        losses = []
-        for group in groups:
-            worst, *_, best = sorted(group.candidates, key=lambda candidate: candidate.mr or 0.0)
-            with torch.no_grad():
-                kept = token_logprobs(reference, best.reply).sum() - token_logprobs(reference, worst.reply).sum()
-            gap = token_logprobs(lm, best.reply).sum() - token_logprobs(lm, worst.reply).sum()
-            right, wrong = (torch.log1p(torch.exp(-sign * BETA * (gap - kept))) for sign in (1, -1))
-            losses.append((1 - smoothing) * right + smoothing * wrong)
-        return torch.stack(losses).mean()
-
-    return loss
+def dpo_loss(lm: Any, reference: Any, groups: Sequence[Group], head: torch.Tensor) -> torch.Tensor:
+    losses = []
+    for group in groups:
+        worst, *_, best = sorted(group.candidates, key=lambda candidate: candidate.mr or 0.0)
+        with torch.no_grad():
+            kept = token_logprobs(reference, best.reply).sum() - token_logprobs(reference, worst.reply).sum()
+        gap = token_logprobs(lm, best.reply).sum() - token_logprobs(lm, worst.reply).sum()
+        losses.append(torch.log1p(torch.exp(-BETA * (gap - kept))))
+    return torch.stack(losses).mean()
 
 
 def sft_loss(lm: Any, reference: Any, groups: Sequence[Group], head: torch.Tensor) -> torch.Tensor:
@@ -234,8 +230,7 @@ ALGORITHMS: dict[str, tuple[Any, Any, Plain]] = {
         grpo_loss(0.0, loss_aggregation="sequences"),
     ),
     "rloo": (GRPO, GRPOConfig(**GRPO_SETTING, **RLOO), grpo_loss(0.0, **RLOO)),
-    "dpo": (DPO, DPOConfig(**SETTING, beta=BETA), dpo_loss(0.0)),
-    "dpo_smooth": (DPO, DPOConfig(**SETTING, beta=BETA, label_smoothing=SMOOTHING), dpo_loss(SMOOTHING)),
+    "dpo": (DPO, DPOConfig(**SETTING, beta=BETA), dpo_loss),
     "sft": (SFT, SFTConfig(**SETTING), sft_loss),
     "ppo": (PPO, PPOConfig(**PPO_SETTING, epochs=1), ppo_loss),
 }
