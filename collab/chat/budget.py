@@ -31,6 +31,7 @@ class Spend:
     cached: int = 0  # that the cache answered
     retries: int = 0  # attempts that failed and were made again
     failed: int = 0  # calls without a reply, after all retries
+    filtered: int = 0  # of these, replies that a content filter took away; they are paid for
     prompt_tokens: int = 0
     completion_tokens: int = 0  # reasoning included
     reasoning_tokens: int = 0
@@ -39,6 +40,14 @@ class Spend:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def line(self, role: str) -> str:
+        """For a person."""
+        filtered = f", {self.filtered} of them by a content filter" if self.filtered else ""
+        return (
+            f"{role}: {self.calls} calls ({self.cached} more from the cache, {self.retries} retries, {self.failed} "
+            f"failed{filtered}), {self.prompt_tokens} + {self.completion_tokens} tokens, {self.usd:.4f} $"
+        )
 
 
 class Ledger:
@@ -141,11 +150,7 @@ class Ledger:
 
     def table(self) -> list[str]:
         """A line for each role."""
-        return [
-            f"{role}: {spend.calls} calls ({spend.cached} more from the cache, {spend.retries} retries, {spend.failed} "
-            f"failed), {spend.prompt_tokens} + {spend.completion_tokens} tokens, {spend.usd:.4f} $"
-            for role, spend in sorted(self.spent.copy().items())
-        ]
+        return [spend.line(role) for role, spend in sorted(self.spent.copy().items())]
 
     def write(self) -> None:
         self._written = time.monotonic()

@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 
-from collab.chat.http import BearerFromEnvironment, api_key, error_message, scrubbed
+from collab.chat.completions import error_message
+from collab.chat.connection import client_options, scrubbed
 from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput
 
@@ -19,10 +20,9 @@ def served_model(endpoint: EndpointConfig) -> str:
     it all the same (`transformers serve FOLDER` lists what lies in a cache), so it is asked for a word.
 
     Raises:
-        BadInput: The key's variable is not set; nothing answers at `base_url`; the server refuses the key; it does not
-            have the model; it has several and none is named.
+        BadInput: Key, certificates or proxy of the environment cannot be used; nothing answers at `base_url`; the
+            server refuses the key; it does not have the model; it has several and none is named.
     """
-    api_key(endpoint)
     where = endpoint.base_url.rstrip("/")
     answer = _get(endpoint, where)
     if answer.status_code in (404, 405) and not where.endswith("/v1"):
@@ -70,9 +70,8 @@ def _get(endpoint: EndpointConfig, where: str) -> httpx.Response:
 
 
 def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> httpx.Response:
-    timeout = httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout)
     try:
-        return httpx.request(method, url, auth=BearerFromEnvironment(endpoint), timeout=timeout, **body)
+        return httpx.request(method, url, **client_options(endpoint), **body)
     except httpx.HTTPError as error:
         problem = type(error).__name__
     raise BadInput(

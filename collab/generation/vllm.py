@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import shutil
 import uuid
@@ -40,8 +39,10 @@ import httpx
 import numpy as np
 
 from collab.chat.base import Sampling
-from collab.chat.http import BearerFromEnvironment, HttpChatModel, api_key, error_message, scrubbed, seed_of
-from collab.chat.limits import Failure
+from collab.chat.completions import error_message, seed_of
+from collab.chat.connection import client_options, scrubbed
+from collab.chat.http import HttpChatModel
+from collab.chat.retries import Failure
 from collab.config.endpoints import engine_endpoint
 from collab.config.schema import EndpointConfig, VLLMEngineConfig
 from collab.conversation import Message, Reply, Usage
@@ -114,8 +115,7 @@ class VLLMServer:
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.endpoint, self.url = endpoint, endpoint.base_url.rstrip("/")
-        api_key(endpoint)
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each call
+        client_options(endpoint)  # which refuses what cannot be sent
 
     def base(self) -> Served:
         """The model that `endpoint.model` names, or the first one.
@@ -239,9 +239,8 @@ class VLLMServer:
 
     def _request(self, method: str, url: str, body: dict[str, Any] | None = None) -> bytes:
         endpoint, problem = self.endpoint, ""
-        timeout = httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout)
         try:
-            answer = httpx.request(method, url, json=body, auth=BearerFromEnvironment(endpoint), timeout=timeout)
+            answer = httpx.request(method, url, json=body, **client_options(endpoint))
         except httpx.HTTPError as error:
             problem = type(error).__name__
         if problem:  # raised out here, so that no httpx exception, which knows its request, hangs on ours

@@ -38,10 +38,12 @@ class FaultServer:
     """Use it as a context manager; it listens on a port of its own.
 
     Args:
-        plan: (number of the call from 0, its JSON) -> "ok", one of FAULTS, "wrong type", or a status such as "401".
+        plan: (number of the call from 0, its JSON) -> "ok", one of FAULTS, "wrong type", "filtered", or a status such
+            as "401".
         say: JSON of a call -> the text of its reply.
         seconds: What a call takes.
         models: What `GET /models` lists; other models are answered with 404, except `unlisted`.
+        usage: What is said about tokens instead of their counts.
         refuse_models: `GET /models` is answered with 401. Refusals quote the key that came with the request.
 
     Attributes:
@@ -58,8 +60,9 @@ class FaultServer:
         seconds: float = 0.0,
         models: tuple[str, ...] = ("tiny",),
         refuse_models: bool = False,
+        usage: dict[str, Any] | None = None,
     ) -> None:
-        self.refuse_models = refuse_models
+        self.refuse_models, self.usage = refuse_models, usage
         self.plan, self.say, self.seconds, self.models = plan, say, seconds, models
         self.calls: list[dict[str, Any]] = []
         self.behaved: list[str] = []
@@ -136,6 +139,7 @@ class FaultServer:
             return await self._send(writer, int(status), json.dumps(error).encode(), extra)
         text = "x" * HUGE if behaviour == "huge" else self.say(call)
         body = completion(text, call)
+        body["usage"] = self.usage or body["usage"]
         if behaviour == "hang":
             await asyncio.sleep(3600)
         elif behaviour == "html":
@@ -146,6 +150,8 @@ class FaultServer:
             return await self._send(writer, 200, json.dumps(body).encode()[:-20])
         elif behaviour == "empty choices":
             return await self._send(writer, 200, json.dumps(body | {"choices": []}).encode())
+        elif behaviour == "filtered":
+            body["choices"][0] |= {"message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}
         elif behaviour == "no content":
             body["choices"][0]["message"]["content"] = None
         elif behaviour == "encoding":

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import random
 import time
 from typing import Any
 
 import pytest
 from fault_server import FAULTS, FaultServer
 
-from collab.chat import http
+from collab.chat import retries
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.cache import ReplyCache
-from collab.chat.http import HttpChatModel, read_reply, seed_of, split_reasoning
-from collab.chat.limits import Breaker, Failure, PerMinute
+from collab.chat.completions import read_reply, seed_of, split_reasoning
+from collab.chat.http import HttpChatModel
+from collab.chat.limits import TokenLimit
 from collab.config.schema import EndpointConfig
 from collab.conversation import Message, Reply
 from collab.randomness import RngKey
@@ -28,7 +29,8 @@ SHORT = Sampling(8, temperature=0.5)
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, and a key."""
-    monkeypatch.setattr(http, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.05)
     monkeypatch.setenv("TEST_KEY", SECRET)
 
 
@@ -181,9 +183,40 @@ def test_a_call_fails_after_all_retries():
     assert len(server.calls) == 4
 
 
-def test_no_server_is_a_failed_call():
-    (error,) = ask(HttpChatModel(endpoint(max_retries=1)))
-    assert isinstance(error, ChatFailed) and "ConnectError" in str(error)
+def test_a_server_that_is_down_stops_the_run_in_bounded_time_however_many_calls_wait_for_it():
+    began = time.monotonic()
+    errors = ask(HttpChatModel(endpoint(max_retries=0, give_up_after=0.5)), *(RngKey(seed) for seed in range(100)))
+    assert time.monotonic() - began < 10  # one after the other they would take 50 s
+    assert {type(error) for error in errors} == {RunStopped}
+    assert "done nothing but fail for" in str(errors[0]) and "(ConnectError); give_up_after is 0.5" in str(errors[0])
+
+
+@pytest.mark.parametrize("fault", ["429", "502", "503"])
+def test_a_server_that_is_away_for_longer_than_all_retries_is_waited_for(fault: str):
+    """A restart fails every call, and says nothing about any of them."""
+    told: list[str] = []
+    with FaultServer(lambda number, call: fault if number < 20 else "ok") as server:
+        model = HttpChatModel(endpoint(server, max_retries=2), told.append)
+        assert all(isinstance(reply, Reply) for reply in ask(model, RngKey(1), RngKey(2)))
+    assert not told  # it was back soon
+
+
+def test_a_long_silence_is_told_once_and_before_the_run_stops(monkeypatch):
+    monkeypatch.setattr(retries, "QUIET", 0.1)
+    told: list[str] = []
+    with FaultServer(lambda number, call: "503") as server:
+        errors = ask(HttpChatModel(endpoint(server, give_up_after=0.4), told.append), RngKey(1), RngKey(2))
+    assert [type(error) for error in errors] == [RunStopped] * 2
+    (line,) = told
+    assert line.startswith(f"{server.url} has done nothing but fail for 0 s (HTTP 503: refused Bearer [key])")
+
+
+def test_a_call_that_fails_while_others_are_answered_is_lost_alone():
+    refused = seed_of(RngKey(1))
+    with FaultServer(lambda number, call: "429" if call["seed"] == refused else "ok", seconds=0.02) as server:
+        model = HttpChatModel(endpoint(server, give_up_after=0.4, max_concurrency=2))
+        found = ask(model, *(RngKey(seed) for seed in range(1, 41)))
+    assert isinstance(found[0], ChatFailed) and all(isinstance(reply, Reply) for reply in found[1:])
 
 
 def test_no_more_calls_are_in_flight_than_allowed():
@@ -193,9 +226,7 @@ def test_no_more_calls_are_in_flight_than_allowed():
     assert server.most_in_flight == 3 and server.connections == 3
 
 
-def test_the_waits_have_full_jitter_that_leaves_the_global_random_state_alone():
-    import random
-
+def test_the_waits_have_jitter_that_leaves_the_global_random_state_alone():
     random.seed(1)
     before = random.getstate()
     with FaultServer(first_calls("500", "500")) as server:
@@ -214,7 +245,8 @@ def test_the_key_is_in_no_text_that_a_model_or_an_exception_has(monkeypatch):
         assert reply.text == "Bearer [key]"
         monkeypatch.setenv("TEST_KEY", "EMPTY")  # for show; as a word it stays
         assert ask(model)[0].text == f"Bearer {SECRET}"
-    assert SECRET not in repr(model) + repr(vars(model)) + repr(vars(model._pools[0]))
+    parts = [repr(vars(part)) for part in vars(model).values() if hasattr(part, "__dict__")]
+    assert SECRET not in repr(model) + repr(vars(model)) + "".join(parts)
 
 
 @pytest.mark.parametrize("value", ["", "  ", "two\nlines", "schlüssel"])
@@ -223,6 +255,25 @@ def test_a_key_that_is_missing_or_cannot_be_sent_is_refused_by_the_name_of_its_v
     with pytest.raises(BadInput, match="environment variable TEST_KEY") as refusal:
         HttpChatModel(endpoint())
     assert not value.strip() or value not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTP_PROXY"])
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(monkeypatch, name):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv(name, "socks5://me:password@127.0.0.1:9")
+    with pytest.raises(BadInput, match=rf"{name.upper()} \(socks5://...\) .* add 127.0.0.1 to NO_PROXY") as refusal:
+        HttpChatModel(endpoint())
+    assert "password" not in str(refusal.value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with FaultServer() as server:
+        assert isinstance(ask(HttpChatModel(endpoint(server)))[0], Reply)
+
+
+def test_certificates_that_cannot_be_read_are_named(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    with pytest.raises(BadInput, match=r"SSL_CERT_FILE \(/nonexistent\) .* No such file or directory"):
+        HttpChatModel(endpoint())
 
 
 # --- what a server says ----------------------------------------------------------------------------------------------
@@ -262,90 +313,64 @@ def test_reasoning_is_counted_apart(message, usage, counts):
     assert (reply.usage.completion_tokens, reply.usage.reasoning_tokens, reply.num_tokens) == counts
 
 
+def test_a_reply_in_parts_is_their_text():
+    parts = '[{"type": "text", "text": "Hel"}, {"type": "image", "url": "x"}, {"type": "text", "text": "lo"}]'
+    assert read_reply(f'{{"choices": [{{"message": {{"content": {parts}}}}}]}}'.encode(), []).text == "Hello"
+
+
+def test_counts_that_cannot_be_are_replaced_by_guesses_and_told_once():
+    told: list[str] = []
+    with FaultServer(usage={"prompt_tokens": -500, "completion_tokens": -1}) as server:
+        model = HttpChatModel(endpoint(server), told.append)
+        replies = ask(model, RngKey(1), RngKey(2))
+    assert all(reply.usage.prompt_tokens == 14 and reply.usage.completion_tokens > 0 for reply in replies)
+    assert model.ledger.total_tokens > 28
+    assert told == [
+        f"{server.url} counts tokens as no server can (prompt_tokens -500, completion_tokens -1). "
+        "Such counts are replaced by guesses."
+    ]
+
+
+def test_a_reply_that_a_content_filter_took_away_is_a_failed_call_that_is_paid_for():
+    with FaultServer(lambda number, call: "filtered") as server:
+        model = HttpChatModel(endpoint(server))
+        (error,) = ask(model, RngKey(1, role="judge"))
+    assert isinstance(error, ChatFailed) and "content filter" in str(error) and len(server.calls) == 1
+    spend = model.ledger.of("judge")
+    assert (spend.calls, spend.failed, spend.filtered, spend.prompt_tokens) == (1, 1, 1, 4)
+    assert "1 failed, 1 of them by a content filter" in model.ledger.table()[0]
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_limit_holds_in_every_window_and_not_only_on_average():
-    async def times() -> list[float]:
-        window, found = PerMinute(3, seconds=0.2), []
-        for _ in range(8):
-            await window.take(1)
-            found.append(time.monotonic())
+def test_a_limit_of_calls_holds_in_every_window_and_not_only_on_average():
+    times: list[float] = []
+
+    def plan(number: int, call: dict[str, Any]) -> str:
+        times.append(time.monotonic())
+        return "ok"
+
+    with FaultServer(plan) as server:
+        began = time.monotonic()
+        ask(HttpChatModel(endpoint(server, requests_per_minute=1200)), *(RngKey(seed) for seed in range(20)))
+    assert 0.05 * 19 - 0.02 <= times[-1] - began < 3
+    assert max(sum(start <= at < start + 0.5 for at in times) for start in times) <= 11  # 10, and the network's jitter
+
+
+def test_a_limit_of_tokens_holds_in_every_window_and_large_calls_do_not_starve():
+    async def taken() -> list[tuple[float, int]]:
+        limit, found = TokenLimit(1000, seconds=0.5), []
+
+        async def call(tokens: int) -> None:
+            await limit.take(tokens)
+            found.append((time.monotonic(), tokens))
+
+        await asyncio.gather(*(call(tokens) for tokens in (100, 900, *[100] * 10, 2500)))
         return found
 
-    found = asyncio.run(times())
-    assert all(later - earlier >= 0.2 for earlier, later in zip(found, found[3:], strict=False))
-    assert found[2] - found[0] < 0.1 and found[-1] - found[0] < 1
-
-
-def test_what_was_taken_for_tokens_that_were_not_used_is_given_back():
-    async def scenario() -> float:
-        window = PerMinute(100, seconds=5)
-        (await window.take(90)).amount = 10
-        began = time.monotonic()
-        await window.take(90)
-        return time.monotonic() - began
-
-    assert asyncio.run(scenario()) < 1
-
-
-def test_a_call_that_is_larger_than_the_limit_goes_alone():
-    async def scenario() -> None:
-        window = PerMinute(10, seconds=0.05)
-        for _ in range(3):
-            assert (await window.take(50)).amount == 10
-
-    asyncio.run(asyncio.wait_for(scenario(), 1))
-
-
-def test_where_most_calls_fail_all_wait_and_one_at_a_time_tries():
-    told: list[str] = []
-    attempts = itertools.count()
-    at_once = most_at_once = 0
-    breaker = Breaker("here", 60, told.append, first_pause=0.01, longest_pause=0.02)
-
-    async def attempt() -> int:
-        nonlocal at_once, most_at_once
-        number = next(attempts)
-        tries = bool(told)
-        at_once += tries
-        if len(told) == 1:  # until it answers again
-            most_at_once = max(most_at_once, at_once)
-        await asyncio.sleep(0.005)
-        at_once -= tries
-        if number < 60:
-            raise Failure("HTTP 500")
-        return number
-
-    async def call() -> int:
-        while True:
-            try:
-                return await breaker.run(attempt)
-            except Failure:
-                pass
-
-    async def all_calls() -> list[int]:
-        return await asyncio.gather(*(call() for _ in range(40)))
-
-    found = asyncio.run(all_calls())
-    assert len(set(found)) == 40 and next(attempts) == 100  # 60 that failed, and then each once
-    assert most_at_once == 1
-    assert told[0].startswith("here: 16 of the last 16 attempts failed (HTTP 500)")
-    assert told[1].startswith("here: answers again") and len(told) == 2
-
-
-def test_the_breaker_gives_up():
-    breaker = Breaker("here", 0.05, lambda text: None, first_pause=0.02)
-
-    async def attempt() -> None:
-        raise Failure("HTTP 500")
-
-    async def call() -> None:
-        while True:
-            try:
-                await breaker.run(attempt)
-            except Failure:
-                pass
-
-    with pytest.raises(RunStopped, match="here has done nothing but fail"):
-        asyncio.run(asyncio.wait_for(call(), 5))
+    found = asyncio.run(taken())
+    assert [tokens for _, tokens in found] == [100, 900, *[100] * 10, 2500]  # in the order in which they came
+    began = found[0][0]
+    assert all(sum(n for at, n in found if start < at <= start + 0.5) <= 1000 for start, _ in found[1:-1])
+    assert 4500 / 1000 * 0.5 - 0.1 < found[-1][0] - began + 100 / 1000 * 0.5 < 10
