@@ -23,22 +23,29 @@ log = logging.getLogger(__name__)
 
 
 class StepGraphs:
-    """Replays a decoding step by its shape; the first step of a shape is recorded."""
+    """Replays a decoding step by its shape; the first step of a shape is recorded.
+
+    Attributes:
+        works: False once a step could not be recorded.
+    """
 
     def __init__(self) -> None:
-        self._works = True  # until a step is met that cannot be recorded
+        self.works = True
         self._recorded: dict[Hashable, tuple[torch.Tensor, torch.Tensor, Callable[[], torch.Tensor]]] = {}
         self._valid_for: tuple[object, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self._recorded)
+
     def usable(self, device: torch.device) -> bool:
-        return self._works and device.type == "cuda"
+        return self.works and device.type == "cuda"
 
     def clear_cache(self) -> None:
         self._recorded.clear()
-        self._valid_for = ()  # holds the memory of rows
+        self._valid_for = ()  # it would keep the memory of rows
 
     def keep_if(self, *held: object) -> None:
-        """Forget all, unless these are the very objects that the graphs were recorded with."""
+        """Drop all graphs, unless these are the very objects that they were recorded with."""
         if len(held) != len(self._valid_for) or any(a is not b for a, b in zip(held, self._valid_for, strict=True)):
             self.clear_cache()
             self._valid_for = held
@@ -57,7 +64,7 @@ class StepGraphs:
                 self._recorded[key] = (ids, starts, record(step, ids, starts))
             except RuntimeError as error:
                 self.clear_cache()
-                self._works = False
+                self.works = False
                 log.warning("decoding goes on without CUDA graphs, which this model does not allow: %s", error)
                 return None
         held_ids, held_starts, replay = self._recorded[key]

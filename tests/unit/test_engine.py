@@ -35,9 +35,11 @@ from transformers import (
 
 from collab.chat.base import Sampling
 from collab.conversation import Message, Reply
-from collab.generation.engine import _CHUNK, LocalEngine, _inverse_cdf
+from collab.generation.drawing import inverse_cdf
+from collab.generation.engine import LocalEngine
+from collab.generation.modes import PREFILL_CHUNK
+from collab.lm.device import resolve_dtype
 from collab.lm.inner import inner_of
-from collab.lm.loading import resolve_dtype
 from collab.lm.logits import final_logits
 from collab.modules.policy import Policy
 from collab.randomness import RngKey
@@ -408,7 +410,7 @@ def test_drawing_by_blocks_inverts_the_running_sum(vocabulary: int) -> None:
     scores[:, :2], scores[:, -1] = -torch.inf, -torch.inf  # never drawn, also by the first and the last number
     uniforms = torch.rand(400, generator=noise)
     uniforms[:2] = torch.tensor([0.0, 1.0])
-    tokens, normaliser = _inverse_cdf(scores, uniforms)
+    tokens, normaliser = inverse_cdf(scores, uniforms)
     torch.testing.assert_close(normaliser, scores.logsumexp(-1))
     reached = scores.double().softmax(-1).cumsum(-1)
     chosen, above = tokens[:, None], uniforms.double()[:, None]
@@ -517,12 +519,12 @@ def test_the_deterministic_mode_is_bit_equal_in_any_company_order_and_cache(
         return LocalEngine(adapted, tokenizer, max_batch=6, cache_bytes=cache_bytes, deterministic=True)
 
     alone = run(talk(engine(), 0, 3, sampling, system="Be brief. " * 20))
-    assert all(len(reply.prompt_ids) > 2 * _CHUNK for reply in alone)
+    assert all(len(reply.prompt_ids) > 2 * PREFILL_CHUNK for reply in alone)
     warm = engine()
     for trial in range(25):
         found = run(company(warm if trial % 2 else engine(int(draw.integers(2)) << 18), draw, sampling))
         assert found == alone  # tokens, text and log-probs, bit for bit
-    assert len(warm._kept) > 3
+    assert len(warm.prefixes) > 3
 
 
 def test_the_deterministic_mode_is_bit_equal_on_the_real_model(smollm2: Path) -> None:
@@ -554,30 +556,30 @@ def test_kept_prefixes_change_nothing(sharp: Any, tokenizer: Any, cache_bytes: i
     small = LocalEngine(sharp, tokenizer, max_batch=5, cache_bytes=cache_bytes)
     without = run(many_talks(small, temperature=0.7))
     assert [reply.token_ids for reply in with_cache] == [reply.token_ids for reply in without]
-    held = sum(part.nbytes for kept in small._kept.values() for part in kept)
-    assert small._kept_bytes == held <= cache_bytes and (held > 0) == (cache_bytes > 1)
+    assert small.prefixes.nbytes <= cache_bytes and (len(small.prefixes) > 0) == (cache_bytes > 1)
 
 
 def test_the_least_recently_used_is_dropped_and_what_is_too_large_drops_nothing(sharp: Any, tokenizer: Any) -> None:
     engine = LocalEngine(sharp, tokenizer)
+    cache = engine.prefixes
 
     def said(messages: list[Message]) -> tuple[Reply, tuple[int, ...]]:
         reply = run(engine.complete(messages, Sampling(4, 0, ignore_eos=True), RngKey(1)))
         return reply, (*reply.prompt_ids, *reply.token_ids)
 
-    def kept() -> list[tuple[int, ...]]:
-        return [ids for _, ids in engine._kept]
+    def kept(*prefixes: tuple[int, ...]) -> bool:
+        return len(cache) == len(prefixes) and all((True, ids) in cache for ids in prefixes)
 
     (river, river_ids), (_, violin_ids) = said([Message("user", "river")]), said([Message("user", "violin")])
-    engine.cache_bytes = engine._kept_bytes
+    cache.max_bytes = cache.nbytes
     said([Message("user", "word " * 90)])
-    assert kept() == [river_ids, violin_ids]
-    per_token = engine._kept_bytes // (len(river_ids) + len(violin_ids) - 2)
+    assert kept(river_ids, violin_ids)
+    per_token = cache.nbytes // (len(river_ids) + len(violin_ids) - 2)
     further = [Message("user", "river"), Message("assistant", river.text, river.token_ids), Message("user", "Go on.")]
     longer = len(engine.format.encode(further)[0]) + 4
-    engine.cache_bytes += (longer - len(violin_ids)) * per_token  # what is said next takes the place of one alone
+    cache.max_bytes += (longer - len(violin_ids)) * per_token  # what is said next takes the place of one alone
     _, further_ids = said(further)  # reads the older one
-    assert kept() == [river_ids, further_ids] and engine._kept_bytes == engine.cache_bytes
+    assert kept(river_ids, further_ids) and cache.nbytes == cache.max_bytes
 
 
 def test_candidates_that_do_not_all_fit_the_batch_share_their_prompt(sharp: Any, tokenizer: Any) -> None:

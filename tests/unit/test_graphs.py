@@ -75,13 +75,13 @@ class Recorder:
         self.replayed: Counter[tuple[int, int]] = Counter()
 
     def held(self) -> tuple[int, ...]:
-        assert self.engine._rows.data is not None
-        return tuple(id(held) for held in (*self.engine._rows.data, *self.engine._fused.adapter_tensors()))
+        assert self.engine.rows.data is not None
+        return tuple(id(held) for held in (*self.engine.rows.data, *self.engine.fused.adapter_tensors()))
 
     def __call__(self, step: graphs.Step, ids: torch.Tensor, starts: torch.Tensor) -> Callable[[], torch.Tensor]:
         step(ids, starts)
         logits = step(ids, starts)
-        held, shape = self.held(), (len(ids), self.engine._rows.reach)
+        held, shape = self.held(), (len(ids), self.engine.rows.reach)
         self.recorded.append(shape)
 
         def replay() -> torch.Tensor:
@@ -99,7 +99,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalEngine], Record
     def start(engine: LocalEngine) -> Recorder:
         recorder = Recorder(engine)
         monkeypatch.setattr(graphs, "record", recorder)
-        monkeypatch.setattr(StepGraphs, "usable", lambda graphs, device: graphs._works)
+        monkeypatch.setattr(StepGraphs, "usable", lambda graphs, device: graphs.works)
         return recorder
 
     return start
@@ -130,12 +130,12 @@ def test_graphs_are_recorded_anew_when_weights_or_memory_have_moved(tiny_model: 
     before = len(recorder.recorded)
     assert words(asyncio.run(talks(engine, count=3))) == first and len(recorder.recorded) == before
     teach(lm, seed=2)  # without clear_cache(): adapters are rounded anew by themselves
-    engine._kept.clear()
+    engine.prefixes.clear()
     taught = words(asyncio.run(talks(engine, count=3)))
     assert len(recorder.recorded) > before
     fresh = LocalEngine(lm, tokenizer, 6)
     engine.clear_cache()
-    assert engine._graphs._recorded == {}
+    assert len(engine.graphs) == 0
     recording(fresh)
     assert taught == words(asyncio.run(talks(fresh, count=3))) != first
 
@@ -176,7 +176,7 @@ def test_a_gpu_replays_graphs_and_says_what_generate_says(
     engine, recorded, record = LocalEngine(lm, tokenizer, 6, deterministic=deterministic), [], graphs.record
     monkeypatch.setattr(graphs, "record", lambda *given: (recorded.append(given), record(*given))[1])
     chats = asyncio.run(talks(engine))
-    assert recorded and engine._graphs.usable(torch.device("cuda"))
+    assert recorded and engine.graphs.usable(torch.device("cuda"))
     for number, chat in enumerate(chats):
         for reply in chat:
             prompt = torch.tensor([reply.prompt_ids], device="cuda")

@@ -1,0 +1,204 @@
+"""Keys and values: of the running requests, in rows of one tensor, and of prefixes that are kept for later requests.
+
+One tensor holds the keys of all layers, another the values, `[layer, row, head, position, channel]`; on a CPU the keys
+of a channel lie side by side (see `collab.lm.attention.by_layout`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+KeyValues = tuple[torch.Tensor, torch.Tensor]
+
+POSITION_BLOCK = 64  # rows grow by this many positions; a deterministic row's keys are a multiple of it
+
+
+class _RowsLayer(DynamicLayer):
+    """One layer's view of the rows, in transformers' cache interface."""
+
+    def __init__(self, rows: KVRows, index: int) -> None:
+        super().__init__()
+        self.rows, self.index = rows, index
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> KeyValues:
+        return self.rows.write(self.index, key_states, value_states)
+
+
+class KVRows:
+    """Keys and values of the running requests, a row for each.
+
+    Args:
+        layers: Of the model.
+        whole_blocks: A forward call always reads a multiple of `POSITION_BLOCK` keys.
+
+    Attributes:
+        data: Keys and values, `[layer, row, head, position, channel]` each; None until the first forward call.
+        cache: What a transformers model takes as `past_key_values`.
+        reach: Keys that the next forward call reads.
+    """
+
+    def __init__(self, layers: int, whole_blocks: bool) -> None:
+        self.data: KeyValues | None = None
+        self.layers, self.whole_blocks = layers, whole_blocks
+        self.first = self.last = self.reach = 0
+        self.row_index = self.positions = torch.empty(0)
+        self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(layers)])
+        self._size = (0, 0)  # rows, positions
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.data, self._size = None, (0, 0)
+
+    def reserve(self, rows: int, positions: int) -> None:
+        """Grow (never shrink) to this number of rows and positions."""
+        self._size = (max(self._size[0], rows), max(self._size[1], up_to_block(positions)))
+        if self.data is not None and (self.data[0].shape[1], self.data[0].shape[3]) != self._size:
+            older, self.data = self.data, self._empty(*(part[0, 0, :, 0] for part in self.data))
+            for part, filled in zip(self.data, older, strict=True):
+                part[:, : filled.shape[1], :, : filled.shape[3]] = filled
+
+    def _empty(self, *like: torch.Tensor) -> KeyValues:
+        """Keys and values of the reserved size, with the heads and channels of `like`, `[head, channel]` each."""
+        (heads, key_channels), (_, value_channels) = like[0].shape, like[1].shape
+        rows, positions = self._size
+        if like[0].device.type == "cpu":
+            keys = like[0].new_zeros(self.layers, rows, heads, key_channels, positions).transpose(3, 4)
+        else:
+            keys = like[0].new_zeros(self.layers, rows, heads, positions, key_channels)
+        return keys, like[1].new_zeros(self.layers, rows, heads, positions, value_channels)
+
+    def keys_to_read(self, positions: int, width: int, device: torch.device) -> int:
+        """How many keys a forward call of `width` tokens a row reads to see `positions` of them.
+
+        A CPU multiplies single queries with whole rows faster than with parts of them, which it copies first.
+        """
+        if self.whole_blocks:
+            return up_to_block(positions)
+        whole = device.type == "cpu" and width == 1 and 3 * positions > 2 * self._size[1]
+        return self._size[1] if whole else positions
+
+    def select(self, first: int, last: int, positions: torch.Tensor, reach: int) -> None:
+        """Choose the rows and, `[N, T]`, the positions that the next forward call writes; it reads `reach` keys."""
+        self.first, self.last, self.positions, self.reach = first, last, positions, reach
+        self.row_index = torch.arange(first, last, device=positions.device)[:, None]
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeyValues:
+        """Write a layer's new keys and values, `[N, head, T, channel]`; returns all that its queries may read."""
+        if self.data is None:
+            self.data = self._empty(keys[0, :, 0], values[0, :, 0])
+        held = self.data[0][layer], self.data[1][layer]
+        for part, new in zip(held, (keys, values), strict=True):
+            part[self.row_index, :, self.positions] = new.transpose(1, 2)
+        seen = slice(self.first, self.last), slice(None), slice(self.reach)
+        return held[0][seen], held[1][seen]
+
+    def nbytes(self, length: int) -> int:
+        """Bytes of a row's first `length` positions."""
+        assert self.data is not None
+        return sum(part[:, 0, :, :length].nbytes for part in self.data)
+
+    def copy_out(self, row: int, length: int) -> KeyValues:
+        """Copies of a row's first positions, `[layer, head, position, channel]`."""
+        assert self.data is not None
+        return self.data[0][:, row, :, :length].clone(), self.data[1][:, row, :, :length].clone()
+
+    def copy_in(self, row: int, kept: KeyValues, length: int) -> None:
+        """Write the first positions of such copies into a row."""
+        assert self.data is not None
+        for part, source in zip(self.data, kept, strict=True):
+            part[:, row, :, :length] = source[:, :, :length]
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy a row's first positions over another row."""
+        assert self.data is not None
+        for part in self.data:
+            part[:, target, :, :length] = part[:, source, :, :length]
+
+
+class PrefixCache:
+    """Keys and values of prompts and finished replies, which later prompts may begin with.
+
+    Prefixes with and without the adapter are kept apart. The least recently used are dropped first.
+
+    Args:
+        max_bytes: Memory for them; 0 keeps none.
+
+    Attributes:
+        nbytes: Memory that they take.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.nbytes = max_bytes, 0
+        self._kept: OrderedDict[tuple[bool, tuple[int, ...]], KeyValues] = OrderedDict()
+        self._shared: set[int] = set()  # lengths of beginnings that prompts had in common
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, key: tuple[bool, tuple[int, ...]]) -> bool:
+        """Whether (adapter, token ids) is kept."""
+        return key in self._kept
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._shared.clear()
+        self.nbytes = 0
+
+    def longest(
+        self, adapter: bool, prompt: tuple[int, ...], boundaries: Sequence[int]
+    ) -> tuple[KeyValues | None, int]:
+        """The longest kept prefix of a prompt, and how many of its positions may be used.
+
+        The prompt's last token is always computed: its logits are needed. (None, 0) where no prefix is kept.
+
+        Args:
+            adapter: Whether it is to be read with the adapter on.
+            prompt: Token ids.
+            boundaries: Lengths of its beginnings that may have been kept.
+        """
+        for boundary in sorted({*boundaries, *self._shared}, reverse=True):
+            kept = self._kept.get((adapter, prompt[:boundary]))
+            if kept is not None:
+                self._kept.move_to_end((adapter, prompt[:boundary]))
+                return kept, min(kept[0].shape[2], len(prompt) - 1)
+        return None, 0
+
+    def keep(
+        self,
+        adapter: bool,
+        ids: tuple[int, ...],
+        rows: KVRows,
+        row: int,
+        length: int | None = None,
+        shared: bool = False,
+    ) -> None:
+        """Keep a copy of a row, unless it is there or takes more than all the memory.
+
+        Args:
+            adapter: Whether it was computed with the adapter on.
+            ids: The tokens by which it is found.
+            rows, row: Where it is.
+            length: Positions that are filled, where that is not all of `ids`.
+            shared: Several prompts begin with `ids`: look for this length in others too.
+        """
+        if shared:
+            self._shared.add(len(ids))
+        length = len(ids) if length is None else length
+        if (adapter, ids) in self._kept or rows.nbytes(length) > self.max_bytes:
+            return
+        kept = rows.copy_out(row, length)
+        self._kept[adapter, ids] = kept
+        self.nbytes += sum(part.nbytes for part in kept)
+        while self.nbytes > self.max_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self.nbytes -= sum(part.nbytes for part in dropped)
+
+
+def up_to_block(positions: int) -> int:
+    """The next multiple of `POSITION_BLOCK`."""
+    return -(-positions // POSITION_BLOCK) * POSITION_BLOCK

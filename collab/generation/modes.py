@@ -1,0 +1,122 @@
+"""The two modes of the local engine: fast, and deterministic (a request's tokens depend on that request alone).
+
+A mode decides how prompts are read, which prefixes are kept, how many rows a decoding step has and how tokens are
+drawn.
+
+Shapes: N rows, T new tokens per row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from collab.generation.drawing import Draw, by_gumbel_max, by_inverse_cdf
+
+# (first row, each row's new tokens, each row's filled length, tokens of each row that are no padding or None for all)
+# -> [N, V] logits after the last token of each row
+Extend = Callable[[int, list[list[int]], Sequence[int], list[int] | None], torch.Tensor]
+
+PREFILL_CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
+_MAX_PADDING = 256  # tokens of padding for which prompts of different lengths are still read together
+
+
+class FastMode:
+    """As fast as can be: what a request draws may change, rarely, with the requests that are decoded beside it."""
+
+    whole_blocks = False
+    keeps_any_length = True  # prefixes that prompts share, and replies, are kept wherever they end
+    draw: Draw = staticmethod(by_inverse_cdf)
+
+    def boundaries(self, prompt: list[int], turns: list[int]) -> list[int]:
+        """Lengths of a prompt's beginnings that may have been kept, ascending."""
+        return [*turns, len(prompt)]
+
+    def length_to_keep(self, prompt: tuple[int, ...], shared: bool) -> int:
+        """How many positions of a prompt to keep once it is read; `shared`: several requests came with it."""
+        return len(prompt) if shared else 0  # a context's candidates: a next one may come in another batch
+
+    def read(
+        self, extend: Extend, first: int, prompts: Sequence[tuple[int, ...]], starts: Sequence[int]
+    ) -> torch.Tensor:
+        """Fill the rows from `first` on with prompts, from `starts` on; `[N, V]` logits after their last tokens.
+
+        Prompts come with the least to read first, and are read in parts of similar length: all at once, each would be
+        padded to the longest.
+        """
+        parts: list[list[list[int]]] = []
+        for prompt, start in zip(prompts, starts, strict=True):
+            new = list(prompt[start:])
+            if not parts or (len(parts[-1]) + 1) * len(new) > 2 * sum(map(len, [*parts[-1], new])) + _MAX_PADDING:
+                parts.append([])
+            parts[-1].append(new)
+        logits, row = [], 0
+        for part in parts:
+            logits.append(extend(first + row, part, starts[row : row + len(part)], None))
+            row += len(part)
+        return torch.cat(logits)
+
+    def rows(self, new: list[list[int]], starts: list[int]) -> tuple[list[list[int]], list[int]]:
+        """The rows of a decoding step: their tokens and filled lengths."""
+        return new, starts
+
+    def threads(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which tokens are computed."""
+        return contextlib.nullcontext()
+
+
+class DeterministicMode:
+    """Bit-equal tokens and log-probs of a request, whatever else the engine does.
+
+    Every decoding step has `slots` rows, idle ones included. Prompts are read one by one in chunks of `PREFILL_CHUNK`
+    tokens that start at multiples of it; only whole chunks are kept, and no reply, since it was computed in steps and
+    not in chunks. Keys behind a request's end weigh exactly nothing, and their number is a multiple of
+    `kv_rows.POSITION_BLOCK`, so the lengths of other requests do not show either. Tokens are drawn by Gumbel-max, which
+    depends on no running sum. On a CPU one thread does it all: how several share out a product depends on the row.
+    Mixtures of experts are refused: how many rows an expert gets depends on the other requests.
+
+    Args:
+        slots: Rows of each decoding step.
+    """
+
+    whole_blocks = True
+    keeps_any_length = False
+    draw: Draw = staticmethod(by_gumbel_max)
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+
+    def boundaries(self, prompt: list[int], turns: list[int]) -> list[int]:
+        """See `FastMode`, here and below."""
+        return list(range(PREFILL_CHUNK, len(prompt), PREFILL_CHUNK))
+
+    def length_to_keep(self, prompt: tuple[int, ...], shared: bool) -> int:
+        return (len(prompt) - 1) // PREFILL_CHUNK * PREFILL_CHUNK
+
+    def read(
+        self, extend: Extend, first: int, prompts: Sequence[tuple[int, ...]], starts: Sequence[int]
+    ) -> torch.Tensor:
+        last = []
+        for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True), start=first):
+            for position in range(start, len(prompt), PREFILL_CHUNK):
+                chunk = list(prompt[position : position + PREFILL_CHUNK])
+                padded = [*chunk, *[0] * (PREFILL_CHUNK - len(chunk))]
+                logits = extend(row, [padded], [position], [len(chunk)])
+            last.append(logits)
+        return torch.cat(last)
+
+    def rows(self, new: list[list[int]], starts: list[int]) -> tuple[list[list[int]], list[int]]:
+        idle = self.slots - len(new)
+        return [*new, *[[0]] * idle], [*starts, *[0] * idle]
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
