@@ -296,7 +296,7 @@ def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool 
         # Where shards of all weights are trained, they are fp32 and computing is in `dtype`.
         compute, dtype = (None, dtype) if model.lora.enabled or not adapter else (dtype, torch.float32)
         load = partial(load_model, model, dtype, device, adapter, computed_in=compute)
-        sharding = Sharding(partial(load, place=torch.device("meta")), config.strategy.replicas, compute)
+        sharding = Sharding(partial(load, place=torch.device("meta")), compute)
         load = partial(load, place=torch.device("cpu"))  # where the shards are cut: a GPU need not hold it all
     else:
         load = partial(load_model, model, dtype, device, adapter)

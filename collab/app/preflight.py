@@ -151,11 +151,6 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
     processes = (devices if isinstance(devices, int) else len(devices)) * nodes
     if processes > 1 or strategy.name == "fsdp":
         _check_backend(kind, f"strategy={strategy.name}, {processes} processes")
-    if processes % strategy.replicas:
-        raise BadInput(
-            f"strategy.replicas ({strategy.replicas}) must divide the number of processes ({processes}): each replica "
-            "is spread over as many. Set strategy.replicas=1, or to the number of machines."
-        )
     if entry == "train" and goals % processes:
         raise BadInput(
             f"trainer.goals_per_step ({goals}) must be a multiple of the number of processes ({processes}, "

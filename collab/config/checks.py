@@ -140,11 +140,10 @@ def _device_problems(config: Config) -> Iterable[str]:
             "Set trainer.devices=1, or 'trainer.devices=[0,1]' on GPUs."
         )
     strategy = config.strategy
-    if strategy.name != "fsdp" and (strategy.replicas != 1 or strategy.sharded_checkpoints):
+    if strategy.name != "fsdp" and strategy.sharded_checkpoints:
         yield (
-            f"strategy.replicas ({strategy.replicas}) and strategy.sharded_checkpoints "
-            f"({str(strategy.sharded_checkpoints).lower()}) are of strategy=fsdp, and it is {strategy.name}. "
-            "Leave them out, or set strategy=fsdp."
+            f"strategy.sharded_checkpoints=true needs strategy=fsdp, and strategy is {strategy.name}. Set "
+            "strategy=fsdp, or leave it out."
         )
 
 

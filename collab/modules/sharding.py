@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -39,12 +39,10 @@ class Sharding:
 
     Attributes:
         empty: Makes the causal LM without memory for weights (on the meta device).
-        replicas: Groups of processes that each hold all shards; their gradients are added up.
         compute_dtype: Of gathered weights, where all are trained (in fp32); None leaves each as it is.
     """
 
     empty: Callable[[], Any]
-    replicas: int = 1
     compute_dtype: torch.dtype | None = None
 
 
@@ -56,7 +54,7 @@ def shard(policy: Policy, sharding: Sharding, device: torch.device) -> None:
         sharding: How.
         device: Where the shards go.
     """
-    mesh = _mesh(sharding, device.type)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),), mesh_dim_names=("shard",))
     whole = {name: tensor.detach() for name, tensor in _tensors(policy)} if mesh.get_rank() == 0 else {}
     mixed = MixedPrecisionPolicy(sharding.compute_dtype, torch.float32 if sharding.compute_dtype else None)
     for layer in _layers(policy):
@@ -129,14 +127,6 @@ def is_spread(policy: nn.Module) -> bool:
 
 def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
     return isinstance(tensor, DTensor)
-
-
-def _mesh(sharding: Sharding, device: str) -> DeviceMesh:
-    world = torch.distributed.get_world_size()
-    if sharding.replicas == 1:
-        return init_device_mesh(device, (world,), mesh_dim_names=("shard",))
-    shape = (sharding.replicas, world // sharding.replicas)
-    return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def _layers(policy: Policy) -> list[nn.Module]:

@@ -217,8 +217,8 @@ for strategy in sys.argv[2].split(","):
             target, config, _ = ALGORITHMS[name]
             config = dataclasses.replace(config, max_grad_norm=0.5)
             sharding, made = None, "auto" if processes == 1 else "ddp"
-            if strategy.startswith("fsdp"):
-                sharding = Sharding(lambda: empty(adapter), replicas=2 if strategy == "fsdp_replicas" else 1)
+            if strategy == "fsdp":
+                sharding = Sharding(lambda: empty(adapter))
                 made = ShardedStrategy(processes, False, timedelta(minutes=1))
             def load():
                 lm = moved(make_lm("Llama", adapter))
@@ -241,14 +241,14 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What three steps on the same scored groups make of the same policies, with one process and with two."""
     folder = tmp_path_factory.mktemp("steps")
     (folder / "steps.py").write_text(STEPS)
-    for processes, strategies in ((1, "alone"), (2, "ddp,fsdp,fsdp_replicas")):
+    for processes, strategies in ((1, "alone"), (2, "ddp,fsdp")):
         run([*launch(processes), str(folder / "steps.py"), str(folder), strategies, *STEPPED])
     return folder
 
 
 @pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("algorithm", STEPPED)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp_replicas"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_processes_with_unequal_shares_of_a_step_learn_as_one_does(
     steps: Path, strategy: str, algorithm: str, adapter: bool
 ) -> None:

@@ -161,7 +161,7 @@ def test_every_field_has_a_doc_line():
         ("precision=fp16", "precision (fp16) must be one of auto, bf16, fp32"),
         ("model.attention=flash", "model.attention (flash) must be one of"),
         ("strategy.name=deepspeed", "strategy.name (deepspeed) must be one of auto, ddp, fsdp"),
-        ("strategy.replicas=2", "strategy.replicas (2) and strategy.sharded_checkpoints (false) are of strategy=fsdp"),
+        ("strategy.sharded_checkpoints=true", "strategy.sharded_checkpoints=true needs strategy=fsdp"),
         ("strategy.timeout_minutes=0", "strategy.timeout_minutes (0"),
         ("trainer.accelerator=tpu", "must be one of auto, cpu, cuda"),
         ("trainer.devices=0", "trainer.devices (0) must be auto"),

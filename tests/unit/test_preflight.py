@@ -88,13 +88,6 @@ def test_several_machines_take_a_launcher(checked):
     assert "this process was started alone" in message and "torchrun --nnodes=2" in message
 
 
-def test_replicas_must_divide_the_processes(checked, monkeypatch):
-    launched(monkeypatch, 4, 1)
-    checked("strategy=fsdp", "strategy.replicas=2")
-    message = refusal(checked, "strategy=fsdp", "strategy.replicas=3")
-    assert "strategy.replicas (3) must divide the number of processes (4)" in message
-
-
 def test_processes_need_a_way_to_talk(checked, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: False)
     assert "this torch has no gloo" in refusal(checked, "strategy=fsdp")
