@@ -25,7 +25,8 @@ from collab.chat.base import Sampling
 from collab.config.schema import ModelConfig
 from collab.conversation import Message, Reply
 from collab.generation.engine import LocalEngine
-from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from collab.lm.device import resolve_device, resolve_dtype
+from collab.lm.loading import load_model, load_tokenizer
 from collab.randomness import RngKey
 from collab.util.quiet import quiet
 

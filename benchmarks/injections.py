@@ -89,7 +89,8 @@ def main() -> None:
 
     from collab.config.schema import ModelConfig
     from collab.generation.engine import LocalEngine
-    from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.lm.device import resolve_device, resolve_dtype
+    from collab.lm.loading import load_model, load_tokenizer
     from collab.util.quiet import quiet
 
     quiet()

@@ -19,7 +19,8 @@ from benchmarks.rows import FOLDER
 from collab.chat.base import Sampling
 from collab.config.schema import ModelConfig
 from collab.generation.engine import LocalEngine
-from collab.lm.loading import load_model, load_tokenizer, smollm2_folder
+from collab.lm.loading import load_model, load_tokenizer
+from collab.lm.smollm2 import smollm2_folder
 
 TEMPERATURE = 0.7
 

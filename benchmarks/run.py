@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None, results: Path | None = None, docs: P
 
     from benchmarks.measure import Setting, model_folder
     from benchmarks.peer import PeerFailed
-    from collab.lm.loading import resolve_device, resolve_dtype
+    from collab.lm.device import resolve_device, resolve_dtype
     from collab.util.errors import BadInput
     from collab.util.quiet import quiet
 

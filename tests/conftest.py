@@ -15,7 +15,7 @@ import pytest
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real SmolLM2-135M-Instruct; the first use on a machine converts it, about 15 s."""
-    from collab.lm.loading import smollm2_folder
+    from collab.lm.smollm2 import smollm2_folder
 
     return smollm2_folder()
 

@@ -44,7 +44,8 @@ from collab.datamodules.offline import OfflineData, tokenise
 from collab.generation.engine import LocalEngine
 from collab.generation.vllm import VLLMEngine
 from collab.lm.chat_format import ChatFormat
-from collab.lm.loading import load_model, load_tokenizer, locate, num_positions, resolve_device, resolve_dtype
+from collab.lm.device import resolve_device, resolve_dtype
+from collab.lm.loading import load_model, load_tokenizer, locate, num_positions
 from collab.modules.base import PolicyModule
 from collab.modules.sharding import CheckpointFiles, ShardedStrategy, Sharding
 from collab.randomness import RngKey

@@ -96,7 +96,9 @@ def load_engine(policy: str) -> ChatModel:
     """
     from collab.config.schema import ModelConfig
     from collab.generation.engine import LocalEngine
-    from collab.lm.loading import check_model, load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.lm.checks import check_model
+    from collab.lm.device import resolve_device, resolve_dtype
+    from collab.lm.loading import load_model, load_tokenizer
     from collab.util.quiet import quiet
 
     quiet()

@@ -44,14 +44,9 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             learn from; the server that is to decode has another model, or takes no adapters (`_check_server`).
     """
     from collab.datamodules.goals import check_reference_lengths
-    from collab.lm.loading import (
-        check_lora,
-        check_model,
-        load_tokenizer,
-        resolve_attention,
-        resolve_device,
-        resolve_dtype,
-    )
+    from collab.lm.checks import check_lora, check_model
+    from collab.lm.device import resolve_attention, resolve_device, resolve_dtype
+    from collab.lm.loading import load_tokenizer
     from collab.parsing.agenda_items import makes
     from collab.sandbox.run import check_strict
     from collab.util.quiet import quiet
@@ -308,13 +303,13 @@ def _differs(served: str, base: str, trust_remote_code: bool) -> str:
 
 def _try_adapter(server: VLLMServer, model: ModelConfig, place: Path) -> None:
     """Load and unload an adapter of the right shape, in a folder where those of the run will be."""
-    from collab.lm.loading import write_start
+    from collab.lm.checks import write_initial_adapter
 
     parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
     folder = parent / f".collab-probe-{uuid.uuid4().hex[:12]}"
     try:
         folder.mkdir()  # not a temporary one of Python's, which the server may not be allowed to read
-        write_start(model, folder)
+        write_initial_adapter(model, folder)
         server.load(folder.name, folder)
         server.unload(folder.name)
     except OSError as error:

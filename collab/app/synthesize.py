@@ -128,7 +128,8 @@ def _make(
 ) -> int:
     """Play the missing conversations; returns how many of them could not be scored."""
     from collab.app import build
-    from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.lm.device import resolve_device, resolve_dtype
+    from collab.lm.loading import load_model, load_tokenizer
 
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from collab.util.errors import BadInput
+from collab.util.errors import BadInput, first_line
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<split>[^:]+))?")
 _FILE_SUFFIXES = {".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz"}  # never part of a hub name
@@ -62,7 +62,7 @@ def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
         lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(
-            f"{path} cannot be read ({_first_line(error)}). Check its permissions, or get a new copy."
+            f"{path} cannot be read ({first_line(error)}). Check its permissions, or get a new copy."
         ) from error
     # These are lines of bytes: text would also be split at a U+2028 inside a string.
     for number, line in enumerate(lines, 1):
@@ -112,7 +112,7 @@ def _csv_rows(path: Path) -> Iterator[PlacedRow]:
             if fields:
                 yield f"row {number}", dict(zip(header, fields, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path} cannot be read as CSV in UTF-8 ({_first_line(error)}). Write it again.") from error
+        raise BadInput(f"{path} cannot be read as CSV in UTF-8 ({first_line(error)}). Write it again.") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -134,7 +134,7 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
                 )
             )
         except Exception as error:  # datasets, pyarrow and fsspec share no base class of errors
-            raise BadInput(f"{path} cannot be read as Parquet ({_first_line(error)}). Write it again.") from error
+            raise BadInput(f"{path} cannot be read as Parquet ({first_line(error)}). Write it again.") from error
     yield from _numbered(rows)
 
 
@@ -146,7 +146,7 @@ def _saved_rows(folder: Path, split: str, what: str, key: str) -> Iterator[Place
             saved = datasets.load_from_disk(str(folder))
         except Exception as error:  # datasets, pyarrow and fsspec share no base class of errors
             raise BadInput(
-                f"{folder} is a folder, and not one that `save_to_disk` of datasets wrote ({_first_line(error)}). To "
+                f"{folder} is a folder, and not one that `save_to_disk` of datasets wrote ({first_line(error)}). To "
                 f"read {what}, name a JSONL or Parquet file or such a folder ({key})."
             ) from error
     yield from _split_rows({split: saved} if isinstance(saved, datasets.Dataset) else saved, str(folder), split, key)
@@ -161,7 +161,7 @@ def _hub_rows(name: str, split: str, what: str, key: str) -> Iterator[PlacedRow]
         except Exception as error:  # datasets, huggingface_hub and the network share no base class of errors
             raise BadInput(
                 f"There is no file {name} to read {what} from, and as a hub data set it cannot be read either "
-                f"({_first_line(error)}). Check the path ({key}); a hub name needs the network, or a copy "
+                f"({first_line(error)}). Check the path ({key}); a hub name needs the network, or a copy "
                 "in the cache of Hugging Face."
             ) from error
     yield from _split_rows(splits, f"The hub data set {name}", split, key)
@@ -196,10 +196,6 @@ def quiet_datasets() -> Iterator[None]:
         datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 _READERS = {".parquet": _parquet_rows, ".json": _json_rows, ".csv": _csv_rows}

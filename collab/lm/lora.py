@@ -1,22 +1,55 @@
-"""LoRA's arithmetic in the dtype of the model, which is what rollouts and updates share."""
+"""LoRA adapters: puts a fresh one on a model, and computes in the model's dtype, in rollouts and updates alike."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import peft
 import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 
+from collab.config.schema import LoraConfig
 from collab.lm.fused_linear import is_plain, rounded
+from collab.util.errors import BadInput, first_line
+
+
+def add_adapter(model: Any, config: LoraConfig, base: str) -> Any:
+    """`model` with a fresh adapter, as a `peft.PeftModel`; changes `model` in place.
+
+    Args:
+        model: A causal language model of transformers.
+        config: Rank, scale, dropout and layers of the adapter.
+        base: Where the model comes from, for messages.
+
+    Raises:
+        BadInput: `target_modules` names no linear layer of the model, or is no regular expression.
+    """
+    targets = config.target_modules
+    try:
+        adapter = peft.LoraConfig(
+            task_type=peft.TaskType.CAUSAL_LM,
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            bias="none",
+        )
+        return peft.get_peft_model(model, adapter)
+    except (ValueError, re.error) as error:
+        raise BadInput(
+            f"model.lora cannot be put on {base}: {first_line(error)}. Choose model.lora.target_modules among the "
+            "names of its linear layers, or all-linear."
+        ) from error
 
 
 class LeanLoraLinear(lora.Linear):
     """`lora.Linear` of peft, with `A` and `B` rounded to the input's dtype instead of the input cast to theirs.
 
-    peft keeps adapters in fp32 beside a bf16 model and casts activations back and forth in every layer. The weights
-    that are trained stay in fp32 here too; only products are in bf16, in rollouts (`FusedLinears`) and in the update
-    alike. Whatever is not one plain adapter is left to peft, and so is training mode with its dropout.
+    peft keeps adapters in fp32 beside a bf16 model and casts activations back and forth in every layer. Here too the
+    trained weights are fp32; only products are in bf16, in rollouts (`FusedLinears`) and in the update alike. peft
+    computes everything that is not one plain adapter, and training mode with its dropout.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

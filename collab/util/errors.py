@@ -28,3 +28,8 @@ def error_text(error: BaseException) -> str:
                 told.append(line)
         cause = cause.__cause__
     return " ".join(line if line.endswith((".", ":", "?")) else f"{line}." for line in told)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its full stop; the name of its class if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -34,7 +34,8 @@ from collab.chat.base import Sampling
 from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig
 from collab.conversation import Message
 from collab.generation.vllm import VLLMEngine
-from collab.lm.loading import load_model, load_tokenizer, resolve_dtype
+from collab.lm.device import resolve_dtype
+from collab.lm.loading import load_model, load_tokenizer
 from collab.modules.policy import Policy
 from collab.randomness import RngKey
 

@@ -319,7 +319,8 @@ def test_plays_with_local_weights_in_a_rollout(tiny_model: Path) -> None:
     """A random model never gets the shape right: every try is counted, and nothing is scored."""
     from collab.app import build
     from collab.config.schema import ModelConfig
-    from collab.lm.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+    from collab.lm.device import resolve_device, resolve_dtype
+    from collab.lm.loading import load_model, load_tokenizer
 
     config = load_config(
         "train",

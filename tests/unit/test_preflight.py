@@ -12,7 +12,7 @@ from collab.app.compose import load_config
 from collab.app.preflight import check_machine
 from collab.config.schema import Config
 from collab.datamodules.goals import load_splits
-from collab.lm import loading
+from collab.lm import device, loading
 from collab.sandbox import run
 from collab.util.errors import BadInput
 
@@ -109,8 +109,8 @@ def test_a_cpu_has_no_indices(checked):
 
 
 def test_auto_is_every_cuda_device(checked, monkeypatch):
-    monkeypatch.setattr(loading, "resolve_device", lambda accelerator: torch.device("cuda"))
-    monkeypatch.setattr(loading, "_has_native_bf16", lambda device: True)
+    monkeypatch.setattr(device, "resolve_device", lambda accelerator: torch.device("cuda"))
+    monkeypatch.setattr(device, "has_native_bf16", lambda device: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     assert "number of processes (3," in refusal(checked)
