@@ -67,7 +67,7 @@ def test_there_are_scripts_and_commands_of_every_kind():
         assert any(re.search(rf"^{launcher} .*\btrain\.py ", block, re.MULTILINE) for block in whole), launcher
     entries = [entry for entry, *_ in COMMANDS]
     assert {"train", "evaluate"} <= set(entries) and entries.count("train") >= 10
-    written = len(re.findall(r"(?:train|evaluate)\.py |-m collab\.(?:train|evaluate|synthesize) ", "".join(BLOCKS)))
+    written = len(re.findall(r"(?:train|evaluate)\.py |\bcollab (?:train|evaluate|synthesize) ", "".join(BLOCKS)))
     assert written >= len(COMMANDS) > written - 5  # none is overlooked; the same one may be written twice
 
 
