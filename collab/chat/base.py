@@ -1,4 +1,4 @@
-"""Everything that speaks is a `ChatModel`: the policy, a user, a judge; local weights or a server."""
+"""The protocol `ChatModel` of everything that speaks: policy, user and judge, from local weights or a server."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Sampling:
     Attributes:
         max_new_tokens: Length limit, in tokens of the speaking model.
         temperature: Softmax temperature; 0 is greedy.
-        top_p: Nucleus mass in (0, 1]; 1 leaves the distribution whole.
-        top_k: Number of likeliest tokens kept; 0 keeps all.
-        stop: Strings of which the first to be said ends the reply; the text ends before it.
-        ignore_eos: Speak on to `max_new_tokens` whatever is said, for measurements.
-        adapter: Speak with the trained adapter on; False is the reference model from the same weights.
-        response_format: "json" asks a server for a JSON object, where it has a mode for that; else "text".
+        top_p: Nucleus mass in (0, 1]; 1 keeps the whole distribution.
+        top_k: Number of most likely tokens kept; 0 keeps all.
+        stop: The reply ends before the first of these strings that appears in it.
+        ignore_eos: Generate `max_new_tokens` tokens, also past the end of the turn; for measurements.
+        adapter: Use the trained adapter; False is the reference model from the same weights.
+        response_format: "json" asks a server for a JSON object, where it has a mode for that.
 
     Raises:
         BadInput: A number is out of its range; a stop string is empty.
@@ -53,16 +53,16 @@ class Sampling:
 
 
 class ChatFailed(Exception):
-    """A reply could not be had, after retries."""
+    """A call got no reply, after all retries."""
 
 
 class ChatModel(Protocol):
     """Anything that answers a list of messages."""
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
-        """One reply to `messages`; its randomness is that of `key` alone.
+        """One reply to `messages`; its randomness comes from `key` alone.
 
         Raises:
-            ChatFailed: A reply could not be had, after retries.
+            ChatFailed: No reply, after all retries.
         """
         ...

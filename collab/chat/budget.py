@@ -1,4 +1,4 @@
-"""What hosted calls cost, by who speaks, and the cap on it."""
+"""What hosted calls cost, by role, and the cap on it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _WRITE_EVERY = 1.0  # seconds between two writes of the ledger
 
 
 class BudgetExhausted(RunStopped):
-    """The next call might cost more than `budget` allows; all calls that were under way have come back."""
+    """The next call might cost more than `budget` allows. No other call is under way."""
 
 
 @dataclass
 class Spend:
-    """What one role has used. Only what a server has answered and counted is known, and is counted here."""
+    """What one role has used. Attempts that failed are not in it: a server may bill them, but does not say so."""
 
-    calls: int = 0  # that were answered
-    cached: int = 0  # that the cache answered
-    retries: int = 0  # attempts that failed and were made again
+    calls: int = 0  # answered by a server
+    cached: int = 0  # answered by the cache
+    retries: int = 0  # attempts that failed and were repeated
     failed: int = 0  # calls without a reply, after all retries
-    filtered: int = 0  # of these, replies that a content filter took away; they are paid for
+    filtered: int = 0  # failed calls whose reply a content filter took away; they are paid for
     prompt_tokens: int = 0
     completion_tokens: int = 0  # reasoning included
     reasoning_tokens: int = 0
-    usd: float = 0.0  # of those with a price
+    usd: float = 0.0  # models without a price count as 0
 
     @property
     def tokens(self) -> int:
@@ -51,19 +51,19 @@ class Spend:
 
 
 class Ledger:
-    """Adds up what is spent, and lets a call go only if it fits into the budget together with all under way.
+    """Adds up what is spent. A call starts only if it fits into the budget together with all calls under way.
 
     Args:
-        budget: The caps and the prices.
-        path: Where it is written, as JSON; what is there already was spent earlier by the same run.
-        share: Processes that the budget is dealt out to; this one takes its part of what is left.
-        others: Files of other processes of the run. What stands there now was spent earlier too, and counts.
+        budget: Caps and prices.
+        path: JSON file of the ledger. If it exists, its content was spent earlier by the same run.
+        share: Number of processes that divide what is left of the budget equally.
+        others: Ledgers of the run's other processes. Their content was spent earlier too.
 
     Attributes:
         spent: Role -> what it has used.
 
     Raises:
-        BadInput: `path` holds something else.
+        BadInput: `path` is no ledger.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Ledger:
         before = [spend for file in others for spend in _read(file).values()]
         known = (own[0] + sum(spend.usd for spend in before), own[1] + sum(spend.tokens for spend in before))
         caps = (budget.max_usd, budget.max_tokens)
-        # What this process may have spent in the end.
+        # What this process may have spent by the end of the run.
         self._caps = tuple(
             None if cap is None else mine + (cap - all_of_them) / share
             for cap, mine, all_of_them in zip(caps, own, known, strict=True)
@@ -94,10 +94,10 @@ class Ledger:
 
     @asynccontextmanager
     async def room_for(self, model: str | None, most: Usage) -> AsyncIterator[None]:
-        """Wait until a call that uses so much at most fits in.
+        """Wait until a call that uses at most `most` fits into the budget, and reserve that much for it.
 
         Raises:
-            BudgetExhausted: It does not, though no other call is under way.
+            BudgetExhausted: It does not fit, and no other call is under way.
         """
         wanted = (self.usd(model, most), float(most.prompt_tokens + most.completion_tokens))
         async with self._changed:
@@ -111,11 +111,11 @@ class Ledger:
         finally:
             async with self._changed:
                 left = [there - less for there, less in zip(self._under_way, wanted, strict=True)]
-                self._under_way = [0.0, 0.0] if left[1] < 0.5 else left  # without what floats leave behind
+                self._under_way = [0.0, 0.0] if left[1] < 0.5 else left  # drops rounding errors
                 self._changed.notify_all()
 
     def add(self, role: str, model: str | None, usage: Usage) -> None:
-        """A call was answered."""
+        """Count a call that was answered."""
         spend = self.of(role)
         spend.calls += 1
         spend.prompt_tokens += usage.prompt_tokens
@@ -172,7 +172,7 @@ class Ledger:
 
 
 def price(budget: BudgetConfig, model: str | None, prompt_tokens: float, reply_tokens: float) -> float:
-    """US dollars for so many tokens; 0 where the model has no price."""
+    """US dollars for these tokens; 0 where the model has no price."""
     prompt, reply = budget.prices.get(model or "", (0.0, 0.0))
     return (prompt_tokens * prompt + reply_tokens * reply) / 1e6
 

@@ -1,7 +1,12 @@
-"""Replies of hosted models on disk: a request that was answered once is not paid for again.
+"""Replies of hosted models on disk: a request that was answered once is not paid for again, by any run.
 
-SQLite from the standard library, values as JSON. The cache library that most would take, diskcache, is no longer
-looked after, and reads what lies on disk with pickle (CVE-2025-69872, unfixed); all that is needed of it is a table.
+A table in SQLite from the standard library, values as JSON. The usual cache library, diskcache, is no longer maintained
+and reads files with pickle (CVE-2025-69872, unfixed).
+
+The journal (`collab.chat.journal`) stores replies too, and is kept apart: the cache is one large file for all runs of a
+machine, read one reply at a time, and a run goes on without it when the disk is full. The journal is small, has a file
+for each process because machines may share its folder over a network, where SQLite must not be used, is read as a
+whole, and a run stops when it cannot be written. Only `get` and `put` would be common.
 """
 
 from __future__ import annotations
@@ -22,15 +27,15 @@ _BUSY = 60.0  # seconds that a process waits for another one that is writing
 
 
 class ReplyCache:
-    """A table of replies in one file, which several processes of one machine may use at a time.
+    """A table of replies in one file, which several processes of one machine may use at the same time.
 
     Args:
-        path: The file; made where it is not there, with its folders.
+        path: The file; it and its folders are created if missing.
         write: False only reads.
-        tell: Gets a line when replies can no longer be kept (a full disk); the run goes on without.
+        tell: Gets a line when replies can no longer be stored (a full disk). The run goes on.
 
     Raises:
-        BadInput: The file is no such table, or cannot be opened.
+        BadInput: The file is no table of replies, or cannot be opened.
     """
 
     def __init__(self, path: Path, write: bool = True, tell: Callable[[str], None] = lambda text: None) -> None:
@@ -40,7 +45,7 @@ class ReplyCache:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # One thread at a time uses it, though not the one that opens it.
+            # It is opened in one thread and used in another.
             self._table = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
             if write:
                 self._table.execute("PRAGMA journal_mode=WAL")  # readers and a writer do not wait for each other
@@ -53,7 +58,7 @@ class ReplyCache:
             ) from error
 
     def get(self, request: str) -> Reply | None:
-        """The reply to the request of this name, if there is one."""
+        """The stored reply to the request of this name."""
         if self._table is None:
             return None
         found = self._table.execute("SELECT reply FROM replies WHERE request = ?", (request,)).fetchone()
@@ -62,7 +67,7 @@ class ReplyCache:
         return Reply.of(json.loads(found[0]))
 
     def put(self, request: str, reply: Reply) -> None:
-        """Keep a reply; where another process was faster, its reply stays."""
+        """Store a reply, unless there is one already."""
         if self._table is None or not self.write:
             return
         try:
@@ -79,6 +84,6 @@ class ReplyCache:
 
 
 def name_of(url: str, body: Mapping[str, Any], key: RngKey) -> str:
-    """Names a request: all of what is sent and where, and the sample that it is for. The API key is no part of it."""
+    """The name of a request: a hash of address, body and sample. The API key has no part in it."""
     whole = json.dumps({"url": url, "body": body, "key": asdict(key)}, sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()

@@ -32,7 +32,7 @@ class Filtered(ChatFailed):
 def request_body(
     endpoint: EndpointConfig, messages: Sequence[Message], sampling: Sampling, key: RngKey
 ) -> dict[str, Any]:
-    """The request, with every sampling field: a server would put defaults of its own in place of those left out."""
+    """The request, with every sampling field: a server has its own defaults for those that are missing."""
     fields: dict[str, Any] = {
         "model": endpoint.model,
         "messages": [{"role": message.role, "content": message.content} for message in messages],
@@ -56,28 +56,28 @@ def seed_of(key: RngKey) -> int:
 
 
 def guessed_tokens(text: str) -> int:
-    """About how many tokens a text has where nobody counts: one for four characters of ASCII or one other character."""
+    """A guess of a text's tokens: one for four characters of ASCII, and one for each other character."""
     ascii = len(text.encode("ascii", "ignore"))
     return -(-ascii // 4) + len(text) - ascii
 
 
 def expected_prompt(messages: Sequence[dict[str, str]]) -> int:
-    """Tokens of a prompt, guessed: those of its messages, and four for the frame of each."""
+    """A guess of a prompt's tokens: those of its messages, and four for the frame of each."""
     return sum(guessed_tokens(message["content"]) + 4 for message in messages)
 
 
 def read_reply(
     data: bytes, messages: Sequence[dict[str, str]], warn: Callable[[str], None] = lambda text: None
 ) -> Reply:
-    """The reply in the body of a chat completion. What the body is decides, not what its header calls it.
+    """The reply in the body of a chat completion. The content type in its header does not matter.
 
     Args:
         data: The body.
-        messages: Those of the request; their tokens are guessed where the server does not count.
-        warn: Gets a line about token counts that cannot be.
+        messages: Messages of the request; their tokens are guessed if the server does not count them.
+        warn: Gets a line about impossible token counts.
 
     Raises:
-        Failure: It is no chat completion with a text that can be written down.
+        Failure: The body is no chat completion, or its text is no Unicode.
         Filtered: The server's content filter took the reply away.
     """
     try:
@@ -87,7 +87,7 @@ def read_reply(
         reason = choice.get("finish_reason")
         content = _text(said["content"], reason)
         thought = said.get("reasoning_content") or said.get("reasoning") or ""
-        content.encode(), thought.encode()  # half a surrogate pair is JSON, and nothing that a file could hold
+        content.encode(), thought.encode()  # half a surrogate pair is valid JSON, but cannot be written to a file
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise Failure(f"an answer that is no chat completion ({data[:40]!r})") from None
     text, inside = split_reasoning(content)
@@ -110,8 +110,8 @@ def _text(content: Any, reason: Any) -> str:
 def split_reasoning(content: str) -> tuple[str, str]:
     """(reply, reasoning) of a text that may begin with `<think>...</think>`.
 
-    Where the template has opened the tag, only its end is in the text; where the reply was cut before the end, all of
-    it is reasoning.
+    If the template has opened the tag, only its end is in the text. If the reply was cut before the end, all of it is
+    reasoning.
     """
     if found := _THINKING.match(content):
         return content[found.end() :].strip(), found[1].strip()
@@ -123,7 +123,7 @@ def split_reasoning(content: str) -> tuple[str, str]:
 def _usage(
     counted: Any, text: str, reasoning: str, messages: Sequence[dict[str, str]], warn: Callable[[str], None]
 ) -> Usage:
-    """What the server counted; guesses where it did not, or where its counts cannot be."""
+    """What the server counted; guesses for missing and impossible counts."""
     counted = counted if isinstance(counted, dict) else {}
     details = counted.get("completion_tokens_details")
     given = {name: counted.get(name) for name in ("prompt_tokens", "completion_tokens")}
@@ -147,7 +147,7 @@ def _is_count(value: Any) -> bool:
 
 
 def error_message(data: bytes) -> tuple[str, str]:
-    """(message, code) of an error's body, the message short and on one line; "" for what it does not have."""
+    """(message, code) of an error's body, the message short and on one line; "" for what is missing."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):

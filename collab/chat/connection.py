@@ -1,6 +1,7 @@
-"""How a server is reached: its key, certificates and proxy. The key is kept in no object and in no text.
+"""How a server is reached: key, certificates and proxy.
 
-It is looked up in its environment variable for each request, and taken out of whatever a server says.
+The key is in no object and no text of ours: it is read from its environment variable for each request, and removed from
+whatever a server says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import httpx
 from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput
 
-_REAL_KEY = 12  # characters; a shorter key ("EMPTY") is a word for show, and may stand in a reply
+_REAL_KEY = 12  # characters; a shorter key is a placeholder ("EMPTY"), which replies may contain
 
 
 class BearerFromEnvironment(httpx.Auth):
@@ -80,7 +81,7 @@ def client_options(endpoint: EndpointConfig) -> dict[str, Any]:
         "auth": BearerFromEnvironment(endpoint),
         "timeout": httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout, pool=None),
         "verify": certificates,
-        # httpx makes every proxy of the environment, also where NO_PROXY spares this server from it.
+        # httpx sets up every proxy of the environment, even if NO_PROXY exempts this server.
         "trust_env": not proxy_bypass(urlsplit(endpoint.base_url).hostname or ""),
     }
     try:

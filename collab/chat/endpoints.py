@@ -1,4 +1,4 @@
-"""The hosted models of a run: each endpoint once, with one cache, one ledger and one mouth for all of them."""
+"""The hosted models of a run: one model for each endpoint, one cache and one ledger for all."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from collab.config.schema import Config, EndpointConfig
 
 
 class Endpoints:
-    """Use it as a context manager, around everything that speaks to a server.
+    """A context manager around everything that speaks to a server.
 
     Args:
         config: The checked config: cache, budget and output folder.
-        tell: Gets a line that a person should see while the run goes on.
+        tell: Gets lines that a person should see while the run goes on.
         rank: Global rank of this process.
-        processes: Processes of the run; limits and budget are dealt out to them in equal parts.
+        processes: Processes of the run, which divide limits and budget equally.
 
     Attributes:
         ledger: What was spent.
@@ -62,10 +62,10 @@ class Endpoints:
         self.ledger.write()
 
     def model(self, endpoint: EndpointConfig) -> HttpChatModel:
-        """The model behind an endpoint; equal endpoints are one, with one pool of connections and one set of limits.
+        """The model behind an endpoint. Equal endpoints share one model, with its connections and limits.
 
         Raises:
-            BadInput: The endpoint has no key; it leaves the model open and has several.
+            BadInput: The endpoint has no key, or it has several models and none is named.
         """
         name = repr(asdict(endpoint))
         if name not in self._models:
@@ -81,5 +81,5 @@ class Endpoints:
         return self._models[name]
 
     def shown_by(self, advance: Callable[..., None]) -> Callable[[], None]:
-        """`advance`, the progress bar's, with what has been spent so far."""
+        """The progress bar's `advance`, with what has been spent so far."""
         return lambda: advance(**self.ledger.shown())

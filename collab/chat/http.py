@@ -1,13 +1,16 @@
 """Any OpenAI-compatible server as a `ChatModel`: `POST base_url/chat/completions`.
 
-A call that fails for a reason that may pass is made again (`collab.chat.retries`). What fails only this request (no
-whole answer in time, 408, 409, 500 and others from there, an answer that is no chat completion) is tried again
-`max_retries` times, and then the call is lost. What fails everyone (no connection, 429, 502, 503, 529) is waited for,
-for `give_up_after` seconds; then the run stops, unless the server has answered another call meanwhile. Other refusals
-are told once and not repeated.
+A call that fails for a reason that may pass is repeated (`collab.chat.retries`). There are two kinds of such failures:
 
-All of it runs on one event loop in a thread of its own: rollouts call `asyncio.run` for each batch, while connections
-and limits outlive those loops; and servers are heard while the caller's loop is busy decoding.
+- Only this call fails: no whole answer in time, 408, 409, 500 and most others from there, an answer that is no chat
+  completion. It is repeated `max_retries` times, and then this call is lost.
+- Every call fails: no connection, 429, 502, 503, 529. It is repeated for `give_up_after` seconds. Then the run stops,
+  unless the server has answered another call in the meantime.
+
+A request that the server refuses for another reason is not repeated.
+
+Everything runs on one event loop in a thread of its own: rollouts call `asyncio.run` for each batch, while connections
+and limits outlive those loops, and answers are read while the caller's loop is busy decoding.
 """
 
 from __future__ import annotations
@@ -39,11 +42,11 @@ from collab.util.errors import RunStopped
 
 T = TypeVar("T")
 
-_BODY_LIMIT = 2**20  # bytes of an answer that are read at least
-_BYTES_PER_TOKEN = 64  # of an answer, escapes and reasoning included: what is longer is no reply to this request
+_BODY_LIMIT = 2**20  # bytes; a shorter answer is always read
+_BYTES_PER_TOKEN = 64  # of an answer, escapes and reasoning included; a longer answer is no reply to this request
 _GRACE = 10.0  # seconds that calls under way get when the run ends
-_FOR_EVERYONE = (429, 502, 503, 529)  # the server is overloaded or not there; 529 is Anthropic's word for it
-_REFUSED = (401, 402, 403, 404)  # nothing that this run could ask would be answered
+_FOR_EVERYONE = (429, 502, 503, 529)  # the server is overloaded or away; 529 is Anthropic's status for it
+_REFUSED = (401, 402, 403, 404)  # the server would refuse any request of this run
 
 
 class HttpChatModel:
@@ -51,9 +54,9 @@ class HttpChatModel:
 
     Args:
         endpoint: Where and how.
-        tell: Gets what a person should know while the run goes on (a server that is down, a refusal), a line each.
-        cache: Replies that were had before; None keeps none.
-        ledger: Counts what is spent, and holds what the budget does not allow; None counts for itself.
+        tell: Gets lines that a person should see while the run goes on (a server that is down, a refusal).
+        cache: Stores replies across runs; None stores none.
+        ledger: Counts what is spent, and stops calls that the budget does not allow; None counts for this model alone.
 
     Raises:
         BadInput: The key's variable is not set, or holds what no header can; certificates or proxy cannot be used.
@@ -92,10 +95,10 @@ class HttpChatModel:
         return f"HttpChatModel({self.endpoint.model}@{self.endpoint.base_url})"
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
-        """One reply to `messages`. A server takes a seed from `key` and promises little for it.
+        """One reply to `messages`. The server gets a seed made from `key`, and promises little for it.
 
-        A call whose caller has gone (another one failed, the run was stopped) goes on all the same: it is paid for, and
-        its reply is kept in the cache and counted.
+        When the caller is cancelled (another call failed, the run was stopped) the call goes on: it is paid for, and
+        its reply is cached and counted.
 
         Raises:
             ChatFailed: No reply after all retries, or the server refuses this request.
@@ -188,10 +191,10 @@ class HttpChatModel:
         return reply
 
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any], most: Usage) -> tuple[httpx.Response, bytes]:
-        """What the server answers within the limits, without the key.
+        """What the server answers, without the key; waits for the limits per minute first.
 
         Raises:
-            Failure: Nothing, or not within time and length.
+            Failure: No answer, or not within the limits of time and length.
         """
         endpoint, problem, everyone = self.endpoint, "", False
         if self._closing:
@@ -264,7 +267,7 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
 
 
 async def outcome(call: concurrent.futures.Future[T]) -> T:
-    """What comes of a call on the other loop, which goes on should the caller be cancelled."""
+    """The outcome of a call on the other loop. The call goes on when the caller is cancelled."""
     here = asyncio.get_running_loop()
     found: asyncio.Future[T] = here.create_future()
 
@@ -287,7 +290,7 @@ async def outcome(call: concurrent.futures.Future[T]) -> T:
 
 
 async def on_http_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Do `work` on the loop of all HTTP, from any other; cancelled together with the caller."""
+    """Run `work` on the HTTP loop, from any other loop; it is cancelled together with the caller."""
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))
 
 

@@ -1,14 +1,14 @@
-"""The replies of a run that may be interrupted: each is written down when it is had, and never asked for twice.
+"""The replies of one run on disk, so that a resumed run does not ask for them again.
 
-Those of the policy, and of users and judges that are models, local or hosted.
+These are the replies of the policy, and of users and judges that are models, local or hosted.
 
-A scope is a phase of the run that is played with one state of the policy, such as the rollout of step 3. Within it a
-reply is known by the whole request: key, messages and sampling. So a step that is played again after an interruption
-goes through the same conversations, and asks anew only for replies that were never had.
+A scope is a phase of the run with one state of the policy, such as the rollout of step 3. Within a scope, a request is
+its key, messages and sampling. A step that is repeated after an interruption goes through the same conversations, and
+asks only for the replies that are missing.
 
-One JSON object a line, one file for each scope and process. A process reads the files of all: which of them plays a
-goal may be another after an interruption. Lines reach the operating system at once, and so survive `kill -9`; they are
-not forced onto the disk one by one, so the last ones may be lost when the machine itself goes down.
+Each line is a JSON object. There is a file for each scope and process, and a process reads the files of all processes,
+since a goal may move to another process when the run is resumed. Each line is handed to the operating system at once
+and so survives `kill -9`. Lines are not synced one by one, so the last ones may be lost when the machine goes down.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _STEP = re.compile(r"(?:train|val)-(\d+)\.")
 
 
 class Journal:
-    """The replies that were had in the scope that is open.
+    """The replies of the open scope.
 
     Args:
-        folder: Of the journal's files; made when the first reply comes.
+        folder: Folder of the journal's files; created with the first scope.
         rank: Global rank of this process.
     """
 
@@ -46,13 +46,13 @@ class Journal:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Within it, replies are kept under `name`: a phase and the number of its step or the name of its policy."""
-        name = quote(name, safe="")  # it may be a policy's, which people choose
+        """Open the scope `name`: a phase and the number of its step, or the name of its policy."""
+        name = quote(name, safe="")  # people choose the names of policies
         self._replies = dict(_lines(sorted(self.folder.glob(f"{name}.rank*.jsonl"))))
         own = self.folder / f"{name}.rank{self.rank}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         cut_torn_line(own)
-        with own.open("ab", buffering=0) as self._file:  # a line is one write, and nothing waits in this process
+        with own.open("ab", buffering=0) as self._file:  # each line is one write
             try:
                 yield
             finally:
@@ -68,7 +68,7 @@ class Journal:
             self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
 
     def forget(self, step: int) -> None:
-        """Delete what no run will ask for that goes on from step `step` or later; one process does it for all."""
+        """Delete what no run needs that resumes from `step` or later. One process does it for all."""
         for file in self.folder.glob("*.jsonl"):
             found = _STEP.match(file.name)
             if found and int(found[1]) <= step:
@@ -76,18 +76,18 @@ class Journal:
 
 
 class Journalled:
-    """A `ChatModel` whose replies are kept in a journal, in the scope that is open.
+    """A `ChatModel` whose replies go into the open scope of a journal.
 
     Args:
         model: Who speaks.
-        journal: Of the run.
+        journal: The run's journal.
     """
 
     def __init__(self, model: ChatModel, journal: Journal) -> None:
         self.model, self.journal = model, journal
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
-        """The reply that is there, else one of the model, which is written down."""
+        """The reply in the journal, else a new one, which is written there."""
         said = [(message.role, message.content, message.token_ids) for message in messages]
         request = hashlib.blake2b(repr((key, said, sampling)).encode(), digest_size=16).hexdigest()
         if (found := self.journal.get(request)) is not None:

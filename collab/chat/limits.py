@@ -1,4 +1,4 @@
-"""Tokens per minute."""
+"""The limit of tokens per minute."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _PARTS = 60  # of the window, in each of which an equal part of the limit is let
 
 
 class TokenLimit:
-    """At most `limit` tokens in any window of so many seconds, first come, first served.
+    """At most `limit` tokens in any window of `seconds`, first come, first served.
 
-    `AsyncLimiter` cannot do this alone: its burst comes on top of the rate (twice the limit in the first minute, and
-    servers count), it refuses more than its burst at a time, and it serves small amounts first, so that large ones may
-    wait for ever. So one call at a time draws its tokens in small parts.
+    `AsyncLimiter` cannot do this alone: it lets a burst through on top of the rate (twice the limit in the first
+    minute), refuses amounts above its burst, and serves small amounts first, so that large ones may wait for ever. So
+    one call at a time takes its tokens in small parts.
 
     Args:
-        limit: Tokens. A call with more of them goes through in as many windows as it takes.
+        limit: Tokens. A call with more than that takes several windows.
         seconds: Length of the window.
     """
 

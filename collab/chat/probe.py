@@ -1,4 +1,4 @@
-"""What can be known of an endpoint for nothing: whether it answers, takes the key, and has the model."""
+"""A free check of an endpoint before the run: does it answer, accept the key and have the model?"""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from collab.util.errors import BadInput
 
 
 def served_model(endpoint: EndpointConfig) -> str:
-    """The name of the model that an endpoint stands for: the one that it names, or the only one that it has.
+    """The name of an endpoint's model: the one that it names, or the only one that the server has.
 
-    A server that has no `GET base_url/models` is taken at the endpoint's word. One that does not list a model may have
-    it all the same (`transformers serve FOLDER` lists what lies in a cache), so it is asked for a word.
+    Where the server has no `GET base_url/models`, the name is not checked. A server may have a model that it does not
+    list (`transformers serve FOLDER` lists a cache), so it is asked for a reply of one token.
 
     Raises:
         BadInput: Key, certificates or proxy of the environment cannot be used; nothing answers at `base_url`; the
@@ -58,7 +58,7 @@ def served_model(endpoint: EndpointConfig) -> str:
 
 
 def _speaks(endpoint: EndpointConfig, where: str) -> bool:
-    """Whether the model says a word."""
+    """Whether the model answers a request for one token."""
     messages = [{"role": "user", "content": "Hi"}]
     fields = {"model": endpoint.model, "messages": messages, endpoint.length_field: 1, **endpoint.extra}
     hello = {name: value for name, value in fields.items() if name not in endpoint.omit}
@@ -81,7 +81,7 @@ def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> ht
 
 
 def _model_names(answer: httpx.Response) -> list[str]:
-    """What the server lists; nothing where it has no list."""
+    """The models that the server lists."""
     try:
         return [str(model["id"]) for model in answer.json()["data"]] if answer.status_code == 200 else []
     except (ValueError, LookupError, TypeError):

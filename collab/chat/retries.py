@@ -1,8 +1,8 @@
-"""When a failed attempt at a call is made again: the rules that tenacity is run with.
+"""When a failed call is repeated: the rules for tenacity.
 
-The wait is drawn from 0 to a bound that doubles (exponential backoff with full jitter), on top of what `Retry-After`
-says. It is drawn from a random source of its own: those of tenacity draw from Python's global one, which the run has
-seeded, and how often a server fails must not change anything else.
+The wait is what `Retry-After` says, plus a time drawn from 0 to a bound that doubles (exponential backoff with full
+jitter). tenacity's own waits do not read `Retry-After`. They draw from Python's global random state, which the run has
+seeded, and how often a server fails must not change any other draw.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collab.config.schema import EndpointConfig
 FIRST_WAIT = 0.5  # seconds: bound of the first wait
 LONGEST_WAIT = 30.0  # seconds: bound of any wait
 LONGEST_RETRY_AFTER = 3600.0  # seconds; a server that asks for more is asked again after that
-QUIET = 30.0  # seconds of nothing but failures after which a person is told
+QUIET = 30.0  # seconds of failures after which a person is told
 _jitter = random.Random()
 
 
@@ -28,7 +28,7 @@ class Failure(Exception):
     Args:
         reason: In words.
         retry_after: Seconds that the server asked to be left alone.
-        everyone: The server fails everyone at the moment (unreachable, overloaded), and not just this request.
+        everyone: Every call to this server fails at the moment (unreachable, overloaded), not just this one.
     """
 
     def __init__(self, reason: str, retry_after: float = 0.0, everyone: bool = False) -> None:
@@ -37,7 +37,7 @@ class Failure(Exception):
 
 
 class Attempts:
-    """The failed attempts at one call. What fails everyone uses up no retries: it is waited for by the clock.
+    """The failed attempts at one call. A failure of every call uses up no retries: only `give_up_after` ends it.
 
     Args:
         endpoint: For `max_retries` and `give_up_after`.
@@ -77,7 +77,7 @@ class Attempts:
 
     @property
     def long(self) -> bool:
-        """Whether a person should know."""
+        """Whether it takes so long that a person should know."""
         return self.seconds > QUIET
 
 

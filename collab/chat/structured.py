@@ -1,9 +1,9 @@
-"""Answers that have to have a shape: asked for, read with care, and asked for again where they do not fit.
+"""Answers of a required shape: asked for, parsed leniently, and asked for again if they are malformed.
 
-Models that play a user or a judge answer in JSON. Some servers hold them to it (`Sampling.response_format`); most do
-not, and then the object stands among prose, in a fence, or is not quite JSON. What others wrote (a policy, a user)
-stands in the prompt as well and may come back in the answer, so two things keep it from being taken for something
-else: `fence` puts it between lines that it cannot contain, and what a judge is to fill in is named after the same mark.
+Models that play a user or a judge answer in JSON. Some servers enforce it (`Sampling.response_format`). Others put the
+object among prose or in a code fence, or write what is not quite JSON. Text of others (a policy, a user) is in the
+prompt too, and may come back in the answer. Two things keep such text from being taken for an answer or an instruction:
+`fence` puts it between lines that it cannot contain, and the fields that a judge fills in are named by the same mark.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from collab.randomness import RngKey
 T = TypeVar("T")
 
 FAILED = "failed"  # the model gave no reply at all
-SHAPE = "shape"  # the reply was not of the shape that was asked for
-_MOST_STARTS = 8  # braces at which the beginning of an object is looked for
-_LONGEST = 4000  # characters that are looked at: mending what a model repeats without end takes minutes
+SHAPE = "shape"  # the reply did not have the required shape
+_MOST_STARTS = 8  # opening braces that are tried as the start of an object
+_LONGEST = 4000  # characters that are read: repairing endless repetition takes minutes
 
 
 class Unfit(Exception):
-    """A reply that cannot be taken.
+    """A reply that is rejected.
 
     Attributes:
-        kind: What is wrong, as it is counted.
-        reminder: What the model is told about it.
+        kind: What is wrong; problems are counted by it.
+        reminder: What the model is told.
     """
 
     def __init__(self, kind: str, reminder: str) -> None:
@@ -43,12 +43,12 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What came of asking.
+    """The outcome of `ask`.
 
     Attributes:
-        value: As the reader made it; None if no reply was fit.
+        value: What `read` made of the accepted reply; None if all were rejected.
         replies: All raw replies, in order.
-        problems: What was wrong with each that was not taken, in order; `FAILED` where there was no reply.
+        problems: The kind of problem of each rejected reply, in order; `FAILED` where there was no reply.
     """
 
     value: T | None
@@ -64,15 +64,15 @@ async def ask(
     read: Callable[[str], T],
     retries: int,
 ) -> Answer[T]:
-    """Ask until a reply is fit, `1 + retries` times at most; each time with a reminder of what was wrong.
+    """Ask until a reply is accepted, at most `1 + retries` times; each retry says what was wrong.
 
     Args:
-        model: Whom to ask.
+        model: Who is asked.
         messages: The question.
         sampling: How the reply is drawn.
-        key: Randomness of the first try; each further one has its own.
+        key: Randomness of the first try; retries derive their own.
         read: Makes a value of a raw reply, or raises `Unfit`.
-        retries: Further tries at most.
+        retries: Maximum number of retries.
     """
     replies: list[str] = []
     problems: list[str] = []
@@ -80,7 +80,7 @@ async def ask(
     for number in range(1 + retries):
         try:
             reply = await model.complete(asked, sampling, key if not number else key.at(role=f"{key.role}/{number}"))
-        except ChatFailed:  # it has been tried again where that is of use
+        except ChatFailed:  # the model has retried already
             problems.append(FAILED)
             break
         replies.append(reply.text)
@@ -88,19 +88,19 @@ async def ask(
             return Answer(read(reply.text), tuple(replies), tuple(problems))
         except Unfit as problem:
             problems.append(problem.kind)
-            # The first question stays in front, and only the latest failure is shown: the prompt stays bounded.
+            # Only the latest rejected reply is shown, which bounds the prompt.
             asked = [*messages, Message("assistant", reply.text or "..."), Message("user", problem.reminder)]
     return Answer(None, tuple(replies), tuple(problems))
 
 
 def find_object(text: str, *names: str) -> dict[str, Any] | None:
-    """The first JSON object in `text` that has all of `names`, as well as it can be made out; None if there is none."""
+    """The first JSON object in `text` that has all of `names`, repaired if need be; None if there is none."""
     text = text[:_LONGEST]
-    starts = [match.start() for match in re.finditer(r"\{(?!\s*\{)", text)]  # of a run of braces the last
+    starts = [match.start() for match in re.finditer(r"\{(?!\s*\{)", text)]  # the last one of adjacent braces
     for start in starts[:_MOST_STARTS]:
         try:
             found = json_repair.loads(text[start:])
-        except (ValueError, RecursionError):  # nested too deeply to be mended
+        except (ValueError, RecursionError):  # nested too deeply to be repaired
             continue
         for one in found if isinstance(found, list) else [found]:
             if isinstance(one, dict) and all(name in one for name in names):
@@ -109,7 +109,7 @@ def find_object(text: str, *names: str) -> dict[str, Any] | None:
 
 
 def as_text(value: Any) -> str:
-    """An entry that should be a text: what looks like a number or a word of JSON was one."""
+    """The text of an entry; numbers and booleans are texts that a model wrote without quotes."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -118,10 +118,9 @@ def as_text(value: Any) -> str:
 
 
 def mark(key: RngKey, *texts: str) -> str:
-    """Eight hexadecimal digits that none of `texts` contains, and that nobody who does not know `key` can guess.
+    """Eight hexadecimal digits that are in none of `texts`, and that cannot be guessed without `key`.
 
-    The same for the same key and, but for texts that contain it, whatever the texts: a prompt that grows keeps its
-    beginning.
+    They depend on `key` alone unless a text contains them, so the beginning of a growing prompt stays the same.
     """
     number = 0
     while True:

@@ -172,11 +172,11 @@ class EndpointConfig:
     max_concurrency: int = number(32, at_least=1)  # maximum calls at the same time, over all processes of the run
     # rate limit in calls per minute, retries included; null: no limit
     requests_per_minute: int | None = number(None, at_least=1)
-    # rate limit in tokens per minute, of prompts and replies; null: no limit
+    # rate limit in tokens per minute, of prompts and of replies at their length limit; null: no limit
     tokens_per_minute: int | None = number(None, at_least=1)
     connect_timeout: float = number(10.0, above=0)  # maximum seconds until the server accepts a connection
     read_timeout: float = number(120.0, above=0)  # maximum seconds until the whole reply has arrived
-    max_retries: int = number(10, at_least=0)  # retries of a call after a timeout, HTTP 429 or 5xx, or a broken reply
+    max_retries: int = number(10, at_least=0)  # retries of a call after a timeout, HTTP 500 or a broken reply
     give_up_after: float = number(600.0, above=0)  # the run stops when all calls have failed for this many seconds
     # name of the length limit in a request: max_tokens | max_completion_tokens
     length_field: str = one_of("max_tokens", "max_completion_tokens")
