@@ -166,7 +166,7 @@ class PolicyModule(L.LightningModule):
             # DDP would average after every backward pass, and wait for ranks that have fewer micro-batches than others.
             # Gradients are summed once a step instead. Lightning sets this flag anew after every step.
             self.trainer.model.require_backward_grad_sync = False
-        found, norms = [0.0] * 5, []
+        found, norms = [0.0] * 7, []
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         # Neighbours go together, so that an update has the same groups, of all ranks, whatever their number.
         updates = self.config.num_minibatches
@@ -176,43 +176,45 @@ class PolicyModule(L.LightningModule):
         waiting = iter(examples)
         minibatches = [list(itertools.islice(waiting, len(share))) for share in shares]
         self.policy.train()
-        log_kl = True
+        first = True
         for minibatch in minibatches * self.config.epochs:
             total, norm = over_ranks(self.trainer, [sum(map(self.units, minibatch))])[0], 0.0
             if total:
-                sums, norm = self._update(minibatch, total, log_kl)
+                sums, norm = self._update(minibatch, total, first)
                 found = [a + b for a, b in zip(found, sums, strict=True)]
-                log_kl = False
+                first = False
             norms.append(norm)
         self.policy.eval()
         left_out = self.left_out(batch.groups)
         counts = over_ranks(self.trainer, [*found, len(examples), len(batch.groups), *left_out.values()])
-        loss, kl, kl_tokens, entropy, tokens, taught, groups = counts[:7]
+        loss, kl, kl_tokens, entropy, tokens, gap, gap_tokens, taught, groups = counts[:9]
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self._log(
             loss=loss / len(norms),
             kl=kl / kl_tokens if kl_tokens else math.nan,
             entropy=entropy / tokens if tokens else math.nan,
+            logprob_gap=gap / gap_tokens if gap_tokens else math.nan,
             grad_norm=sum(norms) / len(norms),
             lr=rate,  # of the first update
             groups_without_spread=1 - taught / groups if groups else math.nan,
-            **dict(zip(left_out, counts[7:], strict=True)),
+            **dict(zip(left_out, counts[9:], strict=True)),
         )
 
-    def _update(self, examples: Sequence[Example], total: float, log_kl: bool) -> tuple[list[float], float]:
-        """One optimizer step on the mean over all ranks' `total` units.
+    def _update(self, examples: Sequence[Example], total: float, first: bool) -> tuple[list[float], float]:
+        """One optimizer step on the mean over all ranks' `total` units; `first`: of this rollout.
 
         Returns:
             For the log: this rank's sums of the loss (its share of the step's mean), of the KL and the tokens it was
-            read off, of the entropy and the tokens; then the norm of the gradient.
+            read off, of the entropy and the tokens, and (first update only: the weights are those that sampled) of
+            the distances from the sampler's log-probs to ours and the tokens; then the norm of the gradient.
         """
         assert self.policy is not None
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        loss_sum = kl = kl_tokens = entropy = tokens = 0.0
+        loss_sum = kl = kl_tokens = entropy = tokens = gap = gap_tokens = 0.0
         for number, (indices, packed) in enumerate(self.passes(examples)):
             ref_logprobs = None
-            if self.loss_needs_reference or (log_kl and number == 0):
+            if self.loss_needs_reference or (first and number == 0):
                 with torch.no_grad():
                     ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
@@ -228,12 +230,16 @@ class PolicyModule(L.LightningModule):
                 kl_tokens += len(packed.targets)
             entropy += output.entropy.sum().item()
             tokens += len(packed.targets)
+            if first and len(packed.sampled_logprobs):  # conversations that are read from files have none
+                gap += (output.logprobs.detach() - packed.sampled_logprobs).abs().sum().item()
+                gap_tokens += len(packed.targets)
         self._sum_gradients()
         limit = self.config.max_grad_norm or math.inf
         norm = clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        return [loss_sum, kl, kl_tokens, entropy, tokens], float(norm.full_tensor() if is_sharded(norm) else norm)
+        norm = norm.full_tensor() if is_sharded(norm) else norm
+        return [loss_sum, kl, kl_tokens, entropy, tokens, gap, gap_tokens], float(norm)
 
     def passes(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], PackedBatch]]:
         """Micro-batches: indices into `examples`, each once, and these examples packed.

@@ -6,7 +6,9 @@ value head of PPO is the vector `HEAD` here, its bias last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -345,3 +347,23 @@ def test_a_rollout_is_dealt_out_to_several_updates() -> None:
         assert log[name] == pytest.approx(sum(entry[name] for entry in logs) / 2, abs=1e-6)
     rates = [logs[0]["lr"], logs[1]["lr"], log["lr"]]
     assert rates == pytest.approx([0.025, 0.05, 0.025])  # the warm-up counts updates; the first one's rate is logged
+
+
+def test_the_gap_to_the_sampler_is_logged_of_the_first_update() -> None:
+    groups = make_groups()
+    config = GRPOConfig(**GRPO_SETTING, num_minibatches=2, lr=0.05, warmup_steps=0)
+    _, scored = fit(GRPO(config, lambda: moved(make_lm("Llama", True)), None, TEMPERATURE, 1), groups)
+    lm = moved(make_lm("Llama", True))
+    replies = [candidate.reply for group in groups[:2] for candidate in group.candidates]
+    with torch.no_grad():
+        gaps = [(token_logprobs(lm, reply) - torch.tensor(reply.logprobs)).abs() for reply in replies]
+    assert scored.logged[0]["logprob_gap"] == pytest.approx(torch.cat(gaps).mean().item(), abs=1e-5)
+
+
+def test_conversations_from_files_have_no_gap_to_a_sampler() -> None:
+    stored = [
+        replace(g, candidates=tuple(replace(c, reply=replace(c.reply, logprobs=())) for c in g.candidates))
+        for g in make_groups()
+    ]
+    _, scored = fit(SFT(SFTConfig(**SETTING), lambda: make_lm("Llama", True), None, TEMPERATURE, 1), stored)
+    assert math.isnan(scored.logged[0]["logprob_gap"])
