@@ -178,10 +178,10 @@ class EndpointConfig:
     read_timeout: float = number(120.0, above=0)  # maximum seconds until the whole reply has arrived
     max_retries: int = number(10, at_least=0)  # retries of a call after a timeout, HTTP 500 or a broken reply
     give_up_after: float = number(600.0, above=0)  # the run stops when all calls have failed for this many seconds
-    # name of the length limit in a request: max_tokens | max_completion_tokens
-    length_field: str = one_of("max_tokens", "max_completion_tokens")
-    omit: list[str] = field(default_factory=list)  # request fields to leave out since the server refuses them
-    extra: dict[str, Any] = field(default_factory=dict)  # further request fields, sent as they are
+    # request fields to leave out since the server refuses them, e.g. [seed,max_tokens]
+    omit: list[str] = field(default_factory=list)
+    # further request fields, sent as they are, e.g. {max_completion_tokens: 300}
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -285,7 +285,6 @@ def with_user(config: Config, **changes: Any) -> Config:
         ({"tokens_per_minute": 0}, r"tokens_per_minute \(0\) must be at least 1"),
         ({"max_retries": -1}, r"max_retries \(-1\) must be at least 0"),
         ({"read_timeout": 0.0}, r"read_timeout \(0.0\) must be above 0"),
-        ({"length_field": "length"}, r"length_field \(length\) must be one of max_tokens, max_completion_tokens"),
         ({"base_url": "localhost:8000"}, r"base_url \(localhost:8000\) must be the address of a server"),
         ({"base_url": ""}, r"Set user.endpoint.base_url to what comes before"),
         ({"base_url": f"https://me:{SECRET}@host/v1"}, "a key comes from the environment variable that user.endpoint"),

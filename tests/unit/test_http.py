@@ -71,8 +71,8 @@ def test_a_request_says_every_sampling_field_and_the_reply_comes_back_with_its_c
     ]
 
 
-def test_fields_that_a_server_refuses_are_left_out_and_others_are_named_as_it_likes():
-    changes = {"omit": ["seed", "temperature"], "length_field": "max_completion_tokens"}
+def test_fields_that_a_server_refuses_are_left_out_and_others_are_added():
+    changes = {"omit": ["seed", "temperature", "max_tokens"], "extra": {"max_completion_tokens": 8}}
     sampling = Sampling(8, top_k=5, stop=("END",), response_format="json")
     with FaultServer() as server:
         ask(HttpChatModel(endpoint(server, **changes)), sampling=sampling)
