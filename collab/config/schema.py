@@ -158,7 +158,6 @@ class PPOConfig(AlgorithmConfig):
     kl_coef: float = number(0.05, at_least=0)  # per-token KL penalty coefficient
     gamma: float = number(1.0, above=0, at_most=1)  # discount per token
     gae_lambda: float = number(0.95, at_least=0, at_most=1)  # GAE lambda: 0 is one-step TD, 1 is Monte Carlo
-    scale_advantages: bool = True  # to mean 0 and standard deviation 1 over the tokens of a rollout
 
 
 @dataclass

@@ -11,7 +11,7 @@ Departs from Schulman et al. in that:
 - there is no entropy bonus;
 - the error of the values is clipped, as in the code that came with that paper, and halved;
 - advantages are scaled over the whole rollout, on all processes, not over each minibatch: a minibatch here may be a few
-  groups of very different MR. `scale_advantages=false` takes them as they are;
+  groups of very different MR;
 - the minibatches of a rollout are the same in every pass.
 
 Departs from TRL's former `PPOTrainer` in that: the coefficient of the KL is fixed; the ratio is to the probability that
@@ -77,8 +77,6 @@ class PPO(PolicyModule):
         spread = self._moments([e.returns for e in episodes])[1]
         unexplained = self._moments([e.returns - e.values for e in episodes])[1]
         self._log(values_explained=1 - unexplained / spread if spread else math.nan)
-        if not self.config.scale_advantages:
-            return list(episodes)
         return [replace(e, advantages=(e.advantages - mean) / (math.sqrt(variance) + 1e-8)) for e in episodes]
 
     def _episodes(self, examples: Sequence[Example], batch: PackedBatch) -> list[Episodes]:

@@ -438,16 +438,16 @@ def prepared(module: PolicyModule, found: list[Group]) -> list[Any]:
 
 def test_an_untrained_head_leaves_the_reward_to_gae() -> None:
     """Values of zero and no KL: the reward at the end, discounted by gamma * lambda for each token before it."""
-    module = make("ppo", gamma=0.9, gae_lambda=0.5, scale_advantages=False)
+    module = make("ppo", gamma=0.9, gae_lambda=0.5)
     (found,) = prepared(module, [group(1, (0.5, -2.0), (3, 2))])
     assert found.values.tolist() == [0] * 5
     expected = [0.5 * 0.45**2, 0.5 * 0.45, 0.5, -2.0 * 0.45, -2.0]
-    assert found.advantages.tolist() == found.returns.tolist() == pytest.approx(expected)
+    assert found.returns.tolist() == pytest.approx(expected)
 
 
 def test_what_departs_from_the_reference_pays_for_it() -> None:
     """Each token loses kl_coef times its log-ratio: seen at lambda 0 and values of zero."""
-    module = make("ppo", kl_coef=0.5, gae_lambda=0.0, scale_advantages=False, lr=0.0)
+    module = make("ppo", kl_coef=0.5, gae_lambda=0.0, lr=0.0)
     module.configure_model()
     assert module.policy is not None
     with torch.no_grad():
@@ -460,7 +460,7 @@ def test_what_departs_from_the_reference_pays_for_it() -> None:
         ratio = module.policy(batch).logprobs - module.policy(batch, reference=True).logprobs
     assert ratio.abs().max() > 0.01
     expected = -0.5 * ratio + torch.tensor([0.0, 0.0, 0.0, 1.0])
-    torch.testing.assert_close(prepared(module, [one])[0].advantages, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(prepared(module, [one])[0].returns, expected, atol=1e-6, rtol=0)
 
 
 def test_scaled_advantages_are_those_of_the_whole_rollout() -> None:
