@@ -44,7 +44,7 @@ from benchmarks.steps import (
 from benchmarks.table import check_overrides, merged, parser
 from collab.randomness import RngKey
 from collab.reports.merge import read_results
-from collab.reports.results import validate_results
+from collab.reports.results import BOOTSTRAP_SAMPLES, validate_results
 from collab.reports.tables import Row, estimate_cell, markdown
 from collab.util.errors import BadInput
 from collab.util.files import write_json
@@ -299,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     seconds = {name: step_seconds(record) for name, record in records.items()}
     results = {
-        **summarise(values, played["config"]["evaluation"]["bootstrap_samples"]),
+        **summarise(values, BOOTSTRAP_SAMPLES),
         "config": {**played["config"], "output_dir": str(folder / "evaluation")},  # as it was typed
         "seconds": {**seconds, "total": wall_seconds(records)},
     }

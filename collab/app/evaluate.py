@@ -149,7 +149,6 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
     summary = summarise(
         run.scores,
         baseline=config.evaluation.baseline,
-        samples=config.evaluation.bootstrap_samples,
         seed=config.seed,
         interactivity_source=source,
         aggregates={

@@ -339,7 +339,6 @@ class CallbacksConfig:
 @dataclass
 class EvaluationConfig:
     num_conversations: int = number(2, at_least=1)  # conversations per test goal; their values are averaged
-    bootstrap_samples: int = number(2000, at_least=100)  # resamples of goals behind each 95 % interval
     baseline: str = "base"  # row of the table that the others are compared with
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # of rows MODEL@URL, which set model and base_url
 

@@ -31,6 +31,7 @@ PolicyScores = dict[str, dict[str, list[float | None]]]
 Aggregate = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 SOURCE = "interactivity_source"  # the one entry of a policy that is a name, not a number
+BOOTSTRAP_SAMPLES = 2000  # resamples of goals behind each interval
 _PERCENTILES = (2.5, 97.5)
 
 
@@ -38,10 +39,10 @@ def summarise(
     scores: Mapping[str, PolicyScores],
     *,
     baseline: str = "base",
-    samples: int,
     seed: int,
     interactivity_source: str,
     aggregates: Mapping[str, Aggregate] | None = None,
+    samples: int = BOOTSTRAP_SAMPLES,
 ) -> dict[str, Any]:
     """The parts "policies" and "difference" of `results.json`.
 
@@ -51,16 +52,14 @@ def summarise(
     Args:
         scores: Policy name -> its scores, in the order of the table's rows.
         baseline: The policy that the others are compared with; without it among the rows "difference" is empty.
-        samples: Bootstrap resamples behind each interval.
         seed: The run's seed.
         interactivity_source: What `interactivity` was read off, e.g. "agenda".
         aggregates: Name -> function; the figure stands beside the metrics of each policy.
+        samples: Bootstrap resamples behind each interval.
 
     Raises:
-        BadInput: `samples` is below 1, or a value is NaN or infinite.
+        BadInput: A value is NaN or infinite.
     """
-    if samples < 1:
-        raise BadInput(f"bootstrap samples ({samples}) must be at least 1. Set evaluation.bootstrap_samples=2000.")
     values = {
         policy: {metric: _goal_means(goals, f"{metric} of {policy}") for metric, goals in metrics.items()}
         for policy, metrics in scores.items()

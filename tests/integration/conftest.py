@@ -31,7 +31,6 @@ SMALL = (
     "task.max_new_tokens=12",
     "task.metrics.bleu.options.with_notes=false",  # so that what a random model says differs in reward
     "evaluation.num_conversations=1",
-    "evaluation.bootstrap_samples=100",
     "callbacks=quiet",
 )
 TRAINING = (

@@ -24,7 +24,7 @@ def test_the_page_makes_a_task_that_runs(tiny_model, tmp_path, monkeypatch, caps
     evaluation, training = re.findall(r"^PYTHONPATH=\. python (.*)$", PAGE, re.MULTILINE)
     assert training == evaluation.replace("evaluate", "train")
     small = [f"model.path={tiny_model}", "trainer.accelerator=cpu", "precision=fp32", "callbacks=quiet"]
-    small += ["task.max_new_tokens=24", "evaluation.bootstrap_samples=100", "output_dir=run"]
+    small += ["task.max_new_tokens=24", "output_dir=run"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 

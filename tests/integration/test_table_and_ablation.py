@@ -39,7 +39,6 @@ SMALL = (
     "trainer.val_every=0",
     "trainer.goals_per_step=2",
     "evaluation.num_conversations=1",
-    "evaluation.bootstrap_samples=100",
     "algorithm.warmup_steps=0",
 )
 # The pairs of a random model are worth next to nothing: thresholds that are met for the real one leave nothing.

@@ -18,7 +18,6 @@ SMALL = (
     "trainer.accelerator=cpu",
     "task.num_test=2",
     "evaluation.num_conversations=1",
-    "evaluation.bootstrap_samples=100",
     "callbacks=quiet",
     "logger=csv",
 )

@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 SMALL = (
     *("experiment=doc_edit", "engine=vllm", "trainer.accelerator=cpu", f"model.lora.r={RANK}", "logger=csv"),
     *("callbacks=quiet", "trainer.max_steps=2", "trainer.goals_per_step=1", "trainer.val_every=2", "task.num_val=1"),
-    *("task.num_test=1", "evaluation.num_conversations=1", "evaluation.bootstrap_samples=100", "task.max_turns=2"),
+    *("task.num_test=1", "evaluation.num_conversations=1", "task.max_turns=2"),
     *("sampler.group_size=2", "sampler.equal_turns=false", "algorithm.lr=1e-2", "algorithm.warmup_steps=0"),
     *("algorithm.num_minibatches=1", "algorithm.epochs=1"),
 )

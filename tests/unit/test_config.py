@@ -169,7 +169,6 @@ def test_every_field_has_a_doc_line():
         ("trainer.max_steps=0", "trainer.max_steps (0) must be at least 1"),
         ("trainer.goals_per_step=0", "trainer.goals_per_step (0) must be at least 1"),
         ("evaluation.num_conversations=0", "evaluation.num_conversations (0) must be at least 1"),
-        ("evaluation.bootstrap_samples=10", "evaluation.bootstrap_samples (10) must be at least 100"),
         ("engine.max_batch=0", "engine.max_batch (0) must be at least 1"),
         ("seed=-1", "seed (-1) must be from 0 to 4294967295"),
         ("user.satisfied_at=0", "user.satisfied_at (0.0) must be above 0 and at most 1"),
