@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import json
@@ -134,14 +135,15 @@ def test_a_file_that_is_no_cache_is_refused_and_left_alone(tmp_path):
 
 
 def test_a_full_disk_is_told_once_and_ends_only_the_keeping(tmp_path, monkeypatch):
+    class Full(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            if sql.startswith("INSERT"):
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(sql, *args)
+
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Full))
     told_of: list[str] = []
     cache = ReplyCache(tmp_path / "replies.sqlite", tell=told_of.append)
-
-    class Full:
-        def execute(self, *args: object) -> None:
-            raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(cache, "_table", Full())
     cache.put("a", REPLY)
     cache.put("b", REPLY)
     assert told_of == [f"{cache.path}: database or disk is full. Replies are no longer kept."]
@@ -194,7 +196,15 @@ def test_what_other_processes_spent_earlier_counts(tmp_path):
     def left(path: Path, share: int) -> int:
         others = [file for file in tmp_path.glob("spend*.json") if file != path]
         ledger, found = Ledger(BudgetConfig(max_tokens=1000), path, share, others), 0
-        while ledger._fits((0.0, found + 1.0)):
+
+        async def has_room() -> bool:
+            try:
+                async with ledger.room_for("tiny", Usage(found + 1, 0)):
+                    return True
+            except BudgetExhausted:
+                return False
+
+        while asyncio.run(has_room()):
             found += 1
         return found
 
