@@ -214,7 +214,6 @@ class LLMUserConfig(UserConfig):
     personas: dict[str, str] = field(default_factory=dict)  # name -> description; one is drawn for each conversation
     patience: int = number(3, at_least=1)  # useless replies in a row after which the user may give up
     mistakes: float = number(0.2, at_least=0, at_most=1)  # share of messages in which the user is told to slip
-    vague_turns: int = number(2, at_least=0)  # first messages that must not give the goal away in its own words
     retries: int = number(2, at_least=0)  # retries of a message that is malformed or rejected by a guard
     temperature: float = number(1.0, at_least=0)  # sampling temperature of the user
     top_p: float = number(1.0, above=0, at_most=1)  # nucleus mass

@@ -39,6 +39,7 @@ from collab.simulation.user import UserTurn, invalid
 SATISFIED, GIVES_UP = "[[SATISFIED]]", "[[GIVE UP]]"
 PROBLEMS = (CONFUSION, LEAK, STOP, EMPTY, REPEAT, SHAPE, FAILED)
 
+_VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
 _SIGNAL = re.compile(r"\[\[\s*(satisfied|give\s*up)\s*\]\]", re.IGNORECASE)
 _UNFILLED = re.compile(r"<[^<>]*>")  # an entry of the form below, given back as it is
 
@@ -193,7 +194,7 @@ class LLMUser:
             return REPEAT
         if role_confusion(goal, heard[-1] if heard else "", message):
             return CONFUSION
-        if conversation.turn <= self.config.vague_turns and leaks(goal, message):
+        if conversation.turn <= _VAGUE_TURNS and leaks(goal, message):
             return LEAK
         return ""
 
