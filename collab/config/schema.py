@@ -216,7 +216,6 @@ class LLMUserConfig(UserConfig):
     mistakes: float = number(0.2, at_least=0, at_most=1)  # share of messages in which the user is told to slip
     retries: int = number(2, at_least=0)  # retries of a message that is malformed or rejected by a guard
     temperature: float = number(1.0, at_least=0)  # sampling temperature of the user
-    top_p: float = number(1.0, above=0, at_most=1)  # nucleus mass
     max_new_tokens: int = number(300, at_least=1)  # maximum tokens of a message and the user's thoughts before it
 
 

@@ -118,9 +118,7 @@ class LLMUser:
         self.problems = Counter() if problems is None else problems
         for kind in (*PROBLEMS, "invalid"):
             self.problems[f"user_{kind}"] += 0  # so that every step logs every name
-        self._sampling = Sampling(
-            config.max_new_tokens, config.temperature, config.top_p, response_format="json", adapter=False
-        )
+        self._sampling = Sampling(config.max_new_tokens, config.temperature, response_format="json", adapter=False)
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         persona = conversation.user or self._persona(key)
