@@ -56,6 +56,8 @@ from collab.simulation.sampler import Simulation
 from collab.util.processes import layout, rank
 from collab.util.quiet import quiet
 
+_TIMEOUT = timedelta(hours=12)  # that a process waits for the others, whose rollouts may wait for a server
+
 
 def start(config: Config) -> None:
     """Seed everything, set threads, quiet the libraries; call it before anything is built."""
@@ -342,10 +344,10 @@ def _strategy_name(config: Config) -> str:
 
 
 def _strategy(config: Config) -> Strategy | str:
-    name, timeout = _strategy_name(config), timedelta(minutes=config.strategy.timeout_minutes)
+    name = _strategy_name(config)
     if name == "fsdp":
-        return ShardedStrategy(num_processes(config), config.strategy.sharded_checkpoints, timeout)
-    return DDPStrategy(timeout=timeout) if name == "ddp" else "auto"
+        return ShardedStrategy(num_processes(config), config.strategy.sharded_checkpoints, _TIMEOUT)
+    return DDPStrategy(timeout=_TIMEOUT) if name == "ddp" else "auto"
 
 
 def loggers(config: Config, run: str, before: int) -> list[Logger]:

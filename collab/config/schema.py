@@ -298,8 +298,6 @@ class VLLMEngineConfig(EngineConfig):
 class StrategyConfig:
     name: str = one_of("auto", "ddp", "fsdp")  # auto (ddp if there are several processes) | ddp | fsdp
     sharded_checkpoints: bool = False  # fsdp: each process writes its shards to a folder; false: rank 0 writes one file
-    # how long a process waits for the others, whose rollouts may wait for a server
-    timeout_minutes: float = number(720, above=0)
 
 
 @dataclass

@@ -162,7 +162,6 @@ def test_every_field_has_a_doc_line():
         ("model.attention=flash", "model.attention (flash) must be one of"),
         ("strategy.name=deepspeed", "strategy.name (deepspeed) must be one of auto, ddp, fsdp"),
         ("strategy.sharded_checkpoints=true", "strategy.sharded_checkpoints=true needs strategy=fsdp"),
-        ("strategy.timeout_minutes=0", "strategy.timeout_minutes (0"),
         ("trainer.accelerator=tpu", "must be one of auto, cpu, cuda"),
         ("trainer.devices=0", "trainer.devices (0) must be auto"),
         ("trainer.devices=[0,0]", "different indices"),
