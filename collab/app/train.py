@@ -105,7 +105,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
         RolloutCallback(simulation, config.task.system_prompt),
         *([GamingWatch(progress.note)] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
-        TranscriptCallback(TranscriptWriter(folder, rank()), config.logger.num_conversations),
+        TranscriptCallback(TranscriptWriter(folder, rank())),
         ExportBest(folder, merge=config.export.merge),
         BatchCheckpoint(folder / CHECKPOINTS, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),
     ]

@@ -63,7 +63,7 @@ class TranscriptCallback(L.Callback):
 
     Args:
         writer: Of this process.
-        num_conversations: Rows of each W&B table (`train/conversations`, `val/conversations`); 0 for no tables.
+        num_conversations: Rows of each W&B table (`train/conversations`, `val/conversations`).
         table_every_n_steps: Training batches between two tables; every validation has one.
     """
 

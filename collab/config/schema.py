@@ -324,7 +324,6 @@ class LoggerConfig:
     # W&B: auto (online with a key, else offline) | online | offline | disabled
     wandb: str = one_of("auto", "online", "offline", "disabled")
     project: str = "collab"  # W&B project
-    num_conversations: int = number(4, at_least=0)  # conversations in the table that W&B gets per step
 
 
 @dataclass
