@@ -283,7 +283,7 @@ def evaluator(config: Config, endpoints: Endpoints) -> PairwiseJudge | None:
     if not isinstance(config.evaluator, PairwiseConfig):
         return None
     model = chat_model(config, config.evaluator.endpoint, endpoints)
-    return PairwiseJudge(model, config.seed, config.evaluator.margin)
+    return PairwiseJudge(model, config.seed)
 
 
 _LOCAL: dict[tuple[str | None, ...], ChatModel] = {}  # engines over weights that are no policy's

@@ -348,7 +348,6 @@ class PairwiseConfig(EvaluatorConfig):
     name: str = "pairwise"
     # the model that compares; it should not be the judge of the training
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-    margin: float = number(0.1, at_least=0)  # local weights: log-prob lead in nats below which a verdict is a tie
 
 
 @dataclass

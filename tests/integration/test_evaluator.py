@@ -55,7 +55,6 @@ def test_local_weights_compare_too(runner: Runner, tiny_model: Path, tmp_path: P
         (("evaluator=pairwise",), "evaluator.endpoint"),
         (("evaluator=local", "evaluator.endpoint.model=/nowhere/judge"), "evaluator.endpoint.model=/nowhere/judge"),
         (("evaluator=nobody",), "nobody"),
-        (("evaluator=local", "evaluator.margin=-1"), "evaluator.margin"),
     ],
 )
 def test_a_judge_that_cannot_be_had_is_refused_before_anything_is_made(
