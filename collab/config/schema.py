@@ -193,13 +193,11 @@ class BudgetConfig:
 
 @dataclass
 class UserConfig:
-    name: str = MISSING  # shown in tables
     target: str = MISSING  # class of the user simulator
 
 
 @dataclass
 class AgendaUserConfig(UserConfig):
-    name: str = "agenda"
     target: str = "collab.simulation.agenda.AgendaUser"
     items_per_answer: int = number(2, at_least=1)  # maximum agenda items that the user gives in one answer
     patience: int = number(3, at_least=1)  # turns without progress after which the user leaves
@@ -208,7 +206,6 @@ class AgendaUserConfig(UserConfig):
 
 @dataclass
 class LLMUserConfig(UserConfig):
-    name: str = "llm"
     target: str = "collab.simulation.llm.LLMUser"
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # the model that plays the user
     personas: dict[str, str] = field(default_factory=dict)  # name -> description; one is drawn for each conversation
@@ -221,7 +218,6 @@ class LLMUserConfig(UserConfig):
 
 @dataclass
 class MixUserConfig(UserConfig):
-    name: str = "mix"
     target: str = "collab.simulation.mix.MixUser"
     users: dict[str, Any] = field(default_factory=dict)  # name -> user
     weights: dict[str, float] = field(default_factory=dict)  # name -> share of training and validation conversations
@@ -266,14 +262,12 @@ class SamplerConfig:
 
 @dataclass
 class EngineConfig:
-    name: str = MISSING  # of the option, for the record
     target: str = MISSING  # class of the rollout engine
     max_batch: int = number(64, at_least=1)  # maximum sequences decoded together; with a server, requests per process
 
 
 @dataclass
 class LocalEngineConfig(EngineConfig):
-    name: str = "local"
     target: str = "collab.generation.engine.LocalEngine"
     cache_gib: float = number(2.0, at_least=0)  # GiB of keys and values kept for later turns and siblings; 0 keeps none
     deterministic: bool = False  # replies are bit-equal whatever else is in the batch or the cache; slower
@@ -281,7 +275,6 @@ class LocalEngineConfig(EngineConfig):
 
 @dataclass
 class VLLMEngineConfig(EngineConfig):
-    name: str = "vllm"
     target: str = "collab.generation.vllm.VLLMEngine"
     base_url: str = ""  # address of the server, without /completions, e.g. http://127.0.0.1:8000/v1
     model: str | None = None  # name of the policy's base model at the server; null: the first one that it has
