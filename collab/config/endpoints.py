@@ -6,12 +6,12 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from urllib.parse import urlsplit
 
 from collab.config.fields import nodes
 from collab.config.policies import HostedPolicy, read_policies
-from collab.config.schema import Config, EndpointConfig, VLLMEngineConfig
+from collab.config.schema import Config, EndpointConfig, ServerConfig, VLLMEngineConfig
 
 # Where a model is spoken to and how often: never what it says.
 ENDPOINT_LIMITS = (
@@ -38,15 +38,8 @@ def endpoints_in(config: Config) -> dict[str, EndpointConfig]:
 
 def engine_endpoint(engine: VLLMEngineConfig) -> EndpointConfig:
     """The server of an engine, for the HTTP client."""
-    return EndpointConfig(
-        base_url=engine.base_url,
-        model=engine.model,
-        key_env=engine.key_env,
-        max_concurrency=engine.max_batch,
-        connect_timeout=engine.connect_timeout,
-        read_timeout=engine.read_timeout,
-        give_up_after=engine.give_up_after,
-    )
+    server = {field.name: getattr(engine, field.name) for field in fields(ServerConfig)}
+    return EndpointConfig(**server, max_concurrency=engine.max_batch)
 
 
 def policy_endpoint(config: Config, policy: HostedPolicy) -> EndpointConfig:

@@ -161,22 +161,30 @@ class PPOConfig(AlgorithmConfig):
 
 
 @dataclass
-class EndpointConfig:
+class ServerConfig:
+    """An OpenAI-compatible server."""
+
+    base_url: str = ""  # address of the server up to /v1, e.g. http://127.0.0.1:8000/v1
+    model: str | None = None  # name of the model at the server; null if it has only one
+    key_env: str | None = None  # NAME of the environment variable with the API key, never the key; null sends none
+    connect_timeout: float = number(10.0, above=0)  # maximum seconds until the server accepts a connection
+    read_timeout: float = number(120.0, above=0)  # maximum seconds until the whole reply has arrived
+    # the run stops after this many seconds in which the server could not be reached or refused all calls
+    give_up_after: float = number(600.0, above=0)
+
+
+@dataclass
+class EndpointConfig(ServerConfig):
     """Where a user, a judge or a row of an evaluation speaks from."""
 
     kind: str = one_of("http", "local")  # http (an OpenAI-compatible server) | local (weights in this process)
-    base_url: str = ""  # address of the server, without /chat/completions, e.g. http://127.0.0.1:8000/v1
     model: str | None = None  # name at the server, null if it has only one; of local weights a path or hub id
-    key_env: str | None = None  # NAME of the environment variable with the API key, never the key; null sends none
     max_concurrency: int = number(32, at_least=1)  # maximum calls at the same time, over all processes of the run
     # rate limit in calls per minute, retries included; null: no limit
     requests_per_minute: int | None = number(None, at_least=1)
     # rate limit in tokens per minute, of prompts and of replies at their length limit; null: no limit
     tokens_per_minute: int | None = number(None, at_least=1)
-    connect_timeout: float = number(10.0, above=0)  # maximum seconds until the server accepts a connection
-    read_timeout: float = number(120.0, above=0)  # maximum seconds until the whole reply has arrived
     max_retries: int = number(10, at_least=0)  # retries of a call after a timeout, HTTP 500 or a broken reply
-    give_up_after: float = number(600.0, above=0)  # the run stops when all calls have failed for this many seconds
     # request fields to leave out since the server refuses them, e.g. [seed,max_tokens]
     omit: list[str] = field(default_factory=list)
     # further request fields, sent as they are, e.g. {max_completion_tokens: 300}
@@ -274,17 +282,13 @@ class LocalEngineConfig(EngineConfig):
 
 
 @dataclass
-class VLLMEngineConfig(EngineConfig):
+class VLLMEngineConfig(ServerConfig, EngineConfig):
     target: str = "collab.generation.vllm.VLLMEngine"
-    base_url: str = ""  # address of the server, without /completions, e.g. http://127.0.0.1:8000/v1
     model: str | None = None  # name of the policy's base model at the server; null: the first one that it has
-    key_env: str | None = None  # NAME of the environment variable with the API key, never the key; null sends none
     # folder where the server reads adapters, under the same path as this process; null: the run's folder
     adapters: str | None = None
     tolerance: float = number(0.1, above=0)  # maximum mean gap of the server's log-probs to ours, in nats per token
-    connect_timeout: float = number(10.0, above=0)  # maximum seconds until the server accepts a connection
     read_timeout: float = number(600.0, above=0)  # maximum seconds until a reply has arrived or an adapter is loaded
-    give_up_after: float = number(600.0, above=0)  # the run stops when all calls have failed for this many seconds
 
 
 @dataclass
