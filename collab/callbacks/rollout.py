@@ -105,8 +105,6 @@ class RolloutCallback(L.Callback):
         seconds = over_ranks(trainer, [time.monotonic() - started], "max")[0]
         tokens = over_ranks(trainer, [float(self._decoded - before)])[0]
         values |= {"rollout_seconds": [seconds], "rollout_tokens_per_s": [tokens / seconds]}
-        if isinstance(self._engine, VLLMEngine):
-            values |= {name: [value] for name, value in self._engine.checked.items()}
         self._log(trainer, pl_module, "train", values)
         counts = {name: float(count - problems[name]) for name, count in self.simulation.problems.items()}
         counts |= {**asdict(self._lost), "lost_groups": float(len(groups) - len(kept))}

@@ -1,25 +1,16 @@
-"""A vLLM server as the rollout engine: prompts go there as token ids, sampled ids and their log-probs come back.
+"""A vLLM server as the rollout engine: token ids go there, sampled ids and their log-probs come back.
 
-The server has the policy's base model. Before each rollout the LoRA adapter, as it is after the last update, is written
-into a fresh folder and loaded there under a fresh name: under a name that it knows, a server may go on with what it has
-kept. Then it is verified that the adapter is in effect. The server's log-probs of a short conversation are held against
-those that the update computes, in two ways:
+The server has the policy's base model. Before each rollout the current LoRA adapter is written into a fresh folder and
+loaded there under a fresh name: under a known name a server may go on with what it has cached. Then the server's
+log-probs of a short conversation are compared with those that the update computes. A mean distance of more than
+`tolerance` nats a token means that another policy would speak, and the run stops. Smaller distances, over all tokens
+that are learned from, are logged with each update (`train/logprob_gap`).
 
-- they have to agree, to `tolerance` nats a token in the mean;
-- they have to be nearer to ours than to those of the base, and of an earlier adapter. Both sides' change against such
-  an older state is known, token by token; `share` is how much of our change the server has made: about 1 where the
-  adapter is in effect, 0 where the server still speaks with the older state.
+The same is done once for the base model, and for tokens that it samples: vLLM returns log-probs of the distribution
+that is sampled, temperature included, only with `--logprobs-mode processed_logprobs`.
 
-An adapter may have changed too little for the second: a fresh one changes nothing at all, and the rounding of bf16 may
-be larger than several small updates. Then nothing follows from `share`, and the first test alone counts. The earlier
-adapter stays the same one until the policy has moved away from it far enough to tell: a server that is stuck is found
-out after some updates at the latest.
-
-Log-probs have to be those of the distribution that was sampled, temperature included, which vLLM returns with
-`--logprobs-mode processed_logprobs`; the first check finds out.
-
-Of several processes the first one loads and asks; all of them take part in the check, since the policy's own forward
-may take all of them. Imports no torch.
+Of several processes the first one loads and asks; all of them take part in the comparison, since the policy's own
+forward may need all of them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -33,10 +24,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import httpx
-import numpy as np
 
 from collab.chat.base import Sampling
 from collab.chat.completions import error_message, seed_of
@@ -57,11 +48,10 @@ T = TypeVar("T")
 LogProbs = Callable[[Sequence[int], Sequence[int], float, bool], list[float]]
 
 TRIES = 2  # at loading an adapter that is in effect
-_SAMPLED = 16  # tokens that are sampled in a check
-_TELLING = 0.125  # standard error of `share` up to which it says something
+_SAMPLED = 16  # tokens that the base model samples in a check
 
 # What both sides read in a check.
-_CONVERSATION = (
+CHECK_CONVERSATION = (
     Message("user", "Hello! I would like to put up a note in our hallway. Can you help me to write it?"),
     Message("assistant", "Gladly. What should the note say, and who is going to read it?"),
     Message("user", "It is for the neighbours. The lift will stand still on Monday, since its cables are replaced."),
@@ -296,7 +286,12 @@ def read_completion(data: bytes, body: dict[str, Any]) -> Reply:
             f"engine=vllm: the server has read another prompt than the one it was sent ({len(prompt)} tokens for "
             f"{len(body['prompt'])}): something between here and the model cuts or rewrites it."
         )
-    if reason not in ("stop", "length") or not ids or len(ids) != len(logprobs) or not np.isfinite(logprobs).all():
+    if (
+        reason not in ("stop", "length")
+        or not ids
+        or len(ids) != len(logprobs)
+        or not all(map(math.isfinite, logprobs))
+    ):
         raise Failure(f"a completion that ended by {reason}, of {len(ids)} tokens and {len(logprobs)} log-probs")
     return Reply(
         "",
@@ -306,15 +301,6 @@ def read_completion(data: bytes, body: dict[str, Any]) -> Reply:
         prompt_ids=tuple(prompt),
         usage=Usage(len(prompt), len(ids)),
     )
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What the server says in a check: the log-probs of the conversation, and of what it sampled behind it."""
-
-    read: np.ndarray
-    ids: tuple[int, ...]
-    sampled: np.ndarray
 
 
 def completion_request(
@@ -354,29 +340,6 @@ def completion_request(
     return body
 
 
-def share(ours: np.ndarray, theirs: np.ndarray, noise: float) -> tuple[float, float]:
-    """How much of our change the other side has made, and the standard error.
-
-    Our change, as it is computed, is a true one and rounding. Least squares would take the rounding for change that
-    the other side lacks, so its power, which is known, is taken off (errors in variables).
-
-    Args:
-        ours: [N] changes of log-probs here.
-        theirs: [N] changes there.
-        noise: Mean square of what rounding alone makes of a change.
-
-    Returns:
-        (0, infinity) where the true change is too small to tell: less than twice the power of rounding.
-    """
-    power = _power(ours)
-    true = power - noise
-    if true <= 2 * noise:
-        return 0.0, float("inf")
-    found = float(np.mean(ours * theirs)) / true
-    rest = theirs - found * ours
-    return found, float(np.sqrt(_power(rest) * power / len(ours))) / true
-
-
 class VLLMEngine:
     """A `ChatModel` over a vLLM server that speaks with the adapter of `lm`, or where it has none with the base alone.
 
@@ -390,9 +353,6 @@ class VLLMEngine:
 
     Attributes:
         new_tokens: Sampled so far.
-        checked: Of the last check, for the log: `server_gap`, nats a token between the server's log-probs and ours;
-            `server_share`, of the change from the base, NaN where it tells nothing; see the module's docstring.
-            Both are NaN on other processes than the first.
 
     Raises:
         BadInput: The server cannot be reached or has no such model.
@@ -419,13 +379,9 @@ class VLLMEngine:
         self._prefix = f"collab-{hashlib.blake2b(str(run.absolute()).encode(), digest_size=4).hexdigest()}-"
         self._adapter = ""  # the name that the policy speaks under, where it has an adapter
         self._live: list[str] = []  # all that this engine has loaded
-        self._prompt: list[int] = []
-        # Of the base, and of an earlier adapter: the server's log-probs of the conversation, and ours.
-        self._base: tuple[np.ndarray, np.ndarray] | None = None
-        self._earlier: tuple[np.ndarray, np.ndarray] | None = None
-        self._noise = 0.0  # see `share`
+        self._prompt = self.format.encode(CHECK_CONVERSATION)[0]
+        self._base_checked = False
         self.new_tokens = 0
-        self.checked = {"server_gap": math.nan, "server_share": math.nan}
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
         """One reply; see `ChatModel`. Its randomness is a seed made of `key`.
@@ -464,8 +420,9 @@ class VLLMEngine:
             RunStopped: On all processes: the server is of another base or returns other log-probs, it cannot load the
                 adapter, or it has loaded it twice and it was not in effect.
         """
-        if self._base is None:
+        if not self._base_checked:
             self._check_base(logprobs, share_out)
+            self._base_checked = True
         if not hasattr(self.lm, "disable_adapter"):
             return
         for number in range(1, TRIES + 1):
@@ -536,104 +493,74 @@ class VLLMEngine:
 
     # --- checks --------------------------------------------------------------------------------------------------
 
-    def _ask(self, name: str) -> _Said:
-        """What the server says in a check."""
-        sampling = Sampling(_SAMPLED, self._temperature, ignore_eos=True)
+    def _ask(self, name: str, num_tokens: int) -> tuple[list[float], Reply]:
+        """The server's log-probs of the check's conversation, and tokens that it samples after it."""
+        sampling = Sampling(num_tokens, self._temperature, ignore_eos=True)
         body = completion_request(name, self._prompt, sampling, seed=1) | {"prompt_logprobs": 0}
         try:
             data = self._server.complete(body)
             reply, read = read_completion(data, body), json.loads(data)["choices"][0]["prompt_logprobs"]
             values = [place[str(token)]["logprob"] for place, token in zip(read[1:], self._prompt[1:], strict=True)]
+            return [float(value) for value in values], reply
         except (ServerRefused, Failure, LookupError, TypeError, ValueError) as error:
             raise RunStopped(
                 f"engine=vllm: the server at {self._server.url} does not give the log-probs of a check ({error})."
             ) from None
-        return _Said(np.array(values, float), reply.token_ids, np.array(reply.logprobs, float))
 
     def _check_base(self, logprobs: LogProbs, share_out: Callable[[Any], Any]) -> None:
-        self._prompt = self.format.encode(_CONVERSATION)[0]
-        said = self._first(share_out, lambda: self._ask(self._served.name))
+        """Raise `RunStopped` where the server has other weights or precision, or log-probs of something else."""
+        prompt, temperature = self._prompt, self._temperature
+        read, reply = self._first(share_out, lambda: self._ask(self._served.name, _SAMPLED))
         adapter = not hasattr(self.lm, "disable_adapter")  # without one, the policy as it is
-        ours = np.array(logprobs(self._prompt[:1], self._prompt[1:], 1.0, adapter))
-        sampled = np.array(logprobs(self._prompt, said.ids, self._temperature, adapter))
-        raw = np.array(logprobs(self._prompt, said.ids, 1.0, adapter))
-        self._first(share_out, lambda: self._hold_base(said, ours, sampled, raw))
-        self._base, self._noise = (said.read, ours), _power(said.read - ours)
+        of_prompt = gap(read, logprobs(prompt[:1], prompt[1:], 1.0, adapter))
+        sampled = gap(reply.logprobs, logprobs(prompt, reply.token_ids, temperature, adapter))
+        at_one = gap(reply.logprobs, logprobs(prompt, reply.token_ids, 1.0, adapter))
+        self._first(share_out, lambda: self._judge_base(of_prompt, sampled, at_one))
 
-    def _hold_base(self, said: _Said, ours: np.ndarray, sampled: np.ndarray, raw: np.ndarray) -> None:
-        tolerance, base = self.config.tolerance, self._path()
-        self.checked["server_gap"] = gap(said.read, ours)
-        if not self.checked["server_gap"] <= tolerance:
+    def _judge_base(self, of_prompt: float, sampled: float, at_one: float) -> None:
+        """From the gaps of the prompt, of sampled tokens, and of these at temperature 1, to what is wrong."""
+        tolerance, base = self.config.tolerance, str(inner_of(self.lm).config._name_or_path)
+        if not of_prompt <= tolerance:
             raise RunStopped(
                 f"engine=vllm: the server at {self._server.url} has {self._served.name} ({self._served.root}), and "
-                f"its log-probs of a short conversation are {self.checked['server_gap']:.3f} nats a token from those "
+                f"its log-probs of a short conversation are {of_prompt:.3f} nats a token from those "
                 f"of the policy's base {base}, more than engine.tolerance={tolerance} allows: it is another model, or "
                 f"it computes in another precision than {self.lm.dtype}. Start it with the policy's base, "
                 f"`{start_command(base, self._rank() or 'R')}`."
             )
-        if not gap(said.sampled, sampled) <= self._tolerance_of_sampled():
-            if gap(said.sampled, raw) <= self._tolerance_of_sampled():
-                raise RunStopped(
-                    f"engine=vllm: the server at {self._server.url} returns log-probs at temperature 1, where "
-                    f"{self._temperature} was asked for: the policy would learn from ratios that are wrong. Start it "
-                    "with --logprobs-mode processed_logprobs."
-                )
+        # Fewer tokens, whose logits are divided by the temperature: rounding weighs more.
+        tolerance_of_sampled = 2 * tolerance / min(1.0, self._temperature)
+        if sampled <= tolerance_of_sampled:
+            return
+        if at_one <= tolerance_of_sampled:
             raise RunStopped(
-                f"engine=vllm: the log-probs of the tokens that the server at {self._server.url} samples are "
-                f"{gap(said.sampled, sampled):.3f} nats a token from ours at temperature {self._temperature}, more "
-                f"than {self._tolerance_of_sampled():.3f} (engine.tolerance and the temperature), though those of a "
-                "prompt agree: it samples from another distribution. Start it with --logprobs-mode "
-                "processed_logprobs --generation-config vllm."
+                f"engine=vllm: the server at {self._server.url} returns log-probs at temperature 1, where "
+                f"{self._temperature} was asked for: the policy would learn from ratios that are wrong. Start it "
+                "with --logprobs-mode processed_logprobs."
             )
+        raise RunStopped(
+            f"engine=vllm: the log-probs of the tokens that the server at {self._server.url} samples are "
+            f"{sampled:.3f} nats a token from ours at temperature {self._temperature}, more "
+            f"than {tolerance_of_sampled:.3f} (engine.tolerance and the temperature), though those of a "
+            "prompt agree: it samples from another distribution. Start it with --logprobs-mode "
+            "processed_logprobs --generation-config vllm."
+        )
 
     def _check_adapter(self, logprobs: LogProbs, share_out: Callable[[Any], Any]) -> str:
         """What is wrong with the adapter that was loaded last; "" if it is in effect."""
-        said = self._first(share_out, lambda: self._ask(self._adapter))
-        ours = np.array(logprobs(self._prompt[:1], self._prompt[1:], 1.0, True))
-        sampled = np.array(logprobs(self._prompt, said.ids, self._temperature, True))
-        return self._first(share_out, lambda: self._hold_adapter(said, ours, sampled))
-
-    def _hold_adapter(self, said: _Said, ours: np.ndarray, sampled: np.ndarray) -> str:
-        assert self._base is not None
-        where = f"engine=vllm: the adapter {self._adapter}, loaded at {self._server.url}, is not in effect:"
-        self.checked["server_gap"], tells = gap(said.read, ours), {}
-        for older, state in (("an earlier adapter", self._earlier), ("the base model", self._base)):
-            if state is None:
-                continue
-            found, error = share(ours - state[1], said.read - state[0], self._noise)
-            tells[older] = error <= _TELLING
-            self.checked["server_share"] = found if tells[older] else math.nan
-            if tells[older] and found < 0.5:
-                return (
-                    f"{where} the server's log-probs have made {found:.2f} of the change from {older} to the policy "
-                    f"(+- {error:.2f}; 1 is all of it), and are {gap(said.read, ours):.3f} nats a token from ours."
-                )
-        for what, distance, most in (
-            ("of a short conversation", gap(said.read, ours), self.config.tolerance),
-            ("of tokens that it sampled", gap(said.sampled, sampled), self._tolerance_of_sampled()),
-        ):
-            if not distance <= most:
-                return (
-                    f"{where} its log-probs {what} are {distance:.3f} nats a token from ours, more than {most:.3f} "
-                    "(engine.tolerance)."
-                )
-        self._noise = max(_power(self._base[0] - self._base[1]), _power(said.read - ours))
-        if tells.get("an earlier adapter", self._earlier is None):
-            self._earlier = said.read, ours
-        return ""
-
-    def _tolerance_of_sampled(self) -> float:
-        """Fewer tokens, whose logits are divided by the temperature: rounding weighs more."""
-        return 2 * self.config.tolerance / min(1.0, self._temperature)
-
-    def _path(self) -> str:
-        return str(inner_of(self.lm).config._name_or_path)
+        prompt = self._prompt
+        read, _ = self._first(share_out, lambda: self._ask(self._adapter, 1))
+        ours = logprobs(prompt[:1], prompt[1:], 1.0, True)
+        found: float = self._first(share_out, lambda: gap(read, ours))
+        if found <= self.config.tolerance:
+            return ""
+        return (
+            f"engine=vllm: the adapter {self._adapter}, loaded at {self._server.url}, is not in effect: its log-probs "
+            f"of a short conversation are {found:.3f} nats a token from ours, more than {self.config.tolerance} "
+            "(engine.tolerance)."
+        )
 
 
-def _power(changes: np.ndarray) -> float:
-    return float(np.mean(changes**2))
-
-
-def gap(theirs: np.ndarray, ours: np.ndarray) -> float:
+def gap(theirs: Sequence[float], ours: Sequence[float]) -> float:
     """Mean distance of log-probs, in nats a token."""
-    return float(np.abs(theirs - ours).mean())
+    return fmean(abs(a - b) for a, b in zip(theirs, ours, strict=True))

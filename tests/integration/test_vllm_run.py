@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import ENVIRONMENT, ROOT, TORCHRUN, run
@@ -37,11 +36,10 @@ def in_two(overrides: list[str]) -> subprocess.CompletedProcess[str]:
 def assert_verified(server: TinyVLLM, folder: Path) -> None:
     """Each update is loaded under a name of its own, seen to be in effect, and gone in the end."""
     with (folder / "csv" / "metrics.csv").open() as file:
-        rows: list[dict[str, Any]] = [row for row in csv.DictReader(file) if row["train/server_gap"]]
-    assert len(rows) >= 2 and all(float(row["train/server_gap"]) < 1e-4 for row in rows)
-    assert math.isnan(float(rows[0]["train/server_share"]))
-    assert all(float(row["train/server_share"]) == pytest.approx(1, abs=0.01) for row in rows[1:])
-    assert len(set(server.loaded)) == len(server.loaded) > len(rows) + 1  # and for validations and the test
+        gaps = [float(row["train/logprob_gap"]) for row in csv.DictReader(file) if row["train/logprob_gap"]]
+    known = [gap for gap in gaps if not math.isnan(gap)]  # a step without spread learns from nothing
+    assert len(known) >= 2 and max(known) < 1e-4
+    assert len(set(server.loaded)) == len(server.loaded) > len(gaps) + 1  # and for validations and the test
     assert not server.adapters and not (folder / "adapters").exists()
     asked = {call["model"] for call in server.calls if "prompt_logprobs" not in call}
     assert asked == {"tiny", *server.loaded[1:]}  # but for the one that was tried before the start
@@ -72,7 +70,7 @@ def test_an_adapter_that_is_not_in_effect_ends_both_processes_with_one_message(
     letters: list[str], server: TinyVLLM, tmp_path: Path
 ) -> None:
     server.faults = {"ignores adapters"}
-    done = in_two([*given(letters, server, tmp_path / "run"), "strategy=ddp"])
+    done = in_two([*given(letters, server, tmp_path / "run"), "strategy=ddp", "engine.tolerance=0.001"])
     assert done.returncode != 0
     assert done.stderr.count("It was loaded 2 times") == done.stderr.count("error: ") == 1, done.stderr
     assert not server.adapters and (tmp_path / "run" / "checkpoints").is_dir()  # of the step before

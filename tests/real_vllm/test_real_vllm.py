@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import math
 import os
 import re
 import shutil
@@ -126,12 +125,10 @@ def test_a_run_loads_and_verifies_an_adapter_after_each_update(server: Server, t
     # The one that was tried; two rollouts, a validation, the test of the trained policy.
     assert len(server.loaded) == len(set(server.loaded)) == 5
     assert not server.adapters and not (folder / "adapters").exists()
-    rows = [row for row in csv.DictReader((folder / "csv" / "metrics.csv").open()) if row["train/server_gap"]]
-    gaps, shares = ([float(row[f"train/server_{name}"]) for row in rows] for name in ("gap", "share"))
-    print(f"server_gap {gaps}, server_share {shares}")
+    rows = csv.DictReader((folder / "csv" / "metrics.csv").open())
+    gaps = [float(row["train/logprob_gap"]) for row in rows if row["train/logprob_gap"]]
+    print(f"logprob_gap {gaps}")
     assert len(gaps) == 2 and max(gaps) < 0.1
-    assert math.isnan(shares[0])  # the fresh adapter
-    assert shares[1] > 0.5  # of the change that one update made
 
     policies = f"policies=[base,mine:{folder / 'policy'}]"
     done = command("evaluate", server, policies, "task.num_val=null", f"output_dir={tmp_path / 'evaluation'}")
@@ -164,12 +161,11 @@ def test_the_logprobs_are_those_of_the_policy(server: Server, tmp_path: Path) ->
         ours = [logprobs(reply.prompt_ids, reply.token_ids, 0.7, True) for reply in replies]
         apart = np.abs(np.concatenate([r.logprobs for r in replies]) - np.concatenate(ours))
         print(
-            f"\nB moved by {size}: {engine.checked}; {len(apart)} sampled tokens: mean {apart.mean():.4f}, "
+            f"\nB moved by {size}: {len(apart)} sampled tokens: mean {apart.mean():.4f}, "
             f"largest {apart.max():.3f} nats apart; writing, loading and checking took {seconds:.1f} s"
         )
         assert apart.mean() < 0.1
         assert all(len(r.token_ids) == 32 or r.token_ids[-1] == tokenizer.eos_token_id for r in replies)
-    assert engine.checked["server_share"] == pytest.approx(1, abs=0.3)
     engine.close()
     assert not server.adapters
 
