@@ -11,7 +11,8 @@ from wire import answer
 def start(model: str, dtype: str, device: str, checkpointing: bool, history: int, candidates: int, tokens: int) -> Any:
     import torch
 
-    from collab.config.schema import GRPOConfig, ModelConfig
+    from collab.config.algorithms import GRPOConfig
+    from collab.config.schema import ModelConfig
     from collab.conversation import Reply
     from collab.lm.loading import load_model
     from collab.modules.base import Example

@@ -7,22 +7,18 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from collab.config.algorithms import DPOConfig, GRPOConfig, OnlineDPOConfig, PPOConfig, SFTConfig
 from collab.config.schema import (
     AgendaUserConfig,
     Config,
-    DPOConfig,
     EvaluatorConfig,
-    GRPOConfig,
     JudgeConfig,
     LLMJudgeConfig,
     LLMUserConfig,
     LocalEngineConfig,
     MetricConfig,
     MixUserConfig,
-    OnlineDPOConfig,
     PairwiseConfig,
-    PPOConfig,
-    SFTConfig,
     VLLMEngineConfig,
 )
 

@@ -2,8 +2,8 @@
 
 Hydra composes YAML from `conf/` onto these classes, so an unknown field or a wrong type is refused while the config is
 composed. A field says itself which numbers or words it takes (`number`, `one_of`); rules across fields are in
-`checks.py`. Nothing heavy (torch, transformers, lightning) may be imported here: `--help` and a typo must answer at
-once.
+`checks.py`. The algorithms are in `algorithms.py`. Nothing heavy (torch, transformers, lightning) may be imported here:
+`--help` and a typo must answer at once.
 
 `target` names the class that a group option builds, as `package.module.Class`. A class of your own is one more option.
 """
@@ -11,10 +11,11 @@ once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import MISSING
 
+from collab.config.algorithms import AlgorithmConfig
 from collab.config.fields import number, one_of
 
 
@@ -68,96 +69,6 @@ class TaskConfig:
     metrics: dict[str, MetricConfig] = field(default_factory=dict)  # name -> metric; R* is their weighted sum
     # name -> function of the metrics of all test goals, for figures such as F1 that are not a mean over goals
     aggregates: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class AlgorithmConfig:
-    """What all algorithms share.
-
-    Attributes:
-        offline: It learns from stored conversations, not from rollouts of the policy.
-        compares_candidates: It needs at least two candidates of one context.
-    """
-
-    offline: ClassVar[bool] = False
-    compares_candidates: ClassVar[bool] = True
-
-    name: str = MISSING  # shown in run names
-    target: str = MISSING  # class of the LightningModule
-    # stored conversations to train on: JSONL, Parquet, a folder of data sets or of a synthesis, or a hub name
-    data: str | None = None
-    lr: float = number(3e-4, above=0)  # peak learning rate
-    weight_decay: float = number(0.0, at_least=0)  # weight decay of AdamW
-    warmup_steps: int = number(2, at_least=0)  # optimizer steps of linear warm-up
-    schedule: str = one_of("constant", "cosine", "linear")  # learning rate after warm-up: constant | cosine | linear
-    max_grad_norm: float = number(1.0, at_least=0)  # gradients are clipped to this norm; 0 does not clip
-    num_minibatches: int = number(1, at_least=1)  # optimizer steps per epoch; the groups of a rollout are split evenly
-    epochs: int = number(1, at_least=1)  # passes over each rollout
-    # maximum tokens of a forward and backward pass, or a single group; changes memory, not the update. Attention that
-    # is not computed in blocks (eager, capped scores, short windows on a CPU) takes one group at a time
-    tokens_per_micro_batch: int = number(2048, at_least=1)
-
-
-@dataclass
-class SFTConfig(AlgorithmConfig):
-    offline: ClassVar[bool] = True
-
-    name: str = "sft"
-    target: str = "collab.modules.sft.SFT"
-    # train only on groups whose best reply reaches minimum_value in this metric: mr, or a part of it; null: on all
-    minimum_metric: str | None = None
-    minimum_value: float = number(0.0)  # groups whose best reply is below this are left out and counted
-
-
-@dataclass
-class DPOConfig(AlgorithmConfig):
-    offline: ClassVar[bool] = True
-
-    name: str = "dpo"
-    target: str = "collab.modules.dpo.DPO"
-    beta: float = number(0.1, above=0)  # strength of the implicit KL constraint to the reference policy
-    minimum_gap: float = number(0.0, at_least=0)  # pairs whose MR differs by this or less are dropped and counted
-
-
-@dataclass
-class OnlineDPOConfig(DPOConfig):
-    offline: ClassVar[bool] = False
-
-    name: str = "online_dpo"
-
-
-@dataclass
-class GRPOConfig(AlgorithmConfig):
-    name: str = "grpo"
-    target: str = "collab.modules.grpo.GRPO"
-    clip_epsilon: float = number(0.2, above=0, below=1)  # the probability ratio is clipped to 1 +- clip_epsilon
-    # weight of the KL to the reference policy in the loss; at 0, train/kl is measured on one micro-batch per step
-    kl_coef: float = number(0.0, at_least=0)
-    scale_by_std: bool = True  # divide advantages by the standard deviation of the group's rewards
-    leave_one_out: bool = False  # baseline of a candidate is the mean reward of the others, not of the whole group
-    # loss of a step: tokens (mean over tokens) | sequences (mean over sequences of their token mean) | sums (mean over
-    # sequences of their token sum)
-    loss_aggregation: str = one_of("tokens", "sequences", "sums")
-    # train on this many candidates per group, those with the largest |advantage|; 0 trains on all
-    max_trained_candidates: int = number(0, at_least=0)
-    # added to the standard deviation of a group's rewards, so that nearly equal rewards give small advantages
-    std_eps: float = number(1.0e-6, above=0)
-
-
-@dataclass
-class PPOConfig(AlgorithmConfig):
-    compares_candidates: ClassVar[bool] = False
-
-    name: str = "ppo"
-    target: str = "collab.modules.ppo.PPO"
-    epochs: int = number(4, at_least=1)
-    clip_epsilon: float = number(0.2, above=0, below=1)  # the probability ratio is clipped to 1 +- clip_epsilon
-    # value loss, clipped to +- value_clip around the value at sampling time; in units of MR
-    value_clip: float = number(0.2, above=0)
-    value_coef: float = number(0.1, at_least=0)  # weight of the value loss; its gradient reaches the policy's trunk
-    kl_coef: float = number(0.05, at_least=0)  # per-token KL penalty coefficient
-    gamma: float = number(1.0, above=0, at_most=1)  # discount per token
-    gae_lambda: float = number(0.95, at_least=0, at_most=1)  # GAE lambda: 0 is one-step TD, 1 is Monte Carlo
 
 
 @dataclass

@@ -23,7 +23,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from collab.config.schema import AlgorithmConfig
+from collab.config.algorithms import AlgorithmConfig
 from collab.conversation import Candidate, Group, Reply
 from collab.lm.attention import in_blocks
 from collab.lm.inner import inner_of

@@ -12,11 +12,12 @@ import pytest
 from collab.app.compose import load_config, options
 from collab.app.help import EXAMPLES
 from collab.app.preflight import load_target, targets
-from collab.config import schema
+from collab.config import algorithms, schema
+from collab.config.algorithms import GRPOConfig
 from collab.config.checks import check
 from collab.config.docs import field_docs
 from collab.config.policies import named_policies
-from collab.config.schema import Config, GRPOConfig, UserConfig
+from collab.config.schema import Config, UserConfig
 from collab.util.errors import BadInput
 from collab.util.paths import config_dir
 
@@ -116,7 +117,7 @@ def test_evaluate_writes_beside_training_not_into_it():
 
 def test_every_field_has_a_doc_line():
     groups = {name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
-    for cls in [found for found in vars(schema).values() if is_dataclass(found)]:
+    for cls in [found for module in (schema, algorithms) for found in vars(module).values() if is_dataclass(found)]:
         undocumented = {field.name for field in fields(cls)} - set(field_docs(cls))
         assert undocumented <= (groups if cls is Config else {"lora"}), cls.__name__
 

@@ -16,7 +16,7 @@ from collab.app.cli import main
 from collab.callbacks.progress import Progress, RolloutProgress
 from collab.callbacks.rollout import RolloutCallback
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
-from collab.config.schema import DPOConfig
+from collab.config.algorithms import DPOConfig
 from collab.conversation import Message
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import GoalSplits

@@ -16,7 +16,7 @@ from stepping import fit
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.callbacks.checkpoint import BatchCheckpoint
-from collab.config.schema import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
+from collab.config.algorithms import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score
 from collab.modules.base import PolicyModule
 from collab.modules.dpo import DPO

@@ -24,7 +24,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 from transformers import PreTrainedTokenizerFast
 
-from collab.config.schema import DPOConfig, GRPOConfig, PPOConfig
+from collab.config.algorithms import DPOConfig, GRPOConfig, PPOConfig
 from collab.conversation import Reply
 from collab.modules.base import PolicyModule
 from collab.modules.dpo import DPO

@@ -17,7 +17,7 @@ import torch
 import transformers
 from stepping import fit
 
-from collab.config.schema import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
+from collab.config.algorithms import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply
 from collab.lm import packed_attention
 from collab.lm.lora import make_lean
