@@ -33,8 +33,8 @@ class AlgorithmConfig:
     max_grad_norm: float = number(1.0, at_least=0)  # gradients are clipped to this norm; 0 does not clip
     num_minibatches: int = number(1, at_least=1)  # optimizer steps per epoch; the groups of a rollout are split evenly
     epochs: int = number(1, at_least=1)  # passes over each rollout
-    # maximum tokens of a forward and backward pass, or a single group; changes memory, not the update. Attention that
-    # is not computed in blocks (eager, capped scores, short windows on a CPU) takes one group at a time
+    # maximum tokens of a forward and backward pass, or a single group; changes memory, not the update. A pass has one
+    # group where attention is not computed in blocks (eager, capped scores, short windows on a CPU)
     tokens_per_micro_batch: int = number(2048, at_least=1)
 
 
@@ -44,7 +44,7 @@ class SFTConfig(AlgorithmConfig):
 
     name: str = "sft"
     target: str = "collab.modules.sft.SFT"
-    # train only on groups whose best reply reaches minimum_value in this metric: mr, or a part of it; null: on all
+    # train only on groups whose best reply has at least minimum_value in this: mr or a metric of R*; null: on all groups
     minimum_metric: str | None = None
     minimum_value: float = number(0.0)  # groups whose best reply is below this are left out and counted
 
