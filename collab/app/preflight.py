@@ -22,7 +22,7 @@ from collab.util.targets import load_target
 if TYPE_CHECKING:
     from collab.conversation import Group
     from collab.datamodules.goals import GoalSplits
-    from collab.generation.vllm import VLLMServer
+    from collab.generation.vllm_server import VLLMServer
 
 
 def check_machine(config: Config, goals: GoalSplits, entry: str = "train", groups: Sequence[Group] = ()) -> None:
@@ -111,7 +111,7 @@ def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
         BadInput: A server does not answer, refuses its key or lacks its model; the budget does not reach for a step.
     """
     if isinstance(config.engine, VLLMEngineConfig):
-        from collab.generation.vllm import VLLMServer
+        from collab.generation.vllm_server import VLLMServer
 
         VLLMServer(engine_endpoint(config.engine)).base()
     if not (servers := hosted(config, entry)):
@@ -234,7 +234,7 @@ def _check_server(config: Config, engine: VLLMEngineConfig, tokenizer: Any, entr
 
     Whether its weights are those of the policy's base only log-probs can tell, before the first rollout.
     """
-    from collab.generation.vllm import VLLMServer, start_command
+    from collab.generation.vllm_server import VLLMServer, start_command
     from collab.lm.loading import locate
 
     server = VLLMServer(engine_endpoint(engine))
