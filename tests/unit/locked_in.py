@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import collab
-from collab.sandbox import supervisor
+from collab.sandbox import lockdown
 from collab.sandbox.run import Limits, run_program
+from collab.sandbox.supervisor import descendants
 from collab.util.errors import BadInput
 
 SMALL = Limits(
@@ -68,15 +69,15 @@ def kernel_gives_namespaces(user: str) -> bool:
 def become(user: str) -> None:
     """Give up what `user` does not have, for good, and start again as `me`."""
     if user == "bare_root":
-        supervisor.call("prctl", PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0)  # holds from the next program on
+        lockdown.call("prctl", PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0)  # holds from the next program on
     _open_to_all([sys.prefix, sys.base_prefix, str(Path(collab.__file__).parents[1])])
     if user in ("plain", "bare"):
         os.setgroups([])
         os.setresgid(*[PLAIN_ID] * 3)
         os.setresuid(*[PLAIN_ID] * 3)
-        supervisor.call("prctl", supervisor.PR_SET_DUMPABLE, 1, 0, 0, 0)
+        lockdown.call("prctl", lockdown.PR_SET_DUMPABLE, 1, 0, 0, 0)
     if user == "bare":
-        supervisor.enter_user_namespace()
+        lockdown.enter_user_namespace()
     os.execv(sys.executable, [sys.executable, __file__, "me"])
 
 
@@ -90,22 +91,22 @@ def _open_to_all(needed: list[str]) -> None:
     }
     if not closed:
         return
-    supervisor.call("unshare", supervisor.CLONE_NEWNS)
-    supervisor.call("mount", "none", "/", None, supervisor.MS_REC | supervisor.MS_PRIVATE, None)
-    bind = supervisor.MS_BIND | supervisor.MS_REC
+    lockdown.call("unshare", lockdown.CLONE_NEWNS)
+    lockdown.call("mount", "none", "/", None, lockdown.MS_REC | lockdown.MS_PRIVATE, None)
+    bind = lockdown.MS_BIND | lockdown.MS_REC
     with tempfile.TemporaryDirectory() as stage:
-        supervisor.call("mount", "tmpfs", stage, "tmpfs", 0, "mode=755")
+        lockdown.call("mount", "tmpfs", stage, "tmpfs", 0, "mode=755")
         for number, path in enumerate(needed):
             os.mkdir(f"{stage}/{number}")
-            supervisor.call("mount", path, f"{stage}/{number}", None, bind, None)
+            lockdown.call("mount", path, f"{stage}/{number}", None, bind, None)
         for folder in sorted(closed):
             if os.path.isdir(folder):
-                supervisor.call("mount", "tmpfs", folder, "tmpfs", 0, "mode=755")
+                lockdown.call("mount", "tmpfs", folder, "tmpfs", 0, "mode=755")
         for number, path in enumerate(needed):
             if not os.path.exists(path):
                 os.makedirs(path)
-                supervisor.call("mount", f"{stage}/{number}", path, None, bind, None)
-        supervisor.call("umount2", stage, supervisor.MNT_DETACH)
+                lockdown.call("mount", f"{stage}/{number}", path, None, bind, None)
+        lockdown.call("umount2", stage, lockdown.MNT_DETACH)
 
 
 async def _verdict(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ async def _verdict(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _verdicts(programs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    supervisor.call("prctl", supervisor.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes our child
+    lockdown.call("prctl", lockdown.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes our child
     verdicts = dict(zip(programs, await asyncio.gather(*map(_verdict, programs.values())), strict=True))
     while True:
         try:
@@ -126,7 +127,7 @@ async def _verdicts(programs: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 break
         except ChildProcessError:
             break
-    return {**verdicts, "left": list(supervisor.descendants())}
+    return {**verdicts, "left": list(descendants())}
 
 
 if __name__ == "__main__":
