@@ -44,7 +44,7 @@ class SFTConfig(AlgorithmConfig):
 
     name: str = "sft"
     target: str = "collab.modules.sft.SFT"
-    # train only on groups whose best reply has at least minimum_value in this: mr or a metric of R*; null: on all groups
+    # train only on groups whose best reply has at least minimum_value in this: mr or a metric of R*; null: on all
     minimum_metric: str | None = None
     minimum_value: float = number(0.0)  # groups whose best reply is below this are left out and counted
 
