@@ -121,6 +121,7 @@ class GoalDataModule(lightning.LightningDataModule):
     ) -> DataLoader[GoalBatch]:
         sampler: DistributedSampler[Any] | None = None
         if self.world_size > 1:  # else Lightning would put one here that shuffles the training goals
+            assert self.trainer is not None
             sampler = DistributedSampler(
                 cast("Dataset[Any]", items), self.world_size, self.trainer.global_rank, shuffle=False
             )

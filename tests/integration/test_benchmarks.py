@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from benchmarks import run
 from benchmarks.environments import KNOWN
 from benchmarks.measure import Setting

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from fault_server import FaultServer  # noqa: E402
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tests.unit.scripted import ScriptedModel, ScriptedUser, says, spoken
 
 from collab.app.compose import load_config
 from collab.app.preflight import check_machine
@@ -28,7 +29,6 @@ from collab.simulation.mix import MixUser
 from collab.simulation.multiturn import as_group, multiturn_reward
 from collab.simulation.user import UserTurn
 from collab.util.errors import BadInput
-from tests.unit.scripted import ScriptedModel, ScriptedUser, says, spoken
 
 REFERENCE = "The kiln fires on Tuesday. Pots go onto the green shelf by Monday noon. A kilo costs two euros."
 GOAL = Goal(

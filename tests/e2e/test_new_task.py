@@ -29,9 +29,9 @@ def test_the_page_makes_a_task_that_runs(tiny_model, tmp_path, monkeypatch, caps
     monkeypatch.syspath_prepend(tmp_path)
 
     def run(command: str, *more: str) -> None:
-        _, module, *given = shlex.split(command)
-        monkeypatch.setattr(sys, "argv", [f"{module}.py", *given, *more])
-        main(module.removeprefix("collab."))
+        _, _, entry, *given = shlex.split(command)  # -m collab ENTRY ...
+        monkeypatch.setattr(sys, "argv", ["collab", *given, *more])
+        main(entry)
 
     run(evaluation, *small)
     policies = json.loads((tmp_path / "run" / "results.json").read_text())["policies"]

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from fault_server import FaultServer  # noqa: E402
 
 if TYPE_CHECKING:

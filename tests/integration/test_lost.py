@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from tests.unit.scripted import ScriptedModel, ScriptedUser, spoken
 
 from collab.app.evaluate import policy_scores
 from collab.callbacks.checkpoint import BatchCheckpoint
@@ -29,7 +30,6 @@ from collab.rewards.reward import ConversationReward
 from collab.simulation.sampler import Simulation
 from collab.simulation.user import UserTurn, invalid
 from collab.util.errors import RunStopped
-from tests.unit.scripted import ScriptedModel, ScriptedUser, spoken
 
 GOALS = [Goal("a", "A text.", "A text."), Goal("b", "B text.", "B text.")]
 Spoils = Callable[[Conversation, RngKey], bool]

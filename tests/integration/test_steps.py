@@ -7,13 +7,10 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import steps
 from benchmarks.steps import Step, StepFailed, run_steps

@@ -694,7 +694,7 @@ def test_a_cancelled_program_is_ended_at_once(tmp_path, monkeypatch):
 
 def test_programs_end_with_the_process_that_asked_for_them(folder):
     program = json.dumps({"sleeps": dict(program=NAMED + "import time\ntime.sleep(100)", tests=CHECK)})
-    script = Path(__file__).with_name("locked_in.py")
+    script = Path(__file__).parents[1] / "helpers" / "locked_in.py"
     with subprocess.Popen(
         [sys.executable, str(script), "me"], stdin=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": folder}
     ) as asking:
