@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.unit.scripted import ScriptedModel, ScriptedUser, says, spoken
+from scripted import ScriptedModel, ScriptedUser, says, spoken
 
 from collab.app.compose import load_config
 from collab.app.preflight import check_machine

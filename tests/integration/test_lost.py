@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tests.unit.scripted import ScriptedModel, ScriptedUser, spoken
+from scripted import ScriptedModel, ScriptedUser, spoken
 
 from collab.app.evaluate import policy_scores
 from collab.callbacks.checkpoint import BatchCheckpoint

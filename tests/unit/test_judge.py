@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
+from scripted import spoken
 
 from benchmarks.injections import conversations, injected, injections
 from collab.app.compose import load_config
@@ -18,7 +19,6 @@ from collab.randomness import RngKey
 from collab.rewards.judge import Helpfulness, Interactivity, Judge, JudgedAccuracy, JudgedMetric, verdict
 from collab.rewards.metrics import Bleu, Judged, PassRate, TokenPenalty
 from collab.rewards.reward import ConversationReward
-from tests.unit.scripted import spoken
 
 Script = Callable[[Sequence[Message], str], str | None]
 TALK = conversations()[1]
