@@ -30,7 +30,7 @@ USAGE = "\n".join(
 
 def main() -> None:
     """Run the command that `sys.argv` names; leaves the process by SystemExit."""
-    if (again := os.environ.get(_AGAIN)) and "LOCAL_RANK" in os.environ and sys.argv[1:2] != [again]:
+    if (again := os.environ.get(_AGAIN)) and "LOCAL_RANK" in os.environ and (sys.argv[1:2] or [""])[0] not in COMMANDS:
         sys.argv.insert(1, again)
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
@@ -51,6 +51,9 @@ def main() -> None:
         from collab.reports.merge import main as merge
 
         sys.exit(merge(rest))
+    if name == "estimate" and {"--help", "-h"} & set(rest):
+        print(USAGE)
+        return
     if name == "estimate":
         name, rest = (rest[0], rest[1:]) if rest and rest[0] in _HYDRA else ("train", rest)
         rest = [*rest, "dry_run=true"]

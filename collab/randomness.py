@@ -29,8 +29,13 @@ class RngKey:
     def at(self, **changes: Any) -> RngKey:
         return replace(self, **changes)
 
+    def digest(self, size: int, more: str = "") -> bytes:
+        """`size` bytes that are a function of all fields, and of `more`."""
+        named = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return hashlib.blake2b(
+            f"Key({named}){more}".encode(), digest_size=size
+        ).digest()  # this text decides every draw
+
     def stream(self) -> np.random.Generator:
         """A counter-based generator (Philox) keyed by all fields."""
-        named = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        digest = hashlib.blake2b(f"Key({named})".encode(), digest_size=16).digest()  # this text decides every draw
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest(16), "little")))

@@ -4,7 +4,7 @@ In this order, the cheapest first, each with one message for the user and no sta
 
 1. the config is composed; Hydra's errors are told in our words, with the closest name and the valid ones; with
    `resume`, it is composed anew of what that run was started with, and has to be the same; the folder can be written;
-2. rules across fields (`collab.config.schema.check`);
+2. rules across fields (`collab.config.checks.check`);
 3. the goals are read and checked;
 4. with `dry_run` the estimate of hosted calls is printed, and that is all; else the servers of hosted models are asked,
    the budget is held against the estimate, and torch is imported: device, precision, processes, metrics, the model's
@@ -38,7 +38,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from collab.app.compose import as_typed, compose, hydra_settings, parse, quoted, typed
-from collab.app.help import help_text, is_script
+from collab.app.help import help_text, program
 from collab.app.preflight import check_hosted, check_machine
 from collab.app.resume import (
     CONFIG,
@@ -187,10 +187,9 @@ def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
         fixed = [as_typed(override) for override in overrides if not override.is_sweep_override()]
         place = str(hydra_settings(name, [*searched, *fixed], folders).sweep.dir)
     args.overrides = [*args.overrides, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would be named anew
-    program = [os.path.abspath(sys.argv[0])] if is_script() else ["-m", "collab", entry]
     flags = ["--config-name", args.config_name] if args.config_name else []
     flags += ["--config-dir", args.config_dir] if args.config_dir else []
-    return Sweep([sys.executable, *program, *flags], Path(place), len(configs))
+    return Sweep([sys.executable, *program(entry), *flags], Path(place), len(configs))
 
 
 def _folders(args: argparse.Namespace, folder: Path) -> tuple[list[Path], list[str]]:

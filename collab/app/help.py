@@ -111,7 +111,10 @@ def help_text(entry: str) -> str:
     """What `--help` prints: groups, experiments, common overrides with defaults and doc lines, examples."""
     register()
     folder = config_dir()
-    command = f"python {os.path.basename(sys.argv[0])}" if is_script() else f"collab {entry}"
+    started = program(entry)
+    command = (
+        f"collab {entry}" if started[1:] == ["collab", entry] else f"python {' '.join(map(os.path.basename, started))}"
+    )
     with hydra.initialize_config_dir(str(folder), job_name=entry, version_base=None):
         config = hydra.compose(entry)
     groups = options([folder])
@@ -200,6 +203,11 @@ def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
     return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
 
 
-def is_script() -> bool:
-    """Whether this process runs a script such as `train.py`, and not the console command."""
-    return os.path.basename(sys.argv[0]) not in ("collab", "__main__.py")
+def program(entry: str) -> list[str]:
+    """How this process was started, after the interpreter: a script, a module, or the console command with `entry`."""
+    import __main__
+
+    module = __main__.__spec__.name.removesuffix(".__main__") if __main__.__spec__ else ""
+    if module == "collab" or os.path.basename(sys.argv[0]) == "collab":
+        return ["-m", "collab", entry]
+    return ["-m", module] if module else [os.path.abspath(sys.argv[0])]

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collab.app.compose import error_text
 from collab.config.endpoints import endpoints_in, engine_endpoint, hosted
 from collab.config.policies import HostedPolicy, named_policies
 from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, UserConfig, VLLMEngineConfig
-from collab.util.errors import BadInput
+from collab.util.errors import BadInput, error_text
 from collab.util.processes import layout, rank
 from collab.util.targets import load_target
 

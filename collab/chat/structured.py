@@ -8,7 +8,6 @@ prompt too, and may come back in the answer. Two things keep such text from bein
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,7 +123,7 @@ def mark(key: RngKey, *texts: str) -> str:
     """
     number = 0
     while True:
-        found = hashlib.blake2b(f"{key!r} {number}".encode(), digest_size=4).hexdigest()
+        found = key.digest(4, f" {number}").hex()
         if not any(found in text for text in texts):
             return found
         number += 1

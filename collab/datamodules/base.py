@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import lightning
 from torch.utils.data import DataLoader, DistributedSampler
 
-from collab.conversation import Conversation, Goal, Group, Score
+from collab.conversation import Goal, Group, Scored
 from collab.datamodules.goals import GoalSplits
 from collab.randomness import RngKey
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 EVAL_BATCH = 64  # goals whose conversations are played together
 
-Scored = tuple[Conversation, Score]
 Item = TypeVar("Item", Goal, Group)
 
 

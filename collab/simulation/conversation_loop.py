@@ -54,7 +54,7 @@ async def play(
         key: Randomness of this conversation; `turn` and `role` are filled in here.
         turns: Further turns to play at most (the window); None plays to `max_turns`.
         until_context: Stop as soon as the user has opened the turn of this number, its message `pending`.
-        user_key: RngKey of the user's draws where it differs from the policy's (paired sampling).
+        user_key: Key of the user's draws where it differs from the policy's (paired sampling).
 
     Returns:
         The conversation, `ended_by` set, except where `until_context` was reached.
@@ -91,8 +91,8 @@ async def play_goals(
     return list(await asyncio.gather(*(one(goal, sample) for goal in goals for sample in range(num_conversations))))
 
 
-async def draw_context(players: Players, goal: Goal, system_prompt: str, position: int, key: RngKey) -> Conversation:
-    """Play on-policy until the user has opened turn `position`: a context `t^h_j`.
+async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: int, key: RngKey) -> Conversation:
+    """Play on-policy until the user has opened turn `turn`: a context `t^h_j`.
 
     Where the user ends the chat before that, some more are played, all at once, and the first of them in order that
     gets there counts; where none does, the context is the last turn that the last valid one opened. Where there is no
@@ -101,7 +101,7 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, positio
 
     def attempt(number: int) -> Coroutine[Any, Any, Conversation]:
         beginning = Conversation(goal, system_prompt)
-        return play(players, beginning, key.at(goal=goal.id, sample=number), until_context=position)
+        return play(players, beginning, key.at(goal=goal.id, sample=number), until_context=turn)
 
     found = await attempt(0)
     if found.pending is not None:
