@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+_ABSENT = object()  # equal to no value of a config
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -17,9 +18,10 @@ def differences(
         return
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for name in dict.fromkeys([*one, *other]):
-            yield from differences(one.get(name), other.get(name), ignored, f"{key}.{name}" if key else str(name))
+            inner = f"{key}.{name}" if key else str(name)
+            yield from differences(one.get(name, _ABSENT), other.get(name, _ABSENT), ignored, inner)
     elif one != other:
-        yield key, one, other
+        yield key, None if one is _ABSENT else one, None if other is _ABSENT else other
 
 
 def changes(there: Any, here: Any, ignored: Callable[[str], bool] = lambda key: False) -> list[str]:
