@@ -25,11 +25,9 @@ def differences(
 
 
 def changes(there: Any, here: Any, ignored: Callable[[str], bool] = lambda key: False) -> list[str]:
-    """The differences in words."""
-    return [
-        f"{key} is {_shown(one)} there and {_shown(other)} here"
-        for key, one, other in differences(there, here, ignored)
-    ]
+    """The differences in words; a field that one of them lacks counts as null."""
+    found = [(key, one, other) for key, one, other in differences(there, here, ignored) if one != other]
+    return [f"{key} is {_shown(one)} there and {_shown(other)} here" for key, one, other in found]
 
 
 def _shown(value: Any) -> str:
