@@ -1,16 +1,17 @@
-"""Runs programs that a policy has written, with their tests, locked in; tells whether the tests pass.
+"""Runs programs that a policy has written, with their tests, in a sandbox; says whether the tests pass.
 
-`run_program` is the one entry. Each program gets a process of its own under `supervisor.py`, which takes from it what
-the kernel lets us take: other processes, files, the network, our user id, our environment, time, memory. `enforced`
-of a verdict names what was; docs/sandbox.md says what each name means, and what is not prevented.
+`run_program` is the only entry. Each program gets a process of its own under `supervisor.py`, which shuts it off from
+all that the kernel lets it: other processes, files, the network, this process's user id and environment, and bounds its
+time and memory. A verdict's `enforced` names what was granted; docs/sandbox.md says what each name means, and what is
+not prevented.
 
 Program and tests share one interpreter, because the tests of BigCodeBench and HumanEval call the program's functions,
-hand them mocks and look into what they return. A verdict therefore cannot be beyond all doubt. No fake is a pass that
-ends the process, at any time and with any status, prints anything, skips tests or lines of them, changes `unittest`,
-the builtins or the functions of another module and leaves them changed, returns objects that equal anything, or reads
-the whole memory of the process before the tests are over; `worker.py` tells why. In principle, a program written
-against `worker.py` can read and write the socket of the report itself, change the variables of the running test, undo
-its changes before they are looked for, or read the expected values off a running test.
+pass them mocks and look into what they return. A verdict can therefore not be certain. A program does not pass by
+ending the process (at any time, with any status), printing anything, skipping tests or lines of them, changing
+`unittest`, the builtins or the functions of another module and leaving them changed, returning objects that equal
+anything, or reading the memory of the process before the tests are over; `worker.py` says why. In principle, a program
+written against `worker.py` can read and write the socket of the report itself, change the variables of the running
+test, undo its changes before they are looked for, or read the expected values off a running test.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ Outcome = Literal["passed", "failed", "ended early", "wall time", "cpu time", "m
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use, with all processes that it starts, unless said otherwise.
+    """What one program may use. Limits are for all its processes together, unless said otherwise.
 
     Attributes:
-        seconds: Wall-clock time of program and tests, the start of the interpreter not included.
+        seconds: Wall-clock time of program and tests, without the start of the interpreter.
         cpu_seconds: CPU time of each process, whole seconds.
         memory_bytes: Address space of each process; also the memory in use by all of them together.
         processes: Processes and threads.
         file_bytes: Size of each file.
-        disk_bytes: Size of all files together; bound only in a mount namespace.
-        output_bytes: What may be printed.
+        disk_bytes: Size of all files together; enforced only in a mount namespace.
+        output_bytes: Size of all that is printed.
     """
 
     seconds: float = 20.0
@@ -61,13 +62,13 @@ class Verdict:
 
     Attributes:
         outcome: "passed": every test succeeded. "failed": the program does not run, a test did not succeed, or the
-            program tampered with what it is measured by. "ended early": its process ended before the tests were over.
-            The others name the limit that it ran into.
+            program tampered with its tests. "ended early": its process ended before the tests were over. The others
+            name the limit that it ran into.
         detail: Why, for people: a traceback or a sentence; "" if it passed.
         output: What was printed, to stdout and stderr.
         seconds: Wall-clock time from the start of the program.
-        enforced: What was kept from the program, by name.
-        missing: What could not be; empty under `strict`.
+        enforced: Names of the limits and locks that were in force.
+        missing: Names of the locks that this machine does not grant; empty under `strict`.
     """
 
     outcome: Outcome
@@ -85,15 +86,15 @@ class Verdict:
 async def run_program(
     program: str, tests: str, *, entry_point: str = "task_func", limits: Limits | None = None, strict: bool = False
 ) -> Verdict:
-    """Run a program and then its tests, locked in. As many at a time as there are CPU cores; the others wait.
+    """Run a program and then its tests in the sandbox. At most one program per CPU core runs at a time; others wait.
 
     Args:
-        program: Python source, not to be trusted. What cannot be compiled fails.
-        tests: Python source that is: `unittest.TestCase` classes (BigCodeBench), `check(candidate)` (HumanEval), or
-            both. It sees the program's global names. What it imports is imported before the program runs.
+        program: Python source, not trusted. A program that does not compile fails.
+        tests: Python source, trusted: `unittest.TestCase` classes (BigCodeBench), `check(candidate)` (HumanEval), or
+            both. It sees the program's global names. Its imports are imported before the program runs.
         entry_point: Name of the function that `check` is called with.
         limits: What the program may use; None takes the defaults.
-        strict: Refuse where not everything can be enforced; else the verdict's `missing` names what was not.
+        strict: Refuse to run unless everything can be enforced; else the verdict's `missing` names what was not.
 
     Raises:
         BadInput: The tests cannot be compiled or hold neither kind; the sandbox cannot be set up here; with `strict`,
@@ -117,8 +118,8 @@ async def run_program(
             _remove(folder)
     if "refused" in answer:
         raise BadInput(
-            f"A program of the policy was not run: {answer['refused']}. Run where it can be had (docs/sandbox.md tells "
-            f"what it takes){', or set sandbox=auto, which enforces what is left' if strict else ''}."
+            f"A program of the policy was not run: {answer['refused']}. Run on a machine that allows it "
+            f"(docs/sandbox.md says what it takes){', or set sandbox=auto, which enforces the rest' if strict else ''}."
         )
     answer |= {"enforced": tuple(answer["enforced"]), "missing": tuple(answer["missing"])}
     return Verdict(**answer)
@@ -141,13 +142,14 @@ def _parsed_tests(tests: str) -> ast.Module:
     has_check = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
     if not has_check and not any(isinstance(node, ast.ClassDef) for node in tree.body):
         raise BadInput(
-            "The tests of a program hold no test. Give unittest.TestCase classes, or a function check(candidate)."
+            "The tests of a program hold no test; there must be one. Give unittest.TestCase classes, or a function "
+            "check(candidate)."
         )
     return tree
 
 
 def _imported(tests: ast.Module) -> list[str]:
-    """Names of all modules that the tests use; what they take from one may be a module too."""
+    """Names of all modules that the tests may use; a name that they import from a module may be a module too."""
     found: dict[str, None] = {}
     known: dict[str, str] = {}  # name in the tests -> module
     for node in ast.walk(tests):
@@ -175,7 +177,7 @@ async def _supervised(request: dict[str, Any]) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={},
-        start_new_session=True,  # what interrupts us must leave it the time to clear up
+        start_new_session=True,  # an interrupt of this process must leave it the time to clear up
     )
     assert process.stdin and process.stdout and process.stderr
     try:
@@ -183,13 +185,13 @@ async def _supervised(request: dict[str, Any]) -> dict[str, Any]:
         answer = await process.stdout.read()
         errors = await process.stderr.read()
     finally:
-        process.stdin.close()  # tells it that nobody waits any more
+        process.stdin.close()  # says that nobody waits any more
         status = await process.wait()
     if answer:
         return json.loads(answer)
     if status > 0:
         raise RuntimeError(f"The supervisor of a program failed:\n{errors.decode(errors='replace')}")
-    return {  # only a program without a pid namespace of its own can reach it, or the kernel where memory is short
+    return {  # only a program without a pid namespace can have ended it, or the kernel when memory is short
         "outcome": "ended early",
         "detail": f"its supervisor was ended by signal {-status}",
         "output": "",
@@ -203,13 +205,13 @@ _slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] 
 
 
 def _slot() -> asyncio.Semaphore:
-    """Of this event loop. More programs than cores would make each other run into their wall-clock limits."""
+    """The semaphore of this event loop. With more programs than cores, all would run into their wall-clock limits."""
     cores = len(os.sched_getaffinity(0))
     return _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(cores))
 
 
 def _packages() -> list[str]:
-    """Folders of the interpreter and of what is installed for it."""
+    """Folders of the interpreter and of its installed packages."""
     found = {sys.prefix, sys.base_prefix}
     found |= {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
     found |= {os.path.realpath(path) for path in found}
@@ -220,7 +222,7 @@ def _remove(folder: str) -> None:
     try:
         os.rmdir(folder)
     except FileNotFoundError:
-        pass  # in a mount namespace it has stayed empty, and the supervisor has removed it
+        pass  # with a mount namespace it stays empty, and the supervisor removes it
     except OSError:
-        for command in (("chmod", "-R", "u+rwx"), ("rm", "-rf")):  # at any depth, which shutil does not manage
+        for command in (("chmod", "-R", "u+rwx"), ("rm", "-rf")):  # at any depth, unlike shutil
             subprocess.run([*command, "--", folder], stderr=subprocess.DEVNULL, check=False)

@@ -1,23 +1,23 @@
 """Runs an untrusted program and its tests in one interpreter and reports how the tests went.
 
-Started by `supervisor.py` as `python -c <this text> <fd>`, locked in already. On the socket `fd` come, each after its
-length in 8 bytes, the entry point, the names of the modules that the tests import, the program, the tests and a token;
-back go one byte that says "started" and the report, after its length in 8 bytes: token, outcome and detail, a line each
-(the detail may have more).
+`supervisor.py` starts it as `python -c <this text> <fd>`, locked in. The socket `fd` brings the entry point, the names
+of the modules that the tests import, the program, the tests and a token, each after its length in 8 bytes. The worker
+answers with one byte that says "started", and with the report after its length in 8 bytes: token, outcome and detail on
+a line each (the detail may have more lines).
 
-The program is in this process with us, so nothing here is out of its reach in principle. What makes a fake fail:
+The program is in this process too, so in principle it can reach everything here. What makes a fake fail:
 
-- No exit status counts, and nothing printed: a run that does not end in a report has not passed.
-- The report carries the token, which is in no memory of this process before the tests are over: it waits in the kernel.
-  So do the tests until the program's top level has run.
-- Each test has to succeed. One that the program has skipped is no success, and no tests are no pass.
-- A program that changes what it is measured with does not pass. What the tests import is there before the program runs.
-  After its top level has run, and again after the tests, `unittest` and the builtins must be what they were, each name
-  in `sys.modules` the same module, and each function or class of a module the same; nor may a module hold a function or
-  class of the program, a test a method of its own, or a trace function be left.
-- What compares with anything as it should is no result, be it of a class of the program or a mock.
-- A builtin that the program defines anew for itself is not defined anew for the tests.
-- What checks and reports was looked up before the program ran, and the process ends with the report.
+- Neither the exit status nor anything printed counts: a run without a report has not passed.
+- The report carries the token. It waits in the kernel, and is in no memory of this process before the tests are over.
+  The tests wait there too until the program's top level has run.
+- Each test has to succeed. A test that the program has skipped is no success, and no tests are no pass.
+- A program that changes what it is measured with does not pass. The modules that the tests import are imported before
+  the program runs. After its top level has run, and again after the tests, `unittest` and the builtins must be what
+  they were, each name in `sys.modules` the same module, and each function or class of a module the same. No module may
+  hold a function or class of the program, no test a method of its own, and no trace function may be left.
+- An object that compares equal to anything is no result, be it of a class of the program or a mock.
+- A builtin that the program redefines for itself is not redefined for the tests.
+- All that checks and reports was looked up before the program ran, and the process ends with the report.
 """
 
 import builtins
@@ -36,7 +36,7 @@ import unittest.util
 from sys import getprofile, gettrace, modules
 from types import FunctionType, ModuleType
 
-globals()["__builtins__"] = dict(vars(builtins))  # for all functions below: what they use stays what it is now
+globals()["__builtins__"] = dict(vars(builtins))  # the program cannot change what the functions below use
 
 PROGRAM, TESTS = "__program__", "__tests__"  # names of their modules; neither is __main__, so neither starts by itself
 DETAIL_CHARACTERS = 4000
@@ -53,7 +53,7 @@ CLASSES = tuple(
 
 
 class Unfit(Exception):
-    """The program does not pass, whatever its tests say; the message tells why."""
+    """The program does not pass, whatever its tests say; the message says why."""
 
 
 class Outcomes(unittest.TestResult):
@@ -71,14 +71,14 @@ class Outcomes(unittest.TestResult):
 
 
 def check_methods(value):
-    """Raise Unfit where an object of the measurement has got a function in place of a method."""
+    """Raise Unfit if a function was put in place of a method of a test or its result."""
     for name in vars(value):
         if callable(getattr(type(value), name, None)):
             raise Unfit(f"the program changed {name} of a {type(value).__name__}")
 
 
 def traced():
-    """Whether a function follows what is run; it may skip lines."""
+    """Whether a trace function is set, which could skip lines."""
     return gettrace() is not None or getprofile() is not None
 
 
@@ -197,7 +197,7 @@ def check_equality(namespace):
     """Raise Unfit where objects of a class of the program equal anything, wherever in a result they may be."""
     classes: list = [object]
     known: set = set()
-    for cls in classes:  # grows while it is gone through
+    for cls in classes:  # grows in the loop
         new = [subclass for subclass in type.__subclasses__(cls) if id(subclass) not in known]
         known.update(map(id, new))
         classes += new
