@@ -41,7 +41,8 @@ def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, tiny_model: Pat
     command = [
         sys.executable,
         "-m",
-        "collab.app.synthesize",
+        "collab",
+        "synthesize",
         *overrides,
         "trainer.accelerator=cpu",
         f"output_dir={folder}",

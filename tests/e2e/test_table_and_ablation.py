@@ -44,9 +44,10 @@ ANY_PAIR = {"dpo": "algorithm.minimum_gap=0", "sft": "algorithm.minimum_metric=n
 
 def config_of(words: Sequence[str]) -> tuple[str, Config]:
     """The program and the checked config of a command."""
-    module = words[0] == "-m"
-    entry = words[1].removeprefix("collab.") if module else words[0].removesuffix(".py")
-    overrides = [word for word in words[1 + module :] if word != "-m" and not word.startswith("hydra.")]
+    if words[:2] == ("-m", "collab"):
+        words = words[2:]
+    entry = words[0].removesuffix(".py")
+    overrides = [word for word in words[1:] if word != "-m" and not word.startswith("hydra.")]
     output = next((word.partition("=")[2] for word in words if word.startswith("output_dir=")), "")
     config = load_config(entry, [word for word in overrides if not word.startswith("output_dir=")], output)
     check(config, entry)

@@ -12,7 +12,7 @@ from typing import Any
 from collab.conversation import Conversation
 
 ROOT = Path(__file__).parents[2]
-_PLACES = (ROOT, ROOT / "tests" / "helpers")
+_PLACES = (ROOT, ROOT / "tests" / "helpers", ROOT / "tests" / "integration")
 # Of a command that is run as a user runs it, and finds what tests bring.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, _PLACES))}
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
