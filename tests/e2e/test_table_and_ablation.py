@@ -44,7 +44,7 @@ ANY_PAIR = {"dpo": "algorithm.minimum_gap=0", "sft": "algorithm.minimum_metric=n
 
 def config_of(words: Sequence[str]) -> tuple[str, Config]:
     """The program and the checked config of a command."""
-    if words[:2] == ("-m", "collab"):
+    if tuple(words[:2]) == ("-m", "collab"):
         words = words[2:]
     entry = words[0].removesuffix(".py")
     overrides = [word for word in words[1:] if word != "-m" and not word.startswith("hydra.")]
