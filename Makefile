@@ -27,7 +27,7 @@ quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stag
 test: $(STAMP) ## install, run the tests in two processes (ARGS='...' is passed to pytest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
-fast: $(STAMP) ## install, run the tests that need no model and no server: under a minute
+fast: $(STAMP) ## install, run the tests that need no model and no server: two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/unit $(ARGS)
 
 test-vllm: $(STAMP) ## install, test engine=vllm against a real server (installed into benchmarks/.envs, 3.5 GB; minutes)
