@@ -94,10 +94,7 @@ def _refuse(error: Exception) -> None:
 def _main(entry: str, run: Run | None) -> bool:
     """Whether a job of a sweep failed; a single run that fails raises."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        try:
-            print(help_text(entry), flush=True)
-        except BrokenPipeError:  # the reader has seen enough (`| head`); what is left is flushed to nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_help(entry)
         return False
     args = get_args_parser().parse_intermixed_args()
     # Hydra parses again, and takes no flag between two overrides: flags first.
@@ -152,6 +149,13 @@ def _main(entry: str, run: Run | None) -> bool:
         if rank() == 0:
             print(summary(sweep), flush=True)
     return not sweep.went_well()
+
+
+def _print_help(entry: str) -> None:
+    try:
+        print(help_text(entry), flush=True)
+    except BrokenPipeError:  # the reader has seen enough (`| head`); what is left is flushed to nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _entry_point(entry: str) -> Run:

@@ -43,7 +43,6 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             learn from; the server that is to decode has another model, or takes no adapters (`_check_server`).
     """
     from collab.datamodules.goals import check_reference_lengths
-    from collab.lm.checks import check_lora, check_model
     from collab.lm.device import resolve_attention, resolve_device, resolve_dtype
     from collab.lm.loading import load_tokenizer
     from collab.parsing.agenda_items import makes
@@ -63,6 +62,26 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     if groups:
         algorithm = load_target(config.algorithm.target, "algorithm.target")
         algorithm(config.algorithm, None, None, config.sampler.temperature, config.trainer.max_steps).check_data(groups)
+    _check_models(config, entry)
+    if isinstance(config.evaluator, PairwiseConfig) and any(makes(goal) != "text" for goal in goals.test):
+        raise BadInput(
+            f"evaluator={config.evaluator.name} compares texts, and task={config.task.name} has goals that end "
+            "otherwise. Set evaluator=none."
+        )
+    tokenizer = load_tokenizer(config.model)
+    check_reference_lengths(
+        [*goals.train, *goals.val, *goals.test],
+        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        config.task.max_new_tokens,
+    )
+    if isinstance(config.engine, VLLMEngineConfig):
+        _check_server(config, config.engine, tokenizer, entry)
+
+
+def _check_models(config: Config, entry: str) -> None:
+    """The files of every model that this process loads; reads no weights."""
+    from collab.lm.checks import check_lora, check_model
+
     check_model(config.model)
     _check_positions(config, config.model, "model.path")
     for key, endpoint in endpoints_in(config).items():
@@ -83,19 +102,6 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             except BadInput as error:
                 raise BadInput(f"policies: {name} cannot be played. {error}") from error
             _check_positions(config, model, "policies")
-    if isinstance(config.evaluator, PairwiseConfig) and any(makes(goal) != "text" for goal in goals.test):
-        raise BadInput(
-            f"evaluator={config.evaluator.name} compares texts, and task={config.task.name} has goals that end "
-            "otherwise. Set evaluator=none."
-        )
-    tokenizer = load_tokenizer(config.model)
-    check_reference_lengths(
-        [*goals.train, *goals.val, *goals.test],
-        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
-        config.task.max_new_tokens,
-    )
-    if isinstance(config.engine, VLLMEngineConfig):
-        _check_server(config, config.engine, tokenizer, entry)
 
 
 def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
