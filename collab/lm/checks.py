@@ -93,7 +93,7 @@ def _check_adapter(config: ModelConfig, base: str, adapter: str) -> None:
         raise BadInput(refusal.format(first_line(error))) from error
     expected = {name: list(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(model).items()}
     with safe_open(file, framework="pt") as stored:
-        shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118, it is no dict
+        shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # of safetensors, no dict
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
             is_, should_be = shapes.get(name, "missing"), expected.get(name, "no part of it")
