@@ -128,7 +128,8 @@ def help_text(entry: str) -> str:
     swaps = []
     for group, names in groups.items():
         default = f"  (default: {defaults[group]})" if group in defaults and len(names) > 1 else ""
-        swaps.append((group, " | ".join(names) + default))
+        typed = "endpoint@user.endpoint" if group == "endpoint" else group  # one of the places that take it
+        swaps.append((typed, " | ".join(names) + default))
     fields = [(f"{key}={_shown(_raw(config, key))}", _doc(config, key)) for key in _common(entry)]
     return "\n".join(
         [

@@ -21,7 +21,11 @@ from collab.config.schema import Config, UserConfig
 from collab.util.errors import BadInput
 from collab.util.paths import config_dir
 
-OPTIONS = [f"{group}={name}" for group, names in options([config_dir()]).items() for name in names]
+OPTIONS = [
+    f"{'endpoint@user.endpoint' if group == 'endpoint' else group}={name}"
+    for group, names in options([config_dir()]).items()
+    for name in names
+]
 
 
 @functools.cache
@@ -33,7 +37,7 @@ def composed(entry: str, override: str) -> Config:
         "user=llm": "user.endpoint.base_url=http://127.0.0.1:8000/v1",
         **dict.fromkeys(("judge=llm", "judge=helpfulness"), "judge.endpoint.base_url=http://127.0.0.1:8000/v1"),
     }
-    named = missing.get(override.removesuffix("_small"))
+    named = "user=llm" if override.startswith("endpoint@") else missing.get(override.removesuffix("_small"))
     return load_config(entry, [override, *([named] if named else [])])
 
 
@@ -70,6 +74,31 @@ def test_rloo_and_online_dpo_are_made_of_other_algorithms():
     )
     assert isinstance(online, type(offline)) and online.target == offline.target
     assert (online.name, online.offline, offline.name, offline.offline) == ("online_dpo", False, "dpo", True)
+
+
+@pytest.mark.parametrize("short", ["user=openai", "user=local", "judge=claude", "judge=vllm", "evaluator=openai"])
+def test_a_short_form_takes_an_option_of_the_group_endpoint(short):
+    group, name = short.split("=")
+    whole = f"{group}={'pairwise' if group == 'evaluator' else 'llm'}"
+    model = ["user.endpoint.model=gpt-4o-mini"] if short == "user=openai" else []  # the paper's user is a smaller one
+    assert load_config("train", [short]) == load_config("train", [whole, f"endpoint@{group}.endpoint={name}", *model])
+
+
+def test_an_endpoint_takes_the_place_of_another():
+    config = load_config("train", ["experiment=paper/doc_edit", "endpoint@judge.endpoint=vllm"])
+    assert (config.user.endpoint.key_env, config.judge.endpoint.key_env) == ("OPENAI_API_KEY", None)
+    assert not config.judge.endpoint.omit  # Claude's
+    mix = load_config("train", ["user=mix", "endpoint@user.users.llm.endpoint=vllm"])
+    assert mix.user.users["llm"].endpoint.base_url == "http://127.0.0.1:8000/v1"
+    two = load_config("train", ["judge=openai", "+endpoint@judge.extractor=vllm"])
+    assert (two.judge.endpoint.model, two.judge.extractor.model) == ("gpt-4o", None)
+
+
+def test_an_endpoint_has_the_types_of_its_schema():
+    with pytest.raises(BadInput, match="judge.endpoint.max_retries"):
+        load_config("train", ["judge=llm", "endpoint@judge.endpoint=claude", "judge.endpoint.max_retries=many"])
+    with pytest.raises(BadInput, match="there is no such endpoint. Did you mean openai?"):
+        load_config("train", ["judge=llm", "endpoint@judge.endpoint=opnai"])
 
 
 @pytest.mark.parametrize("override", [text for text in OPTIONS if text.split("=")[0] != "trainer"])
