@@ -37,7 +37,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from collab.app.compose import as_typed, compose, hydra_settings, parse, quoted, typed
+from collab.app.compose import compose, parse, quoted, typed
 from collab.app.help import help_text, program
 from collab.app.preflight import check_hosted, check_machine
 from collab.app.resume import (
@@ -188,8 +188,9 @@ def _check_sweep(entry: str, args: argparse.Namespace, folder: Path) -> Sweep:
             configs = [compose(name, [*searched, *job], folders) for job in every]
         if any(composed.resume for composed in configs):
             raise BadInput("resume goes on with one run, and -m starts several. Resume each job: resume=FOLDER.")
-        fixed = [as_typed(override) for override in overrides if not override.is_sweep_override()]
-        place = str(hydra_settings(name, [*searched, *fixed], folders).sweep.dir)
+        fixed = [*searched, *(str(one.input_line) for one in overrides if not one.is_sweep_override())]
+        compose(name, fixed, folders)  # refuses in our words what the next line would refuse in Hydra's
+        place = str(hydra.compose(name, fixed, return_hydra_config=True).hydra.sweep.dir)
     args.overrides = [*args.overrides, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would be named anew
     flags = ["--config-name", args.config_name] if args.config_name else []
     flags += ["--config-dir", args.config_dir] if args.config_dir else []
@@ -215,7 +216,7 @@ def _check_before_start(entry: str, args: argparse.Namespace, folder: Path, mach
     name = args.config_name or entry
     with hydra.initialize_config_dir(str(args.config_path or folder), job_name=entry, version_base=None):
         overrides = parse(given)
-        if several := [as_typed(override) for override in overrides if override.is_sweep_override()]:
+        if several := [str(one.input_line) for one in overrides if one.is_sweep_override()]:
             raise BadInput(
                 f"{' '.join(several)} lists several values, and a single run takes one. "
                 "Add -m to run one job for each, or quote a value with a comma: 'key=\"a,b\"'."

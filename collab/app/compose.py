@@ -1,4 +1,4 @@
-"""From overrides to a typed config, and what is wrong with an override in words that help.
+"""From overrides to a typed config, and messages for overrides that do not fit.
 
 Imports neither torch nor anything that does.
 """
@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from collab.config.docs import field_docs
 from collab.config.register import apply_judge, register
@@ -25,47 +25,40 @@ from collab.config.schema import Config
 from collab.util.errors import BadInput, error_text
 from collab.util.paths import config_dir
 
-_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # the last where a group is given no text
 # What the plugins of the extra `sweep` add to Hydra.
 _LAUNCHERS = tuple(f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
 
 
 def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictConfig:
-    """One job's config; Hydra has to be initialised.
+    """The config of one job. Hydra has to be initialised.
+
+    Args:
+        name: Of the primary config.
+        overrides: As typed.
+        folders: Where the options of the groups are, for messages.
 
     Raises:
-        BadInput: Names each override that does not fit, why, and what would; or the extra that is not installed.
+        BadInput: An override does not fit, or needs an extra that is not installed.
     """
     try:
         config = hydra.compose(name, overrides)
-    except _REFUSALS as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: a group is given no text
         if isinstance(error, MissingConfigException) and error.missing_cfg_file in _LAUNCHERS:
             raise BadInput(
                 f"{error.missing_cfg_file} comes with the extra `sweep`, which is not installed. Install it by "
                 "`pip install -e '.[sweep]'`, or leave it out: the jobs of a sweep then run one after the other."
             ) from error
-        raise BadInput(_explain(error, name, parse(overrides), options(folders))) from error
-    if strangers := _strangers(config):  # Hydra lets + add them even to a schema
-        refusal = HydraException(f"There is no field {', '.join(strangers)}.")
-        raise BadInput(_explain(refusal, name, parse(overrides), options(folders)))
+        raise BadInput(_explain(error, parse(overrides), options(folders))) from error
+    if strangers := [key for key, parent in _entries(config) if _is_stranger(key, parent)]:
+        raise BadInput(_no_field(strangers[0], config, options(folders)))
     return config
 
 
-def hydra_settings(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
-    """The node `hydra` of a config: the folder of a sweep, ...; Hydra has to be initialised.
-
-    Raises:
-        BadInput: As `compose`.
-    """
-    compose(name, list(overrides), folders)
-    return hydra.compose(name, list(overrides), return_hydra_config=True).hydra
-
-
 def load_config(entry: str, overrides: Sequence[str] = (), output_dir: str = "") -> Config:
-    """The config that the command line `overrides` would give, for tests and notebooks: composed, not yet checked.
+    """The config that a command line would give, for tests and notebooks: composed, not yet checked.
 
     Args:
-        entry: "train" or "evaluate".
+        entry: "train", "evaluate" or "synthesize".
         overrides: As typed, e.g. `["experiment=doc_edit", "seed=2"]`.
         output_dir: Of the run; no folder is made.
 
@@ -100,133 +93,63 @@ def options(folders: Sequence[Path]) -> dict[str, list[str]]:
     return {group: sorted(names) for group, names in sorted(found.items())}
 
 
-def _explain(error: Exception, name: str, overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> str:
-    """Hydra's errors come in many shapes; what is wrong is found by trying the overrides one by one instead."""
-    chosen = [override for override in overrides if override.key_or_group in groups]
-    bad = {id(override): text for override in chosen if (text := _option_problem(override, groups))}
-    good = [as_typed(override) for override in chosen if id(override) not in bad]
-    ours = [o for o in overrides if o.key_or_group not in groups and not str(o.key_or_group).startswith("hydra")]
-    problems = [*bad.values(), *_field_problems(name, good, ours, groups)]
-    return "\n".join(problems) or f"The config cannot be composed. {error_text(error)}"
-
-
-def _option_problem(override: Override, groups: Mapping[str, Sequence[str]]) -> str:
-    group: str = override.key_or_group
-    value: Any = override.value()
-    names = groups[group]
-    if value is None and group == "experiment":
-        return ""
-    if str(value) not in names:
-        close = difflib.get_close_matches(str(value), names, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        return f"{as_typed(override)}: there is no such {group}.{hint} {group} is one of: {', '.join(names)}."
-    if override.is_add():
-        return f"{as_typed(override)}: {group} is there already. Write {group}={value}, without the +."
-    return ""
-
-
-def _field_problems(
-    name: str, chosen: list[str], overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]
-) -> list[str]:
-    try:
-        config = hydra.compose(name, chosen)
-    except _REFUSALS:
-        return []  # not the command line: a YAML file is wrong
-    known = list(_keys(config))
-    problems = []
+def _explain(error: Exception, overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> str:
+    """What is wrong with the overrides that Hydra refused."""
     for override in overrides:
-        key = str(override.key_or_group)
-        if override.is_delete():
-            continue
-        try:
-            OmegaConf.update(config, key, override.value(), force_add=not override.is_add())
-            unknown = bool(_strangers(config)) or (
-                key not in known and not (override.is_add() or override.is_force_add())
-            )
-        except OmegaConfBaseException as error:
-            unknown = key not in known
-            if not unknown:
-                problems.append(f"{as_typed(override)}: wrong type. {_described(config, key)}{error_text(error)}")
-        if unknown:
-            problems.append(_unknown(override, name, chosen, known, groups))
-            config = hydra.compose(name, chosen)
-    return problems
+        group, value = str(override.key_or_group), override.value()
+        names = () if override.is_delete() else groups.get(group, ())
+        if names and str(value) not in names:
+            close = difflib.get_close_matches(str(value), names, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            return f"{override.input_line}: there is no such {group}.{hint} {group} is one of: {', '.join(names)}."
+        if names and override.is_add():
+            return f"{override.input_line}: {group} is there already. Write {group}={value}, without the +."
+    cause = error.__cause__
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+        return _no_field(str(cause.full_key), cause.parent_node._get_root(), groups)
+    text = error_text(error)
+    if isinstance(cause, ValidationError) and is_dataclass(schema := cause.object_type):
+        kind = next(field.type for field in fields(schema) if field.name == cause.key)
+        text += f" {cause.full_key} takes {kind} ({field_docs(schema).get(cause.key, '')})."
+    return text
 
 
-def _described(config: DictConfig, key: str) -> str:
-    """Type and doc line of a field, as a sentence; "" if it belongs to no schema."""
-    parent, _, name = key.rpartition(".")
-    schema = OmegaConf.get_type(OmegaConf.select(config, parent)) if parent else Config
-    if not (isinstance(schema, type) and is_dataclass(schema)):
-        return ""
-    kind = next(field.type for field in fields(schema) if field.name == name)
-    return f"{key} takes {kind}{f' ({doc})' if (doc := field_docs(schema).get(name)) else ''}. "
-
-
-def _strangers(node: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the entries that the schema of their node does not have."""
-    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
-        return []
-    schema = OmegaConf.get_type(node)
-    own = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
-    found = [f"{prefix}{key}" for key in map(str, node) if key not in own]
-    for key in map(str, node):
-        found += _strangers(node._get_node(key), f"{prefix}{key}.")
-    return found
-
-
-def _unknown(
-    override: Override, name: str, chosen: list[str], known: Sequence[str], groups: Mapping[str, Sequence[str]]
-) -> str:
-    key = str(override.key_or_group)
-    parent = key.rpartition(".")[0]
-    while parent and parent not in known:
-        parent = parent.rpartition(".")[0]
-    prefix = f"{parent}." if parent else ""
-    beside = [name.removeprefix(prefix) for name in known if name.rpartition(".")[0] == parent]
-    fields_beside = [name for name in beside if parent or name not in groups]
-    misspelt = key.removeprefix(prefix).split(".")[0]
-    close = difflib.get_close_matches(misspelt, [*beside, *groups] if not parent else beside, n=1, cutoff=0.7)
-    # else the right field in the wrong place, or without its place: `lr` for `algorithm.lr`
-    elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    meant = [f"{prefix}{name}" for name in close] or elsewhere[:3]
+def _no_field(key: str, config: Any, groups: Mapping[str, Sequence[str]]) -> str:
+    """That there is no field `key`, which was meant, and which there are beside it."""
+    place, _, name = key.rpartition(".")
+    known = [*groups, *(other for other, _ in _entries(config))]
+    meant = [other for other in known if other.rpartition(".")[2] == name][:3]  # the right field in the wrong place
+    meant = meant or difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
-    group = key.split(".")[0]
-    with_it = [
-        f"{group}={option}"
-        for option in groups.get(group, ())
-        if group != "experiment" and key in _keys(hydra.compose(name, [*chosen, f"{group}={option}"]))
-    ]
-    if with_it:
-        hint = f" It is a field of {', '.join(with_it)}."
-    if parent == "task.metrics":  # OmegaConf cannot add to a dict of schemas from the command line
-        valid = f"Metrics: {', '.join(beside)}; a new one is written in a YAML file of conf/task or conf/experiment."
-    elif parent and not beside:
-        valid = f"{parent} has none; add it with +{as_typed(override)}."
-    elif parent:
-        valid = f"Fields of {parent}: {', '.join(beside)}."
+    parent = OmegaConf.select(config, place) if place else config
+    if place == "task.metrics":  # OmegaConf cannot add to a dict of schemas from the command line
+        valid = "A new metric is written in a YAML file of conf/task or conf/experiment."
+    elif not is_dataclass(OmegaConf.get_type(parent)):
+        valid = f"To add it, write +{key}=VALUE."
+    elif place:
+        valid = f"Fields of {place}: {', '.join(parent)}."
     else:
-        valid = f"Groups: {', '.join(groups)}. Fields: {', '.join(fields_beside)}."
-    what = "group" if "/" in key else "field"
-    return f"{as_typed(override)}: there is no {what} {key}.{hint} {valid} `--cfg job` prints all fields."
+        valid = f"Groups: {', '.join(groups)}. Fields: {', '.join(name for name in parent if name not in groups)}."
+    return f"There is no field {key}.{hint} {valid} `--cfg job` prints all fields."
+
+
+def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Dotted names of all nodes of a config, each with the node that it is in."""
+    if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
+        for key in map(str, node):
+            yield f"{prefix}{key}", node
+            yield from _entries(node._get_node(key), f"{prefix}{key}.")
+
+
+def _is_stranger(key: str, parent: DictConfig) -> bool:
+    """Whether the schema of `parent` lacks the field: Hydra lets + add one all the same."""
+    schema = OmegaConf.get_type(parent)
+    return is_dataclass(schema) and key.rpartition(".")[2] not in {field.name for field in fields(schema)}
 
 
 def quoted(text: str) -> str:
     """`text` as a value in Hydra's grammar."""
     return QuotedString(text, Quote.single).with_quotes()
-
-
-def as_typed(override: Override) -> str:
-    """The override as it was typed."""
-    return str(override.input_line)
-
-
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all nodes of a config."""
-    if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
-        for key in map(str, node):
-            yield f"{prefix}{key}"
-            yield from _keys(node._get_node(key), f"{prefix}{key}.")
 
 
 def typed(composed: DictConfig, output_dir: str) -> Config:
