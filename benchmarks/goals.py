@@ -17,7 +17,7 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/goals.py`
 
-from collab.conversation import Goal
+from collab.conversation import Conversation, Goal
 from collab.datamodules.goals import SPLITS, load_goals
 from collab.parsing.agenda_state import coverage
 from collab.rewards.document import copied
@@ -37,7 +37,7 @@ class Text:
 
 
 def scored(goal: Goal, text: str) -> Text:
-    return Text(Bleu().of(text, goal), coverage(goal, text), copied(text, list(goal.notes)))
+    return Text(Bleu().of(text, Conversation(goal)), coverage(goal, text), copied(text, list(goal.notes)))
 
 
 def pasted(goal: Goal) -> str:

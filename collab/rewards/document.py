@@ -1,4 +1,4 @@
-"""What the final text is measured by, beside BLEU: which notes it holds, what it repeats, what is pasted."""
+"""Metrics of the final text beside BLEU: the notes in it, what it says twice, what is pasted into it."""
 
 from __future__ import annotations
 
@@ -8,78 +8,48 @@ from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_items import makes
 from collab.parsing.agenda_state import coverage
 from collab.parsing.english import content_words, sentences, words
-from collab.rewards.metrics import Extractor, Judged, checked_flag, extract
+from collab.rewards.metrics import TextMetric
 
 _CLAUSE = re.compile(r"[;:\n]+")
-_SAME = 0.8  # Jaccard index of content words from which on two sentences say the same
+_SAME = 0.8  # two sentences say the same from this Jaccard index of their content words on
 _GRAM = 6  # words in a row that count as copied
 _LOOP = 3  # words in a row that count as said twice
 
 
-class _TextMetric:
-    """A metric of the final text.
-
-    Args:
-        finished_only: 0 for what a window cut off before there was a final text. Else its last draft counts.
-        with_notes: 0 for a text that says none of the user's notes: it earns nothing anyway.
-
-    Attributes:
-        extractor: A model that extracts the text; None takes the rule of `collab.rewards.metrics.extract`.
-
-    Raises:
-        BadInput: `finished_only` or `with_notes` is not true or false.
-    """
-
-    extractor: Extractor | None = None
-
-    def __init__(self, finished_only: bool = True, with_notes: bool = False) -> None:
-        self.finished_only = checked_flag("finished_only", finished_only)
-        self.with_notes = checked_flag("with_notes", with_notes)
+class _DocumentMetric(TextMetric):
+    """Applies to goals that end in a text."""
 
     def applies(self, goal: Goal) -> bool:
         return makes(goal) == "text"
 
-    async def __call__(self, conversation: Conversation) -> float | Judged:
-        if self.finished_only and conversation.ended_by == "window":
-            return 0.0
-        if self.extractor is None:
-            return self._of(extract(conversation), conversation)
-        found = await self.extractor.extract(conversation, "document")
-        return Judged(None if found.value is None else self._of(found.value, conversation), found.replies)
 
-    def _of(self, text: str, conversation: Conversation) -> float:
-        if self.with_notes and not coverage(conversation.goal, text):
-            return 0.0
-        return self._value(text, conversation)
+class Coverage(_DocumentMetric):
+    """Share of the goal's notes that are in the final text, 0..1 (`collab.parsing.agenda_state.coverage`)."""
 
-    def _value(self, text: str, conversation: Conversation) -> float:
-        raise NotImplementedError
-
-
-class Coverage(_TextMetric):
-    """Share of the goal's notes that are in the final text, 0..1 (`collab.simulation.agenda.covers`)."""
-
-    def _value(self, text: str, conversation: Conversation) -> float:
+    def of(self, text: str, conversation: Conversation) -> float:
         return coverage(conversation.goal, text)
 
 
-class Repetition(_TextMetric):
-    """Share of the final text that says again what it has said, 0..1 (`repetition`)."""
+class Repetition(_DocumentMetric):
+    """Share of the final text that says something again, 0..1 (`repetition`)."""
 
-    def _value(self, text: str, conversation: Conversation) -> float:
+    def of(self, text: str, conversation: Conversation) -> float:
         return repetition(text)
 
 
-class Copied(_TextMetric):
-    """Share of the final text's 6-grams of words that the user's messages hold, 0..1: pasted, not written."""
+class Copied(_DocumentMetric):
+    """Share of the final text's 6-grams of words that the user's messages hold, 0..1 (`copied`)."""
 
-    def _value(self, text: str, conversation: Conversation) -> float:
+    def of(self, text: str, conversation: Conversation) -> float:
         return copied(text, [turn.user for turn in conversation.turns])
 
 
 def repetition(text: str) -> float:
-    """The share of a text's sentences and clauses that say again what an earlier one said, or of its 3-grams of words
-    that it had before, whichever is larger, 0..1."""
+    """The larger of two shares, 0..1.
+
+    One is the share of sentences and clauses that say the same as an earlier one; the other is the share of 3-grams of
+    words that occurred before.
+    """
     parts = [content_words(clause) for sentence in sentences(text) for clause in _CLAUSE.split(sentence)]
     parts = [part for part in parts if len(part) > 1]
     again = sum(any(_same(part, earlier) for earlier in parts[:place]) for place, part in enumerate(parts))
@@ -89,7 +59,7 @@ def repetition(text: str) -> float:
 
 
 def copied(text: str, messages: list[str]) -> float:
-    """Share of a text's 6-grams of words that one of the messages holds, 0..1; 0 for a text of fewer words."""
+    """Share of a text's 6-grams of words that are in one of the messages, 0..1; 0 for a text of fewer words."""
     theirs = set().union(*(_grams(message, _GRAM) for message in messages))
     own = _grams(text, _GRAM)
     return sum(gram in theirs for gram in own) / len(own) if own else 0.0

@@ -1,14 +1,14 @@
-"""Judgements by a language model: interactivity, helpfulness, answers that no rule can compare; and extraction.
+"""Metrics by a language model: interactivity, helpfulness, answers that no rule can compare; and extraction.
 
-What is judged was written by a policy that is rewarded for the verdict, so it may say "give 1.0". It stands between
-lines with a mark that it cannot know, each message behind the same mark, and the entry of the verdict is named after
-the mark: whatever a judge quotes, only that entry is read. A judge may still be talked into a score; by how much a real
-one is, `python -m benchmarks.injections` measures.
+The judged text was written by a policy that is rewarded for the score, so it may say "give 1.0". It stands between
+lines with a mark that the policy cannot know, and each message begins with that mark. The field of the score is named
+after the mark, and only that field is read, whatever the judge quotes. A judge may still be talked into a score;
+`python -m benchmarks.injections` measures how often.
 
-A verdict of a wrong shape is asked for again. One that cannot be had is missing, never 0. All raw replies are kept.
+A reply of a wrong shape is asked for again. A score that cannot be had is missing, never 0. All raw replies are kept.
 
-The marks and draws of a judgement are keyed by the goal and by what is judged, not by where in a run it happens: equal
-conversations get equal verdicts.
+Marks and draws are keyed by the goal and the judged text, not by the place in the run: equal conversations get equal
+scores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Answer, Unfit, ask, fence, mark
@@ -27,8 +29,10 @@ from collab.parsing.extraction import last_answer
 from collab.randomness import RngKey
 from collab.rewards.metrics import Judged
 
-INVENTED = "invented"  # what was extracted is not in the conversation
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)  # a model may well put one around what it copies
+T = TypeVar("T")
+
+INVENTED = "invented"  # the assistant did not write the extracted text
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)  # a model may put one around the copy
 _COPIED = 0.9  # share of the extracted words that the assistant must have written
 
 _RATER = """\
@@ -75,12 +79,11 @@ class Judge:
     """A model that gives scores and copies out results.
 
     Attributes:
-        model: Who judges.
-        sampling: How its verdicts are drawn.
-        retries: Further tries at a reply of a wrong shape.
+        model: The judging model.
+        sampling: How its replies are drawn.
+        retries: Maximum number of retries after a reply of a wrong shape.
         seed: Of the run.
-        problems: Counts what was wrong with replies, as `<role>_<kind>`, and judgements that are missing for it, as
-            `<role>_missing`.
+        problems: Counts rejected replies as `<role>_<kind>`, and missing values as `<role>_missing`.
         role: "judge" or "extractor".
     """
 
@@ -92,7 +95,7 @@ class Judge:
     role: str = "judge"
 
     def __post_init__(self) -> None:
-        self._extracting: dict[tuple[str, ...], asyncio.Task[Answer[str]]] = {}  # under way
+        self._extracting: dict[tuple[str, ...], asyncio.Task[Answer[str]]] = {}  # extractions in progress
         for kind in (SHAPE, FAILED, "missing", *((INVENTED,) if self.role == "extractor" else ())):
             self.problems[f"{self.role}_{kind}"] += 0  # so that every step logs every name
 
@@ -102,17 +105,13 @@ class Judge:
         Args:
             what: The metric's name.
             task: What to rate and how.
-            goal: Of the conversation.
+            goal: The conversation's goal.
             material: What the judged texts are, in words.
             name: The same in one word.
-            texts: The judged texts; `{mark}` in front of each is put in here.
+            texts: The judged texts.
         """
         key = RngKey(self.seed, role=f"{self.role}/{what}", goal=goal.id)
         sign = mark(key, *texts)
-        asked = [
-            Message("system", _RATER.format(task=task, material=material, mark=sign)),
-            Message("user", fence(name, "\n".join(f"{sign} {text}" for text in texts), sign)),
-        ]
 
         def read(reply: str) -> float:
             value = verdict(reply, sign)
@@ -120,16 +119,16 @@ class Judge:
                 raise Unfit(SHAPE, _ONCE_MORE.format(mark=sign))
             return value
 
-        answer = self._counted(await ask(self.model, asked, self.sampling, key, read, self.retries))
+        answer = await self._ask(key, _RATER.format(task=task, material=material, mark=sign), name, texts, sign, read)
         return Judged(answer.value, answer.replies)
 
     async def extract(self, conversation: Conversation, artefact: str) -> Answer[str]:
-        """The final document or program as the assistant wrote it; "" where there is none.
+        """The final document or program as the assistant wrote it; "" if it wrote none.
 
-        Metrics of one conversation ask at the same time and share the answer.
+        Metrics that ask at the same time share one answer.
 
         Args:
-            conversation: What it is copied out of.
+            conversation: What to copy from.
             artefact: "document" or "program".
         """
         place = (conversation.goal.id, artefact, *spoken(conversation))
@@ -142,10 +141,6 @@ class Judge:
         key = RngKey(self.seed, role=self.role, goal=conversation.goal.id)
         texts = spoken(conversation)
         sign = mark(key, *texts)
-        asked = [
-            Message("system", _EXTRACT.format(artefact=artefact, mark=sign)),
-            Message("user", fence("conversation", "\n".join(f"{sign} {text}" for text in texts), sign)),
-        ]
         between = re.compile(f"<{artefact} {sign}>(.*)</{artefact} {sign}>", re.DOTALL)
         written = Counter(word for text in conversation.assistant_texts for word in words(text))
 
@@ -158,17 +153,23 @@ class Judge:
                 raise Unfit(INVENTED, "The assistant did not write that. Copy out what it wrote, word for word.")
             return found[1].strip()
 
-        return self._counted(await ask(self.model, asked, self.sampling, key, read, self.retries))
+        return await self._ask(key, _EXTRACT.format(artefact=artefact, mark=sign), "conversation", texts, sign, read)
 
-    def _counted(self, answer: Answer) -> Answer:
+    async def _ask(
+        self, key: RngKey, task: str, name: str, texts: list[str], sign: str, read: Callable[[str], T]
+    ) -> Answer[T]:
+        """Show `texts`, each behind the mark `sign`, and count the problems of the replies."""
+        shown = fence(name, "\n".join(f"{sign} {text}" for text in texts), sign)
+        messages = [Message("system", task), Message("user", shown)]
+        answer = await ask(self.model, messages, self.sampling, key, read, self.retries)
         self.problems.update(f"{self.role}_{kind}" for kind in answer.problems)
         self.problems[f"{self.role}_missing"] += answer.value is None
         return answer
 
 
 def verdict(reply: str, mark: str) -> float | None:
-    """The score that stands in the entry of this mark, the last one; None if there is none in 0..1."""
-    # Nothing may follow that makes it another number: 1/10, 1 out of 10, 0,8, 1e-1, 1%.
+    """The last score in the field of this mark; None if it is missing or not in 0..1."""
+    # What follows must not make it another number: 1/10, 1 out of 10, 0,8, 1e-1, 1%.
     number = r"(-?\d+(?:\.\d+)?|-?\.\d+)(?!\d|\.\d|[eE%/]|,\d|\s*(?:/|%|out\b|of\b))"
     found = re.findall(rf"score_{mark}[\"'`*]*\s*[:=]\s*[\"'`*]*{number}", reply)
     value = float(found[-1]) if found else None
@@ -176,19 +177,15 @@ def verdict(reply: str, mark: str) -> float | None:
 
 
 def spoken(conversation: Conversation) -> list[str]:
-    """The messages of a conversation, each with who wrote it."""
+    """The messages of a conversation, each behind its role."""
     turns = conversation.turns
     return [text for turn in turns for text in (f"USER: {turn.user}", f"ASSISTANT: {turn.reply.text}")]
 
 
 class JudgedMetric:
-    """A metric that needs a judge; `collab.app.build` gives it one."""
+    """A metric that needs a judge."""
 
-    judge: Judge | None = None
-
-    def _judge(self) -> Judge:
-        assert self.judge is not None, "build.simulation gives every judged metric its judge"
-        return self.judge
+    judge: Judge  # set by `collab.app.build`
 
 
 class _Rated(JudgedMetric):
@@ -197,7 +194,7 @@ class _Rated(JudgedMetric):
     what = rubric = ""
 
     async def __call__(self, conversation: Conversation) -> Judged:
-        return await self._judge().score(
+        return await self.judge.score(
             self.what,
             self.rubric,
             conversation.goal,
@@ -214,13 +211,13 @@ class Interactivity(_Rated):
 
 
 class Helpfulness(_Rated):
-    """How much the last reply helps as it stands, 0..1: the immediate reward of the ablation (with window 0)."""
+    """How much the last reply helps as it stands, 0..1: the immediate reward of the ablation (window 0)."""
 
     what, rubric = "helpfulness", _HELPFULNESS
 
 
 class JudgedAccuracy(JudgedMetric):
-    """As `collab.rewards.metrics.Accuracy`; what math-verify cannot decide is judged."""
+    """As `collab.rewards.metrics.Accuracy`, but the judge decides where math-verify cannot."""
 
     async def __call__(self, conversation: Conversation) -> float | Judged | None:
         reference, answer = conversation.goal.reference, last_answer(conversation.assistant_texts)
@@ -229,7 +226,7 @@ class JudgedAccuracy(JudgedMetric):
         decided = await asyncio.to_thread(CHECKER.decide, reference, answer)
         if decided is not None:
             return float(decided)
-        return await self._judge().score(
+        return await self.judge.score(
             "accuracy",
             _CORRECTNESS,
             conversation.goal,

@@ -1,10 +1,10 @@
-"""What a finished conversation is measured by. Each metric is in 0..1 and knows nothing of its weight.
+"""Metrics of a finished conversation. Each gives a number in 0..1 and does not know its weight.
 
-A metric is a class whose instances are awaited with a conversation and return a number, or None when the value could
-not be had; one that asks a model returns what it said as well (`Judged`). It may have a method
-`applies(goal) -> bool` besides; without it, it applies to all goals. `needs` may name the metadata that a goal must
-have for it; a run with other goals is refused before it starts.
-`assistant_tokens` is counted on sampled ids.
+A metric is a class. Its instances are awaited with a conversation and return a number, or None for a missing value. A
+metric that asks a model returns the model's replies as well (`Judged`). Two members are optional:
+
+- `applies(goal) -> bool`: whether the metric is one of this goal's; without it, it applies to all goals.
+- `needs`: metadata that a goal must have. A run with other goals is refused before it starts.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from collab.util.errors import BadInput
 
 @dataclass(frozen=True)
 class Judged:
-    """A value that a model gave, and what it said.
+    """The value of a metric that asks a model.
 
     Attributes:
-        value: In 0..1; None where none could be had.
-        replies: All of its raw replies, in order.
+        value: In 0..1; None if it is missing.
+        replies: All raw replies of the model, in order.
     """
 
     value: float | None
@@ -45,31 +45,26 @@ class Metric(Protocol):
 
 
 def applies(metric: Metric, goal: Goal) -> bool:
-    """Whether a metric is one of conversations on this goal."""
+    """Whether a metric measures conversations about this goal."""
     rule = getattr(metric, "applies", None)
     return rule is None or rule(goal)
 
 
 def extract(conversation: Conversation) -> str:
-    """`Extract(t)` of Eq. 3: the latest assistant message with its questions removed; "" if nothing is left."""
+    """`Extract(t)` of Eq. 3: the latest assistant message without its questions; "" if nothing is left."""
     texts = conversation.assistant_texts
     return without_questions(texts[-1]) if texts else ""
 
 
 def assistant_tokens(conversation: Conversation) -> int:
-    """Tokens that the assistant spent in the whole conversation, end-of-turn tokens included."""
+    """Number of tokens of all assistant messages, end-of-turn tokens included."""
     return sum(turn.reply.num_tokens for turn in conversation.turns)
 
 
-def checked_flag(name: str, value: bool) -> bool:
-    """An option that is true or false; raises `BadInput` for anything else."""
-    if not isinstance(value, bool):
-        raise BadInput(f"{name} ({value!r}) must be true or false. Set it to one of them.")
+def _checked_number(name: str, value: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise BadInput(f"{name} ({value!r}) must be a finite number of at least 0. Set it to one.")
     return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Extractor(Protocol):
@@ -78,17 +73,16 @@ class Extractor(Protocol):
     async def extract(self, conversation: Conversation, artefact: str) -> Answer[str]: ...
 
 
-class Bleu:
-    """`S(Extract(t), y_g)` of Eq. 3: sentence BLEU (sacrebleu) against the reference, 0..1.
+class TextMetric:
+    """A metric of the final text; a subclass says which (`of`).
 
     Args:
-        with_notes: Score 0 for a text that holds none of the user's notes: what it shares with the reference are the
-            phrases of any such text.
-        finished_only: Score 0 for what a window cut off before there was a final text. Else its last draft counts, and
-            whoever writes early may gain more than whoever asks once more.
+        finished_only: 0 for a conversation that the window cut off before there was a final text. Otherwise the last
+            draft counts, and writing early may pay more than another question.
+        with_notes: 0 for a text that holds none of the user's notes.
 
     Attributes:
-        extractor: A model that extracts the document; None takes the rule of `extract`.
+        extractor: A model that extracts the text; None uses the rule of `extract`.
 
     Raises:
         BadInput: `finished_only` or `with_notes` is not true or false.
@@ -97,31 +91,47 @@ class Bleu:
     extractor: Extractor | None = None
 
     def __init__(self, finished_only: bool = False, with_notes: bool = False) -> None:
-        self.finished_only = checked_flag("finished_only", finished_only)
-        self.with_notes = checked_flag("with_notes", with_notes)
-        self._bleu = BLEU(effective_order=True)
+        for name, value in (("finished_only", finished_only), ("with_notes", with_notes)):
+            if not isinstance(value, bool):
+                raise BadInput(f"{name} ({value!r}) must be true or false. Set it to one of them.")
+        self.finished_only, self.with_notes = finished_only, with_notes
 
     async def __call__(self, conversation: Conversation) -> float | Judged:
         if self.finished_only and conversation.ended_by == "window":
             return 0.0
         if self.extractor is None:
-            return self.of(extract(conversation), conversation.goal)
+            return self._measure(extract(conversation), conversation)
         found = await self.extractor.extract(conversation, "document")
-        value = None if found.value is None else self.of(found.value, conversation.goal)
+        value = None if found.value is None else self._measure(found.value, conversation)
         return Judged(value, found.replies)
 
-    def of(self, document: str, goal: Goal) -> float:
-        """BLEU of a document against the goal's reference, 0..1."""
-        if not document or (self.with_notes and not coverage(goal, document)):
+    def _measure(self, text: str, conversation: Conversation) -> float:
+        if not text or (self.with_notes and not coverage(conversation.goal, text)):
             return 0.0
-        score = self._bleu.sentence_score(document, [goal.reference]).score
+        return self.of(text, conversation)
+
+    def of(self, text: str, conversation: Conversation) -> float:
+        """The metric of a text that is not empty, as the end of the conversation."""
+        raise NotImplementedError
+
+
+class Bleu(TextMetric):
+    """`S(Extract(t), y_g)` of Eq. 3: sentence BLEU (sacrebleu) against the reference, 0..1.
+
+    `with_notes` is of use here: a text without any note shares only common phrases with the reference.
+    """
+
+    _bleu = BLEU(effective_order=True)
+
+    def of(self, text: str, conversation: Conversation) -> float:
+        score = self._bleu.sentence_score(text, [conversation.goal.reference]).score
         return min(score / 100, 1.0)  # a perfect match comes out as 100.00000000000004
 
 
 class Accuracy:
-    """`S(Extract(t), y_g)` for problems with an answer: 1 where the last answer equals the reference, else 0.
+    """`S(Extract(t), y_g)` for problems with an answer: 1 if the last answer equals the reference, else 0.
 
-    The answer is what `\\boxed{}` holds, what follows the word "answer", or the last number of the message.
+    The answer is the content of `\\boxed{}`, the text after the word "answer", or the last number of the message.
     """
 
     async def __call__(self, conversation: Conversation) -> float | None:
@@ -132,16 +142,16 @@ class Accuracy:
 
 
 class PassRate:
-    """`S(Extract(t), y_g)` for programs: 1 where the last program passes the goal's tests in the sandbox, else 0.
+    """`S(Extract(t), y_g)` for programs: 1 if the last program passes the goal's tests in the sandbox, else 0.
 
     The goal's metadata hold the tests, and as `entry_point` the function that they call.
 
     Args:
-        sandbox: "strict" runs nothing where the sandbox cannot take from a program all that it should; "auto" takes
-            what it can.
+        sandbox: "auto" takes from a program what this machine allows to take; "strict" runs no program unless
+            everything can be taken.
 
     Attributes:
-        extractor: A model that extracts the program; None takes the rules of `collab.parsing.extraction.last_program`.
+        extractor: A model that extracts the program; None uses the rules of `collab.parsing.extraction.last_program`.
 
     Raises:
         BadInput: `sandbox` is neither.
@@ -156,45 +166,52 @@ class PassRate:
         self.strict = sandbox == "strict"
 
     async def __call__(self, conversation: Conversation) -> float | Judged:
-        entry_point = conversation.goal.metadata["entry_point"]
         if self.extractor is None:
-            return await self._passes(last_program(conversation.assistant_texts, entry_point), conversation.goal)
+            return await self._passes(conversation.assistant_texts, conversation.goal)
         found = await self.extractor.extract(conversation, "program")
-        if found.value is None:
-            return Judged(None, found.replies)
-        program = last_program([found.value], entry_point)  # without a fence, should one have been copied
-        return Judged(await self._passes(program, conversation.goal), found.replies)
+        value = None if found.value is None else await self._passes([found.value], conversation.goal)
+        return Judged(value, found.replies)
 
-    async def _passes(self, program: str, goal: Goal) -> float:
+    async def _passes(self, texts: list[str], goal: Goal) -> float:
+        entry_point = goal.metadata["entry_point"]
+        program = last_program(texts, entry_point)  # a model may have copied a fence, too
         if not program:
             return 0.0
-        metadata, entry_point = goal.metadata, goal.metadata["entry_point"]
-        verdict = await run_program(program, metadata["tests"], entry_point=entry_point, strict=self.strict)
+        verdict = await run_program(program, goal.metadata["tests"], entry_point=entry_point, strict=self.strict)
         return float(verdict.passed)
 
 
-class AsksOnAmbiguous:
-    """1 where the last message asks the user back, else 0; of goals whose metadata say `ambiguous: true`."""
+class _AsksBack:
+    """1 if the last message rightly asks the user back, or rightly does not; else 0.
+
+    It applies to goals whose metadata have `ambiguous` with the value of the class.
+    """
+
+    ambiguous: bool
 
     def applies(self, goal: Goal) -> bool:
-        return goal.metadata.get("ambiguous") is True
+        return goal.metadata.get("ambiguous") is self.ambiguous
 
     async def __call__(self, conversation: Conversation) -> float | None:
-        return float(asks_back(conversation.goal, conversation.assistant_texts[-1])) if conversation.turns else None
+        if not conversation.turns:
+            return None
+        return float(asks_back(conversation.goal, conversation.assistant_texts[-1]) is self.ambiguous)
 
 
-class AnswersOnUnambiguous:
-    """1 where the last message does not ask the user back, else 0 (over-asking); of goals with `ambiguous: false`."""
+class AsksOnAmbiguous(_AsksBack):
+    """1 if the last message asks the user back, else 0; for goals with `ambiguous: true`."""
 
-    def applies(self, goal: Goal) -> bool:
-        return goal.metadata.get("ambiguous") is False
+    ambiguous = True
 
-    async def __call__(self, conversation: Conversation) -> float | None:
-        return float(not asks_back(conversation.goal, conversation.assistant_texts[-1])) if conversation.turns else None
+
+class AnswersOnUnambiguous(_AsksBack):
+    """1 if the last message does not ask the user back, else 0 (over-asking); for goals with `ambiguous: false`."""
+
+    ambiguous = False
 
 
 class TokenPenalty:
-    """`min(lambda * TokenCount(t), 1)` of Eq. 4. At 1 it is saturated and no longer tells long from longer.
+    """`min(lambda * TokenCount(t), 1)` of Eq. 4. At 1 it is saturated: longer conversations cost no more.
 
     Args:
         coefficient: lambda, per token of the assistant.
@@ -204,25 +221,23 @@ class TokenPenalty:
     """
 
     def __init__(self, coefficient: float) -> None:
-        if not _is_number(coefficient) or coefficient < 0:
-            raise BadInput(f"coefficient ({coefficient!r}) must be a finite number of at least 0. Set it to one.")
-        self.coefficient = coefficient
+        self.coefficient = _checked_number("coefficient", coefficient)
 
     async def __call__(self, conversation: Conversation) -> float | None:
         return min(self.coefficient * assistant_tokens(conversation), 1.0)
 
 
 class AgendaInteractivity:
-    """How much of what the user holds back pertinent questions brought to light, 0..1; stands in for `R_LLM`.
+    """Share of the user's agenda that pertinent questions brought to light, 0..1; stands in for `R_LLM`.
 
-    `(earned - cost * not pertinent) / items`, at least 0. Not pertinent is a question that asks the user for nothing
-    (`questions.py`), asks for what is known or was asked before, or comes on top of `items_per_answer` others. A
-    question counts once the user has answered it: the last message of a finished conversation earns nothing. A
-    conversation that ends without a result scores 0: its questions led nowhere.
+    `(earned - cost * needless) / items`, at least 0. A question is needless if it asks the user for nothing
+    (`questions.py`), asks for something that is known or was asked before, or comes after `items_per_answer` others in
+    one message. A question counts once the user has answered it, so the last message of a finished conversation earns
+    nothing. A conversation that ends without a result scores 0.
 
     Args:
-        items_per_answer: As the simulated user has it (`user.items_per_answer`).
-        needless_cost: What a question that is not pertinent costs, in items.
+        items_per_answer: That of the simulated user (`user.items_per_answer`).
+        needless_cost: Cost of a needless question, in items.
 
     Raises:
         BadInput: `items_per_answer` is not a whole number of at least 1, or `needless_cost` not a number of at least 0.
@@ -233,9 +248,8 @@ class AgendaInteractivity:
             raise BadInput(
                 f"items_per_answer ({items_per_answer!r}) must be a whole number of at least 1. Set it to one."
             )
-        if not _is_number(needless_cost) or needless_cost < 0:
-            raise BadInput(f"needless_cost ({needless_cost!r}) must be a finite number of at least 0. Set it to one.")
-        self.items_per_answer, self.needless_cost = items_per_answer, needless_cost
+        self.items_per_answer = items_per_answer
+        self.needless_cost = _checked_number("needless_cost", needless_cost)
 
     async def __call__(self, conversation: Conversation) -> float | None:
         items = agenda_of(conversation.goal)
@@ -247,14 +261,14 @@ class AgendaInteractivity:
         if conversation.pending is None:
             answered = answered[:-1]
         state = read(conversation.goal, answered, self.items_per_answer)
-        wasted = state.num_questions - state.pertinent
-        return max(0.0, len(state.given) - self.needless_cost * wasted) / len(items)
+        needless = state.num_questions - state.pertinent
+        return max(0.0, len(state.given) - self.needless_cost * needless) / len(items)
 
 
 class PertinentQuestions:
-    """Share of the assistant's questions that ask the user for something new, 0..1; None where it asks nothing.
+    """Share of the assistant's questions that ask the user for something new, 0..1; None if it asks nothing.
 
-    To be watched, with weight 0.
+    It is meant to be watched: give it weight 0.
     """
 
     def __init__(self, items_per_answer: int = 2) -> None:

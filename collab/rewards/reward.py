@@ -13,17 +13,18 @@ class ConversationReward:
     """`R*(t | g) = R_ext + R_int = sum over metrics of weight * value`.
 
     Args:
-        metrics: Name -> (weight, metric). In the paper's terms: BLEU is the extrinsic part; the token penalty (with
-            weight -1) and interactivity are the intrinsic one. A metric of weight 0 is only watched.
+        metrics: Name -> (weight, metric). In the paper, BLEU is the extrinsic part; interactivity and the token
+            penalty (weight -1) are the intrinsic part. A metric of weight 0 is measured and logged only.
     """
 
     def __init__(self, metrics: Mapping[str, tuple[float, Metric]]) -> None:
         self.metrics = dict(metrics)
 
     async def __call__(self, conversation: Conversation) -> Score:
-        """Score a finished conversation. Where a metric that counts has no value, the reward has none either.
+        """Score a finished conversation.
 
-        A metric that does not apply to the goal is no part of its reward. An invalid conversation is not measured.
+        The reward is None if a metric with a weight has no value. Metrics that do not apply to the goal are left out.
+        An invalid conversation is not measured.
         """
         metrics = {name: pair for name, pair in self.metrics.items() if applies(pair[1], conversation.goal)}
         if not conversation.valid:
@@ -32,8 +33,6 @@ class ConversationReward:
         found = dict(zip(metrics, values, strict=True))
         raw = {name: value.replies for name, value in found.items() if isinstance(value, Judged)}
         parts = {name: value.value if isinstance(value, Judged) else value for name, value in found.items()}
-        known = {name: value for name, value in parts.items() if value is not None}
-        weights = {name: weight for name, (weight, _) in metrics.items() if weight}
-        if weights.keys() - known.keys():
-            return Score(None, parts, raw)
-        return Score(sum(weight * known[name] for name, weight in weights.items()), parts, raw)
+        weighted = [(weight, parts[name]) for name, (weight, _) in metrics.items() if weight]
+        products = [weight * value for weight, value in weighted if value is not None]
+        return Score(sum(products) if len(products) == len(weighted) else None, parts, raw)

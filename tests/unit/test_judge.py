@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 from scripted import spoken
@@ -228,7 +229,7 @@ def test_an_extraction_that_cannot_be_had_is_missing(script: Script, kind: str) 
     assert copier.problems[f"extractor_{kind}"] >= 1 and copier.problems["extractor_missing"] == 1
 
 
-def test_the_program_that_a_model_copied_out_is_run() -> None:
+def test_the_program_that_a_model_copied_out_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "def twice(x):\n    return 2 * x"
     goal = Goal(
         "t", "?", program, {"entry_point": "twice", "tests": "def check(f):\n    assert f(2) == 4\ncheck(twice)"}
@@ -237,15 +238,15 @@ def test_the_program_that_a_model_copied_out_is_run() -> None:
     metric = PassRate()
     runs: list[str] = []
 
-    async def passes(found: str, goal: Goal) -> float:
+    async def run_program(found: str, tests: str, **options: object) -> SimpleNamespace:
         runs.append(found)
-        return float(bool(found))
+        return SimpleNamespace(passed=True)
 
-    metric._passes = passes  # type: ignore[method-assign]
+    monkeypatch.setattr("collab.rewards.metrics.run_program", run_program)
     assert asyncio.run(metric(talk)) == 0.0
     metric.extractor = judge(Rater(copies(f"```python\n{program}\n```", "program")), "extractor")
     assert asyncio.run(metric(talk)).value == 1.0  # type: ignore[union-attr]
-    assert runs == ["", program + "\n"]
+    assert runs == [program + "\n"]
 
 
 # --- config ----------------------------------------------------------------------------------------------------------

@@ -369,9 +369,9 @@ TWICE = "We meet at noon by the mill. We meet at noon by the mill."
 )
 def test_a_text_that_the_window_cut_off_has_no_parts(metric, expected):
     done = heard_by(TWICE, TWICE)
-    assert value(metric(), done) == expected
-    assert value(metric(), replace(done, ended_by="window")) == 0
-    assert value(metric(finished_only=False), replace(done, ended_by="window")) == expected
+    assert value(metric(finished_only=True), done) == expected
+    assert value(metric(finished_only=True), replace(done, ended_by="window")) == 0
+    assert value(metric(), replace(done, ended_by="window")) == expected
     with pytest.raises(BadInput, match="must be true or false"):
         metric(finished_only="no")
 
