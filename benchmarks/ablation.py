@@ -164,7 +164,7 @@ def summarise(values: Values, samples: int) -> dict[str, Any]:
     """
     base = values[BASELINE]
     policies: dict[str, Any] = {
-        setting: {**{m: estimate(v, samples) for m, v in metrics.items()}, "interactivity_source": "agenda"}
+        setting: {metric: estimate(found, samples) for metric, found in metrics.items()}
         for setting, metrics in values.items()
     }
     difference = {

@@ -130,7 +130,7 @@ def gather(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 def table(results: Mapping[str, Any]) -> str:
     """Ours beside the paper's, then the paired differences, in Markdown."""
     policies, difference = results["policies"], results["difference"]
-    goals = num_goals_of(policies, difference)
+    goals = num_goals_of(policies)
     header = ["policy", *COLUMNS.values(), "paper: BLEU", "paper: tokens", "paper: ITR"]
 
     def cells(metrics: Mapping[str, Any], signed: bool = False) -> tuple[tuple[str, str], ...]:

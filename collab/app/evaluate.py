@@ -20,8 +20,9 @@ from collab.config.endpoints import policy_endpoint
 from collab.config.policies import HostedPolicy, named_policies
 from collab.config.schema import Config, ModelConfig
 from collab.reports.problems import add_problems
-from collab.reports.results import PolicyScores, summarise, write_results
+from collab.reports.results import PolicyScores, summarise
 from collab.reports.tables import results_table
+from collab.util.files import write_json
 from collab.util.processes import rank
 from collab.util.targets import load_target
 
@@ -106,7 +107,7 @@ def play_row(
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     found = conversation_metrics(scored)
     progress.done(len(scored), reward=found["reward"], tokens=found["assistant_tokens"])
-    if told := add_problems(config.output_dir, name, simulation.problems, rank()):
+    if told := add_problems(Path(config.output_dir), name, simulation.problems, rank()):
         progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
     run.finish(name, time.monotonic() - started, policy_scores(scored))
 
@@ -145,21 +146,18 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
     if rank() > 0:
         return
     folder = Path(config.output_dir)
-    source = "agenda" if config.judge.name == "none" else config.judge.name
-    summary = summarise(
-        run.scores,
-        baseline=config.evaluation.baseline,
-        seed=config.seed,
-        interactivity_source=source,
-        aggregates={
-            name: load_target(target, f"task.aggregates.{name}", function=True)
-            for name, target in config.task.aggregates.items()
-        },
-    )
-    settings, seconds = asdict(config), {**run.seconds, "total": run.elapsed()}
-    write_results(folder / RESULTS, summary, config=settings, seconds=seconds)
+    aggregates = {
+        name: load_target(target, f"task.aggregates.{name}", function=True)
+        for name, target in config.task.aggregates.items()
+    }
+    results = {
+        **summarise(run.scores, baseline=config.evaluation.baseline, seed=config.seed, aggregates=aggregates),
+        "config": asdict(config),
+        "seconds": {**run.seconds, "total": run.elapsed()},
+    }
+    write_json(folder / RESULTS, results)
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
-    progress.console.print(results_table({**summary, "config": settings, "seconds": seconds}))
+    progress.console.print(results_table(results))
 
 
 def policy_scores(scored: Sequence[Scored]) -> PolicyScores:

@@ -1,10 +1,10 @@
 """Several seeds in one table: `collab merge seed1/results.json seed2/results.json [--output merged.json]`.
 
-For each policy and metric: the mean over seeds, the smallest and largest seed, and each seed's own value with its own
-95 % interval. An interval belongs to one seed: it says how far that run's mean would move on other goals, the trained
-weights as they are. min..max says how far it moved when everything was run again with another seed. No pooled interval
-is given: every seed plays the same goals, so the runs are not independent samples of goals, and few seeds say little
-about the spread of seeds.
+For each policy and metric: the mean over seeds, the smallest and the largest seed, and each seed's own value with its
+95 % interval. The interval of a seed shows how much that run's mean depends on the goals, with its trained weights
+fixed. The range over seeds shows how much the result changes when everything is run again with another seed. There is
+no pooled interval: all seeds play the same goals, so the runs are not independent samples of goals, and a few seeds
+tell little about the spread over seeds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from collab.reports.results import SOURCE, baseline_of, validate_results
+from collab.reports.results import baseline_of, validate_results
 from collab.reports.tables import (
     MISSING,
     Row,
@@ -34,25 +34,24 @@ from collab.util.diff import differences
 from collab.util.errors import BadInput
 from collab.util.files import write_json
 
-_OWN = ("seed", "output_dir")  # config fields in which runs to be merged are meant to differ
+_OWN = ("seed", "output_dir")  # config fields that may differ between the runs
 
 
 def read_results(path: Path) -> dict[str, Any]:
     """One valid results.json.
 
     Raises:
-        BadInput: Names the file and what is wrong: not there, not JSON, or the first place that is not as it should be.
+        BadInput: Names the file and what is wrong: it cannot be read, is not JSON, or its first invalid place.
     """
     try:
         obj = json.loads(path.read_text(encoding="utf-8"))
+        validate_results(obj)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}). Give results.json files that exist.") from error
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON ({error}). Give a file that train.py or evaluate.py wrote.") from error
-    try:
-        validate_results(obj)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON ({error}). Give a file that train.py or evaluate.py wrote.") from error
     return obj
 
 
@@ -65,15 +64,15 @@ def merge(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         `{"baseline", "policies": {name: {metric: {"mean", "min", "max", "runs": {label: estimate}}}}, "difference":
         the same, "runs": {label: {"config", "seconds"}}}`. A policy or metric that only some runs have lists those; an
-        estimate is the `{"mean", "ci95", "n"}` of that run; `interactivity_source` joins by commas what runs say.
+        estimate is the `{"mean", "ci95", "n"}` of that run.
 
     Raises:
         BadInput: Runs compare with different baselines.
     """
     baselines = {label: base for label, results in runs.items() if (base := baseline_of(results)) is not None}
     if len(set(baselines.values())) > 1:
-        told = ", ".join(f"{label} with {base}" for label, base in baselines.items())
-        raise BadInput(f"runs compare with different baselines ({told}): merge only runs with the same one.")
+        named = ", ".join(f"{label} with {base}" for label, base in baselines.items())
+        raise BadInput(f"runs compare with different baselines ({named}): merge only runs with the same one.")
     return {
         "baseline": next(iter(baselines.values()), None),
         "policies": _merge_part({label: results["policies"] for label, results in runs.items()}),
@@ -83,44 +82,32 @@ def merge(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _merge_part(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, dict[str, Any]]] = {}  # policy -> metric -> run -> what it has there
+    merged: dict[str, dict[str, Any]] = {}
     for label, policies in parts.items():
         for policy, metrics in policies.items():
-            for metric, entry in metrics.items():
-                found.setdefault(policy, {}).setdefault(metric, {})[label] = entry
-    return {
-        policy: {
-            metric: ", ".join(dict.fromkeys(entries.values())) if metric == SOURCE else _over_runs(entries)
-            for metric, entries in metrics.items()
-        }
-        for policy, metrics in found.items()
-    }
+            for metric, estimate in metrics.items():
+                entry = merged.setdefault(policy, {}).setdefault(metric, dict.fromkeys(("mean", "min", "max"), None))
+                entry.setdefault("runs", {})[label] = estimate
+    for metrics in merged.values():
+        for entry in metrics.values():
+            means = [estimate["mean"] for estimate in entry["runs"].values() if estimate["mean"] is not None]
+            entry["mean"] = sum(means) / len(means) if means else None
+            entry["min"], entry["max"] = min(means, default=None), max(means, default=None)
+    return merged
 
 
-def _over_runs(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    means = [entry["mean"] for entry in entries.values() if entry["mean"] is not None]
-    return {
-        "mean": sum(means) / len(means) if means else None,
-        "min": min(means, default=None),
-        "max": max(means, default=None),
-        "runs": dict(entries),
-    }
-
-
-def _rows(runs: Mapping[str, Mapping[str, Any]], merged: Mapping[str, Any]) -> list[Row]:
-    """Per policy and per difference: the mean with its range over runs, then each run by itself."""
-    num_goals = max(num_goals_of(results["policies"], results.get("difference", {})) for results in runs.values())
-    columns = columns_of(merged["policies"])
+def _rows(merged: Mapping[str, Any], columns: Sequence[str], num_goals: int) -> list[Row]:
+    """For each policy and each difference: the mean with its range over runs, then each run."""
     rows = []
     for part, signed in (("policies", False), ("difference", True)):
         for policy, metrics in merged[part].items():
-            summary = tuple(_range_cell(metrics.get(metric), metric, signed) for metric in columns)
-            rows.append(Row(f"{policy} − {merged['baseline']}" if signed else policy, summary))
-            own_metrics = {label: results.get(part, {}).get(policy) for label, results in runs.items()}
-            present = {label: own for label, own in own_metrics.items() if own is not None}
-            for label, own in present.items():
+            cells = tuple(_range_cell(metrics.get(metric), metric, signed) for metric in columns)
+            rows.append(Row(f"{policy} − {merged['baseline']}" if signed else policy, cells))
+            labels = [label for label in merged["runs"] if any(label in entry["runs"] for entry in metrics.values())]
+            for label in labels:
+                own = {metric: entry["runs"].get(label) for metric, entry in metrics.items()}
                 cells = tuple(estimate_cell(own.get(metric), metric, num_goals, signed=signed) for metric in columns)
-                rows.append(Row(f"· {label}", cells, section_ends=label == [*present][-1]))
+                rows.append(Row(f"· {label}", cells, section_ends=label == labels[-1]))
     return rows
 
 
@@ -131,27 +118,16 @@ def _range_cell(entry: Mapping[str, Any] | None, metric: str, signed: bool) -> t
     return number(entry["mean"], metric, signed=signed), f"({low}..{high})"
 
 
-def _label(path: Path, results: Mapping[str, Any], seeds: Sequence[Any]) -> str:
-    """The name of a run: `seed 1` where it alone has that seed, else with the file's name."""
-    seed = results["config"].get("seed")
-    if seed is None:
-        return str(path)
-    return f"seed {seed}" if seeds.count(seed) == 1 else f"seed {seed} ({path})"
-
-
-def _warnings(runs: Mapping[str, Mapping[str, Any]], merged: Mapping[str, Any]) -> list[str]:
-    found = []
+def _warnings(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    warnings = []
     (first, reference), *others = runs.items()
     for label, results in others:
         fields = [key for key, *_ in differences(reference["config"], results["config"], _OWN.__contains__)]
         if fields:
-            found.append(f"{label} differs from {first} not only by its seed: {', '.join(fields)}.")
-    for policy, metrics in merged["policies"].items():
-        if ", " in metrics.get(SOURCE, ""):
-            found.append(f"interactivity of {policy} is of several kinds ({metrics[SOURCE]}): do not compare its runs.")
+            warnings.append(f"{label} differs from {first} not only by its seed: {', '.join(fields)}.")
     if len({results["config"].get("seed") for results in runs.values()}) < len(runs):
-        found.append("some runs share a seed: min..max is then not the spread over seeds.")
-    return found
+        warnings.append("some runs share a seed: min..max is then not the spread over seeds.")
+    return warnings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,23 +150,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for warning in _warnings(runs, merged):
+    for warning in _warnings(runs):
         print(f"warning: {warning}", file=sys.stderr)
-    header, rows = header_of(merged["policies"]), _rows(runs, merged)
+    columns = columns_of(merged["policies"])
+    rows = _rows(merged, columns, max(num_goals_of(results["policies"]) for results in runs.values()))
     caption = "mean over runs (smallest..largest); below it each run: mean over goals and its 95 % bootstrap interval"
     if arguments.markdown:
-        print(markdown(header, rows, caption), end="")
+        print(markdown(header_of(columns), rows, caption), end="")
     else:
-        Console().print(rich_table(header, rows, caption))
+        Console().print(rich_table(header_of(columns), rows, caption))
     return 0
 
 
 def _read_all(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Label -> results. A label is the seed, with the path where several runs have that seed."""
     if len({path.resolve() for path in paths}) < len(paths):
         raise BadInput("a file is given twice: give each run once, it would count double.")
-    read = [read_results(path) for path in paths]
-    seeds = [results["config"].get("seed") for results in read]
-    return {_label(path, results, seeds): results for path, results in zip(paths, read, strict=True)}
+    read = {path: read_results(path) for path in paths}
+    seeds = [results["config"].get("seed") for results in read.values()]
+    labels = [
+        f"seed {seed}" if seeds.count(seed) == 1 else f"seed {seed} ({path})"
+        for seed, path in zip(seeds, paths, strict=True)
+    ]
+    return dict(zip(labels, read.values(), strict=True))
 
 
 def _write(output: Path, merged: Mapping[str, Any], inputs: Sequence[Path]) -> None:

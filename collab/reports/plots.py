@@ -20,26 +20,26 @@ _QUANTITIES = {  # metric -> title of its panel
     "repetition": "repetition",
     "assistant_tokens": "assistant tokens",
 }
-# Blue and vermilion of Okabe and Ito's palette, told apart with any colour vision; markers differ for grey prints.
+# Blue and vermilion of Okabe and Ito's palette, which differ for any colour vision; markers differ in grey prints.
 _LINES = {
-    "train": {"color": "#0072B2", "marker": "o", "markersize": 3, "linewidth": 1.2},
-    "val": {"color": "#D55E00", "marker": "s", "markersize": 6, "linewidth": 1.8},
+    "train": {"label": "training", "color": "#0072B2", "marker": "o", "markersize": 3, "linewidth": 1.2},
+    "val": {"label": "validation", "color": "#D55E00", "marker": "s", "markersize": 6, "linewidth": 1.8},
 }
-_MAX_MARKERS = 60  # points of a curve beyond which markers run into each other
+_MAX_MARKERS = 60  # markers of longer curves would overlap
 
 
 def training_curves(metrics_csv: Path, output: Path) -> Path | None:
-    """Draw train and validation curves over steps, one panel per quantity that was logged.
+    """Draw training and validation curves over steps, one panel per quantity that was logged.
 
     Args:
-        metrics_csv: CSVLogger's `metrics.csv`: a column `step` and any of `train/mr`, `val/reward`, `train/bleu`, ...;
-            train and validation stand in rows of their own, so most cells are blank.
+        metrics_csv: CSVLogger's `metrics.csv`: a column `step` and any of `train/mr`, `val/reward`, `train/bleu`, ...
+            Training and validation have rows of their own, so most cells are blank.
         output: The PNG to write.
 
     Returns:
-        `output`, or None where there is nothing to draw (no such file, or none of these columns has a number).
+        `output`, or None if there is nothing to draw: no such file, or no number in any of these columns.
     """
-    curves = _read_curves(Path(metrics_csv))
+    curves = _read_curves(metrics_csv)
     shown = [quantity for quantity in _QUANTITIES if any((split, quantity) in curves for split in _LINES)]
     if not shown:
         return None
@@ -69,22 +69,15 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
     for index in range(max(0, len(shown) - columns), len(shown)):  # the lowest panel of each column
         panels[index].set_xlabel("step", fontsize=9)
         panels[index].tick_params(labelbottom=True)
-    figure.legend(
-        [handles[split] for split in _LINES if split in handles],
-        [{"train": "training", "val": "validation"}[split] for split in _LINES if split in handles],
-        loc="outside upper right",
-        ncols=2,
-        frameon=False,
-        fontsize=9,
-    )
-    output = Path(output)
+    lines = [handles[split] for split in _LINES if split in handles]
+    figure.legend(handles=lines, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1)
     return output
 
 
 def _read_curves(path: Path) -> dict[tuple[str, str], dict[int, float]]:
-    """(split, quantity) -> step -> value. Of a step that was logged twice, as after a resume, the later row counts."""
+    """(split, quantity) -> step -> value."""
     curves: dict[tuple[str, str], dict[int, float]] = {}
     if not path.is_file():
         return curves

@@ -1,61 +1,50 @@
-"""From the scores of single conversations to `results.json`: means, 95 % intervals, differences to a baseline.
+"""From the scores of conversations to `results.json`: means, 95 % intervals, differences to a baseline.
 
-The goal is the unit of everything here. A goal's value is the mean over its conversations, a policy's mean is the mean
-over its goals, and the bootstrap resamples goals: conversations on one goal are alike, and resampling them as if they
-were independent would make every interval too narrow.
+The unit is the goal. A goal's value is the mean over its conversations, and a policy's mean is the mean over its goals.
+The bootstrap resamples goals: conversations about one goal are alike, and resampling them as if they were independent
+would make every interval too narrow.
 
-The intervals are percentile bootstrap intervals (Efron 1979): the 2.5th and 97.5th percentile of the means of
-`samples` draws of n goals with replacement. The difference to the baseline is paired: it resamples the per-goal
-differences of the goals that both policies have, so how hard a goal is drops out of it.
+Intervals are percentile bootstrap intervals (Efron 1979): the 2.5th and the 97.5th percentile over `BOOTSTRAP_SAMPLES`
+draws of n goals with replacement. A difference to the baseline is paired: it resamples the per-goal differences of the
+goals that both policies have, so it does not depend on how hard the goals are.
 
-An aggregate is a figure of all goals at once that is no mean over them, such as a macro F1. Its interval resamples
-goals as well, and takes the aggregate of each resample; that of its difference takes both policies' on the same goals.
+An aggregate is a figure of all goals at once that is not a mean over goals, such as a macro F1. It is computed anew for
+each resample of goals. The difference of two policies uses the same goals for both.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
-from collab.util.files import write_json
 
-# metric -> goal id -> one value per conversation on that goal; None where it could not be had
+# metric -> goal id -> one value per conversation about that goal; None is a missing value
 PolicyScores = dict[str, dict[str, list[float | None]]]
-# metric -> values of goals [..., goals], nan where a goal has none; returns a figure for each [...], nan if it has none
+# metric -> values of goals [..., goals], nan where a goal has none; returns a figure for each [...], nan if undefined
 Aggregate = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
-SOURCE = "interactivity_source"  # the one entry of a policy that is a name, not a number
 BOOTSTRAP_SAMPLES = 2000  # resamples of goals behind each interval
 _PERCENTILES = (2.5, 97.5)
 
 
 def summarise(
-    scores: Mapping[str, PolicyScores],
-    *,
-    baseline: str = "base",
-    seed: int,
-    interactivity_source: str,
-    aggregates: Mapping[str, Aggregate] | None = None,
-    samples: int = BOOTSTRAP_SAMPLES,
+    scores: Mapping[str, PolicyScores], *, baseline: str, seed: int, aggregates: Mapping[str, Aggregate]
 ) -> dict[str, Any]:
     """The parts "policies" and "difference" of `results.json`.
 
-    A row's numbers depend on its own scores (and the baseline's) and on the seed, never on which other rows there are
-    or on the order of goals.
+    The numbers of a row depend on its own scores, those of the baseline, and the seed. They do not depend on the other
+    rows or on the order of goals.
 
     Args:
         scores: Policy name -> its scores, in the order of the table's rows.
-        baseline: The policy that the others are compared with; without it among the rows "difference" is empty.
+        baseline: The policy that the others are compared with. If it is not among the rows, "difference" is empty.
         seed: The run's seed.
-        interactivity_source: What `interactivity` was read off, e.g. "agenda".
-        aggregates: Name -> function; the figure stands beside the metrics of each policy.
-        samples: Bootstrap resamples behind each interval.
+        aggregates: Name -> function. Its figure stands beside the metrics of each policy.
 
     Raises:
         BadInput: A value is NaN or infinite.
@@ -65,24 +54,16 @@ def summarise(
         for policy, metrics in scores.items()
     }
     policies: dict[str, dict[str, Any]] = {}
-    for policy, metrics in values.items():
-        policies[policy] = {metric: _estimate(goals, samples, seed) for metric, goals in metrics.items()}
-        for name, aggregate in (aggregates or {}).items():
-            policies[policy][name] = _aggregate(aggregate, [metrics], samples, seed)
-        if "interactivity" in metrics:
-            policies[policy][SOURCE] = interactivity_source
     difference: dict[str, dict[str, Any]] = {}
-    if baseline in values:
-        base = values[baseline]
-        for policy, metrics in values.items():
-            if policy != baseline:
-                difference[policy] = {
-                    metric: _estimate(_paired(goals, base[metric]), samples, seed)
-                    for metric, goals in metrics.items()
-                    if metric in base
-                }
-                for name, aggregate in (aggregates or {}).items():
-                    difference[policy][name] = _aggregate(aggregate, [metrics, base], samples, seed)
+    for policy, metrics in values.items():
+        policies[policy] = {metric: _mean(goals, seed) for metric, goals in metrics.items()}
+        policies[policy] |= {name: _aggregate(function, [metrics], seed) for name, function in aggregates.items()}
+        if baseline in values and policy != baseline:
+            base = values[baseline]
+            paired = {metric: _paired(goals, base[metric]) for metric, goals in metrics.items() if metric in base}
+            difference[policy] = {metric: _mean(goals, seed) for metric, goals in paired.items()}
+            for name, function in aggregates.items():
+                difference[policy][name] = _aggregate(function, [metrics, base], seed)
     return {"policies": policies, "difference": difference}
 
 
@@ -102,53 +83,42 @@ def _paired(goals: Mapping[str, float], base: Mapping[str, float]) -> dict[str, 
     return {goal: value - base[goal] for goal, value in goals.items() if goal in base}
 
 
-def _estimate(goals: Mapping[str, float], samples: int, seed: int) -> dict[str, Any]:
-    """Mean over goals with its interval. Every call draws the same stream, so no row disturbs another."""
-    n = len(goals)
-    if n == 0:
-        return {"mean": None, "ci95": [None, None], "n": 0}
+def _mean(goals: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """Estimate of the mean over goals."""
     values = np.array([goals[goal] for goal in sorted(goals)])
-    drawn = RngKey(seed, role="bootstrap").stream().integers(n, size=(samples, n))
-    low, high = np.percentile(values[drawn].mean(axis=1), _PERCENTILES)
-    return {"mean": float(values.mean()), "ci95": [float(low), float(high)], "n": n}
+    return _estimate(lambda chosen: values[chosen].mean(axis=-1), len(values), seed)
 
 
-def _aggregate(
-    aggregate: Aggregate, policies: Sequence[Mapping[str, Mapping[str, float]]], samples: int, seed: int
-) -> dict[str, Any]:
-    """Aggregate of one policy, or the first one's minus the second one's on the goals that both have."""
+def _aggregate(function: Aggregate, policies: Sequence[Mapping[str, Mapping[str, float]]], seed: int) -> dict[str, Any]:
+    """Estimate of the aggregate of one policy, or of the first one's minus the second one's on the goals of both."""
     goals = sorted(set.intersection(*({goal for one in metrics.values() for goal in one} for metrics in policies)))
-    n = len(goals)
-    drawn = RngKey(seed, role="bootstrap").stream().integers(n, size=(samples, n)) if n else np.zeros((samples, 0), int)
+    arrays = [{m: np.array([one.get(goal, np.nan) for goal in goals]) for m, one in p.items()} for p in policies]
 
     def figure(chosen: np.ndarray) -> np.ndarray:
-        found = [
-            aggregate({m: np.array([one.get(goal, np.nan) for goal in goals])[chosen] for m, one in metrics.items()})
-            for metrics in policies
-        ]
-        return found[0] - found[1] if len(found) > 1 else found[0]
+        first, *others = (function({m: values[chosen] for m, values in metrics.items()}) for metrics in arrays)
+        return first - others[0] if others else first
 
-    value = float(figure(np.arange(n)))
-    spread = figure(drawn)
-    spread = spread[~np.isnan(spread)]  # resamples of which the aggregate has no figure
-    if math.isnan(value) or not len(spread):
-        return {"mean": None, "ci95": [None, None], "n": 0}
-    low, high = np.percentile(spread, _PERCENTILES)
-    return {"mean": value, "ci95": [float(low), float(high)], "n": n}
+    return _estimate(figure, len(goals), seed)
 
 
-def write_results(
-    path: Path, policies_and_difference: Mapping[str, Any], config: dict[str, Any], seconds: dict[str, float]
-) -> None:
-    """Write `results.json` in one move: a reader finds the old file or the whole new one.
+def _estimate(figure: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> dict[str, Any]:
+    """Mean, interval and n of a figure of n goals.
 
     Args:
-        path: The file; its folder is made where it is missing.
-        policies_and_difference: What `summarise` returned.
-        config: The resolved config, plain types only.
-        seconds: Phase -> wall time in seconds.
+        figure: Indices of goals [..., n] -> a figure for each [...], nan if undefined.
+        n: The number of goals.
+        seed: The run's seed. Each call draws the same stream, so rows do not influence each other.
     """
-    write_json(path, {**policies_and_difference, "config": config, "seconds": seconds})
+    missing = {"mean": None, "ci95": [None, None], "n": 0}
+    if n == 0:
+        return missing
+    value = float(figure(np.arange(n)))
+    resampled = figure(RngKey(seed, role="bootstrap").stream().integers(n, size=(BOOTSTRAP_SAMPLES, n)))
+    resampled = resampled[~np.isnan(resampled)]
+    if math.isnan(value) or not len(resampled):
+        return missing
+    low, high = np.percentile(resampled, _PERCENTILES)
+    return {"mean": value, "ci95": [float(low), float(high)], "n": n}
 
 
 def baseline_of(results: Mapping[str, Any]) -> str | None:
@@ -161,33 +131,26 @@ def validate_results(obj: Any) -> None:
     """Check that `obj` is a whole `results.json`.
 
     Raises:
-        BadInput: Names the first wrong place, what stands there and what should.
+        BadInput: Names the first wrong place, its value and the rule.
     """
     _need(isinstance(obj, dict), "the file", "must hold one object", obj)
     for part in ("policies", "config", "seconds"):
-        _need(part in obj, part, "is missing")
-        _need(isinstance(obj[part], dict), part, "must be an object", obj[part])
+        _need(isinstance(obj.get(part), dict), part, "must be an object", obj.get(part))
     policies, difference = obj["policies"], obj.get("difference", {})
     _need(bool(policies), "policies", "must have one policy at least", policies)
-    for policy, metrics in policies.items():
-        place = f"policies.{policy}"
-        _need(isinstance(metrics, dict), place, "must be an object of metrics", metrics)
-        _need("reward" in metrics, f"{place}.reward", "is missing")
-        _need("interactivity" not in metrics or SOURCE in metrics, f"{place}.{SOURCE}", "is missing")
-        for metric, entry in metrics.items():
-            if metric == SOURCE:
-                named = isinstance(entry, str) and entry != ""
-                _need(named, f"{place}.{metric}", "must be a name like 'agenda'", entry)
-            else:
-                _check_estimate(entry, f"{place}.{metric}")
     _need(isinstance(difference, dict), "difference", "must be an object", difference)
+    for part, rows in (("policies", policies), ("difference", difference)):
+        for policy, metrics in rows.items():
+            place = f"{part}.{policy}"
+            _need(isinstance(metrics, dict), place, "must be an object of metrics", metrics)
+            for metric, entry in metrics.items():
+                _check_estimate(entry, f"{place}.{metric}")
+    for policy, metrics in policies.items():
+        _need("reward" in metrics, f"policies.{policy}", "must have a reward", list(metrics))
     for policy, metrics in difference.items():
-        place = f"difference.{policy}"
-        _need(policy in policies, place, f"must be one of the policies ({', '.join(policies)})")
-        _need(isinstance(metrics, dict), place, "must be an object of metrics", metrics)
-        for metric, entry in metrics.items():
-            _need(metric in policies[policy], f"{place}.{metric}", "must be a metric of the policy too")
-            _check_estimate(entry, f"{place}.{metric}")
+        place, own = f"difference.{policy}", policies.get(policy, {})
+        _need(policy in policies, place, "must be one of the policies", list(policies))
+        _need(metrics.keys() <= own.keys(), place, "must have metrics of that policy alone", list(metrics))
     if difference:
         complete = len(difference) == len(policies) - 1
         _need(complete, "difference", "must have every policy but the baseline", list(difference))
@@ -196,27 +159,24 @@ def validate_results(obj: Any) -> None:
 
 
 def _check_estimate(entry: Any, place: str) -> None:
-    _need(isinstance(entry, dict), place, "must be an object with mean, ci95 and n", entry)
-    for part in ("mean", "ci95", "n"):
-        _need(part in entry, f"{place}.{part}", "is missing")
+    whole = isinstance(entry, dict) and entry.keys() >= {"mean", "ci95", "n"}
+    _need(whole, place, "must be an object with mean, ci95 and n", entry)
     mean, interval, n = entry["mean"], entry["ci95"], entry["n"]
-    _need(isinstance(n, int) and not isinstance(n, bool) and n >= 0, f"{place}.n", "must be a number of goals", n)
+    _need(isinstance(n, int) and n >= 0, f"{place}.n", "must be a number of goals", n)
     _need(isinstance(interval, list) and len(interval) == 2, f"{place}.ci95", "must be a list of two", interval)
     if n == 0:
-        _need(mean is None, f"{place}.mean", "must be null where n is 0", mean)
-        _need(interval == [None, None], f"{place}.ci95", "must be [null, null] where n is 0", interval)
+        _need([mean, *interval] == [None] * 3, place, "must have a null mean and ci95 where n is 0", entry)
     else:
         _need(_is_number(mean), f"{place}.mean", "must be a finite number", mean)
-        _need(all(map(_is_number, interval)), f"{place}.ci95", "must be two finite numbers", interval)
-        _need(interval[0] <= interval[1], f"{place}.ci95", "must rise", interval)
+        rising = all(map(_is_number, interval)) and interval[0] <= interval[1]
+        _need(rising, f"{place}.ci95", "must be two finite numbers that rise", interval)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _need(holds: bool, place: str, rule: str, *found: Any) -> None:
-    """Raise BadInput unless `holds`; `found` is what stands at `place`, if anything."""
+def _need(holds: bool, place: str, rule: str, value: Any) -> None:
     if not holds:
-        shown = "".join(f" ({repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + '...'})" for value in found)
-        raise BadInput(f"not a results.json: {place}{shown} {rule}. Give a file that train.py or evaluate.py wrote.")
+        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+        raise BadInput(f"not a results.json: {place} ({shown}) {rule}. Give a file that train.py or evaluate.py wrote.")

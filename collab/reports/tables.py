@@ -1,13 +1,13 @@
 """Results as tables for the terminal (rich) and for documents (Markdown).
 
-Both are drawn from the same rows, so that they cannot disagree. Numbers are rounded for reading here only; the files
-keep full precision. A score that could not be had is shown as a dash.
+Both are drawn from the same rows, so they have the same numbers. Numbers are rounded here only; the files keep full
+precision. A dash stands for a missing value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -15,19 +15,19 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from collab.reports.results import SOURCE, baseline_of
+from collab.reports.results import baseline_of
 
-_LABELS = {"reward": "R*", "bleu": "BLEU", "macro_f1": "macro F1"}  # others go by their own name
-# others come after, as they stand in the file
+_LABELS = {"reward": "R*", "bleu": "BLEU", "macro_f1": "macro F1"}  # other metrics have their own name
+# The first columns. Other metrics follow in the order of the file.
 _ORDER = ("reward", "coverage", "bleu", "accuracy", "pass_rate", "interactivity", "assistant_tokens", "turns")
-_DECIMALS = {"assistant_tokens": 0, "turns": 2}  # the rest live in about -1..1 and get three
-_ABREAST = 5  # metrics beside each other that 80 columns hold
+_DECIMALS = {"assistant_tokens": 0, "turns": 2}  # others get three
+_ABREAST = 5  # metrics that fit beside each other in 80 columns
 MISSING = "–"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a label and, per column, a number and what qualifies it (an interval, a range)."""
+    """One line of a table: a label, and for each column a number and its interval or range."""
 
     label: str
     cells: tuple[tuple[str, str], ...]
@@ -35,20 +35,20 @@ class Row:
 
 
 def columns_of(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The metrics that any policy has, known ones first."""
-    present = dict.fromkeys(metric for metrics in policies.values() for metric in metrics if metric != SOURCE)
+    """All metrics of the policies, known ones first."""
+    present = dict.fromkeys(metric for metrics in policies.values() for metric in metrics)
     return [metric for metric in _ORDER if metric in present] + [metric for metric in present if metric not in _ORDER]
 
 
 def number(value: float | None, metric: str, *, signed: bool = False) -> str:
-    """`value` rounded as its metric is read; `signed` shows the plus of a difference."""
+    """`value` rounded for its metric; `signed` shows the plus of a difference."""
     return MISSING if value is None else f"{value:{'+' if signed else ''}z.{_DECIMALS.get(metric, 3)}f}"
 
 
 def estimate_cell(
     entry: Mapping[str, Any] | None, metric: str, num_goals: int, *, signed: bool = False
 ) -> tuple[str, str]:
-    """(mean, interval) of one estimate; its n is added where it falls short of `num_goals`, that of the table."""
+    """(mean, interval) of one estimate, with its n where that is smaller than `num_goals`, the table's."""
     if entry is None:
         return MISSING, ""
     if entry["mean"] is None:
@@ -58,18 +58,9 @@ def estimate_cell(
     return number(entry["mean"], metric, signed=signed), f"[{low}, {high}]{short}"
 
 
-def num_goals_of(*parts: Mapping[str, Mapping[str, Any]]) -> int:
-    """The largest n in parts ("policies", "difference") of results."""
-    return max(
-        (
-            entry["n"]
-            for part in parts
-            for metrics in part.values()
-            for metric, entry in metrics.items()
-            if metric != SOURCE
-        ),
-        default=0,
-    )
+def num_goals_of(policies: Mapping[str, Mapping[str, Any]]) -> int:
+    """The largest n of any metric."""
+    return max((entry["n"] for metrics in policies.values() for entry in metrics.values()), default=0)
 
 
 def results_table(results: Mapping[str, Any]) -> Group:
@@ -77,79 +68,53 @@ def results_table(results: Mapping[str, Any]) -> Group:
 
     One row per policy and, below the line, one per difference to the baseline; mean above, 95 % interval below it.
     """
-    return rich_table(header_of(results["policies"]), _results_rows(results), _results_caption(results))
-
-
-def markdown_table(results: Mapping[str, Any]) -> str:
-    """The same table in Markdown, `mean [lo, hi]` in each cell."""
-    return markdown(header_of(results["policies"]), _results_rows(results), _results_caption(results))
-
-
-def header_of(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Column titles; that of interactivity says what it was read off."""
-    sources = dict.fromkeys(metrics[SOURCE] for metrics in policies.values() if SOURCE in metrics)
-    titles = ["policy"]
-    for metric in columns_of(policies):
-        title = _LABELS.get(metric, metric.replace("_", " "))
-        titles.append(f"{title} ({', '.join(sources)})" if metric == "interactivity" and sources else title)
-    return titles
-
-
-def _results_rows(results: Mapping[str, Any]) -> list[Row]:
     policies, difference = results["policies"], results.get("difference", {})
-    columns, num_goals = columns_of(policies), num_goals_of(policies, difference)
-    last, base = [*policies][-1], baseline_of(results)
+    columns, num_goals, base = columns_of(policies), num_goals_of(policies), baseline_of(results)
 
     def cells(metrics: Mapping[str, Any], signed: bool) -> tuple[tuple[str, str], ...]:
         return tuple(estimate_cell(metrics.get(metric), metric, num_goals, signed=signed) for metric in columns)
 
-    rows = [Row(policy, cells(metrics, False), section_ends=policy == last) for policy, metrics in policies.items()]
-    return rows + [Row(f"{policy} − {base}", cells(metrics, True)) for policy, metrics in difference.items()]
+    rows = [Row(policy, cells(metrics, False), policy == [*policies][-1]) for policy, metrics in policies.items()]
+    rows += [Row(f"{policy} − {base}", cells(metrics, True)) for policy, metrics in difference.items()]
+    caption = f"mean over {num_goals} goals (fewer where n is given) with its 95 % bootstrap interval"
+    return rich_table(header_of(columns), rows, caption + "; differences are paired by goal" * bool(difference))
 
 
-def _results_caption(results: Mapping[str, Any]) -> str:
-    difference = results.get("difference", {})
-    caption = "mean over {} goals (fewer where n is given) with its 95 % bootstrap interval"
-    caption = caption.format(num_goals_of(results["policies"], difference))
-    return caption + "; differences are paired by goal" * bool(difference)
+def header_of(metrics: Sequence[str]) -> list[str]:
+    """Titles of the columns: of the rows' names and of each metric."""
+    return ["policy", *(_LABELS.get(metric, metric.replace("_", " ")) for metric in metrics)]
 
 
-def rich_table(header: Sequence[str], rows: Iterable[Row], caption: str) -> Group:
-    """Rows with the number above what qualifies it, as tables below each other that have five metrics at most.
-
-    `Text` keeps names and brackets from being read as markup. Brackets are tightened and lines broken here: at 80
-    columns rich would break them inside an interval, and crop a sixth one.
-    """
-    rows, tables = list(rows), []
+def rich_table(header: Sequence[str], rows: Sequence[Row], caption: str) -> Group:
+    """A table with each number above its interval. Each five metrics get a table of their own, below the last."""
+    tables = []
     for first in range(0, max(1, len(header) - 1), _ABREAST):
         part = slice(first, first + _ABREAST)
-        end = caption if part.stop >= len(header) - 1 else ""
-        shown = [replace(row, cells=row.cells[part]) for row in rows]
-        tables.append(_rich_part([header[0], *header[1:][part]], shown, end))
+        tables.append(_rich_part(header[0], header[1:][part], [(row, row.cells[part]) for row in rows]))
+    tables[-1].caption = Text(caption)
     return Group(*tables)
 
 
-def _rich_part(header: Sequence[str], rows: Sequence[Row], caption: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-        caption=Text(caption) if caption else None,
-        caption_justify="left",
-    )
-    table.add_column(Text(header[0]), overflow="fold")
-    for title in header[1:]:
+def _rich_part(label: str, titles: Sequence[str], rows: Sequence[tuple[Row, Sequence[tuple[str, str]]]]) -> Table:
+    """`Text` keeps rich from reading names and brackets as markup.
+
+    Spaces within intervals are removed and lines are broken here: at 80 columns rich would break lines inside an
+    interval, and crop a sixth column.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left")
+    table.add_column(Text(label), overflow="fold")
+    for title in titles:
         table.add_column(Text(title.replace(" ", "\n"), justify="right"), justify="right", no_wrap=True)
-    for row in rows:
-        cells = []
-        for main, detail in row.cells:
+    for row, cells in rows:
+        texts = []
+        for main, detail in cells:
             detail = detail.strip("()").replace(", ", ",").replace(" ", "\n")
-            cells.append(Text.assemble(main, (f"\n{detail}" if detail else "", "dim")))
-        table.add_row(Text(row.label.replace(" − ", "\n− ")), *cells, end_section=row.section_ends)
+            texts.append(Text.assemble(main, (f"\n{detail}" if detail else "", "dim")))
+        table.add_row(Text(row.label.replace(" − ", "\n− ")), *texts, end_section=row.section_ends)
     return table
 
 
-def markdown(header: Sequence[str], rows: Iterable[Row], caption: str) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Row], caption: str) -> str:
     """A GitHub table with the caption as a line below."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     lines += [[row.label, *(f"{main} {detail}".strip() for main, detail in row.cells)] for row in rows]

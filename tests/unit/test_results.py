@@ -4,31 +4,32 @@ import copy
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from collab.reports import merge
 from collab.reports.aggregates import ANSWERS, ASKS, macro_accuracy, macro_f1
-from collab.reports.plots import _read_curves, training_curves
-from collab.reports.results import (
-    SOURCE,
-    Aggregate,
-    PolicyScores,
-    baseline_of,
-    summarise,
-    validate_results,
-    write_results,
-)
-from collab.reports.tables import markdown_table, results_table
+from collab.reports.plots import training_curves
+from collab.reports.results import Aggregate, PolicyScores, baseline_of, summarise, validate_results
+from collab.reports.tables import Row, markdown, results_table
 from collab.util.errors import BadInput
+from collab.util.files import write_json
 
 
-def summary(scores: dict[str, PolicyScores], seed: int = 1, samples: int = 500, **options: Any) -> dict[str, Any]:
-    return summarise(scores, samples=samples, seed=seed, interactivity_source="agenda", **options)
+def summary(
+    scores: dict[str, PolicyScores],
+    seed: int = 1,
+    baseline: str = "base",
+    aggregates: Mapping[str, Aggregate] = MappingProxyType({}),
+) -> dict[str, Any]:
+    return summarise(scores, seed=seed, baseline=baseline, aggregates=aggregates)
 
 
 def whole() -> dict[str, Any]:
@@ -144,7 +145,7 @@ def test_differences_of_aggregates_are_paired() -> None:
     entry = results["difference"]["better"]["macro_accuracy"]
     assert [entry["mean"], *entry["ci95"]] == pytest.approx([0.5, 0.5, 0.5]) and entry["n"] == 80
     validate_results({**results, "config": {}, "seconds": {}})
-    assert "macro F1" in markdown_table({**results, "config": {}, "seconds": {}})
+    assert "F1" in text_of(results_table({**results, "config": {}, "seconds": {}}), 80)
 
 
 def test_aggregates_depend_on_no_other_row() -> None:
@@ -160,7 +161,7 @@ def test_interval_covers_the_truth_in_about_95_percent_of_draws() -> None:
     for _ in range(300):
         values = draws.gamma(shape=2.0, scale=truth / 2, size=50)
         goals: dict[str, list[float | None]] = {str(index): [float(value)] for index, value in enumerate(values)}
-        low, high = summary({"base": {"reward": goals}}, samples=300)["policies"]["base"]["reward"]["ci95"]
+        low, high = summary({"base": {"reward": goals}})["policies"]["base"]["reward"]["ci95"]
         covered += low <= truth <= high
     assert 0.9 <= covered / 300 <= 0.99
 
@@ -176,26 +177,19 @@ def test_repeats_and_depends_on_the_seed_alone() -> None:
     assert summary({"base": {"reward": goals}}, seed=2)["policies"]["base"]["reward"]["ci95"] != alone["ci95"]
 
 
-def test_source_stands_beside_interactivity() -> None:
-    policies = summary({"base": {"reward": {}, "interactivity": {}}, "other": {"reward": {}}})["policies"]
-    assert policies["base"][SOURCE] == "agenda"
-    assert SOURCE not in policies["other"]
-
-
 def test_bad_scores_are_named() -> None:
     with pytest.raises(BadInput, match="reward of base, goal 'a'"):
         summary({"base": {"reward": {"a": [float("nan")]}}})
 
 
-# -- write and validate
+# -- the file
 
 
 def test_written_file_is_valid_whole_and_exact(tmp_path: Path) -> None:
     path = tmp_path / "run" / "results.json"
     results = whole()
-    parts = {"policies": results["policies"], "difference": results["difference"]}
-    write_results(path, parts, results["config"], results["seconds"])
-    write_results(path, parts, results["config"], results["seconds"])  # over the old one
+    write_json(path, results)
+    write_json(path, results)  # over the old one
     found = json.loads(path.read_text())
     assert found == results
     validate_results(found)
@@ -211,7 +205,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(OSError, match="disk full"):
-        write_results(path, {"policies": {}, "difference": {}}, {}, {})
+        write_json(path, {})
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
@@ -222,29 +216,30 @@ MISSING = object()
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("policies", MISSING, "policies is missing"),
+        ("policies", MISSING, r"policies \(None\) must be an object"),
         ("config", [], r"config \(\[\]\)"),
-        ("seconds", MISSING, "seconds is missing"),
+        ("seconds", MISSING, "seconds"),
         ("seconds.total", -1, "seconds.total"),
         ("seconds.total", "long", "seconds.total"),
         ("policies", {}, "policies"),
         ("policies.base", 3, r"policies.base \(3\)"),
-        ("policies.base.reward", MISSING, "policies.base.reward is missing"),
+        ("policies.base.reward", MISSING, "policies.base .* must have a reward"),
         ("policies.base.reward", 0.5, r"policies.base.reward \(0.5\)"),
-        ("policies.base.reward.n", MISSING, "policies.base.reward.n is missing"),
+        ("policies.base.reward.n", MISSING, "policies.base.reward .* mean, ci95 and n"),
         ("policies.base.reward.n", 2.0, "policies.base.reward.n"),
-        ("policies.base.reward.n", True, "policies.base.reward.n"),
-        ("policies.base.reward.n", 0, "policies.base.reward.mean .* null"),
+        ("policies.base.reward.n", 0, "policies.base.reward .* null"),
         ("policies.base.reward.mean", None, "policies.base.reward.mean"),
         ("policies.base.reward.mean", float("nan"), "policies.base.reward.mean"),
         ("policies.base.reward.ci95", [0.1], "policies.base.reward.ci95"),
         ("policies.base.reward.ci95", [0.1, None], "policies.base.reward.ci95"),
         ("policies.base.reward.ci95", [0.2, 0.1], "policies.base.reward.ci95"),
-        ("policies.base.interactivity_source", MISSING, "policies.base.interactivity_source is missing"),
-        ("policies.base.interactivity_source", 1.0, "policies.base.interactivity_source"),
         ("difference", [], "difference"),
         ("difference.trained.reward.ci95", "wide", "difference.trained.reward.ci95"),
-        ("difference.trained.other", {"mean": 1.0, "ci95": [1.0, 1.0], "n": 1}, "difference.trained.other"),
+        (
+            "difference.trained.other",
+            {"mean": 1.0, "ci95": [1.0, 1.0], "n": 1},
+            r"difference.trained \(.*of that policy alone",
+        ),
         ("difference.stranger", {}, "difference.stranger"),
         ("difference.base", {}, "every policy but the baseline"),
     ],
@@ -294,7 +289,6 @@ def known() -> dict[str, Any]:
         "reward": estimate(-0.0123, -0.0312, 0.0321),
         "bleu": estimate(0.0161, 0.0052, 0.0303, n=23),
         "interactivity": estimate(0.1411, 0.0922, 0.2083),
-        SOURCE: "agenda",
     }
     proactive = {**base, "bleu": {"mean": None, "ci95": [None, None], "n": 0}}
     difference = {"reward": estimate(-0.1111, -0.1601, -0.0831), "turns": estimate(-0.2101, -0.3604, -0.0802)}
@@ -310,7 +304,7 @@ def known() -> dict[str, Any]:
 def test_table_shows_every_number_unbroken(width: int) -> None:
     validate_results(known())
     text = text_of(results_table(known()), width)
-    for shown in ("-0.012", "[-0.031,0.032]", "0.016", "[0.005,0.030]", "n=23", "138", "[131,144]", "2.69", "(agenda)"):
+    for shown in ("-0.012", "[-0.031,0.032]", "0.016", "[0.005,0.030]", "n=23", "138", "[131,144]", "2.69"):
         assert shown in text
     for shown in ("proactive", "− base", "-0.111", "[-0.160,-0.083]", "-0.21", "[-0.36,-0.08]", "24 goals"):
         assert shown in text
@@ -336,31 +330,20 @@ def test_table_takes_names_as_they_are() -> None:
     results["policies"]["[bold]mine|v2"] = results["policies"].pop("proactive")
     results["difference"] = {"[bold]mine|v2": results["difference"]["proactive"]}
     assert "[bold]mine|v2" in text_of(results_table(results), 100)
-    assert "[bold]mine\\|v2 − base" in markdown_table(results)
-
-
-def test_markdown_has_the_same_numbers() -> None:
-    lines = markdown_table(known()).splitlines()
-    assert lines[0] == "| policy | R* | BLEU | interactivity (agenda) | assistant tokens | turns |"
-    assert lines[2] == (
-        "| base | -0.012 [-0.031, 0.032] | 0.016 [0.005, 0.030] n=23 | 0.141 [0.092, 0.208] | 138 [131, 144] |"
-        " 2.69 [2.59, 2.81] |"
-    )
-    assert lines[3].split(" | ")[2] == "– n=0"
-    assert lines[4] == "| proactive − base | -0.111 [-0.160, -0.083] | – | – | – | -0.21 [-0.36, -0.08] |"
-    assert "24 goals" in lines[6]
+    assert "| [bold]mine\\|v2 |" in markdown(["policy"], [Row("[bold]mine|v2", ())], "caption")
 
 
 def test_differences_show_their_sign_and_zero_has_none() -> None:
     results = known()
     results["difference"]["proactive"]["reward"] = estimate(0.25, -0.00001, 0.5)
-    assert "+0.250 [0.000, 0.500]" in markdown_table(results)
+    text = text_of(results_table(results), 80)
+    assert "+0.250" in text and "[0.000,0.500]" in text
 
 
 def test_table_without_a_baseline_has_policies_only() -> None:
     results = {"policies": known()["policies"], "config": {}, "seconds": {}}
     assert baseline_of(results) is None
-    assert "−" not in markdown_table(results)
+    assert "−" not in text_of(results_table(results), 80)
     assert baseline_of(known()) == "base"
 
 
@@ -375,7 +358,7 @@ def save(path: Path, results: dict[str, Any]) -> str:
 
 def seeds(folder: Path) -> list[str]:
     """Seeds 1 and 2: R* 0.2 and 0.5; only the second has `trained` and BLEU."""
-    one = {"base": {"reward": estimate(0.2, 0.1, 0.3), "interactivity": estimate(0.5, 0.5, 0.5), SOURCE: "agenda"}}
+    one = {"base": {"reward": estimate(0.2, 0.1, 0.3), "interactivity": estimate(0.5, 0.5, 0.5)}}
     two = copy.deepcopy(one)
     two["base"] |= {"reward": estimate(0.5, 0.4, 0.6), "bleu": estimate(0.125, 0.1, 0.15)}
     two["trained"] = {"reward": estimate(0.75, 0.7, 0.8)}
@@ -406,7 +389,6 @@ def test_merge_shows_mean_range_and_each_seed(tmp_path: Path, capsys: pytest.Cap
     mr = merged["policies"]["base"]["reward"]
     assert (mr["mean"], mr["min"], mr["max"]) == (0.35, 0.2, 0.5)
     assert mr["runs"]["seed 2"] == estimate(0.5, 0.4, 0.6)
-    assert merged["policies"]["base"][SOURCE] == "agenda"
     assert list(merged["difference"]["trained"]["reward"]["runs"]) == ["seed 2"]
 
 
@@ -436,12 +418,10 @@ def test_merge_warns_of_what_should_not_differ(tmp_path: Path, capsys: pytest.Ca
     first, second = known(), known()
     first["config"] = {"seed": 1, "trainer": {"max_steps": 24, "seed": 5}, "same": [1]}
     second["config"] = {"seed": 1, "trainer": {"max_steps": 8, "seed": 6}, "same": [1], "extra": None}
-    second["policies"]["base"][SOURCE] = "judge"
     paths = [save(tmp_path / "a.json", first), save(tmp_path / "b.json", second)]
     assert merge.main([*paths, "--markdown"]) == 0
     printed = capsys.readouterr()
     assert ": trainer.max_steps, trainer.seed, extra." in printed.err
-    assert "interactivity of base is of several kinds (agenda, judge)" in printed.err
     assert "share a seed" in printed.err
     assert f"seed 1 ({paths[1]})" in printed.out
 
@@ -479,24 +459,28 @@ def test_merge_refuses_what_would_mislead_or_destroy(tmp_path: Path, capsys: pyt
 # -- curves
 
 
-def test_curves_are_drawn_from_sparse_rows(tmp_path: Path) -> None:
+def test_curves_are_drawn_from_sparse_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.csv"
     columns = ["epoch", "step", "train/loss", "train/mr", "train/bleu", "val/reward"]
+    drawn = []
+    plot = Axes.plot
+
+    def recorded(panel: Axes, *points: Any, **style: Any) -> Any:
+        drawn.append((style["label"], *points))
+        return plot(panel, *points, **style)
+
+    monkeypatch.setattr(Axes, "plot", recorded)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for step in range(10):
-            writer.writerow({"epoch": 0, "step": step, "train/loss": 1.0, "train/mr": 0.1 * step, "train/bleu": "nan"})
+            writer.writerow({"epoch": 0, "step": step, "train/loss": 1.0, "train/mr": 0.5 * step, "train/bleu": "nan"})
         writer.writerow({"epoch": 0, "step": 9, "val/reward": 0.8})
     picture = training_curves(path, tmp_path / "plots" / "curves.png")
     assert picture == tmp_path / "plots" / "curves.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_curves_keep_the_later_row_of_a_repeated_step(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text("step,train/mr,val/reward\n0,0.1,\n1,0.2,\n1,,0.5\n1,0.3,\n,9,9\n")
-    assert _read_curves(path) == {("train", "mr"): {0: 0.1, 1: 0.3}, ("val", "reward"): {1: 0.5}}
+    steps = tuple(range(10))
+    assert drawn == [("training", steps, tuple(0.5 * step for step in steps)), ("validation", (9,), (0.8,))]
 
 
 def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:
