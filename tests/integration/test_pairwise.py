@@ -13,7 +13,7 @@ from collab.config.schema import EndpointConfig, ModelConfig
 from collab.conversation import Goal, Reply
 from collab.generation.engine import LocalEngine
 from collab.lm.loading import load_model, load_tokenizer
-from collab.rewards.pairwise import Chat, PairwiseJudge, win_rates
+from collab.rewards.pairwise import TIE, Chat, PairwiseJudge, win_rates
 
 GOAL = Goal("kiln", "A notice about the kiln. What I know: Greta unloads.", "-", {"notes": ["Greta unloads"]})
 
@@ -103,9 +103,10 @@ def engine(tiny_model: Path) -> LocalEngine:
     return LocalEngine(load_model(model, torch.float32, torch.device("cpu"), adapter=False), load_tokenizer(model))
 
 
-def test_local_weights_cancel_the_order_out(engine):
+def test_local_weights_cancel_the_order_out(engine, monkeypatch):
     """Whatever a random model likes: swapping the sides swaps the verdict, and a side ties with itself."""
-    judge = PairwiseJudge(engine, seed=1, margin=0.0)
+    judge = PairwiseJudge(engine, seed=1)
+    monkeypatch.setattr("collab.rewards.pairwise.TIE", 0.0)  # so that a tiny difference decides
     pairs = [(ASKS, DRAFTS), (chat("a", "b c d"), chat("e", "f g h"))]
     for question in ("asking", "text"):
         for first, second in pairs:
@@ -113,19 +114,14 @@ def test_local_weights_cancel_the_order_out(engine):
                 asyncio.run(judge.compare(GOAL, *pair, question)) for pair in ((first, second), (second, first))
             )
             assert one + other == 1.0
-    assert asyncio.run(PairwiseJudge(engine, seed=1).compare(GOAL, ASKS, ASKS, "asking")) == 0.5
+    assert asyncio.run(judge.compare(GOAL, ASKS, ASKS, "asking")) == 0.5
 
 
-def test_a_margin_makes_a_tie(engine):
-    assert asyncio.run(PairwiseJudge(engine, seed=1, margin=1e6).compare(GOAL, ASKS, DRAFTS, "text")) == 0.5
-
-
-@pytest.mark.parametrize(("margin", "verdict"), [(0.25, 0.5), (0.2, 1.0), (0.3, 0.5)])
-def test_a_lean_as_large_as_the_margin_is_a_tie(engine, monkeypatch, margin, verdict):
-    leans = iter([0.5, 0.0])  # half the difference: 0.25
-    monkeypatch.setattr("collab.rewards.pairwise._preference", lambda engine, messages: next(leans))
-    judge = PairwiseJudge(engine, seed=1, margin=margin)
-    assert asyncio.run(judge.compare(GOAL, ASKS, DRAFTS, "text")) == verdict
+@pytest.mark.parametrize(("lean", "verdict"), [(TIE, 0.5), (-TIE, 0.5), (1.25 * TIE, 1.0), (-1.25 * TIE, 0.0)])
+def test_a_small_difference_is_a_tie(engine, monkeypatch, lean, verdict):
+    leans = iter([2 * lean, 0.0])  # half the difference counts
+    monkeypatch.setattr("collab.rewards.pairwise.preference", lambda engine, messages: next(leans))
+    assert asyncio.run(PairwiseJudge(engine, seed=1).compare(GOAL, ASKS, DRAFTS, "text")) == verdict
 
 
 def test_notes_that_the_prompt_does_not_contain_are_shown_once():
