@@ -43,11 +43,11 @@ def evaluate(config: Config) -> None:
         build.endpoints(config, progress) as endpoints,
     ):
         build.start(config)
-        progress.console.print(build.describe(config), markup=False)
+        progress.say(build.describe(config))
         for name, row in named_policies(config.policies).items():
             play_row(config, name, row, progress, endpoints, run)
         compare_pairs(config, run, progress, endpoints)
-        progress.spent(endpoints.ledger.table())
+        progress.say(*endpoints.ledger.table())
         report(config, run, progress)
 
 
@@ -70,7 +70,7 @@ def play_row(
         run: Gets its scores and the seconds that it took.
     """
     if name in run.scores:
-        progress.console.print(f"{name}: played before", markup=False, highlight=False)
+        progress.say(f"{name}: played before")
         return
     import lightning as L
 
@@ -107,8 +107,8 @@ def play_row(
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     found = conversation_metrics(scored)
     progress.done(len(scored), reward=found["reward"], tokens=found["assistant_tokens"])
-    if told := add_problems(Path(config.output_dir), name, simulation.problems, rank()):
-        progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
+    if line := add_problems(Path(config.output_dir), name, simulation.problems, rank()):
+        progress.say(line)
     run.finish(name, time.monotonic() - started, policy_scores(scored))
 
 

@@ -48,7 +48,7 @@ def train(config: Config) -> None:
             fit(config, progress, endpoints, run)
         play_row(config, "trained", folder / "policy", progress, endpoints, run)
         compare_pairs(config, run, progress, endpoints)
-        progress.spent(endpoints.ledger.table())
+        progress.say(*endpoints.ledger.table())
         curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png") if rank() == 0 else None
         report(config, run, progress)
     if rank() > 0:

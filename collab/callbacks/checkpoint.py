@@ -1,7 +1,8 @@
 """Checkpoints during training, by batches.
 
-Lightning's `ModelCheckpoint(every_n_train_steps=n)` goes by `global_step`, which counts optimizer steps: a batch in
-which no group had spread makes none, so its trigger may pass by, or save the same step twice. This one counts batches.
+Lightning's `ModelCheckpoint(every_n_train_steps=n)` follows `global_step`, which counts optimizer steps. A batch in
+which no group had spread makes no optimizer step, so it could skip a checkpoint or save one step twice. This callback
+counts batches.
 """
 
 from __future__ import annotations
@@ -24,42 +25,32 @@ from collab.randomness import RngKey
 from collab.util.errors import RunStopped
 from collab.util.files import naming
 
-_KEY = "BatchCheckpoint"  # of its state among the callbacks' in a checkpoint
+_KEY = "BatchCheckpoint"  # key of its state in a checkpoint
+_KEPT = 2  # checkpoints that stay, the newest ones
 
 
 class BatchCheckpoint(Checkpoint):
-    """Saves `step-000008.ckpt` after every n-th batch and at the end, and keeps the newest few.
+    """Saves `step-000008.ckpt` after every n-th batch and at the end, and keeps the newest two.
 
-    What goes in is Lightning's full state (loops, optimizers, callbacks) with the weights that the module's
-    `on_save_checkpoint` leaves: `trainer.fit(ckpt_path=...)` continues from it. Where a validation follows the batch,
-    the checkpoint is written behind it, and a resumed run does not validate there again. The last one is written when
-    everything else that ends training is done: from it nothing is left to do, Lightning takes that epoch as finished.
-    A checkpoint appears under its name when it is whole and on disk. Being a `Checkpoint`, this runs after all other
-    callbacks and so saves their latest state.
+    A checkpoint has Lightning's full state (loops, optimizers, callbacks) and the weights that the module's
+    `on_save_checkpoint` selects; `trainer.fit(ckpt_path=...)` continues from it. If a validation follows the batch, the
+    checkpoint is written after it, and a resumed run does not repeat it. The last checkpoint is written at the end of
+    training, so nothing is left to do from it: Lightning takes that epoch as finished. A checkpoint gets its name when
+    it is complete and on disk. Lightning runs a `Checkpoint` after all other callbacks, so their latest state is saved.
 
     Args:
         folder: Where checkpoints go.
         every_n_steps: Training batches between two of them.
-        keep: How many of the newest stay.
         run: Marks them as this run's; see `last_checkpoint`.
-        on_pruned: Called on rank 0 with the step of the oldest one that is kept, where `keep` of them are there.
+        on_pruned: Called on rank 0 with the step of the older checkpoint, once there are two.
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        every_n_steps: int,
-        keep: int = 2,
-        run: str = "",
-        on_pruned: Callable[[int], None] = lambda step: None,
+        self, folder: Path, every_n_steps: int, run: str = "", on_pruned: Callable[[int], None] = lambda step: None
     ) -> None:
-        self.folder = Path(folder)
-        self.every_n_steps = every_n_steps
-        self.keep = keep
-        self.run = run
-        self.on_pruned = on_pruned
+        self.folder, self.every_n_steps, self.run, self.on_pruned = folder, every_n_steps, run, on_pruned
         self._step = 0  # batches done
-        self._saved = 0  # batches that were done at the latest checkpoint
+        self._saved = 0  # `_step` at the latest checkpoint
 
     @property
     def state_key(self) -> str:
@@ -86,11 +77,11 @@ class BatchCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # Raised in a rollout, between two updates: what is in memory is the state after the last whole step. Saving
-        # takes all processes.
+        # A RunStopped comes from a rollout, between two updates: memory has the state after the last complete step.
+        # Saving takes all processes.
         together = isinstance(exception, RunStopped) and (exception.everywhere or trainer.world_size == 1)
         if together and trainer.training and self._saved != self._step:
-            # Lightning counts the batch that the last checkpoint was behind when it loads one, and has counted it here.
+            # When Lightning loads a checkpoint it counts the last batch, which it has already counted here.
             loop = trainer.fit_loop.epoch_loop
             loop._batches_that_stepped -= 1
             try:
@@ -105,15 +96,14 @@ class BatchCheckpoint(Checkpoint):
         target = self.folder / f"step-{self._step:06d}.ckpt"
         partial = target.with_suffix(".part")
         try:
-            # All ranks enter, and none leaves before the file is written.
-            with naming(target):
+            with naming(target):  # all ranks enter, and none leaves before the file is written
                 trainer.save_checkpoint(partial, weights_only=False)
             self._saved = self._step
             if not trainer.is_global_zero:
                 return
             for file in [partial] if partial.is_file() else partial.iterdir():
                 _force_to_disk(file)
-            if target.is_dir():  # a sharded checkpoint is a folder, which cannot be replaced in one go
+            if target.is_dir():  # a sharded checkpoint is a folder, which `os.replace` cannot replace
                 shutil.rmtree(target)
             os.replace(partial, target)
         except BaseException:
@@ -121,19 +111,19 @@ class BatchCheckpoint(Checkpoint):
                 _remove(partial)
             raise
         _force_to_disk(self.folder)
-        # By age, not by number: a run that was taken up at an earlier step has fresh low numbers.
-        there = sorted(self.folder.glob("step-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-        for old in there[: -self.keep]:
+        # By age, not by number: a run that went back to an earlier step writes new checkpoints with lower numbers.
+        existing = sorted(self.folder.glob("step-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        for old in existing[:-_KEPT]:
             _remove(old)
-        if len(there) >= self.keep:
-            self.on_pruned(min(map(step_of, there[-self.keep :])))
+        if len(existing) >= _KEPT:
+            self.on_pruned(min(map(step_of, existing[-_KEPT:])))
 
 
 class StepSeed(L.Callback):
-    """Seeds the global random generators anew at every training batch, by the run's seed, the step and the rank.
+    """Seeds the global random generators at every training batch by the run's seed, the step and the rank.
 
-    Everything of ours draws from keyed streams; whatever else draws (dropout, a metric of yours) then repeats too when
-    a run goes on from a checkpoint.
+    This package draws from keyed streams. With these seeds other draws too (dropout, a custom metric) repeat when a run
+    is resumed.
     """
 
     def __init__(self, seed: int) -> None:
@@ -143,21 +133,21 @@ class StepSeed(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         key = RngKey(self.seed, role="global", round=batch_idx, sample=trainer.global_rank)
-        number = int(key.stream().integers(2**32))
-        random.seed(number)
-        np.random.seed(number)
-        torch.manual_seed(number)
+        seed = int(key.stream().integers(2**32))
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
 
 def last_checkpoint(folder: Path, run: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint of a run to go on from, the furthest that is whole.
+    """The valid checkpoint of a run with the highest step.
 
     Args:
         folder: Where checkpoints are.
-        run: That they have to be of.
+        run: The mark of the run.
 
     Returns:
-        Its path, None where there is none; and for each one further on that cannot be used, its name and why.
+        Its path, or None; and for each invalid checkpoint with a higher step its name and why.
     """
     refused: list[str] = []
     for path in sorted(folder.glob("step-*.ckpt"), key=step_of, reverse=True):
@@ -171,18 +161,17 @@ def _problem(path: Path, run: str) -> str:
     if path.is_dir():  # of shards
         if not (path / ".metadata").is_file() or not any(path.glob("*.distcp")):
             return "is truncated, or no checkpoint"
-        path = path / REST
+        path /= REST
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
         if damaged:
             return f"is damaged (at {damaged})"
-        # Mapped, not read: only the marks are looked at here.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        mark = found["callbacks"][_KEY]["run"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # no tensor is read
+        mark = checkpoint["callbacks"][_KEY]["run"]
     except (zipfile.BadZipFile, FileNotFoundError):
         return "is truncated, or no checkpoint"
-    except Exception as error:  # of torch or pickle, without a common class
+    except Exception as error:  # errors of torch and pickle have no common class
         return f"is no checkpoint of a run ({type(error).__name__})"
     if mark != run:
         return f"is of another run ({mark}, and this is {run})"
@@ -190,7 +179,7 @@ def _problem(path: Path, run: str) -> str:
 
 
 def step_of(path: Path) -> int:
-    """Training batches that were done at a checkpoint, by its name; -1 if that does not say."""
+    """Training batches before a checkpoint, by its name; -1 if the name has no number."""
     digits = path.stem.removeprefix("step-")
     return int(digits) if digits.isdecimal() else -1
 

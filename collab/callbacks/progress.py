@@ -1,16 +1,16 @@
-"""What is going on right now: steps of training, and conversations within the present rollout.
+"""Progress of a run: steps of training, and conversations within the current rollout.
 
-On a terminal two bars move: the outer one counts steps (mean reward, loss, tokens per second, time left), the inner
-one counts conversations of a phase (`rollout`, `validation`, or an evaluation under its policy's name). Anywhere else
-(a file, a CI log) nothing moves: each step and each finished phase leaves one plain line.
+On a terminal there are two bars. The outer one counts steps (mean reward, loss, tokens per second, time left), the
+inner one counts the conversations of a phase (`rollout`, `validation`, or the name of a policy that is evaluated).
+Elsewhere, as in a file or a CI log, each step and each finished phase leaves one plain line.
 
-`Progress` knows nothing of Lightning, so that `train.py` and `evaluate.py` can show what they play outside of `fit`.
+`Progress` does not depend on Lightning, so `train.py` and `evaluate.py` can also use it outside of `fit`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,8 +18,6 @@ import lightning as L
 import rich.progress
 from rich.console import Console
 from torch import Tensor
-
-from collab.conversation import Group
 
 Value = float | int | str | Tensor | None
 
@@ -45,15 +43,11 @@ class Progress:
             console=self.console,
             disable=not animate or not self.console.is_terminal or self.console.quiet,
             refresh_per_second=4,
-            speed_estimate_period=3600,  # seconds; steps may take minutes each, and the default of 30 sees none then
+            speed_estimate_period=3600,  # seconds; a step may take minutes, longer than the default of 30 seconds
         )
         self._steps = self._bars.add_task("step", total=None, visible=False, note="")
         self._phase = self._bars.add_task("", total=None, visible=False, note="")
         self._phase_started = time.monotonic()
-
-    @property
-    def animated(self) -> bool:
-        return not self._bars.disable
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -64,59 +58,52 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def steps(self, total: int | None, completed: int = 0, name: str = "step") -> None:
-        """Start the outer bar at `completed` of `total` steps, called `name` (None: nobody knows how many)."""
+    def say(self, *lines: str) -> None:
+        """Print lines above the bars as they are, neither wrapped nor coloured."""
+        for line in lines:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a line that the user should read."""
+        self.say(f"note: {text}")
+
+    def steps(self, total: int, completed: int = 0, name: str = "step") -> None:
+        """Start the outer bar at `completed` of `total` steps; `name` says what a step is."""
         self._bars.reset(self._steps, total=total, completed=completed, description=name, visible=True, note="")
 
     def step(self, number: int, seconds: float, **fields: Value) -> None:
-        """Step `number`, counted from 1, is done: it took `seconds` and gave `fields`, shown in their order."""
+        """Step `number`, counted from 1, took `seconds`; `fields` are shown in their order, without None."""
         note = _note(fields)
         self._bars.update(self._steps, completed=number, note=note)
-        if not self.animated:
+        if self._bars.disable:
             task = self._bars.tasks[self._steps]
-            total = "?" if task.total is None else int(task.total)
-            self._line(f"{task.description} {number}/{total}", note, seconds)
+            self._line(f"{task.description} {number}/{task.total:.0f}", note, seconds)
 
     def phase(self, name: str, total: int | None) -> None:
-        """Start the inner bar anew: `total` conversations of the phase `name` are about to be played."""
+        """Start the inner bar anew, for `total` conversations; None if the number is not known."""
         self._bars.reset(self._phase, total=total, description=name, visible=True, note="")
         self._phase_started = time.monotonic()
 
     def advance(self, n: int = 1, **fields: Value) -> None:
-        """`n` more conversations of this phase are finished."""
+        """`n` more conversations of the phase are finished; `fields`, if any, replace those beside the bar."""
         self._bars.advance(self._phase, n)
         if fields:
-            self.update(**fields)
-
-    def update(self, **fields: Value) -> None:
-        """Show `fields` beside the inner bar, in place of what was there."""
-        self._bars.update(self._phase, note=_note(fields))
+            self._bars.update(self._phase, note=_note(fields))
 
     def done(self, played: int | None = None, **fields: Value) -> None:
-        """The phase is over: its bar goes, and one line stays with its count, `fields` and seconds.
+        """Replace the inner bar by a line with the number of conversations, `fields`, and the seconds.
 
-        `played` is the count, over all processes; without it, what this one has shown as finished.
+        Args:
+            played: Conversations of all processes; by default those that this process advanced by.
+            **fields: Shown in their order, without None.
         """
         task = self._bars.tasks[self._phase]
-        count = f"{int(task.completed) if played is None else played} conversations"
         self._bars.update(self._phase, visible=False)
-        self._line(task.description, "  ".join(filter(None, (count, _note(fields)))), self._elapsed())
-
-    def note(self, text: str) -> None:
-        """A line that the user should read."""
-        self.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
-
-    def spent(self, lines: Iterable[str]) -> None:
-        """What hosted models have cost, a line each."""
-        for line in lines:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._phase_started
+        note = f"{int(task.completed) if played is None else played} conversations  {_note(fields)}".rstrip()
+        self._line(task.description, note, time.monotonic() - self._phase_started)
 
     def _line(self, head: str, note: str, seconds: float) -> None:
-        line = "  ".join(filter(None, (head, note, f"{seconds:.0f} s")))
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.say("  ".join(filter(None, (head, note, f"{seconds:.0f} s"))))
 
 
 def _note(fields: dict[str, Value]) -> str:
@@ -129,29 +116,15 @@ def _text(value: Value) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def sampled_tokens(groups: Iterable[Group]) -> int:
-    """Policy tokens that were sampled for `groups`; a history that several futures share counts once."""
-    count = 0
-    for group in groups:
-        count += sum(len(turn.reply.token_ids) for turn in group.context.turns)
-        for candidate in group.candidates:
-            count += len(candidate.reply.token_ids)
-            count += sum(
-                len(turn.reply.token_ids) for future in candidate.futures for turn in future.turns[group.context.turn :]
-            )
-    return count
-
-
 class RolloutProgress(L.Callback):
-    """Drives a `Progress` from Lightning's hooks; build the trainer with `enable_progress_bar=False`.
+    """Shows steps, rollouts and validations; build the trainer with `enable_progress_bar=False`.
 
-    It has to stand before the rollout callback in the trainer's list, so that a phase is open when its first
-    conversation ends. The rollout itself reports each finished conversation by `progress.advance`.
+    In the trainer's list it comes before the rollout callback: a phase has to start before its first conversation ends.
+    The rollout calls `progress.advance` for each finished conversation.
 
     Args:
-        progress: The display, entered by whoever owns the run.
-        conversations_per_step: Conversations that this process plays for one training batch; 0 where it learns from
-            earlier ones.
+        progress: The display. The caller enters it.
+        conversations_per_step: Conversations that this process plays for one training batch; 0 with stored data.
         conversations_per_validation: Conversations of one validation, over all processes.
         shown: Metrics beside the bars, without their `train/` or `val/`.
     """
@@ -170,15 +143,11 @@ class RolloutProgress(L.Callback):
         self._begun = False
         self._step_started = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begun = False
-
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not self._begun:  # only the first batch tells where a resumed run takes up
-            total = trainer.num_training_batches
-            self.progress.steps(int(total) if total != float("inf") else None, completed=batch_idx)
+        if not self._begun:  # only the first batch of a resumed run has its number
+            self.progress.steps(int(trainer.num_training_batches), completed=batch_idx)
             self._begun = True
         self._step_started = time.monotonic()
         if self.conversations_per_step:
@@ -187,11 +156,10 @@ class RolloutProgress(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        seconds = time.monotonic() - self._step_started
         fields = self._metrics(trainer, "train")
-        if self.conversations_per_step and (tokens := sampled_tokens(batch.groups)):  # none over HTTP
-            fields["tokens/s"] = round(tokens / seconds)
-        self.progress.step(batch_idx + 1, seconds, **fields)
+        if (speed := trainer.callback_metrics.get("train/rollout_tokens_per_s")) is not None:
+            fields["tokens/s"] = round(float(speed))
+        self.progress.step(batch_idx + 1, time.monotonic() - self._step_started, **fields)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.progress.phase("validation", -(-self.conversations_per_validation // trainer.world_size))

@@ -14,13 +14,14 @@ from lightning.pytorch.loggers import WandbLogger
 from collab.conversation import Conversation, Group, Score, Scored, as_record
 from collab.util.files import cut_torn_line, naming
 
+_TABLE_ROWS = 4  # of a W&B table
+
 
 class TranscriptWriter:
     """Appends to `transcripts.jsonl`; with several processes, rank n > 0 appends to `transcripts-rank{n}.jsonl`.
 
-    Nothing is kept open between calls: what was written stays readable whatever becomes of the run. A run that goes on
-    after an interruption plays some conversations again; those that any process has a line of already get no second
-    one. A last line that was torn when a process was killed is cut off.
+    The file is open only while it is written to. A resumed run plays some conversations again. Those that have a line
+    in the file of any process get no second one. A last line that a killed process left incomplete is cut off.
 
     Args:
         folder: Of the run; made if it is not there.
@@ -31,19 +32,19 @@ class TranscriptWriter:
         self.path = Path(folder) / (f"transcripts-rank{rank}.jsonl" if rank else "transcripts.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(self.path)
-        self._there: Counter[tuple[Any, ...]] = Counter()
+        self._written: Counter[tuple[Any, ...]] = Counter()  # lines of earlier processes, by their place
         for path in self.path.parent.glob("transcripts*.jsonl"):
-            lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-            self._there.update(_place(json.loads(line)) for line in lines if line.endswith(b"\n"))
+            lines = path.read_bytes().splitlines(keepends=True)
+            self._written.update(_place(json.loads(line)) for line in lines if line.endswith(b"\n"))
 
     def write(self, scored: Iterable[Scored], **extra: Any) -> None:
-        """One line for each conversation: `as_record` of it and its score, with `extra` (phase, policy, step) in it."""
+        """One line per conversation: `as_record` of it and its score, with the fields `extra` (phase, policy, step)."""
         lines = []
-        for talk, score in scored:
-            record = as_record(talk, score, **extra)
+        for conversation, score in scored:
+            record = as_record(conversation, score, **extra)
             place = _place(record)
-            if self._there[place]:
-                self._there[place] -= 1
+            if self._written[place]:
+                self._written[place] -= 1
             else:
                 lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
@@ -51,26 +52,23 @@ class TranscriptWriter:
 
 
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Where in a run a conversation was played, whatever the process: several of one goal are alike in this."""
+    """Where in a run a conversation was played, on any process. Several conversations about one goal may share it."""
     return tuple(record.get(name) for name in ("phase", "policy", "step", "goal", "candidate", "sample"))
 
 
 class TranscriptCallback(L.Callback):
-    """Writes what the rollouts of `fit` played: `batch.groups` in training, `batch.scored` in validation.
+    """Writes the conversations of `fit`: `batch.groups` in training, `batch.scored` in validation.
 
-    `step` in a record is the number of training batches that were done when it was written: the first rollout is
-    step 1, a validation after eight batches is step 8.
+    W&B gets a table of a few after each training batch (`train/conversations`) and each validation
+    (`val/conversations`). `step` in a record is the number of finished training batches: the first rollout is step 1, a
+    validation after eight batches is step 8.
 
     Args:
         writer: Of this process.
-        num_conversations: Rows of each W&B table (`train/conversations`, `val/conversations`).
-        table_every_n_steps: Training batches between two tables; every validation has one.
     """
 
-    def __init__(self, writer: TranscriptWriter, num_conversations: int = 4, table_every_n_steps: int = 1) -> None:
+    def __init__(self, writer: TranscriptWriter) -> None:
         self.writer = writer
-        self.num_conversations = num_conversations
-        self.table_every_n_steps = table_every_n_steps
         self._step = 0
         self._validated: list[Scored] = []
 
@@ -78,13 +76,13 @@ class TranscriptCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._step = batch_idx + 1
-        for (group, candidate, sample), scored in futures(batch.groups):
+        played = futures(batch.groups)
+        for (group, candidate, sample), scored in played:
             where = {"group": group, "candidate": candidate, "sample": sample}
             self.writer.write([scored], phase="train", policy="policy", step=self._step, **where)
-        if self._step % self.table_every_n_steps == 0:
-            # First one future of each context, then the next candidate of each: few rows show many goals.
-            spread = sorted(futures(batch.groups), key=lambda item: (item[0][1], item[0][2], item[0][0]))
-            self._table(trainer, "train/conversations", [scored for _, scored in spread])
+        # One future of each context first, then those of further candidates, so that few rows show many goals.
+        played.sort(key=lambda item: (item[0][1], item[0][2], item[0][0]))
+        self._table(trainer, "train/conversations", [scored for _, scored in played])
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validated = []
@@ -105,16 +103,16 @@ class TranscriptCallback(L.Callback):
         self._table(trainer, "val/conversations", self._validated)
 
     def _table(self, trainer: L.Trainer, key: str, scored: Sequence[Scored]) -> None:
-        columns, rows = conversation_table(self._step, scored[: self.num_conversations])
+        columns, rows = conversation_table(self._step, scored[:_TABLE_ROWS])
         for logger in trainer.loggers:
             if rows and isinstance(logger, WandbLogger):
                 logger.log_table(key, columns=columns, data=rows, step=self._step)
 
 
 def futures(groups: Sequence[Group]) -> list[tuple[tuple[int, int, int], tuple[Conversation, Score]]]:
-    """((group, candidate, sample), (conversation, score)) of each forward sample in `groups`, in that order.
+    """((group, candidate, sample), (conversation, score)) of each forward sample, in that order.
 
-    None of a candidate that was read from a file: its scores came without the conversations.
+    Candidates that were read from a file have scores but no conversations, and are left out.
     """
     return [
         ((g, c, s), scored)
@@ -125,16 +123,16 @@ def futures(groups: Sequence[Group]) -> list[tuple[tuple[int, int, int], tuple[C
 
 
 def conversation_table(step: int, scored: Sequence[Scored]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows for a table: step, goal, conversation, reward, then every part of the reward."""
+    """Columns and rows of a table: step, goal, conversation, reward, then every part of the reward."""
     parts = list(dict.fromkeys(name for _, score in scored for name in score.parts))
     rows = [
         [
             step,
-            talk.goal.id,
-            "\n\n".join(f"{message.role}: {message.content}" for message in talk.messages()),
+            conversation.goal.id,
+            "\n\n".join(f"{message.role}: {message.content}" for message in conversation.messages()),
             score.reward,
             *(score.parts.get(name) for name in parts),
         ]
-        for talk, score in scored
+        for conversation, score in scored
     ]
     return ["step", "goal", "conversation", "reward", *parts], rows

@@ -175,7 +175,7 @@ def test_missing_file_is_named_and_not_looked_for_on_the_hub(monkeypatch, tmp_pa
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
-    assert f"There is no file {name} to read test goals from" in refusal(name, "test")
+    assert f"There is no file {name}. Check the path (task.test_file)" in refusal(name, "test")
 
 
 def test_a_folder_is_refused(tmp_path):
@@ -200,7 +200,7 @@ def test_a_folder_is_refused(tmp_path):
         (row("cat", single_turn_metadata=["a"]), ["line 2: field single_turn_metadata is a list", "be an object"]),
         (row("cat", single_turn_metadata="dry"), ["line 2: field single_turn_metadata is text that is not JSON"]),
         (row("cat", single_turn_metadata="[3]"), ["line 2: field single_turn_metadata is a list ('[3]')"]),
-        (row("cat", id=""), ["line 2: field id is text ('')", "leave it out"]),
+        (row("cat", id=""), ["line 2: field id is text ('')", "must be text or a whole number"]),
         (row("cat", id=True), ["line 2: field id is true or false ('True')"]),
     ],
 )
@@ -273,9 +273,9 @@ def test_no_rows(tmp_path):
 
 def test_duplicate_id_names_both_lines(tmp_path):
     message = refusal(write(tmp_path / "goals.jsonl", [row("tea"), row("cat"), row("fox", id="tea")]))
-    assert "line 1 and line 3 have the same id 'tea'" in message and "another id" in message
+    assert "line 3 has the same id as " in message and "line 1: 'tea'" in message and "another id" in message
     message = refusal(write(tmp_path / "goals.jsonl", [row("tea", id=None), row("cat"), row("tea", id=None)]))
-    assert "line 1 and line 3 have the same id" in message
+    assert "line 3 has the same id as " in message and "line 1: " in message
 
 
 def test_splits_that_share_a_goal_are_refused():
@@ -429,7 +429,7 @@ def test_processes_evaluate_each_goal_once_in_as_many_batches(count, batches):
     ]
 
 
-def seen_by_lightning(folder, ckpt_path=None):
+def seen_by_lightning(folder, ckpt_path=None, killed_at=None):
     """What `training_step` got, by step: the batch index that a callback put on the batch, and the goals' ids."""
     import lightning
     import torch
@@ -438,6 +438,8 @@ def seen_by_lightning(folder, ckpt_path=None):
 
     class Fill(lightning.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == killed_at:
+                raise SystemExit
             batch.groups = [batch_idx]
 
     class Record(lightning.LightningModule):
@@ -454,7 +456,7 @@ def seen_by_lightning(folder, ckpt_path=None):
 
     trainer = lightning.Trainer(
         max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False,
-        callbacks=[Fill(), BatchCheckpoint(folder, every_n_steps=1, keep=9)],
+        callbacks=[Fill(), BatchCheckpoint(folder, every_n_steps=1)],
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     policy = Record()
@@ -470,5 +472,7 @@ def test_lightning_hands_on_the_very_batch_that_a_callback_filled(tmp_path):
 @pytest.mark.parametrize("done", [1, 2, 4])
 def test_a_run_that_is_taken_up_sees_the_goals_of_the_steps_that_remain(done, tmp_path):
     whole = seen_by_lightning(tmp_path / "whole")
-    again = seen_by_lightning(tmp_path / "again", ckpt_path=tmp_path / "whole" / f"step-{done:06d}.ckpt")
+    with pytest.raises(SystemExit):
+        seen_by_lightning(tmp_path / "killed", killed_at=done)
+    again = seen_by_lightning(tmp_path / "again", ckpt_path=tmp_path / "killed" / f"step-{done:06d}.ckpt")
     assert len(whole) == 5 and again == whole[done:]

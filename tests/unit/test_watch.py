@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from collab.app.compose import load_config
-from collab.callbacks.watch import GamingWatch, change
+from collab.callbacks.watch import GamingWatch
 
 
 def watched(**curves: list[float]) -> tuple[list[str], GamingWatch]:
@@ -66,6 +66,6 @@ def test_a_resumed_run_goes_on_watching_and_does_not_repeat_itself():
     assert len(said) == 1 and len(later.history["mr"]) == 7
 
 
-def test_change_compares_ends_that_do_not_overlap():
-    assert change([1, 1, 1, 4, 4]) == 0.0
-    assert change([1, 1, 1, 9, 4, 4, 4]) == 3.0
+def test_ends_that_overlap_are_not_compared():
+    steps = slice(0, 5)
+    assert watched(mr=RISING[steps], copied=[0.0, 0.0, 0.9, 0.9, 0.9])[0] == []
