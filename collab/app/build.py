@@ -28,6 +28,7 @@ from collab.chat.journal import Journal, Journalled
 from collab.config.schema import (
     Config,
     EndpointConfig,
+    EngineConfig,
     LLMJudgeConfig,
     LLMUserConfig,
     LocalEngineConfig,
@@ -41,8 +42,7 @@ from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
 from collab.datamodules.offline import OfflineData, tokenise
-from collab.generation.engine import LocalEngine
-from collab.generation.vllm import VLLMEngine
+from collab.generation.base import RolloutEngine
 from collab.lm.chat_format import ChatFormat
 from collab.lm.device import resolve_device, resolve_dtype
 from collab.lm.loading import load_model, load_tokenizer, locate, num_positions
@@ -143,7 +143,7 @@ def simulation(
     problems: Counter[str] = Counter()
     shared = _shared_weights(model)
 
-    def make_engine(lm: Any, tokenizer: Any) -> LocalEngine | VLLMEngine:
+    def make_engine(lm: Any, tokenizer: Any) -> RolloutEngine:
         engine = _engine(config, lm, tokenizer, endpoints.tell)
         if shared is not None:
             shared.engine = engine
@@ -172,10 +172,11 @@ def simulation(
 def _user(config: Config, user: Any, speaker: Speaker, problems: Counter[str]) -> Any:
     target: Any = get_class(user.target)
     if isinstance(user, MixUserConfig):
-        return target(user, {name: _user(config, one, speaker, problems) for name, one in user.users.items()})
+        users = {name: _user(config, one, speaker, problems) for name, one in user.users.items()}
+        return target(user, users, **user.options)
     if isinstance(user, LLMUserConfig):
-        return target(user, config.task.max_turns, speaker(user.endpoint), problems)
-    return target(user, config.task.max_turns)
+        return target(user, config.task.max_turns, speaker(user.endpoint), problems, **user.options)
+    return target(user, config.task.max_turns, **user.options)
 
 
 def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[str, Any]:
@@ -202,24 +203,20 @@ def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[s
     return found
 
 
-def _engine(config: Config, lm: Any, tokenizer: Any, tell: Callable[[str], None]) -> LocalEngine | VLLMEngine:
+def _engine(config: Config, lm: Any, tokenizer: Any, tell: Callable[[str], None]) -> RolloutEngine:
     engine = config.engine
+    if not isinstance(engine, VLLMEngineConfig):
+        return _local_engine(engine, lm, tokenizer)
     target: Any = get_class(engine.target)
-    if isinstance(engine, VLLMEngineConfig):
-        return target(lm, tokenizer, engine, Path(config.output_dir), config.sampler.temperature, tell)
-    assert isinstance(engine, LocalEngineConfig)
-    return _local_engine(engine, lm, tokenizer)
+    return target(lm, tokenizer, engine, Path(config.output_dir), config.sampler.temperature, tell, **engine.options)
 
 
-def _local_engine(engine: LocalEngineConfig, lm: Any, tokenizer: Any) -> LocalEngine:
+def _local_engine(engine: EngineConfig, lm: Any, tokenizer: Any) -> RolloutEngine:
     target: Any = get_class(engine.target)
-    return target(
-        lm,
-        tokenizer,
-        max_batch=engine.max_batch,
-        cache_bytes=int(engine.cache_gib * 2**30),
-        deterministic=engine.deterministic,
-    )
+    options = dict(engine.options)
+    if isinstance(engine, LocalEngineConfig):
+        options |= {"cache_bytes": int(engine.cache_gib * 2**30), "deterministic": engine.deterministic}
+    return target(lm, tokenizer, max_batch=engine.max_batch, **options)
 
 
 class SharedWeights:
@@ -303,7 +300,8 @@ def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool 
         load = partial(load, place=torch.device("cpu"))  # where the shards are cut: a GPU need not hold it all
     else:
         load = partial(load_model, model, dtype, device, adapter)
-    return target(config.algorithm, load, tokenizer, config.sampler.temperature, config.trainer.max_steps, sharding)
+    algorithm, max_steps = config.algorithm, config.trainer.max_steps
+    return target(algorithm, load, tokenizer, config.sampler.temperature, max_steps, sharding, **algorithm.options)
 
 
 def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) -> L.Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -57,11 +58,13 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     resolve_attention(config.model.attention, resolve_dtype(config.precision, device), device)
     for key, target in targets(config).items():
         load_target(target, key)
+    _check_classes(config)
     _check_metrics(config, goals)
     _check_aggregates(config)
     if groups:
-        algorithm = load_target(config.algorithm.target, "algorithm.target")
-        algorithm(config.algorithm, None, None, config.sampler.temperature, config.trainer.max_steps).check_data(groups)
+        from collab.app import build
+
+        build.module(config, config.model, None).check_data(groups)
     _check_models(config, entry)
     if isinstance(config.evaluator, PairwiseConfig) and any(makes(goal) != "text" for goal in goals.test):
         raise BadInput(
@@ -176,6 +179,35 @@ def _check_backend(kind: str, what: str) -> None:
             f"{what}: this torch has no {name}, by which processes on {kind} devices exchange tensors. Install a torch "
             "that has it, or run one process with strategy=auto."
         )
+
+
+_METHODS = {  # what a run calls, and a class of one's own has to bring
+    "user": ("respond",),
+    "engine": ("complete", "clear_cache"),
+    "algorithm": ("examples", "units", "loss"),
+}
+
+
+def _check_classes(config: Config) -> None:
+    """Whether the classes of user, engine and algorithm have the methods of their kind, and take their options."""
+    parts: dict[str, Any] = {**users(config), "engine": config.engine, "algorithm": config.algorithm}
+    for key, part in parts.items():
+        kind = key.partition(".")[0]
+        cls = load_target(part.target, f"{key}.target")
+        found = {name: getattr(cls, name, None) for name in _METHODS[kind]}
+        missing = [name for name, method in found.items() if getattr(method, "__isabstractmethod__", method is None)]
+        if missing:
+            raise BadInput(
+                f"{key}.target={part.target} has no method {' and no '.join(missing)}, and a run calls it. Write it, "
+                f"as docs/new-{kind}.md shows, or name another class."
+            )
+        try:
+            inspect.signature(cls).bind_partial(**part.options)
+        except TypeError as error:
+            raise BadInput(
+                f"{key}.options ({part.options}) do not fit {part.target}: {error}. Set {key}.options to what the "
+                "class takes."
+            ) from error
 
 
 def _check_metrics(config: Config, goals: GoalSplits) -> None:

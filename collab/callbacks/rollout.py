@@ -27,7 +27,7 @@ from collab.chat.base import ChatModel
 from collab.chat.journal import Journalled
 from collab.conversation import Goal, Group, Reply, Scored
 from collab.datamodules.base import GoalBatch
-from collab.generation.engine import LocalEngine
+from collab.generation.base import RolloutEngine
 from collab.generation.vllm import LogProbs, VLLMEngine
 from collab.modules.base import over_ranks
 from collab.modules.packing import pack
@@ -64,7 +64,7 @@ class RolloutCallback(L.Callback):
         self.name = name
         self.tested: list[Scored] = []
         self._step = 0  # of the last rollout for training, from 1
-        self._engine: LocalEngine | VLLMEngine | None = None
+        self._engine: RolloutEngine | None = None
         self._decoded = 0  # tokens so far
         self._lost = LostCounts()
         self._validated: list[Scored] = []  # conversations of the validation that is going on
@@ -193,7 +193,7 @@ class RolloutCallback(L.Callback):
             yield speaker if journal is None else Journalled(speaker, journal)
 
     @contextmanager
-    def _speaking(self, pl_module: Any) -> Iterator[LocalEngine | VLLMEngine]:
+    def _speaking(self, pl_module: Any) -> Iterator[RolloutEngine]:
         """The module's own weights, ready to speak; what the engine keeps of them is forgotten at the end."""
         lm = pl_module.policy.lm
         pl_module.policy.eval()
@@ -212,7 +212,7 @@ class RolloutCallback(L.Callback):
                 yield engine
             finally:
                 self._decoded += engine.new_tokens - before
-                if sharded and isinstance(engine, LocalEngine):
+                if sharded:
                     engine.clear_cache(weights=True)
                     self._engine = None
                 else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -24,6 +24,7 @@ class AlgorithmConfig:
 
     name: str = MISSING  # shown in run names
     target: str = MISSING  # class of the LightningModule
+    options: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of the class
     # stored conversations to train on: JSONL, Parquet, a folder of data sets or of a synthesis, or a hub name
     data: str | None = None
     lr: float = number(3e-4, above=0)  # peak learning rate

@@ -113,6 +113,7 @@ class BudgetConfig:
 @dataclass
 class UserConfig:
     target: str = MISSING  # class of the user simulator
+    options: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of the class
 
 
 @dataclass
@@ -182,6 +183,7 @@ class SamplerConfig:
 @dataclass
 class EngineConfig:
     target: str = MISSING  # class of the rollout engine
+    options: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of the class
     max_batch: int = number(64, at_least=1)  # maximum sequences decoded together; with a server, requests per process
 
 

@@ -187,7 +187,7 @@ class VLLMEngine:
             everywhere=True,
         )
 
-    def clear_cache(self) -> None:
+    def clear_cache(self, weights: bool = False) -> None:
         """The rollout is over: cancel calls under way. The adapter stays until the next one."""
         self._http.drop()
 

@@ -172,6 +172,32 @@ def test_a_target_has_to_be_a_class(checked):
         assert "collab.parsing.english.words is no class" in refusal(checked, f"{key}=collab.parsing.english.words")
 
 
+class Silent:
+    """No user: it cannot respond."""
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "user.target=test_preflight.Silent",
+            "user.target=test_preflight.Silent has no method respond, and a run calls it. Write it, as "
+            "docs/new-user.md shows",
+        ),
+        ("user.target=test_preflight.Silent user=mix", "user.users.agenda.target=test_preflight.Silent has no method"),
+        ("engine.target=collab.simulation.agenda.AgendaUser", "has no method complete and no clear_cache"),
+        ("algorithm.target=collab.modules.base.PolicyModule", "has no method examples and no units and no loss"),
+        ("+user.options.mood=bad", "user.options ({'mood': 'bad'}) do not fit collab.simulation.agenda.AgendaUser"),
+        ("+engine.options.speed=9", "got an unexpected keyword argument 'speed'. Set engine.options to what the class"),
+        ("+algorithm.options.depth=2", "algorithm.options ({'depth': 2}) do not fit collab.modules.dpo.DPO"),
+        ("algorithm=sft +algorithm.options.depth=2", "got an unexpected keyword argument 'depth'"),
+    ],
+)
+def test_a_class_has_the_methods_of_its_kind_and_takes_its_options(override, said, checked):
+    overrides = override.replace("user.target", "user.users.agenda.target" if "mix" in override else "user.target")
+    assert said in refusal(checked, *overrides.split())
+
+
 def test_an_unknown_metric_is_named_with_those_that_are_there(checked):
     message = refusal(checked, "task.metrics.bleu.target=collab.rewards.metrics.Blue")
     assert "task.metrics.bleu.target=collab.rewards.metrics.Blue cannot be imported" in message
