@@ -1,19 +1,19 @@
 """The local rollout engine: continuous batching over any Hugging Face causal LM, in the training process.
 
-Requests wait in a queue and join the running batch between two tokens. A finished one leaves at once, so a conversation
-that waits for its user takes no place. Rollouts run on the very weights that are trained, without any synchronisation;
-a CPU keeps a second copy of them in a faster layout (`collab.lm.fused_linear`).
+Requests wait in a queue and join the running batch between two tokens. A finished request leaves at once, so a
+conversation that waits for its user takes no place. Rollouts run on the very weights that are trained, without any
+synchronisation; a CPU keeps a second copy of them in a faster layout (`collab.lm.fused_linear`).
 
-Running requests fill the rows of `kv_rows.KVRows` from the top. A new one takes the next row; a finished one is
-replaced by the last. One forward call serves prompts and single tokens alike: rows `first..last` are extended by
+Running requests fill the rows of `kv_rows.KVRows` from the top. A new request takes the next row; the last one takes
+the row of a finished one. One forward call serves prompts and single tokens alike: rows `first..last` are extended by
 `width` tokens each, every row from its own position on, under an explicit 4-D mask.
 
-What conversations share is computed once. The keys and values of prompts and finished replies are kept, so the
-candidates of a context and the next turn of a conversation start from them; so are those of what new prompts begin
-with, such as the system prompt.
+What conversations share is computed once. The keys and values of prompts and finished replies are kept: the candidates
+of a context and the next turn of a conversation start from them. The beginning that new prompts share, such as a system
+prompt, is kept too.
 
-Matrix products round differently with the number of rows, so what a request draws may change, rarely, with the requests
-that are decoded beside it. `deterministic=True` rules that out; see `modes.DeterministicMode`.
+Matrix products round differently with the number of rows. So the requests that are decoded together may, rarely, change
+what one of them draws. `deterministic=True` rules that out; see `modes.DeterministicMode`.
 
 Shapes: N rows, T new tokens per row, L positions, V vocabulary.
 """
@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,8 +32,8 @@ import torch
 from collab.chat.base import Sampling
 from collab.conversation import Message, Reply
 from collab.generation.drawing import draw_tokens
-from collab.generation.graphs import StepGraphs, padded
-from collab.generation.kv_rows import KVRows, PrefixCache, up_to_block
+from collab.generation.graphs import StepGraphs
+from collab.generation.kv_rows import KeyValues, KVRows, PrefixCache, up_to_block
 from collab.generation.modes import DeterministicMode, FastMode
 from collab.lm.attention import additive_masks, check_layers, use_by_layout
 from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
@@ -45,15 +43,12 @@ from collab.lm.logits import check_logits, final_logits
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
-_MIN_SHARED_PREFIX = 16  # tokens; a shorter beginning of several prompts is not read apart
-
-# By the trunk's id, the task that decodes with it: it has changed the model and will change it back.
-_DECODING: weakref.WeakValueDictionary[int, asyncio.Task[None]] = weakref.WeakValueDictionary()
+_MIN_SHARED_PREFIX = 16  # tokens; a shorter beginning of several prompts is read with each of them
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
-    prompt: list[int]
+    prompt: tuple[int, ...]
     boundaries: list[int]  # lengths of the prompt's beginnings that may have been kept
     sampling: Sampling
     stream: np.random.Generator
@@ -66,29 +61,38 @@ class _Request:
         return len(self.prompt) + len(self.ids)
 
 
+@dataclass
+class _Prompt:
+    """A prompt that is about to be read."""
+
+    ids: tuple[int, ...]
+    requests: list[_Request]  # all that have it
+    kept: KeyValues | None  # keys and values of its beginning
+    start: int  # positions of that beginning; the rest is to be read
+
+
 class LocalEngine:
     """A `ChatModel` over local weights.
 
-    Engines over one model take turns: one begins when the other is idle.
+    One event loop at a time may use an engine, and one engine at a time may decode with a model.
 
     Args:
         lm: A transformers causal LM, with or without a peft adapter.
         tokenizer: Its tokenizer.
-        max_batch: Requests that are decoded together at most.
+        max_batch: Largest number of requests that are decoded together.
         cache_bytes: Memory for kept keys and values; 0 keeps none.
         deterministic: Bit-equal tokens and log-probs of a request in any batch, order of arrival or state of the
             cache, on one machine.
 
     Attributes:
-        new_tokens: Decoded since the engine was made.
+        new_tokens: Number of tokens decoded since the engine was made.
         rows: Keys and values of running requests.
-        prefixes: Those that are kept.
-        fused: The model's linear layers, as they are while the engine decodes.
+        prefixes: Kept keys and values.
         graphs: CUDA graphs of decoding steps.
 
     Raises:
-        BadInput: The model computes otherwise than the engine and the update do (`check_logits`); a mixture of experts
-            with `deterministic`.
+        BadInput: The model's logits are not those that the engine and the update compute (`check_logits`); a mixture of
+            experts with `deterministic`.
     """
 
     def __init__(
@@ -113,8 +117,8 @@ class LocalEngine:
         self._limit = getattr(self._config, "max_position_embeddings", None)
         self.rows = KVRows(self._config.num_hidden_layers, self._mode.whole_blocks)
         self.prefixes = PrefixCache(cache_bytes)
-        self.fused = FusedLinears(lm)
         self.graphs = StepGraphs()
+        self._fused = FusedLinears(lm)
         self._waiting: list[_Request] = []
         self._joining: list[_Request] = []
         self._running: list[_Request] = []
@@ -126,52 +130,35 @@ class LocalEngine:
 
         Raises:
             BadInput: The prompt is empty or does not fit the model's positions; the model's logits are not finite.
-            RuntimeError: Another event loop has requests in this engine, or is served by another one over its model.
         """
         prompt, boundaries = self.format.encode(messages)
         check_fits(prompt, sampling.max_new_tokens, self._limit)
-        self._leave_other_loop()
         boundaries = self._mode.boundaries(prompt, boundaries)
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Request(prompt, boundaries, sampling, key.stream(), done))
+        self._waiting.append(_Request(tuple(prompt), boundaries, sampling, key.stream(), done))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve())
         return await done
 
-    def _leave_other_loop(self) -> None:
-        """Detach the engine from an event loop that was left before the engine was idle."""
-        if self._task is None or self._task.done() or self._task.get_loop() is asyncio.get_running_loop():
-            return
-        if (self._running or self._waiting) and not self._task.get_loop().is_closed():
-            raise RuntimeError("this engine has requests of another event loop: finish them there, or cancel them")
-        self._running, self._joining, self._waiting = [], [], []
-        self._task.get_coro().close()  # gives back what it holds of the model
-        self._task = None
-
     def clear_cache(self, weights: bool = False) -> None:
-        """Drop all that was computed from the weights. Call it whenever they have changed.
+        """Drop whatever was computed from the trained weights: call it when they have changed, between two rollouts.
 
-        With `weights`, also drop copies of the weights in other layouts.
-
-        Raises:
-            RuntimeError: Replies are being decoded, from keys and values that would be lost.
+        With `weights`, also drop the copies of frozen weights.
         """
-        if self._running:
-            raise RuntimeError(
-                f"clear_cache() while {len(self._running)} replies are being decoded: await or cancel them"
-            )
-        self.fused.clear_cache(weights)
+        assert not self._running, "clear_cache() while replies are being decoded"
+        self._fused.clear_cache(weights)
         self.graphs.clear_cache()
         self.prefixes.clear()
         self.rows.clear()
 
     async def _serve(self) -> None:
         try:
-            await self._wait_for_others()
-            with self.fused:
+            with self._fused:
                 while self._running or self._waiting:
                     adapter = self._next_adapter
-                    with self._switched(adapter):  # not at every token: peft takes long to switch
+                    as_it_is = adapter or not hasattr(self.lm, "disable_adapter")
+                    # Not at every token: peft takes long to switch.
+                    with contextlib.nullcontext() if as_it_is else self.lm.disable_adapter():
                         while (self._running or self._waiting) and self._next_adapter == adapter:
                             with torch.no_grad(), self._mode.threads():
                                 self._admit(adapter)
@@ -186,110 +173,102 @@ class LocalEngine:
             self._running, self._joining, self._waiting = [], [], []
             if not isinstance(error, Exception):
                 raise
-        finally:
-            if _DECODING.get(id(self._trunk)) is self._task:
-                del _DECODING[id(self._trunk)]
-
-    async def _wait_for_others(self) -> None:
-        """Wait until no other engine decodes with this model: they would undo each other's changes to it."""
-        task = self._task
-        assert task is not None
-        while (other := _DECODING.setdefault(id(self._trunk), task)) is not task:
-            if other.get_loop() is not task.get_loop():
-                raise RuntimeError("another engine is at work over this model in another event loop")
-            await asyncio.sleep(0)
 
     @property
     def _next_adapter(self) -> bool:
-        """Whether the running batch, or else the next one, is decoded with the adapter on."""
+        """Whether the running batch, or the next one if none is running, is decoded with the adapter on."""
         return (self._running or self._waiting)[0].sampling.adapter
-
-    def _switched(self, adapter: bool) -> contextlib.AbstractContextManager[Any]:
-        """The context in which the model computes with the adapter on or off."""
-        as_it_is = adapter or not hasattr(self.lm, "disable_adapter")
-        return contextlib.nullcontext() if as_it_is else self.lm.disable_adapter()
 
     # --- joining -----------------------------------------------------------------------------------------------
 
     def _admit(self, adapter: bool) -> None:
-        """Prefill waiting requests and give each its first token.
+        """Read the prompts of waiting requests and give each its first token.
 
-        A batch has the adapter on or off for all, never mixed. The other kind waits until the batch is empty; once the
+        A batch has the adapter on or off for all, never mixed. The other kind waits until the batch is empty. Once the
         oldest waiting request is of the other kind, no request joins any more.
         """
         self._waiting = [request for request in self._waiting if not request.done.cancelled()]
-        if not self._waiting or len(self._running) >= self.max_batch:
-            return
-        if self._waiting[0].sampling.adapter != adapter:
-            return
-        fitting = [r for r in self._waiting if r.sampling.adapter == adapter][: self.max_batch - len(self._running)]
-        self._joining = fitting
-        chosen = {id(request) for request in fitting}
-        self._waiting = [request for request in self._waiting if id(request) not in chosen]
         base = len(self._running)
-        reach = max(r.length + r.sampling.max_new_tokens for r in (*self._running, *fitting))
-        self.rows.reserve(min(self.max_batch, base + len(fitting)), reach)
-        same: OrderedDict[tuple[int, ...], list[_Request]] = OrderedDict()
-        for request in fitting:
-            same.setdefault(tuple(request.prompt), []).append(request)
-        found = [(*item, *self.prefixes.longest(adapter, item[0], item[1][0].boundaries)) for item in same.items()]
-        if self._mode.keeps_any_length:
-            length = self._read_shared_prefix(adapter, [prompt for prompt, _, _, start in found if not start], base)
-            copy = self.rows.copy_out(base, length) if length else None
-            found = [f if f[3] or not length else (*f[:2], copy, min(length, len(f[0]) - 1)) for f in found]
-        prompts, sharing, kept, starts = zip(*sorted(found, key=lambda f: len(f[0]) - f[3]), strict=True)
-        for offset, (prefix, length) in enumerate(zip(kept, starts, strict=True)):
-            if prefix is not None:
-                self.rows.copy_in(base + offset, prefix, length)
-        logits = self._mode.read(self._extend, base, prompts, starts)
-        # Spread each distinct prompt over the rows of those who share it, from the bottom up so that no source is
-        # overwritten before it is copied.
-        sources = [i for i, requests in enumerate(sharing) for _ in requests]
-        flat = [request for requests in sharing for request in requests]
-        for offset in reversed(range(len(flat))):
+        if not self._waiting or base >= self.max_batch or self._waiting[0].sampling.adapter != adapter:
+            return
+        self._joining = [r for r in self._waiting if r.sampling.adapter == adapter][: self.max_batch - base]
+        chosen = set(self._joining)
+        self._waiting = [request for request in self._waiting if request not in chosen]
+        reach = max(r.length + r.sampling.max_new_tokens for r in (*self._running, *self._joining))
+        self.rows.reserve(base + len(self._joining), reach)
+        prompts = self._prompts(adapter, base)
+        for row, prompt in enumerate(prompts, start=base):
+            if prompt.kept is not None:
+                self.rows.copy_in(row, prompt.kept, prompt.start)
+        logits = self._mode.read(self._extend, base, [p.ids for p in prompts], [p.start for p in prompts])
+        # Copy each prompt to the rows of all requests that have it, from the bottom up so that no source is overwritten
+        # before it is copied.
+        sources = [i for i, prompt in enumerate(prompts) for _ in prompt.requests]
+        joined = [request for prompt in prompts for request in prompt.requests]
+        for offset in reversed(range(len(joined))):
             if sources[offset] != offset:
-                self.rows.copy_row(base + sources[offset], base + offset, len(flat[offset].prompt))
-        for i, (prompt, requests) in enumerate(zip(prompts, sharing, strict=True)):
-            same_waits = any(r.prompt == requests[0].prompt and r.sampling.adapter == adapter for r in self._waiting)
-            length = self._mode.length_to_keep(prompt, same_waits or len(requests) > 1)
+                self.rows.copy_row(base + sources[offset], base + offset, len(joined[offset].prompt))
+        for i, prompt in enumerate(prompts):
+            same_waits = any(r.prompt == prompt.ids and r.sampling.adapter == adapter for r in self._waiting)
+            length = self._mode.length_to_keep(prompt.ids, same_waits or len(prompt.requests) > 1)
             if length:
-                self.prefixes.keep(adapter, prompt[:length], self.rows, base + sources.index(i))
-        self._running, self._joining = self._running + flat, []
-        self._draw(flat, logits[sources])
+                self.prefixes.keep(adapter, prompt.ids[:length], self.rows, base + sources.index(i))
+        self._running, self._joining = self._running + joined, []
+        self._draw(joined, logits[sources])
         self._retire()
 
-    def _read_shared_prefix(self, adapter: bool, prompts: Sequence[tuple[int, ...]], row: int) -> int:
-        """Read what all prompts begin with, such as the system prompt, into a row, and keep it for later prompts.
+    def _prompts(self, adapter: bool, row: int) -> list[_Prompt]:
+        """The distinct prompts of joining requests, those with the least to read first; `row` is free for reading."""
+        same: dict[tuple[int, ...], list[_Request]] = {}
+        for request in self._joining:
+            same.setdefault(request.prompt, []).append(request)
+        prompts = [
+            _Prompt(ids, requests, *self.prefixes.longest(adapter, ids, requests[0].boundaries))
+            for ids, requests in same.items()
+        ]
+        if self._mode.keeps_any_length:
+            self._read_shared_prefix(adapter, [prompt for prompt in prompts if not prompt.start], row)
+        return sorted(prompts, key=lambda prompt: len(prompt.ids) - prompt.start)
 
-        Returns its length; 0 where that saves nothing.
-        """
-        first, last = min(prompts, default=()), max(prompts, default=())  # the two that differ first
-        common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        if len(prompts) < 2 or common < _MIN_SHARED_PREFIX:
-            return 0
-        self._extend(row, [list(first[:common])], [0])
-        self.prefixes.keep(adapter, first[:common], self.rows, row, shared=True)
-        return common
+    def _read_shared_prefix(self, adapter: bool, prompts: Sequence[_Prompt], row: int) -> None:
+        """Read what all prompts begin with, such as the system prompt, into a row, and keep it for later prompts."""
+        if len(prompts) < 2:
+            return
+        first, last = min(p.ids for p in prompts), max(p.ids for p in prompts)  # the two that differ first
+        length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        if length < _MIN_SHARED_PREFIX:
+            return
+        self._extend(row, [list(first[:length])], [0])
+        self.prefixes.keep(adapter, first[:length], self.rows, row, shared=True)
+        copy = self.rows.copy_out(row, length)
+        for prompt in prompts:
+            prompt.kept, prompt.start = copy, min(length, len(prompt.ids) - 1)
 
     # --- one token for all -------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         if not self._running:
             return
-        new = [[request.ids[-1]] for request in self._running]
-        starts = [request.length - 1 for request in self._running]
-        new, starts = self._mode.rows(new, starts)
-        logits = self._replay(new, starts) if self.graphs.usable(self._head.weight.device) else None
-        logits = self._extend(0, new, starts) if logits is None else logits
+        graphed = self.graphs.usable(self._head.weight.device)
+        count = max(len(self._running), self._mode.min_rows)
+        if graphed:
+            count = min(self.max_batch, 1 << (count - 1).bit_length())  # the next power of two
+        idle = count - len(self._running)
+        new = [[request.ids[-1]] for request in self._running] + [[0]] * idle
+        starts = [request.length - 1 for request in self._running] + [0] * idle
+        logits = self._replay(new, starts) if graphed else None
+        if logits is None:
+            logits = self._extend(0, new, starts)
         self._draw(self._running, logits[: len(self._running)])
         self._retire()
 
     def _extend(
         self, first: int, new: list[list[int]], starts: Sequence[int], sizes: list[int] | None = None
     ) -> torch.Tensor:
-        """Append tokens `new[i]` to row `first + i`, whose filled part ends at `starts[i]`.
+        """Append tokens `new[i]` to row `first + i` from position `starts[i]` on.
 
-        Returns `[N, V]` logits after the last token of each, or after the first `sizes[i]` where the rest is padding.
+        With `sizes`, only the first `sizes[i]` tokens of a row count and the rest is padding. Returns `[N, V]` logits
+        after the last token of each row.
         """
         device = self._head.weight.device
         width = max(len(ids) for ids in new)
@@ -297,18 +276,17 @@ class LocalEngine:
         reach = self.rows.keys_to_read(max(starts) + width, width, device)
         ends = torch.tensor(sizes or [len(ids) for ids in new], device=device) - 1
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in new], device=device)
-        # A short row's surplus positions lie behind its end: no one attends to them, and the next write replaces them.
+        # Padding lies behind the end of a short row: no token attends to it, and the next write replaces it.
         positions = (torch.tensor(starts)[:, None] + torch.arange(width)).to(device)
-        # Whole prompts are plainly causal: whatever pads a short row lies behind its end.
+        # Whole prompts need no mask but the causal one.
         hidden = self._forward(first, ids, positions, reach, masked=any(starts) or reach != width)
         return self._logits(hidden[torch.arange(len(new), device=device), ends])
 
     def _replay(self, new: list[list[int]], starts: Sequence[int]) -> torch.Tensor | None:
-        """`_extend` of the first rows by one token each, from a CUDA graph; `[N or more, V]`, None without a graph."""
-        new, starts = padded(new, starts, self.max_batch)
+        """`_extend` the first rows by one token each through a CUDA graph; None where it cannot be recorded."""
         reach = up_to_block(max(starts) + 1)
         self.rows.reserve(len(new), reach)
-        self.graphs.keep_if(self.rows.data, *self.fused.adapter_tensors())
+        self.graphs.keep_if(self.rows.data)
 
         def step(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             return self._logits(self._forward(0, ids, positions, reach, masked=True)[:, 0])
@@ -320,7 +298,14 @@ class LocalEngine:
     def _forward(
         self, first: int, ids: torch.Tensor, positions: torch.Tensor, reach: int, masked: bool
     ) -> torch.Tensor:
-        """Append `[N, T]` tokens at their positions to the rows from `first` on; `[N, T, channels]` hidden states."""
+        """Append `[N, T]` tokens to the rows from `first` on; returns `[N, T, channels]` hidden states.
+
+        Args:
+            first: Row of the first tokens.
+            ids, positions: [N, T] tokens and their positions.
+            reach: Keys that are read.
+            masked: False where each row is a whole prompt, under a causal mask alone.
+        """
         self.rows.select(first, first + len(ids), positions, reach)
         mask: Any = None
         if masked:
@@ -329,7 +314,8 @@ class LocalEngine:
             mask = additive_masks(self._config, visible, positions, keys, self._head.weight.dtype)
         hidden: torch.Tensor = self._trunk(
             input_ids=ids,
-            position_ids=positions.clamp(max=self._limit - 1) if self._limit else positions,  # of the surplus
+            # Padding may lie behind the model's last position.
+            position_ids=positions.clamp(max=self._limit - 1) if self._limit else positions,
             attention_mask=mask,
             past_key_values=self.rows.cache,
             use_cache=True,
@@ -349,16 +335,15 @@ class LocalEngine:
         self.new_tokens += len(requests)
 
     def _retire(self) -> None:
-        """Hand over finished replies and close the gaps with the last rows."""
+        """Return finished replies to their callers; the last rows close the gaps."""
         for row in reversed(range(len(self._running))):
             request = self._running[row]
             stopped = request.ids[-1] in self._stops and not request.sampling.ignore_eos or self._says_stop(request)
             done = stopped or len(request.ids) >= request.sampling.max_new_tokens
             if not done and not request.done.cancelled():
                 continue
-            # The last token was drawn but never fed: keys and values end one before it.
             if done and self._mode.keeps_any_length:
-                ids = (*request.prompt, *request.ids)
+                ids = (*request.prompt, *request.ids)  # the last was drawn and never fed: it has no keys and values
                 self.prefixes.keep(request.sampling.adapter, ids, self.rows, row, len(ids) - 1)
             last = len(self._running) - 1
             if row != last:
@@ -366,7 +351,14 @@ class LocalEngine:
                 self._running[row] = self._running[last]
             self._running.pop()
             if not request.done.done():
-                request.done.set_result(self._reply(request, stopped))
+                reply = Reply(
+                    text=self.format.decode(request.ids, request.sampling.stop),
+                    token_ids=tuple(request.ids),
+                    logprobs=tuple(request.logprobs),
+                    finish_reason="stop" if stopped else "length",
+                    prompt_ids=request.prompt,
+                )
+                request.done.set_result(reply)
 
     def _says_stop(self, request: _Request) -> bool:
         if not (stops := request.sampling.stop):
@@ -375,12 +367,3 @@ class LocalEngine:
         tail = request.ids[-4 * max(map(len, stops)) :]
         text = self.tokenizer.decode(tail, skip_special_tokens=True)
         return any(stop in text for stop in stops)
-
-    def _reply(self, request: _Request, stopped: bool) -> Reply:
-        return Reply(
-            text=self.format.decode(request.ids, request.sampling.stop),
-            token_ids=tuple(request.ids),
-            logprobs=tuple(request.logprobs),
-            finish_reason="stop" if stopped else "length",
-            prompt_ids=tuple(request.prompt),
-        )

@@ -33,13 +33,13 @@ class KVRows:
     """Keys and values of the running requests, a row for each.
 
     Args:
-        layers: Of the model.
+        layers: Number of the model's layers.
         whole_blocks: A forward call always reads a multiple of `POSITION_BLOCK` keys.
 
     Attributes:
         data: Keys and values, `[layer, row, head, position, channel]` each; None until the first forward call.
-        cache: What a transformers model takes as `past_key_values`.
-        reach: Keys that the next forward call reads.
+        cache: The `past_key_values` of a transformers model.
+        reach: Number of keys that the next forward call reads.
     """
 
     def __init__(self, layers: int, whole_blocks: bool) -> None:
@@ -73,9 +73,9 @@ class KVRows:
         return keys, like[1].new_zeros(self.layers, rows, heads, positions, value_channels)
 
     def keys_to_read(self, positions: int, width: int, device: torch.device) -> int:
-        """How many keys a forward call of `width` tokens a row reads to see `positions` of them.
+        """How many keys a forward call of `width` tokens a row reads if it needs `positions` of them.
 
-        A CPU multiplies single queries with whole rows faster than with parts of them, which it copies first.
+        A CPU multiplies single queries with whole rows faster than with parts of rows, which it has to copy first.
         """
         if self.whole_blocks:
             return up_to_block(positions)
@@ -83,12 +83,12 @@ class KVRows:
         return self._size[1] if whole else positions
 
     def select(self, first: int, last: int, positions: torch.Tensor, reach: int) -> None:
-        """Choose the rows and, `[N, T]`, the positions that the next forward call writes; it reads `reach` keys."""
+        """Choose rows and `[N, T]` positions that the next forward call writes, and the number of keys it reads."""
         self.first, self.last, self.positions, self.reach = first, last, positions, reach
         self.row_index = torch.arange(first, last, device=positions.device)[:, None]
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeyValues:
-        """Write a layer's new keys and values, `[N, head, T, channel]`; returns all that its queries may read."""
+        """Write a layer's new `[N, head, T, channel]` keys and values; returns those that its queries read."""
         if self.data is None:
             self.data = self._empty(keys[0, :, 0], values[0, :, 0])
         held = self.data[0][layer], self.data[1][layer]
@@ -108,7 +108,7 @@ class KVRows:
         return self.data[0][:, row, :, :length].clone(), self.data[1][:, row, :, :length].clone()
 
     def copy_in(self, row: int, kept: KeyValues, length: int) -> None:
-        """Write the first positions of such copies into a row."""
+        """Write the first positions of copies into a row."""
         assert self.data is not None
         for part, source in zip(self.data, kept, strict=True):
             part[:, row, :, :length] = source[:, :, :length]
@@ -130,22 +130,16 @@ class PrefixCache:
 
     Attributes:
         nbytes: Memory that they take.
+        kept: Copies of keys and values, by (adapter, token ids).
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.nbytes = max_bytes, 0
-        self._kept: OrderedDict[tuple[bool, tuple[int, ...]], KeyValues] = OrderedDict()
+        self.kept: OrderedDict[tuple[bool, tuple[int, ...]], KeyValues] = OrderedDict()
         self._shared: set[int] = set()  # lengths of beginnings that prompts had in common
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __contains__(self, key: tuple[bool, tuple[int, ...]]) -> bool:
-        """Whether (adapter, token ids) is kept."""
-        return key in self._kept
-
     def clear(self) -> None:
-        self._kept.clear()
+        self.kept.clear()
         self._shared.clear()
         self.nbytes = 0
 
@@ -154,17 +148,17 @@ class PrefixCache:
     ) -> tuple[KeyValues | None, int]:
         """The longest kept prefix of a prompt, and how many of its positions may be used.
 
-        The prompt's last token is always computed: its logits are needed. (None, 0) where no prefix is kept.
+        (None, 0) where no prefix is kept. The prompt's last token is always computed, since its logits are needed.
 
         Args:
-            adapter: Whether it is to be read with the adapter on.
+            adapter: Whether the prompt is read with the adapter on.
             prompt: Token ids.
-            boundaries: Lengths of its beginnings that may have been kept.
+            boundaries: Lengths of the prompt's beginnings that may have been kept.
         """
         for boundary in sorted({*boundaries, *self._shared}, reverse=True):
-            kept = self._kept.get((adapter, prompt[:boundary]))
+            kept = self.kept.get((adapter, prompt[:boundary]))
             if kept is not None:
-                self._kept.move_to_end((adapter, prompt[:boundary]))
+                self.kept.move_to_end((adapter, prompt[:boundary]))
                 return kept, min(kept[0].shape[2], len(prompt) - 1)
         return None, 0
 
@@ -177,25 +171,25 @@ class PrefixCache:
         length: int | None = None,
         shared: bool = False,
     ) -> None:
-        """Keep a copy of a row, unless it is there or takes more than all the memory.
+        """Keep a copy of a row, unless there is one or it takes more than all the memory.
 
         Args:
-            adapter: Whether it was computed with the adapter on.
-            ids: The tokens by which it is found.
-            rows, row: Where it is.
-            length: Positions that are filled, where that is not all of `ids`.
-            shared: Several prompts begin with `ids`: look for this length in others too.
+            adapter: Whether the row was computed with the adapter on.
+            ids: Tokens of the row.
+            rows, row: The row to copy.
+            length: Positions to copy, if not all of `ids`.
+            shared: Several prompts begin with `ids`: `longest` tries this length with every prompt.
         """
         if shared:
             self._shared.add(len(ids))
         length = len(ids) if length is None else length
-        if (adapter, ids) in self._kept or rows.nbytes(length) > self.max_bytes:
+        if (adapter, ids) in self.kept or rows.nbytes(length) > self.max_bytes:
             return
         kept = rows.copy_out(row, length)
-        self._kept[adapter, ids] = kept
+        self.kept[adapter, ids] = kept
         self.nbytes += sum(part.nbytes for part in kept)
         while self.nbytes > self.max_bytes:
-            _, dropped = self._kept.popitem(last=False)
+            _, dropped = self.kept.popitem(last=False)
             self.nbytes -= sum(part.nbytes for part in dropped)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from collab.generation.drawing import Draw, by_gumbel_max, by_inverse_cdf
 
-# (first row, each row's new tokens, each row's filled length, tokens of each row that are no padding or None for all)
+# (first row, new tokens of each row, its filled length, its number of tokens before the padding; None: no padding)
 # -> [N, V] logits after the last token of each row
 Extend = Callable[[int, list[list[int]], Sequence[int], list[int] | None], torch.Tensor]
 
@@ -25,10 +25,11 @@ _MAX_PADDING = 256  # tokens of padding for which prompts of different lengths a
 
 
 class FastMode:
-    """As fast as can be: what a request draws may change, rarely, with the requests that are decoded beside it."""
+    """No padding: the requests that are decoded together may, rarely, change what one of them draws."""
 
-    whole_blocks = False
-    keeps_any_length = True  # prefixes that prompts share, and replies, are kept wherever they end
+    whole_blocks = False  # keys are read up to the last position that is needed
+    min_rows = 1  # of a decoding step
+    keeps_any_length = True  # replies, and beginnings that prompts share, are kept wherever they end
     draw: Draw = staticmethod(by_inverse_cdf)
 
     def boundaries(self, prompt: list[int], turns: list[int]) -> list[int]:
@@ -36,16 +37,16 @@ class FastMode:
         return [*turns, len(prompt)]
 
     def length_to_keep(self, prompt: tuple[int, ...], shared: bool) -> int:
-        """How many positions of a prompt to keep once it is read; `shared`: several requests came with it."""
-        return len(prompt) if shared else 0  # a context's candidates: a next one may come in another batch
+        """How many positions of a prompt to keep once it is read; `shared`: several requests have it."""
+        return len(prompt) if shared else 0  # candidates of a context may come in several batches
 
     def read(
         self, extend: Extend, first: int, prompts: Sequence[tuple[int, ...]], starts: Sequence[int]
     ) -> torch.Tensor:
-        """Fill the rows from `first` on with prompts, from `starts` on; `[N, V]` logits after their last tokens.
+        """Fill the rows from `first` on with prompts, each from its start on; returns `[N, V]` logits after them.
 
-        Prompts come with the least to read first, and are read in parts of similar length: all at once, each would be
-        padded to the longest.
+        Prompts with the least to read come first. They are read in parts of similar length, since all of a part are
+        padded to its longest.
         """
         parts: list[list[list[int]]] = []
         for prompt, start in zip(prompts, starts, strict=True):
@@ -59,10 +60,6 @@ class FastMode:
             row += len(part)
         return torch.cat(logits)
 
-    def rows(self, new: list[list[int]], starts: list[int]) -> tuple[list[list[int]], list[int]]:
-        """The rows of a decoding step: their tokens and filled lengths."""
-        return new, starts
-
     def threads(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which tokens are computed."""
         return contextlib.nullcontext()
@@ -71,23 +68,23 @@ class FastMode:
 class DeterministicMode:
     """Bit-equal tokens and log-probs of a request, whatever else the engine does.
 
-    Every decoding step has `slots` rows, idle ones included. Prompts are read one by one in chunks of `PREFILL_CHUNK`
-    tokens that start at multiples of it; only whole chunks are kept, and no reply, since it was computed in steps and
-    not in chunks. Keys behind a request's end weigh exactly nothing, and their number is a multiple of
-    `kv_rows.POSITION_BLOCK`, so the lengths of other requests do not show either. Tokens are drawn by Gumbel-max, which
-    depends on no running sum. On a CPU one thread does it all: how several share out a product depends on the row.
-    Mixtures of experts are refused: how many rows an expert gets depends on the other requests.
+    Every decoding step has `min_rows` rows, idle ones included. Prompts are read one by one in chunks of
+    `PREFILL_CHUNK` tokens that start at multiples of it. Only whole chunks are kept; replies, which were computed in
+    steps, are not. Keys behind a request's end have a weight of exactly 0, and the number of keys is a multiple of
+    `kv_rows.POSITION_BLOCK`, so the lengths of other requests have no effect either. Tokens are drawn by Gumbel-max,
+    which needs no running sum. On a CPU one thread computes everything, because how several threads share a product
+    depends on the row. Mixtures of experts are refused: how many rows an expert gets depends on the other requests.
 
     Args:
-        slots: Rows of each decoding step.
+        min_rows: Rows of each decoding step.
     """
 
     whole_blocks = True
     keeps_any_length = False
     draw: Draw = staticmethod(by_gumbel_max)
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, min_rows: int) -> None:
+        self.min_rows = min_rows
 
     def boundaries(self, prompt: list[int], turns: list[int]) -> list[int]:
         """See `FastMode`, here and below."""
@@ -107,10 +104,6 @@ class DeterministicMode:
                 logits = extend(row, [padded], [position], [len(chunk)])
             last.append(logits)
         return torch.cat(last)
-
-    def rows(self, new: list[list[int]], starts: list[int]) -> tuple[list[list[int]], list[int]]:
-        idle = self.slots - len(new)
-        return [*new, *[[0]] * idle], [*starts, *[0] * idle]
 
     @contextlib.contextmanager
     def threads(self) -> Iterator[None]:

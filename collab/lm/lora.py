@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from peft.tuners import lora
 
 from collab.config.schema import LoraConfig
-from collab.lm.fused_linear import is_plain, rounded
 from collab.util.errors import BadInput, first_line
 
 
@@ -34,7 +33,6 @@ def add_adapter(model: Any, config: LoraConfig, base: str) -> Any:
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
-            bias="none",
         )
         return peft.get_peft_model(model, adapter)
     except (ValueError, re.error) as error:
@@ -47,9 +45,9 @@ def add_adapter(model: Any, config: LoraConfig, base: str) -> Any:
 class LeanLoraLinear(lora.Linear):
     """`lora.Linear` of peft, with `A` and `B` rounded to the input's dtype instead of the input cast to theirs.
 
-    peft keeps adapters in fp32 beside a bf16 model and casts activations back and forth in every layer. Here too the
-    trained weights are fp32; only products are in bf16, in rollouts (`FusedLinears`) and in the update alike. peft
-    computes everything that is not one plain adapter, and training mode with its dropout.
+    peft keeps adapters in fp32 beside a bf16 model and casts activations back and forth in every layer. Here the
+    trained weights are fp32 too, but products are in bf16, in rollouts (`FusedLinears`) and in updates. peft itself
+    computes whatever is not one plain adapter, and training mode with its dropout.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -67,3 +65,17 @@ def make_lean(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module) is lora.Linear:
             module.__class__ = LeanLoraLinear
+
+
+def is_plain(layer: lora.Linear) -> bool:
+    """Whether a layer has exactly one LoRA adapter, which is not merged and has no bias and no extension like DoRA."""
+    active = layer.active_adapters
+    plain = len(active) == 1 and active[0] in layer.lora_A and active[0] not in layer.lora_variant
+    return plain and not layer.lora_bias[active[0]] and not layer.merged
+
+
+def rounded(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """`A` [r, in] and the scaled transpose of `B` [r, out] of a plain adapter, in `dtype`."""
+    name = layer.active_adapters[0]
+    up = layer.lora_B[name].weight * layer.scaling[name]
+    return layer.lora_A[name].weight.to(dtype), up.to(dtype).t()

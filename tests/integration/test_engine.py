@@ -524,7 +524,7 @@ def test_the_deterministic_mode_is_bit_equal_in_any_company_order_and_cache(
     for trial in range(25):
         found = run(company(warm if trial % 2 else engine(int(draw.integers(2)) << 18), draw, sampling))
         assert found == alone  # tokens, text and log-probs, bit for bit
-    assert len(warm.prefixes) > 3
+    assert len(warm.prefixes.kept) > 3
 
 
 def test_the_deterministic_mode_is_bit_equal_on_the_real_model(smollm2: Path) -> None:
@@ -556,7 +556,7 @@ def test_kept_prefixes_change_nothing(sharp: Any, tokenizer: Any, cache_bytes: i
     small = LocalEngine(sharp, tokenizer, max_batch=5, cache_bytes=cache_bytes)
     without = run(many_talks(small, temperature=0.7))
     assert [reply.token_ids for reply in with_cache] == [reply.token_ids for reply in without]
-    assert small.prefixes.nbytes <= cache_bytes and (len(small.prefixes) > 0) == (cache_bytes > 1)
+    assert small.prefixes.nbytes <= cache_bytes and (len(small.prefixes.kept) > 0) == (cache_bytes > 1)
 
 
 def test_the_least_recently_used_is_dropped_and_what_is_too_large_drops_nothing(sharp: Any, tokenizer: Any) -> None:
@@ -568,7 +568,7 @@ def test_the_least_recently_used_is_dropped_and_what_is_too_large_drops_nothing(
         return reply, (*reply.prompt_ids, *reply.token_ids)
 
     def kept(*prefixes: tuple[int, ...]) -> bool:
-        return len(cache) == len(prefixes) and all((True, ids) in cache for ids in prefixes)
+        return cache.kept.keys() == {(True, ids) for ids in prefixes}
 
     (river, river_ids), (_, violin_ids) = said([Message("user", "river")]), said([Message("user", "violin")])
     cache.max_bytes = cache.nbytes
@@ -707,48 +707,7 @@ def test_the_adapter_is_switched_once_a_batch_and_nobody_starves(
     assert len(switched) == 1
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_engines_over_one_model_take_turns(adapted: Any, tokenizer: Any, deterministic: bool) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    engines = [LocalEngine(adapted, tokenizer, max_batch=2, deterministic=deterministic) for _ in range(2)]
-
-    async def at_once() -> list[Reply]:
-        kinds = (Sampling(5, 0), Sampling(9, 0, adapter=False))
-        message = [Message("user", "Hello")]
-        work = [engine.complete(message, kind, RngKey(1)) for engine, kind in zip(engines, kinds, strict=True)]
-        return list(await asyncio.gather(*work))
-
-    try:
-        on, off = run(at_once())
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
-    assert list(on.token_ids) == greedy_reference(adapted, on, 5)
-    with adapted.disable_adapter():
-        assert list(off.token_ids) == greedy_reference(adapted, off, 9)
-    assert not any("forward" in module.__dict__ for module in adapted.modules())
-
-
-def test_an_engine_goes_over_into_another_event_loop(sharp: Any, tokenizer: Any) -> None:
-    engine, loops = LocalEngine(sharp, tokenizer), [asyncio.new_event_loop() for _ in range(2)]
-
-    async def ask() -> Reply:
-        return await asyncio.wait_for(engine.complete([Message("user", "Hello")], Sampling(3, 0), RngKey(1)), 20)
-
-    first = loops[0].run_until_complete(ask())  # left while the engine's task is about to end
-    assert loops[1].run_until_complete(ask()) == first
-    abandoned = loops[1].create_task(engine.complete([Message("user", "Hi")], Sampling(99, 0, True), RngKey(1)))
-    loops[1].run_until_complete(asyncio.sleep(0))
-    with pytest.raises(RuntimeError, match="requests of another event loop"):
-        loops[0].run_until_complete(ask())
-    for loop in loops:
-        loop.close()
-    assert run(ask()) == first
-    del abandoned
-
-
-def test_new_weights_answer_after_forget(sharp: Any, tokenizer: Any) -> None:
+def test_new_weights_answer_once_the_cache_is_cleared(sharp: Any, tokenizer: Any) -> None:
     lm = copy.deepcopy(sharp)
     engine = LocalEngine(lm, tokenizer)
 
@@ -801,20 +760,6 @@ def test_a_failure_in_the_model_reaches_every_caller(
     # The engine is as good as new.
     for reply in run(all_of_them()):
         assert list(reply.token_ids) == greedy_reference(sharp, reply, 30)
-
-
-def test_forgetting_while_replies_are_decoded_is_refused(sharp: Any, tokenizer: Any) -> None:
-    engine = LocalEngine(sharp, tokenizer)
-
-    async def ask() -> Reply:
-        task = asyncio.create_task(engine.complete([Message("user", "Hi")], Sampling(9, 0, ignore_eos=True), RngKey(1)))
-        while not engine.new_tokens:
-            await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match="while 1 replies are being decoded"):
-            engine.clear_cache()
-        return await task
-
-    assert run(ask()) == run(ask_once(LocalEngine(sharp, tokenizer), Sampling(9, 0, ignore_eos=True)))
 
 
 async def ask_once(engine: LocalEngine, sampling: Sampling) -> Reply:

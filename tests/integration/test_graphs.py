@@ -18,7 +18,7 @@ from collab.chat.base import Sampling
 from collab.conversation import Message, Reply
 from collab.generation import graphs
 from collab.generation.engine import LocalEngine
-from collab.generation.graphs import StepGraphs, padded
+from collab.generation.graphs import StepGraphs
 from collab.randomness import RngKey
 
 
@@ -76,7 +76,7 @@ class Recorder:
 
     def held(self) -> tuple[int, ...]:
         assert self.engine.rows.data is not None
-        return tuple(id(held) for held in (*self.engine.rows.data, *self.engine.fused.adapter_tensors()))
+        return tuple(map(id, self.engine.rows.data))
 
     def __call__(self, step: graphs.Step, ids: torch.Tensor, starts: torch.Tensor) -> Callable[[], torch.Tensor]:
         step(ids, starts)
@@ -129,13 +129,12 @@ def test_graphs_are_recorded_anew_when_weights_or_memory_have_moved(tiny_model: 
     assert Counter(recorder.recorded)[2, 64] > 1  # once more, in the new memory
     before = len(recorder.recorded)
     assert words(asyncio.run(talks(engine, count=3))) == first and len(recorder.recorded) == before
-    teach(lm, seed=2)  # without clear_cache(): adapters are rounded anew by themselves
-    engine.prefixes.clear()
+    teach(lm, seed=2)
+    engine.clear_cache()
+    assert not engine.graphs.recorded
     taught = words(asyncio.run(talks(engine, count=3)))
     assert len(recorder.recorded) > before
     fresh = LocalEngine(lm, tokenizer, 6)
-    engine.clear_cache()
-    assert len(engine.graphs) == 0
     recording(fresh)
     assert taught == words(asyncio.run(talks(fresh, count=3))) != first
 
@@ -156,15 +155,6 @@ def test_a_step_that_cannot_be_recorded_is_computed_as_before(
     with caplog.at_level(logging.WARNING):
         assert words(asyncio.run(talks(engine, count=5))) == plain
     assert len(tried) == 1 and caplog.text.count("without CUDA graphs") == 1
-
-
-def test_padded_fills_up_to_a_power_of_two_or_the_batch() -> None:
-    def rows(count: int) -> int:
-        new, starts = padded([[5]] * count, [9] * count, most=12)
-        assert new == [[5]] * count + [[0]] * (len(new) - count) and starts == [9] * count + [0] * (len(new) - count)
-        return len(new)
-
-    assert [rows(n) for n in (1, 2, 3, 4, 5, 8, 9, 12)] == [1, 2, 4, 4, 8, 8, 12, 12]
 
 
 @pytest.mark.gpu
