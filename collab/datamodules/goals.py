@@ -15,7 +15,7 @@ from typing import Any
 from collab.config.schema import TaskConfig
 from collab.conversation import Goal
 from collab.datamodules.readers import read_rows
-from collab.datamodules.rows import COMPLETION, PROMPT, Layout, goal_in_layout, goal_of, layout_of
+from collab.datamodules.rows import COMPLETION, PROMPT, Layout, goal_of, layout_of
 from collab.util.errors import BadInput
 from collab.util.targets import load_target
 
@@ -33,13 +33,9 @@ class GoalSplits:
 
 
 class TaskGoals:
-    """Where the goals of a task come from; `task.target` names a subclass.
+    """Where the goals of a task come from; `task.target` names a subclass."""
 
-    Attributes:
-        layouts: Published data sets that are read beside goals in the project's own form.
-    """
-
-    layouts: Sequence[Layout] = ()
+    layouts: Sequence[Layout] = ()  # published data sets that are read beside goals in the project's own form
 
     def shipped(self, split: str) -> Path | list[Goal] | None:
         """The goals of a split that come with the task, or a file of them; None if there are none."""
@@ -50,11 +46,9 @@ class TaskGoals:
         return source
 
     def completed(self, goal: Goal, where: str) -> Goal:
-        """A goal in the project's own form, with what the task adds; raises `BadInput` where the goal lacks something.
+        """A goal of `rows.goal_of` with what the task adds; raises `BadInput` if the goal lacks something.
 
-        Args:
-            goal: As `rows.goal_of` returns it.
-            where: File and line, for messages.
+        `where` is its file and line, for messages.
         """
         return goal
 
@@ -66,7 +60,7 @@ def make_task(config: TaskConfig) -> TaskGoals:
         BadInput: There is no such class, it is no subclass of `TaskGoals`, or it does not take the options.
     """
     cls = load_target(config.target, "task.target")
-    if not issubclass(cls, TaskGoals):
+    if not (isinstance(cls, type) and issubclass(cls, TaskGoals)):
         raise BadInput(
             f"task.target={config.target} must be a subclass of collab.datamodules.goals.TaskGoals: it says where "
             "goals come from. Name one."
@@ -79,17 +73,11 @@ def make_task(config: TaskConfig) -> TaskGoals:
         ) from error
 
 
-def check_option(name: str, value: Any, least: int = 1) -> None:
-    """Raise `BadInput` unless an entry of `task.options` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadInput(f"task.options.{name} ({value!r}) must be a whole number of at least {least}. Set it to one.")
-
-
 def load_splits(config: TaskConfig) -> GoalSplits:
     """The goals of a task: each split from its file, else cut from `task.data`, else those that ship.
 
-    `task.data` is cut in this order: `num_test` goals for testing, the next `num_val` for validation, the rest for
-    training, at most `num_train`. Of a file or of shipped goals, the first `num_*` are used.
+    `task.data` is cut in this order: `num_test` goals for testing, the next `num_val` for validation, the next
+    `num_train` (by default all others) for training. Of a file or of shipped goals, the first `num_*` are used.
 
     Raises:
         BadInput: As `make_task`, `load_goals` and `check_disjoint`; a split has no source; `task.data` has too few
@@ -97,43 +85,34 @@ def load_splits(config: TaskConfig) -> GoalSplits:
     """
     task = make_task(config)
     needed = ("test",) if config.evaluation_only else SPLITS
-    cut = [split for split in needed if config.data and not getattr(config, f"{split}_file")]
-    splits: dict[str, list[Goal]] = {split: [] for split in SPLITS}
-    sources: dict[str, str | None] = dict.fromkeys(needed, config.data)
-    splits |= _cut(config, task, cut)
+    goals: dict[str, list[Goal]] = {split: [] for split in SPLITS}
+    names: dict[str, str] = {}  # of the splits in messages
+    pool: list[Goal] | None = None  # what is left of `task.data`
     for split in reversed(needed):
-        if split in cut:
-            continue
-        given: str | Path | list[Goal] | None = getattr(config, f"{split}_file") or task.shipped(split)
-        if given is None:
+        count, file = getattr(config, f"num_{split}"), getattr(config, f"{split}_file")
+        source = file or config.data or task.shipped(split)
+        if source is None:
             raise BadInput(
                 f"task.{split}_file is not set, and no goals ship for task '{config.name}': set it, or task.data to "
                 "cut all splits from."
             )
-        found = given if isinstance(given, list) else load_goals(given, split, task)
-        splits[split] = found[: getattr(config, f"num_{split}")]
-        sources[split] = config.target if isinstance(given, list) else str(given)
-    check_disjoint({f"the {split} goals ({sources[split]})": splits[split] for split in needed})
-    return GoalSplits(**splits)
-
-
-def _cut(config: TaskConfig, task: TaskGoals, cut: Sequence[str]) -> dict[str, list[Goal]]:
-    """The splits `cut` of `task.data`, the test goals first."""
-    if not config.data or not cut:
-        return {}
-    pool = load_goals(config.data, "train", task, "task.data")
-    counts: dict[str, int | None] = {split: getattr(config, f"num_{split}") for split in cut}
-    if (short := sum(count or 1 for count in counts.values()) - len(pool)) > 0:
-        raise BadInput(
-            f"task.data={config.data} has {len(pool)} goals, {short} too few for "
-            + " and ".join(f"task.num_{split}={count}" for split, count in counts.items())
-            + ". Ask for fewer, or give more data."
-        )
-    splits = {}
-    for split in reversed(cut):
-        count = counts[split]
-        splits[split], pool = pool[:count], [] if count is None else pool[count:]
-    return splits
+        if isinstance(source, list):
+            found = source
+        elif file or not config.data:
+            found = load_goals(source, split, task)
+        else:
+            found = load_goals(source, "train", task, "task.data") if pool is None else pool
+            pool = [] if count is None else found[count:]
+            if len(found) < (count or 1):
+                raise BadInput(
+                    f"task.data={config.data} has too few goals: the {split} split needs {count or 1} and "
+                    f"{len(found)} are left (test is cut first, then val, then train). Lower task.num_test, "
+                    "task.num_val or task.num_train, or give more data."
+                )
+        goals[split] = found[:count]
+        names[split] = f"the {split} goals ({config.target if isinstance(source, list) else source})"
+    check_disjoint({names[split]: goals[split] for split in needed})
+    return GoalSplits(**goals)
 
 
 def load_goals(source: str | Path, split: str, task: TaskGoals | None = None, key: str | None = None) -> list[Goal]:
@@ -148,19 +127,15 @@ def load_goals(source: str | Path, split: str, task: TaskGoals | None = None, ke
     Raises:
         BadInput: Nothing can be read there, it has no rows, or a row breaks the rules of `rows.py` or of the task.
     """
-    task, key = task or TaskGoals(), key or f"task.{split}_file"
+    task = task or TaskGoals()
     ranked: list[tuple[Any, Goal]] = []  # sort key, goal
     known: dict[str, tuple[str, Goal]] = {}  # id -> place, goal
     layout: Layout | None = None
     located = task.located(source) if isinstance(source, str) else source
-    for place, row in read_rows(located, split, f"{split} goals", key):
-        where = f"{source}, {place}"
+    for where, row in read_rows(located, split, key or f"task.{split}_file"):
         if not ranked:  # the first goal decides the layout of all rows
             layout = layout_of(row, task.layouts)
-        if layout:
-            goal = goal_in_layout(row, layout, where)
-        else:
-            goal = task.completed(goal_of(row, where, task.layouts), where)
+        goal = layout.read(row, where) if layout else task.completed(goal_of(row, where, task.layouts), where)
         if goal is None:
             continue
         if goal.id in known:
@@ -168,10 +143,10 @@ def load_goals(source: str | Path, split: str, task: TaskGoals | None = None, ke
             if layout and (earlier.prompt, earlier.reference) == (goal.prompt, goal.reference):
                 continue  # the user cannot edit a published data set that holds a row twice
             raise BadInput(
-                f"{source}: {earlier_place} and {place} have the same id '{goal.id}', which must be unique in its "
-                f"file (without an id, it is derived from {PROMPT} and {COMPLETION}). Remove one or give it another id."
+                f"{where} has the same id as {earlier_place}: '{goal.id}'. An id must be unique in its file (without "
+                f"an id, it is derived from {PROMPT} and {COMPLETION}). Remove one or give it another id."
             )
-        known[goal.id] = place, goal
+        known[goal.id] = where, goal
         ranked.append((layout.order(row) if layout and layout.order else None, goal))
     if not ranked:
         raise BadInput(f"{source} holds no goals; at least one row is needed. Write one JSON object a line.")
@@ -184,7 +159,7 @@ def check_disjoint(splits: Mapping[str, list[Goal]]) -> None:
     """Refuse a goal that is in two splits: no goal may be both trained and tested on.
 
     Args:
-        splits: Name of a split in messages -> its goals.
+        splits: Name of a split, for messages -> its goals.
 
     Raises:
         BadInput: Two splits share an id, or a goal with the same prompt and reference.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import cycle
 
 from collab.conversation import Agenda, AgendaItem, Goal
-from collab.datamodules.goals import TaskGoals, check_option
+from collab.datamodules.goals import TaskGoals
 from collab.datamodules.math_templates import NAMES, TEMPLATES, Template
 from collab.datamodules.rows import Layout, Row, derived_id, scattered, text_of
 from collab.parsing.answers import CHECKER
@@ -20,9 +20,8 @@ _WHOLE = re.compile(
     r"\[asy\].*?\[/asy\]|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\\[.*?\\\]|\$\$.*?\$\$|(?<!\\)\$(?:\\.|[^$\\])*\$",
     re.DOTALL,
 )
-_ENDS_INSIDE = re.compile(
-    r"[.?!]\s*(?:\$+|\\\]|\\end\{\w+\*?\})\Z"
-)  # a formula with the full stop of its sentence in it
+# A formula with the full stop of its sentence in it.
+_ENDS_INSIDE = re.compile(r"[.?!]\s*(?:\$+|\\\]|\\end\{\w+\*?\})\Z")
 _SENTENCE_END = re.compile(r"(?<=[.!?\x01])\s+(?=[A-Z\\$\x00])|\n\s*\n")
 _TASK = re.compile(
     r"\?\s*$|^(?:Find|Compute|Determine|Evaluate|Calculate|Simplify|Solve|Prove|Express|What|How|Which|In how)\b"
@@ -48,8 +47,9 @@ class MathGoals(TaskGoals):
     """
 
     def __init__(self, seed: int = 1, size: int = 256) -> None:
-        check_option("seed", seed, least=0)
-        check_option("size", size)
+        for name, value, least in (("seed", seed, 0), ("size", size, 1)):
+            if type(value) is not int or value < least:
+                raise BadInput(f"task.options.{name} ({value!r}) must be a whole number of at least {least}.")
         self.seed, self.size = seed, size
         # https://huggingface.co/datasets/lighteval/MATH-Hard: also level and type, sorted by subject
         self.layouts = (Layout(("problem", "solution"), _from_math, scattered),)

@@ -32,13 +32,15 @@ METADATA = "single_turn_metadata"
 
 Row = Mapping[str, Any]
 
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+
 
 @dataclass(frozen=True)
 class Layout:
     """How the rows of a published data set become goals.
 
     Attributes:
-        columns: What the layout is recognised by; a row must have all of them.
+        columns: The layout is recognised by these; a row must have all of them.
         goal: (row, where it was read) -> its goal; None leaves the row out. Raises `BadInput`.
         order: row -> a sort key; None keeps the rows in file order. Splits are cut in this order.
     """
@@ -47,33 +49,28 @@ class Layout:
     goal: Callable[[Row, str], Goal | None]
     order: Callable[[Row], Any] | None = None
 
+    def share(self, row: Row) -> float:
+        """The share of the columns that a row has, 0..1."""
+        return len(row.keys() & set(self.columns)) / len(self.columns)
 
-def layout_of(row: Any, layouts: Sequence[Layout]) -> Layout | None:
-    """The layout of which the row has the largest share of columns; None for the project's own form."""
+    def read(self, row: Row, where: str) -> Goal | None:
+        """The goal of a row; None where the layout leaves it out. Raises `BadInput` if a column is missing too."""
+        if missing := [name for name in self.columns if name not in row]:
+            raise BadInput(
+                f"{where}: there is no column {', '.join(missing)}. The row has: {', '.join(row)}. Rows like these "
+                f"need {', '.join(self.columns)}."
+            )
+        return self.goal(row, where)
+
+
+def layout_of(row: Row, layouts: Sequence[Layout]) -> Layout | None:
+    """The layout with the largest share of its columns in the row; None for the project's own form."""
     own = Layout((PROMPT, COMPLETION), lambda row, where: None)
-    columns = set(row) if isinstance(row, dict) else set()
-    best = max((own, *layouts), key=lambda layout: len(columns & set(layout.columns)) / len(layout.columns))
+    best = max((own, *layouts), key=lambda layout: layout.share(row))
     return None if best is own else best
 
 
-def goal_in_layout(row: Any, layout: Layout, where: str) -> Goal | None:
-    """The goal of a row of a published data set; None where the layout leaves the row out.
-
-    Raises:
-        BadInput: The row is no object, lacks a column, or is refused by the layout.
-    """
-    columns = ", ".join(layout.columns)
-    if not isinstance(row, dict):
-        raise BadInput(f"{where} is {kind_of(row)}; each row must be an object with {columns}.")
-    if missing := [name for name in layout.columns if name not in row]:
-        raise BadInput(
-            f"{where}: there is no column {', '.join(missing)}. The row has: {', '.join(row)}. Rows like these need "
-            f"{columns}."
-        )
-    return layout.goal(row, where)
-
-
-def goal_of(row: Any, where: str, layouts: Sequence[Layout] = ()) -> Goal:
+def goal_of(row: Row, where: str, layouts: Sequence[Layout] = ()) -> Goal:
     """The goal of a row in the project's own form.
 
     Args:
@@ -82,22 +79,12 @@ def goal_of(row: Any, where: str, layouts: Sequence[Layout] = ()) -> Goal:
         layouts: Other forms that would be read too, for messages.
 
     Raises:
-        BadInput: The row is no object, or a field is missing or holds something else than it must.
+        BadInput: A field is missing or does not hold what it must.
     """
-    if not isinstance(row, dict):
-        raise BadInput(
-            f'{where} is {kind_of(row)}; each row must be an object: {{"{PROMPT}": ..., "{COMPLETION}": ...}}.'
-        )
     also = "".join(f" Rows with {', '.join(layout.columns)} are read too." for layout in layouts)
-    prompt, reference = (text_of(row, name, where, f"every goal needs it.{also}") for name in (PROMPT, COMPLETION))
-    name = row.get("id")
-    if name is None:
-        name = derived_id(prompt, reference)
-    if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
-        raise BadInput(
-            f"{where}: field id is {kind_of(name)}; it must be text or a whole number. Fix it, or leave it out."
-        )
-    goal = Goal(str(name).strip(), prompt, reference, metadata_of(row.get(METADATA), where))
+    prompt, reference = (text_of(row, name, where, f"Every goal needs it.{also}") for name in (PROMPT, COMPLETION))
+    name = derived_id(prompt, reference) if row.get("id") is None else id_of(row, "id", where)
+    goal = Goal(name, prompt, reference, metadata_of(row, where))
     _check_notes(goal, where)
     try:
         _ = goal.agenda
@@ -107,10 +94,9 @@ def goal_of(row: Any, where: str, layouts: Sequence[Layout] = ()) -> Goal:
 
 
 def _check_notes(goal: Goal, where: str) -> None:
-    """Refuse `notes` or `cues` that are no list of texts, or not as many of one as of the other."""
     for name in ("notes", "cues"):
         value = goal.metadata.get(name, [])
-        if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text.strip() for text in value):
+        if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
             raise BadInput(
                 f"{where}: field {METADATA}: {name} is {kind_of(value)}; it must be a list of texts, none empty, e.g. "
                 '["doors open at six"]. Fix it, or leave it out.'
@@ -123,20 +109,54 @@ def _check_notes(goal: Goal, where: str) -> None:
         )
 
 
-def text_of(row: Row, name: str, where: str, why: str = "every goal needs it.") -> str:
-    """The text in a row's field, stripped; raises `BadInput` where it is missing, empty or no text."""
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in JSON's words, with its first characters: "a number ('42')"."""
+    return f"{_KINDS.get(type(value), type(value).__name__)} ({str(value)[:40]!r})"
+
+
+def checked(value: Any, kind: str, what: str) -> Any:
+    """`value`, if it is "text", "a number", "true or false", "a list" or "an object"; otherwise raises `BadInput`."""
+    if _KINDS.get(type(value)) != kind:
+        raise BadInput(f"{what} is {kind_of(value)}; it must be {kind}. Fix it or remove the row.")
+    return value
+
+
+def missing(row: Row, name: str, where: str, why: str = "") -> BadInput:
+    """The error of a row without a field; `why` says why the field is needed."""
+    return BadInput(f"{where}: field {name} is missing. It has: {', '.join(row) or '-'}. {why}".rstrip())
+
+
+def field_of(row: Row, name: str, where: str, kind: str = "text", why: str = "") -> Any:
+    """What a row's field holds; raises `BadInput` if it is missing, null or not of this `kind` (see `checked`)."""
+    if row.get(name) is None:
+        raise missing(row, name, where, why)
+    return checked(row[name], kind, f"{where}: field {name}")
+
+
+def text_of(row: Row, name: str, where: str, why: str = "Every goal needs it.") -> str:
+    """The text in a row's field, stripped; raises `BadInput` if it is missing, empty or no text."""
+    text = field_of(row, name, where, why=why).strip()
+    if not text:
+        raise BadInput(f"{where}: field {name} is empty. {why} Fill it in or remove the row.")
+    return text
+
+
+def id_of(row: Row, name: str, where: str) -> str:
+    """The id in a row's field; raises `BadInput` unless it is a whole number or text that is not empty."""
     value = row.get(name)
     if value is None:
-        raise BadInput(f"{where}: field {name} is missing; {why} The row has: {', '.join(row) or '-'}.")
-    if not isinstance(value, str):
-        raise BadInput(f"{where}: field {name} is {kind_of(value)}; it must be text. Put it in quotes.")
-    if not value.strip():
-        raise BadInput(f"{where}: field {name} is empty; {why} Fill it in or remove the row.")
-    return value.strip()
+        raise missing(row, name, where)
+    if type(value) not in (str, int) or not str(value).strip():
+        raise BadInput(f"{where}: field {name} is {kind_of(value)}; it must be text or a whole number. Fix it.")
+    return str(value).strip()
 
 
-def metadata_of(value: Any, where: str) -> dict[str, Any]:
-    """The field `single_turn_metadata` as a mapping without nulls; raises `BadInput` where it is no mapping."""
+def metadata_of(row: Row, where: str) -> dict[str, Any]:
+    """The field `single_turn_metadata` as a mapping without nulls; raises `BadInput` if it is no mapping."""
+    value = row.get(METADATA)
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -145,13 +165,7 @@ def metadata_of(value: Any, where: str) -> dict[str, Any]:
                 f"{where}: field {METADATA} is text that is not JSON ({error}); it must be an object, or a JSON string "
                 'of one, e.g. {"tone": "friendly"}.'
             ) from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise BadInput(
-            f'{where}: field {METADATA} is {kind_of(value)}; it must be an object, e.g. {{"tone": "friendly"}}.'
-        )
-    return _without_nulls(value)
+    return {} if value is None else _without_nulls(checked(value, "an object", f"{where}: field {METADATA}"))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -168,9 +182,3 @@ def derived_id(*texts: str) -> str:
 def scattered(row: Row) -> str:
     """A sort key by which rows that are sorted by subject come in an arbitrary order, the same every time."""
     return derived_id(json.dumps(row, default=str))
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in JSON's words, with its first characters: "a number ('42')"."""
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return f"{names.get(type(value), type(value).__name__)} ({str(value)[:40]!r})"

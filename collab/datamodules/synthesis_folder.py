@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from collab.conversation import Goal
-from collab.datamodules.readers import quiet_datasets
+from collab.datamodules.readers import json_lines, quiet_datasets
 from collab.datamodules.rows import COMPLETION, METADATA, PROMPT
 from collab.util.diff import changes
 from collab.util.errors import BadInput
-from collab.util.files import naming
+from collab.util.files import cut_torn_line, naming
 
 CLAIM = "synthesis.json"  # the config that the conversations depend on
 CONVERSATIONS = "conversations.jsonl"  # a row for each finished conversation, in the order in which they finished
@@ -54,25 +54,12 @@ class ConversationFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        *lines, torn = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                origin(row)
-                self.rows.append(row)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise BadInput(
-                    f"{path}, line {number} is not a conversation as it was written ({error!r}). Remove the line: its "
-                    "conversation is then played again."
-                ) from error
-        self._torn = len(torn)
+        whole, _, _ = path.read_bytes().rpartition(b"\n") if path.is_file() else (b"", b"", b"")
+        self.rows = [row for _, row in json_lines(whole, path)]
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one conversation; it is on disk when this returns."""
-        if self._torn:
-            os.truncate(self.path, self.path.stat().st_size - self._torn)
-            self._torn = 0
+        cut_torn_line(self.path)
         with naming(self.path), self.path.open("ab") as file:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             file.flush()
@@ -83,8 +70,8 @@ class ConversationFile:
 def save_dataset(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Save nested rows as `datasets` does, all or nothing; an earlier data set is replaced.
 
-    A column of `datasets` has one type. If the goals' metadata differ in type, they are saved as JSON text, which the
-    readers of goals and of conversations take too.
+    A column of `datasets` has one type. If the goals' metadata differ in type, they are saved as JSON text, which
+    `rows.metadata_of` reads too.
     """
     import datasets
     import pyarrow
@@ -120,12 +107,7 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
     """
     claim = folder / CLAIM
     if claim.is_file():
-        try:
-            there = json.loads(claim.read_bytes())
-        except ValueError as error:
-            raise BadInput(
-                f"{claim} is not JSON ({error}). Restore it, or set output_dir to another folder."
-            ) from error
+        there = json.loads(claim.read_bytes())
         if changed := changes(there, here):
             raise BadInput(
                 f"{folder} holds conversations that were made with another config: {'; '.join(changed)}. A data set "

@@ -264,8 +264,8 @@ USER_TWICE = [HELP, TELL, ASK]
         (changed(["turns", 0, "responses", 0, "rewards", "accuracy"], ["x"]), ["field rewards.accuracy is text"]),
         (changed(["turns"], {}), ["line 2: field turns is an object", "must be a list"]),
         (changed(["single_turn_metadata"], 5), ["field single_turn_metadata is a number"]),
-        (flat(conversation())[2] | {"prompt": USER_TWICE}, ["line 2, turn 2: message 2 of the prompt"]),
-        (flat(conversation())[2] | {"prompt": [HELP, ASK]}, ["line 2, turn 1: the prompt ends with"]),
+        (flat(conversation())[2] | {"prompt": USER_TWICE}, ["line 2: message 2 of the prompt"]),
+        (flat(conversation())[2] | {"prompt": [HELP, ASK]}, ["line 2: the prompt ends with"]),
         (flat(conversation())[0] | {"conv_id": None}, ["line 2: field conv_id is missing", "turn_id"]),
         ({"question": "?", "answer": "!"}, ["field prompt is missing. It has: question, answer."]),
         ([1], ["line 2 is a list"]),
@@ -284,9 +284,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
             load_groups(source, "")
         return str(caught.value)
 
-    assert "There is no file nowhere.jsonl to read conversations from. Check the path (algorithm.data)" in refusal(
-        "nowhere.jsonl"
-    )
+    assert "There is no file nowhere.jsonl. Check the path (algorithm.data)" in refusal("nowhere.jsonl")
     assert "`save_to_disk`" in refusal(tmp_path)
     unscored = conversation()
     for turn in unscored["turns"]:
