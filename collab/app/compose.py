@@ -102,8 +102,8 @@ def _explain(error: Exception, overrides: Sequence[Override], groups: Mapping[st
             close = difflib.get_close_matches(str(value), names, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             return f"{override.input_line}: there is no such {group}.{hint} {group} is one of: {', '.join(names)}."
-        if names and override.is_add():
-            return f"{override.input_line}: {group} is there already. Write {group}={value}, without the +."
+        if names and override.is_add() and str(error).startswith("Multiple values"):
+            return f"{override.input_line}: {group} is there already. Write it without the +."
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         return _no_field(str(cause.full_key), cause.parent_node._get_root(), groups)

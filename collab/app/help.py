@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,65 +15,35 @@ from omegaconf import DictConfig, OmegaConf
 from collab.app.compose import options
 from collab.config.docs import field_docs
 from collab.config.register import register
-from collab.config.schema import Config
 from collab.util.paths import config_dir
 
-COMMON = (  # what --help lists; the doc lines are those of the schema
-    "seed",
-    "name",
-    "output_dir",
-    "resume",
-    "precision",
-    "policies",
-    "dry_run",
-    "cache",
-    "budget.max_usd",
-    "budget.max_tokens",
-    "model.path",
-    "model.attention",
-    "model.lora.enabled",
-    "task.train_file",
-    "task.val_file",
-    "task.test_file",
-    "task.data",
-    "task.num_test",
-    "task.max_turns",
-    "task.max_new_tokens",
-    "algorithm.data",
-    "algorithm.lr",
-    "sampler.window",
-    "sampler.num_samples",
-    "sampler.group_size",
-    "sampler.paired",
-    "sampler.temperature",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.max_steps",
-    "trainer.goals_per_step",
-    "logger.wandb",
-    "evaluation.num_conversations",
-    "export.merge",
-    "synthesis.num_goals",
-    "synthesis.num_conversations",
-    "synthesis.at_once",
+# The fields that --help lists: of all commands, then of each. The schema has their doc lines.
+_COMMON = """
+    seed name output_dir precision dry_run cache budget.max_usd budget.max_tokens model.path model.attention
+    task.data task.max_turns task.max_new_tokens sampler.temperature trainer.accelerator
+"""
+_FIELDS = {
+    "train": """
+        resume model.lora.enabled task.train_file task.val_file task.test_file task.num_test algorithm.data algorithm.lr
+        sampler.window sampler.num_samples sampler.group_size sampler.paired trainer.devices trainer.max_steps
+        trainer.goals_per_step logger.wandb evaluation.num_conversations export.merge
+    """,
+    "evaluate": "resume policies task.test_file task.num_test trainer.devices evaluation.num_conversations",
+    "synthesize": """
+        task.train_file sampler.window sampler.num_samples sampler.group_size sampler.paired
+        synthesis.num_goals synthesis.num_conversations synthesis.at_once
+    """,
+}
+_FLAGS = (
+    ("-m", "sweep: key=a,b runs one job for each value; a job that fails does not stop the others"),
+    ("--cfg job", "print the composed config, all fields; --resolve fills in what refers to others"),
+    ("--info defaults", "where each part of the config comes from"),
+    ("--hydra-help", "the flags of Hydra"),
 )
-# Of these, what does not concern a command.
-IDLE = {
-    "train": ("policies", "synthesis."),
-    "evaluate": ("synthesis.",),
-    "synthesize": (
-        *(
-            "policies",
-            "resume",
-            "model.lora.",
-            "task.val_file",
-            "task.test_file",
-            "task.num_test",
-            "algorithm.",
-            "trainer.devices",
-        ),
-        *("trainer.max_steps", "trainer.goals_per_step", "logger.", "evaluation.", "export."),
-    ),
+_PURPOSE = {
+    "train": "Train a policy and compare it with its base.",
+    "evaluate": "Compare policies on the same goals.",
+    "synthesize": "Make conversations to learn from. An interrupted command goes on when it is repeated.",
 }
 EXAMPLES = {
     "train": (
@@ -108,32 +79,18 @@ EXAMPLES = {
 
 
 def help_text(entry: str) -> str:
-    """What `--help` prints: groups, experiments, common overrides with defaults and doc lines, examples."""
+    """What `--help` prints."""
     register()
     folder = config_dir()
-    started = program(entry)
-    command = (
-        f"collab {entry}" if started[1:] == ["collab", entry] else f"python {' '.join(map(os.path.basename, started))}"
-    )
+    script = program(entry)
+    command = f"collab {entry}" if "collab" in script else f"python {' '.join(map(os.path.basename, script))}"
     with hydra.initialize_config_dir(str(folder), job_name=entry, version_base=None):
         config = hydra.compose(entry)
     groups = options([folder])
-    experiments = groups.pop("experiment", [])
-    first = {
-        "train": "Train a policy and compare it with its base.",
-        "evaluate": "Compare policies on the same goals.",
-        "synthesize": "Make conversations to learn from. The same command goes on where it was interrupted.",
-    }
-    defaults = _default_options(folder)
-    swaps = []
-    for group, names in groups.items():
-        default = f"  (default: {defaults[group]})" if group in defaults and len(names) > 1 else ""
-        typed = "endpoint@user.endpoint" if group == "endpoint" else group  # one of the places that take it
-        swaps.append((typed, " | ".join(names) + default))
-    fields = [(f"{key}={_shown(_raw(config, key))}", _doc(config, key)) for key in _common(entry)]
+    experiments = groups.pop("experiment")
     return "\n".join(
         [
-            first[entry],
+            _PURPOSE[entry],
             "",
             f"  {command} [experiment=NAME] [group=option ...] [field=value ...]",
             "",
@@ -141,61 +98,37 @@ def help_text(entry: str) -> str:
             *(f"  {name}" for name in experiments),
             "",
             "Groups (group=option), one for each thing to swap:",
-            *_table(swaps),
+            *_table(_with_defaults(groups, folder)),
             "",
             "Common fields (field=value), with their defaults:",
-            *_table(fields),
+            *_table(_field(config, key) for key in f"{_COMMON} {_FIELDS[entry]}".split()),
             "",
             "Flags:",
-            *_table(
-                [
-                    ("-m", "sweep: key=a,b runs one job for each value; a job that fails does not stop the others"),
-                    (
-                        "--cfg job",
-                        "print the composed config, all fields; --resolve fills in what refers to others",
-                    ),
-                    ("--info defaults", "where each part of the config comes from"),
-                    ("--hydra-help", "the flags of Hydra"),
-                ]
-            ),
+            *_table(_FLAGS),
             "",
             "Examples:",
-            *_table([(f"{command} {rest}", what) for rest, what in EXAMPLES[entry]]),
+            *_table((f"{command} {rest}", what) for rest, what in EXAMPLES[entry]),
         ]
     )
 
 
-def _common(entry: str) -> list[str]:
-    return [key for key in COMMON if not key.startswith(IDLE[entry])]
-
-
-def _default_options(folder: Path) -> dict[str, str]:
-    """Group -> the option that train.yaml, on which evaluate.yaml builds, takes for it."""
+def _with_defaults(groups: Mapping[str, Sequence[str]], folder: Path) -> Iterator[tuple[str, str]]:
+    """Each group with its options and the one that train.yaml, on which evaluate.yaml builds, takes."""
     written: Any = OmegaConf.to_container(OmegaConf.load(folder / "train.yaml"))
-    return {key: value for line in written["defaults"] if isinstance(line, dict) for key, value in line.items()}
+    defaults = {group: name for line in written["defaults"] if isinstance(line, dict) for group, name in line.items()}
+    for group, names in groups.items():
+        default = f"  (default: {defaults[group]})" if group in defaults and len(names) > 1 else ""
+        key = "endpoint@user.endpoint" if group == "endpoint" else group  # one of the places that take it
+        yield key, " | ".join(names) + default
 
 
-def _doc(config: DictConfig, key: str) -> str:
-    parent, _, name = key.rpartition(".")
-    schema = OmegaConf.get_type(OmegaConf.select(config, parent)) if parent else Config
-    return field_docs(schema).get(name, "") if schema is not None else ""
-
-
-def _raw(config: DictConfig, key: str) -> Any:
-    """The value of a field as it is written, interpolations left as they are."""
-    value: Any = OmegaConf.to_container(config)
-    for name in key.split("."):
-        value = value[name]
-    return value
-
-
-def _shown(value: Any) -> str:
-    """A value as one would type it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_shown, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+def _field(config: DictConfig, key: str) -> tuple[str, str]:
+    """A field as one would type it, interpolations left as they are, and its doc line."""
+    place, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, place) if place else config
+    value = OmegaConf.to_container(parent)[name]
+    shown = json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace('"', "")
+    return f"{key}={shown}", field_docs(OmegaConf.get_type(parent)).get(name, "")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> list[str]:

@@ -128,7 +128,7 @@ def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
         (["task.metrics.bleu.options.x=1"], ["To add it, write +task.metrics.bleu.options.x=VALUE"]),
         (["model=smolm2"], ["no such model", "Did you mean smollm2?", "one of: llama31_70b, llama31_8b, smollm2"]),
         (["experiment=paper/doc_edt"], ["Did you mean paper/doc_edit?", "is one of: abg_coqa, code, doc_edit,"]),
-        (["+experiment=doc_edit"], ["Write experiment=doc_edit, without the +"]),
+        (["+experiment=doc_edit"], ["experiment is there already. Write it without the +"]),
         (["~model"], ["cannot be resolved", "model.name"]),
         (
             ["trainer.max_steps=many"],
