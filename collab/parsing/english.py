@@ -1,8 +1,9 @@
-"""Reading English chat messages: sentences, questions, content words. Shared by extraction and by the agenda user."""
+"""Reading English chat messages: sentences, questions, content words."""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # A full stop inside a number, a time or an address (3.5, a.m., example.org) ends nothing.
 _SENTENCE = re.compile(r"""(?:[^.!?\n]|\.(?=[\da-z]))*+(?:[.!?]+["')\]*”’»]*)?""")
@@ -35,6 +36,7 @@ def stem(word: str) -> str:
     return word
 
 
+@lru_cache(maxsize=16384)  # the same notes and messages are read at every turn
 def content_words(text: str) -> frozenset[str]:
     """Stems of the words that carry meaning."""
     return frozenset(stem(word) for word in words(text) if word.split("'")[0] not in _STOPWORDS)
@@ -42,7 +44,7 @@ def content_words(text: str) -> frozenset[str]:
 
 def sentences(text: str) -> list[str]:
     """Sentences and line fragments, stripped, in order; end marks stay with their sentence."""
-    return [found for part in _SENTENCE.findall(text) if (found := part.strip())]
+    return [sentence for part in _SENTENCE.findall(text) if (sentence := part.strip())]
 
 
 def questions(text: str) -> list[str]:
@@ -51,16 +53,16 @@ def questions(text: str) -> list[str]:
 
 
 def without_questions(text: str) -> str:
-    """The text with the sentences that ask something left out; "" if nothing else is there."""
+    """The other sentences, joined by spaces."""
     return " ".join(sentence for sentence in sentences(text) if "?" not in sentence)
 
 
 def names_and_numbers(text: str, opens: bool = False) -> frozenset[str]:
-    """Lower-case words that a text must spell as they are: with a digit, or capitalised within a sentence.
+    """The words with a digit, and those with a capital inside a sentence; in lower case.
 
     Args:
-        text: What they stand in.
-        opens: A capital at the beginning of a sentence makes a name, too: of notes that begin in lower case otherwise.
+        text: The text to search.
+        opens: Whether a capital at the beginning of a sentence marks a name too.
     """
     found = set()
     for sentence in sentences(text):

@@ -1,15 +1,15 @@
-"""Does a question ask the user what it wants or knows, and for what? Rules over English questions, no model.
+"""Does a question ask the user for what it wants or knows, and for what? Rules over English questions, no model.
 
-A rewarded policy asks whatever earns. So a question has to ask for something that only this user can tell:
+A rewarded policy asks whatever earns something. So a question has to ask for what only this user can tell:
 
-- an open request for what the text should say ("What should it say?", "Can you give me more details?");
+- what the text should say, in general ("What should it say?", "Can you give me more details?");
 - a slot, by its name or its question word: when, where, who, how much, the tone, the length, how to sign up, why;
 - a wish, or a fact of the user's case ("What do you like about it?", "What type of product is it?").
 
-It must not ask for what anybody knows ("How do kilns work?", "What does X mean?"), turn the roles round ("What would
-you like to know?"), offer or check ("Shall I write it?"), ask for the finished text, or be nonsense.
+It must not ask for what anybody knows ("How do kilns work?", "What does X mean?"), reverse the roles ("What would you
+like to know?"), offer or check ("Shall I write it?"), ask for the finished text, or be nonsense.
 
-A question is refused by the first family of `_REFUSED` that fits, else taken by the first of `_TAKEN`.
+A family of `_REFUSED` that matches refuses a question. Otherwise one of the patterns behind it has to accept it.
 `python benchmarks/questions.py` measures the rules on labelled questions.
 """
 
@@ -21,8 +21,7 @@ from functools import lru_cache
 
 from collab.parsing.english import content_words, stem, words
 
-# Slot -> words by which a question names it.
-SLOTS: dict[str, str] = {
+SLOTS = {  # slot -> words by which a question names it
     "when": "when date dates day days time times deadline schedule hours month week weekend timing due",
     "where": "where place places location locations venue address located spot directions",
     "who": "who whose organiser organisers organizer host speaker guest name names called leads responsible",
@@ -39,7 +38,7 @@ _SLOT_OF = {word: slot for slot, named in SLOTS.items() for word in named.split(
 
 # --- words that the rules share -----------------------------------------------------------------------------------
 
-_DETAILS = (  # everything that there is to know about the text
+_DETAILS = (  # what there is to know about a text
     "details?|information|info|specifics|requirements?|preferences?|instructions?|guidelines?|context|background|"
     "points?|facts?|content|things?|ideas?|topics?|theme|message|subject|aspects?|elements?|features?|key"
 )
@@ -58,7 +57,7 @@ _TELL = (
     "provide|give|tell|share|specify|describe|clarify|elaborate|explain|list|mention|name|state|send|supply|expand|"
     "detail|add|let me know|fill me in|say|indicate|outline"
 )
-_WRITE = (  # what a text does with a fact: a wish about these is a wish about the text
+_WRITE = (  # what a text does with a fact; a wish about these is a wish about the text
     "include|included|mention|mentioned|say|said|cover|covered|contain|add|added|convey|emphasi[sz]ed?|highlight|"
     "highlighted|focus|feature|featured|communicate|express|state|stress|address|addressed|share|shared|send|specify|"
     "present|presented|describe|described|invite|thank|achieve|write about|talk about|announce|advertise|sell|"
@@ -69,13 +68,20 @@ _CHOICE = "specific|particular|certain|special|preferred|formal|informal|casual|
 
 # --- what is refused ----------------------------------------------------------------------------------------------
 
-_REFUSED: dict[str, tuple[str, ...]] = {
-    "nonsense": (
-        r"\b(\w+ \w+) \1\b|\b(\w+)\b.*\b\2\b.*\b\2\b.*\b\2\b",
+
+def _any(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+_REFUSED: dict[str, re.Pattern[str]] = {  # in this order
+    "nonsense": _any(
+        r"\b(?P<pair>\w+ \w+) (?P=pair)\b",
+        r"\b(?P<word>\w+) (?P=word)\b",
+        r"\b(?P<often>\w+)\b(?:.*\b(?P=often)\b){3}",
+        r"\b(?P<asks>when|where|who|why|what|how)\b(?:.*\b(?P=asks)\b){2}",
         r"\b(?:type|kind|sort|form)s? of (?:a )?(?:type|kind|sort|form)\b",
-        r"\b(\w+) \1\b|\b(when|where|who|why|what|how)\b.*\b\2\b.*\b\2\b",
     ),
-    "offer": (
+    "offer": _any(
         r"\b(?:would you (?:like|want|prefer)|do you (?:want|need)|shall|can|may|could|should) (?:for )?(?:me to|i|we) "
         r"(?:\w+ )?(?:help|assist|write|draft|create|make|start|begin|proceed|continue|send|show|give|offer|provide|do|"
         r"try|suggest|explain|revise|edit|improve|rewrite|go|look|check|add anything|use)\b",
@@ -87,28 +93,26 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"\b(?:is|are) there (?:anything|any (?:other )?way|something) (?:else )?(?:that )?i (?:can|could|may)\b",
         r"\bdo you (?:want|need|require) (?:any |some |my |more )?(?:help|assistance|suggestions|advice|tips|"
         r"information)\b",
-        r"\b(?:like|want|need) (?:me|us) to (?:help|assist|teach|discuss|explain|tell|talk)\b|"
+        r"\b(?:like|want|need) (?:me|us) to (?:help|assist|teach|discuss|explain|tell|talk)\b",
         r"\b(?:all right|okay|ok|fine|mind) if i\b",
     ),
-    "reversed": (
+    "reversed": _any(
         # "Would you like to try some?"; wishes about the text are none of these
         r"^(?!.*\b(?:what|which|who|whom|where|when|how|why|do you want to .* or)\b).*\b(?:would|do|did) you (?:also )?"
         rf"(?:like|want|wish|care|need) to (?!(?:also )?(?:{_WRITE})\b)",
-        r"\b(?:would|do|did) you (?:also )?(?:like|want|wish|care|need) to (?:know|learn|hear|see|discuss|ask|find out|"
+        r"\b(?:would|do|did) you (?:also )?(?:like|want|wish|care|need) to (?:know|learn|hear|see|ask|find out|"
         r"understand|read|explore|try|buy|talk|practi[sc]e|join|attend|visit|watch|play)\b",
         r"\b(?:think|believe|suggest|recommend) (?:that )?(?:i|we|i'm)\b|\binterests? you\b",
         r"\b(?:what|which|any|more|other|further|specific|next) questions?\b|\bcurious about\b|\bshall we\b",
-        r"\byou(?:'d| would)? (?:like|want) to (?:know|learn|hear|find out|discuss)\b|\bto discuss\b|"
-        r"\blike explained\b",
+        r"\byou(?:'d| would)? (?:like|want) to find out\b|\bto discuss\b|\blike explained\b",
         r"\blooking to (?:get|learn|know|find)\b|\byour next\b|\byou(?:'re| are) familiar\b",
-        r"\bi'm (?:referring|facing|looking|going|working|talking)\b|^\W*or (?:do|are|would|have|did) you\b|"
-        r"^\W*what if\b",
+        r"\bi'm (?:referring|facing|looking|going|working|talking)\b",
+        r"^\W*or (?:do|are|would|have|did) you\b|^\W*what if\b",
         r"\b(?:want|like|wish) to (?:know|learn|hear)\b|\binterested in (?:learning|knowing|hearing)\b",
-        r"^\W*what (?:\w+ )*?(?:would|do) you (?:like|want) to (?:know|learn|hear|see|discuss|ask|talk)\b",
     ),
-    "definition": (
-        r"\bwhat (?:does|do|did) (?:\S+ ){0,9}?(?:mean|stand for|refer to|entail)\b|\bmeant by\b|\bdefin|"
-        r"\bmeaning of\b",
+    "definition": _any(
+        r"\bwhat (?:does|do|did) (?:\S+ ){0,9}?(?:mean|stand for|refer to|entail)\b",
+        r"\bmeant by\b|\bdefin|\bmeaning of\b",
         r"\bwhat (?:exactly )?do you mean\b|^who are you\W*$|^how are you\b",
         r"^\W*(?:what|who)(?:'s| is| are) (?:a|an) (?!good|suitable|better|typical|possible|specific|ideal)",
         r"\bwhat (?:is|are) (?!(?:it|they|these|those|this|that)\b)\S+\?$",
@@ -116,10 +120,10 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"role|benefits?|advantages?|best way|secret|point of|concept|function|impact|effects?|spark|story|deal with|"
         r"process of|tenets|principles?|types of|kinds of|next|opposite|rest)\b",
     ),
-    "check": (
+    "check": _any(
         r"^\W*(?:\w+, )?(?:does|did|do|is|was|are|will|would) (?:that|this|it|these|those|everything) (?:help|answer|"
-        r"make sense|"
-        r"work|sound|look|okay|ok|fine|good|right|correct|enough|clear|meet|fit|suit|seem|satisfactory|all)\b",
+        r"make sense|work|sound|look|okay|ok|fine|good|right|correct|enough|clear|meet|fit|suit|seem|satisfactory|"
+        r"all)\b",
         r"\bhow (?:does|do|is) (?:that|this|it|these) (?:sound|look|seem)\b",
         r"\bwhat do you think(?: (?:of|about) (?:this|that|it|my|the (?:draft|text|version|idea))\b.*)?\W*$",
         r"^\W*(?:so |and )?do you (?:like|agree|understand|see|think)\b|\bany (?:changes|corrections|feedback)\b",
@@ -128,7 +132,7 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"\b(?:can|could|would) you (?:please )?confirm (?:if|that|whether)\b|\bthis (?:version|draft)\b",
         r"\bdoes (?:it|this|that) do\b|^\W*what do you say\W*$",
     ),
-    "finished": (  # asks the user for the text itself, or to do the work
+    "finished": _any(  # asks the user for the text itself, or to do the work
         r"\b(?:provide|give|send|show|share|write|see|paste|have|draft)\b(?: me| us)?(?: with)? (?:the|a|an|your|some|"
         r"me an?|us an?)?\s*(?:\w+[- ])?(?:final|finished|completed?|full|whole|written|actual|sample|example|template|"
         r"draft|copy|version)\b(?! (?:date|time|address|name|list|details|information|inputs?|outputs?|calls?|"
@@ -141,19 +145,20 @@ _REFUSED: dict[str, tuple[str, ...]] = {
         r"\b(?:explain|tell me|describe)\b(?: to me)? (?:how|why)\b(?!.*\b(?:you|your|it should|should it)\b)",
     ),
 }
-# Asks for a thing by its name: "Could you give me the finished notice?"; not for "the details about the notice".
+# Asks for the text by its name: "Could you give me the finished notice?". "The details about the notice" are fine.
 _HANDED_OVER = re.compile(
     r"\b(?:provide|give|send|show|list)\b(?: me| us)?(?: with)? (?:the|an?|your) "
     r"(?:(?!about|of|on|for|regarding|with|in|and)\w+[ ,-]+){0,4}?(\w+)(?= (?:with|once|without|text|in full)|\W*$)"
 )
-_WANTS_ME = re.compile(  # no offer: "What do you want me to cover?", "What kind of project do you need help with?"
+# These are no offers: "What do you want me to cover?", "What kind of project do you need help with?"
+_WANTS_ME = re.compile(
     r"\bwhat (?:kind|type|sort|specific)\b.*\bneed help with\b|"
     r"\b(?:what|which|how|who|where|when)\b.*\b(?:want|like|need) me to\b(?! (?:help|do|assist|teach|discuss|explain|"
     r"tell|talk)\b)"
 )
 
-# What only looks like a wish or a slot: refused once it is no request to tell something.
-_WORLD: tuple[str, ...] = (
+# Only looks like a wish or a slot. Refused unless it is a request.
+_WORLD = _any(
     r"^\W*(?:and |so |but |well |okay |now )*how (?:do|does|can|could|should|would|is|are|will)\b"
     r"(?! you (?:want|wish|prefer|plan|like|envision|feel|intend|see|imagine|expect|think|need|hope))"
     r"(?!.*\b(?:people|readers?|guests?|participants?|visitors|they|one|someone|members|customers|anyone) "
@@ -162,11 +167,10 @@ _WORLD: tuple[str, ...] = (
     r"^\W*why\b(?! (?:do|did|are|were|have|would) you\b)(?! (?:is|was|does|did) (?:it|he|she|they)\b(?!.* so\b))",
     r"^\W*(?:what|who) (?:causes?|invented|discovered|happens|kinds? of \w+ (?:are|is) there)\b",
     r"^\W*what makes? (?!it|this|them|her|him)",
-    r"^\W*how \w+ (?:can|could|do|does|did|is|are|will|should) (?:an?|most|some|humans?)\b|^\W*what (?:does|"
-    r"do) an? (?!.*cost)",
+    r"^\W*how \w+ (?:can|could|do|does|did|is|are|will|should) (?:an?|most|some|humans?)\b",
+    r"^\W*what (?:does|do) an? (?!.*cost)",
     r"\b(?:commonly|usually|typically|generally|in general|legally|in most|in the world|most (?:popular|recent|common|"
-    r"famous)|according to|ever|"
-    r"would you say)\b",
+    r"famous)|according to|ever|would you say)\b",
     r"^\W*(?:isn't|aren't|doesn't)\b|\bwhat more\b|\bwhere can you\b",
     r"^\W*(?:did you know (?!him|her|them|it|this)|have you|are you (?:ready|aware|sure|tired|familiar|an? ))",
     r"\b(?:who (?:does|would)n't|isn't (?:it|that)|don't you|wouldn't you|aren't they|doesn't it)\b",
@@ -175,9 +179,9 @@ _WORLD: tuple[str, ...] = (
     r"^\W*(?:want|ready|looking|tired|need|feeling|wondering) (?:to|for|of|an?)\b",
 )
 
-# --- what is taken ------------------------------------------------------------------------------------------------
+# --- what is accepted ---------------------------------------------------------------------------------------------
 
-_REQUEST: tuple[str, ...] = (  # "Can you give me more details?"
+_REQUEST = _any(  # "Can you give me more details?"
     r"\b(?:can|could|would|will|please|how about|might) ?(?:you )?(?:please |kindly |also |perhaps |maybe |just |"
     rf"be more |be able to )*(?:{_TELL}|specific)\b|\bmind (?:sharing|telling|giving)\b",
     r"\bdo you (?:happen to )?(?:know|remember) (?:what|how|when|where|who|which|if)\b",
@@ -185,7 +189,7 @@ _REQUEST: tuple[str, ...] = (  # "Can you give me more details?"
     rf"^\W*(?:please |kindly )?(?:{_TELL})\b(?! (?:me )?(?:how|why)\b)",
     r"\b(?:i|we) (?:would|'d) (?:like|love|need) to know\b",
 )
-_WISH: tuple[str, ...] = (
+_WISH = _any(
     r"\b(?:what|which|who|whom|where|when|how|why)\b.*\b(?:do|would|are|were|have|had|will|can|could|should|does) "
     r"you\b(?! (?:do|know|learn|hear|see|discuss|ask)\b)",
     r"\b(?:what|which|who|whom|where|when|how|why)\b.*\bdid you\b|\b(?:i wonder|supposed to)\b",
@@ -193,8 +197,8 @@ _WISH: tuple[str, ...] = (
     r"(?:want|need|plan|wish|refer|mean|look|like|hop|us|mind|going|talk))",
     r"\bis there anything\b|^\W*what makes (?:it|this|them|her|him)\b|^\W*how should (?:it|the|this)\b",
     r"^\W*why (?:is|was|does|did) (?:it|he|she|they)\b",
-    r"\bwhat(?:'s| is| are) (?:so |really )?(?:special|unique|missing)\b|\bwhat (?:made|brought|led|makes|"
-    r"inspired) you\b",
+    r"\bwhat(?:'s| is| are) (?:so |really )?(?:special|unique|missing)\b",
+    r"\bwhat (?:made|brought|led|makes|inspired) you\b",
     r"^\W*(?:the|it|so the|and the|this) .*\bshould be\b",
     r"^\W*(?:and |so )?what(?:'s| is| are| was)? your\b|\bwhat counts as\b|\bhow about the\b",
     rf"\b(?:do|would|did) you (?:want|like|prefer|need)\b.*\b(?:or|it to|this to|the \w+ to|your \w+ to|{_CHOICE})\b",
@@ -208,9 +212,8 @@ _WISH: tuple[str, ...] = (
     rf"(?:or|{_WRITE}|{_CHOICE}|deadline|allowed|required|free|need|funny|serious|you(?:'d)? (?:want|like|need)|"
     r"restrictions?|limit|minimum|maximum|negative|empty)\b",
     r"\bwhat (?:kind|type|sort|style|tone)s? of\b|\bwhat(?:'s| is| are) the (?:kind|type|sort)s? of\b",
-    r"\bwhich (?:kind|type|sort|one|of)\b|\bany (?:specific|particular|special)\b|\b(?:any|which|"
-    r"what) other (?:\w+ )?(?:details?|"
-    r"facts?|points?|wishes)\b",
+    r"\bwhich (?:kind|type|sort|one|of)\b|\bany (?:specific|particular|special)\b",
+    r"\b(?:any|which|what) other (?:\w+ )?(?:details?|facts?|points?|wishes)\b",
     r"\banything (?:else|specific|special|particular|in particular)\b|\bwhat (?:else )?should\b|\bwhat about\b",
     r"\bwhat (?:does|do|did|is|are) (?:\S+ ){1,5}(?:consist of|made of|include|contain|look like|called|offer|cost|"
     r"need)\b|\bwhat(?:'s| is) (?:it|this|the \w+) about\b|\bhow did (?:it|you|he|she|this|they)\b",
@@ -220,14 +223,14 @@ _WISH: tuple[str, ...] = (
     r"\bdo you have (?:an?|any|some) (?!brand|experience|idea|favou?rite|interest|thoughts)",
     r"\bor (?:something|anything|someone|somewhere|some other \w+|maybe something) else\b",
     r"^\W*(?:did|does|is|was|are|were|has|have) your\b|\bof yours\b",
-    r"\b(?:is|are|was|were) .*\b(?:given|missing|left out|stated|mentioned)\b|^\W*(?:and )?(?:the )?(?:number|"
-    r"amount) of\b",
+    r"\b(?:is|are|was|were) .*\b(?:given|missing|left out|stated|mentioned)\b",
+    r"^\W*(?:and )?(?:the )?(?:number|amount) of\b",
 )
-_BARE_SLOT: tuple[str, ...] = (  # taken where the case is meant: "Who leads the course?"
+_BARE_SLOT = _any(  # accepted if it is about the user's case: "Who leads the course?"
     r"\b(?:when|where|who|whom|whose|how (?:much|many|long|often|old|far|big|large|soon|late|early|tall|wide|deep|"
     r"heavy|fast))\b|^\W*at what\b",
 )
-_SLOT: tuple[str, ...] = (
+_SLOT = _any(
     r"\b(?:what|which) (?:time|day|date|year|month|place|tone|style|length|size|colou?r|price|person|people|kind|type|"
     r"sort|audience|readers?|format|name|age|number|hours?|address|venue|location|ingredients?|materials?|library|"
     r"libraries|module|arguments?|parameters?|values?|units?|percentage|share|fraction)\b",
@@ -242,17 +245,17 @@ _ABOUT_THE_CASE = re.compile(  # with a slot's name: "Is it free?", "Do you have
     r"(?:it|the|this|there|your)\b|^\W*(?:and|what about|any)\b"
     r"|^\W*how (?:do|can|should|will) (?:people|readers?|guests?|participants?|visitors|they|members|customers)\b"
 )
-_MEANS_IT = re.compile(  # the case that is talked of
+_MEANS_IT = re.compile(  # the user's case
     r"\b(?:it|its|they|them|she|he|her|his|their|there|you|your|text|people|readers?|guests?|participants?)\b"
 )
-_OF_ANY_TEXT = content_words(  # what slots, wishes and attributes are called
-    " ".join((*SLOTS.values(), *(re.sub(r"[^a-z ]", " ", words_) for words_ in (_DETAILS, _ATTRIBUTES, _TELL, _WRITE))))
+_OF_ANY_TEXT = content_words(  # words for slots, wishes and attributes
+    " ".join((*SLOTS.values(), *(re.sub(r"[^a-z ]", " ", named) for named in (_DETAILS, _ATTRIBUTES, _TELL, _WRITE))))
     + " kind type sort take happen happening open opens close closes much many often long far old big large soon early"
     + " late event meeting course class workshop session product item thing text letter note person people guest"
     + " everybody everyone anybody anyone somebody someone participant bring come attend join plan need want think"
     + " exactly start begin end finish held"
 )
-_OPEN: tuple[str, ...] = (
+_OPEN = _any(
     rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
     rf"\b(?:what|which)\b.*\b(?:{_WRITE})\b|\b(?:what|which|any|are there|is there)\b.*\b(?:{_DETAILS})\b",
     r"\b(?:what|which) (?:kind|type|sort|specific|particular)\b|\bin mind\b",
@@ -263,28 +266,14 @@ _OPEN: tuple[str, ...] = (
 )
 
 
-def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
-
-
-def _any_of(families: dict[str, tuple[str, ...]]) -> dict[str, tuple[re.Pattern[str], ...]]:
-    return {name: tuple(map(re.compile, patterns)) for name, patterns in families.items()}
-
-
-_REFUSED_BY = _any_of(_REFUSED)
-_WORLD_RE, _REQUEST_RE, _WISH_RE, _BARE_RE, _SLOT_RE, _OPEN_RE = map(
-    _any, (_WORLD, _REQUEST, _WISH, _BARE_SLOT, _SLOT, _OPEN)
-)
-
-
 @dataclass(frozen=True)
 class Reading:
     """What a question asks for.
 
     Attributes:
-        asks: Whether it asks the user for something that the user wants or knows.
+        asks: Whether it asks for something that the user wants or knows.
         why: The rule that decided, e.g. "slot" or "definition".
-        open: Whether it asks for anything that the text should say, and nothing in particular.
+        open: Whether it asks what the text should say, and for no slot.
         slots: Names of the `SLOTS` that it names.
         meaning: Stems of its content words.
     """
@@ -296,53 +285,55 @@ class Reading:
     meaning: frozenset[str] = frozenset()
 
 
-@lru_cache(maxsize=65536)  # user, metrics and evaluation read the same question
+@lru_cache(maxsize=65536)  # the user and several metrics read the same questions
 def read_question(question: str, known: frozenset[str] = frozenset(), cues: frozenset[str] = frozenset()) -> Reading:
     """Decide what one question asks for.
 
     Args:
-        question: A sentence with a question mark.
-        known: Stems of what the user has given away at once: the topic and the form.
-        cues: Stems by which hidden items can be asked for: a question with one of them may be about the user's case
-            where no other rule says so.
+        question: A sentence with a question mark, or a request.
+        known: Stems of what the user gives at once: the topic and the form.
+        cues: Stems by which hidden items can be asked for. A question with one of them may be about the user's case
+            even if no other rule says so.
     """
     text = re.sub(r"\b(?:take|takes|took|taking) place\b", "happen", " ".join(question.lower().split()))
     text = text.replace("’", "'")
-    asked = words(text)
-    slots = _slots(asked, text, known)
-    meaning = content_words(text)
-
-    def taken(why: str, open_: bool) -> Reading:
-        return Reading(True, why, open_ and not slots, slots, meaning)
-
-    if len(slots) > 2:
-        return Reading(False, "too many", meaning=meaning)
-    if len(asked) < 2 or (len(asked) == 2 and not slots and not meaning & cues):
-        return Reading(False, "short", meaning=meaning)
-    for rule, patterns in _REFUSED_BY.items():
-        if any(pattern.search(text) for pattern in patterns) and not (rule == "offer" and _WANTS_ME.search(text)):
-            return Reading(False, rule, meaning=meaning)
-    if (asked_for := _HANDED_OVER.search(text)) and stem(asked_for[1]) in known:
-        return Reading(False, "finished", meaning=meaning)
-    opens = bool(_OPEN_RE.search(text))
-    if _REQUEST_RE.search(text):
-        return taken("request", True)
-    if _WORLD_RE.search(text) and not meaning & cues:
+    slots, meaning = _slots(text, known), content_words(text)
+    if refused := _refusal(text, len(slots), meaning, known, cues):
+        return Reading(False, refused, meaning=meaning)
+    if _REQUEST.search(text):
+        return Reading(True, "request", not slots, slots, meaning)
+    if _WORLD.search(text) and not meaning & cues:
         return Reading(False, "world", meaning=meaning)
-    if _WISH_RE.search(text) or _is_choice(asked, text):
-        return taken("wish", opens)
-    # "When is the sun?" names a thing that is neither the user's nor a part of any text
+    opens = not slots and bool(_OPEN.search(text))
+    if _WISH.search(text) or _is_choice(text):
+        return Reading(True, "wish", opens, slots, meaning)
+    # "When is the sun?" names a thing that is neither the user's nor a part of any text.
     in_the_case = _MEANS_IT.search(text) or meaning & (known | cues) - _OF_ANY_TEXT or not meaning - _OF_ANY_TEXT
-    asks_slot = _SLOT_RE.search(text) or _BARE_RE.search(text) or (slots and _ABOUT_THE_CASE.search(text))
+    asks_slot = _SLOT.search(text) or _BARE_SLOT.search(text) or (slots and _ABOUT_THE_CASE.search(text))
     if asks_slot and in_the_case:
-        return taken("slot", opens)
+        return Reading(True, "slot", opens, slots, meaning)
     if meaning & cues and in_the_case and re.search(r"^\W*(?:and )?(?:what|which|how|who|where|when)\b", text):
-        return taken("case", False)
+        return Reading(True, "case", False, slots, meaning)
     return Reading(False, "nothing", meaning=meaning)
 
 
-def _is_choice(asked: list[str], text: str) -> bool:
-    """Things to choose from and no verb around them: "Friendly nudge or firm warning?"."""
+def _refusal(text: str, num_slots: int, meaning: frozenset[str], known: frozenset[str], cues: frozenset[str]) -> str:
+    """The rule that refuses a question, or ""."""
+    length = len(words(text))
+    if num_slots > 2:
+        return "too many"
+    if length < 2 or (length == 2 and not num_slots and not meaning & cues):
+        return "short"
+    for rule, pattern in _REFUSED.items():
+        if pattern.search(text) and not (rule == "offer" and _WANTS_ME.search(text)):
+            return rule
+    asked_for = _HANDED_OVER.search(text)
+    return "finished" if asked_for and stem(asked_for[1]) in known else ""
+
+
+def _is_choice(text: str) -> bool:
+    """Whether it only lists things to choose from, without a verb: "Friendly nudge or firm warning?"."""
+    asked = words(text)
     several = "or" in asked[1:-1] or text.count(",") > 1
     return several and len(asked) <= 12 and not _VERBS & set(asked)
 
@@ -350,27 +341,24 @@ def _is_choice(asked: list[str], text: str) -> bool:
 _VERBS = frozenset("is are was were do does did can could will would shall should may have has you i we".split())
 
 
-def slots_of(text: str) -> frozenset[str]:
-    """The slots that some words name: those of an item's cues."""
-    return _slots(words(text), text.lower(), frozenset())
+@lru_cache(maxsize=4096)  # items are read at every turn of every conversation
+def slots_of(cues: str) -> frozenset[str]:
+    """The slots that the cues of an item name."""
+    return _slots(cues.lower(), frozenset())
 
 
-def _slots(asked: list[str], text: str, known: frozenset[str]) -> frozenset[str]:
-    """The slots that a question names; words that the topic has do not name one."""
-    named = [word.split("'")[0] for word in asked]
-    found = {_SLOT_OF[word] for word in named if word in _SLOT_OF and stem(word) not in known}
-    if "how much" in text:
-        found.add("how much")
-    if "sign up" in text:
-        found.add("contact")
-    if "how many" in text:
-        found.add("how many")
+def _slots(text: str, known: frozenset[str]) -> frozenset[str]:
+    """The slots that a question names. Words of the topic name none."""
+    named = [word.split("'")[0] for word in words(text)]
+    slots = {_SLOT_OF[word] for word in named if word in _SLOT_OF and stem(word) not in known}
+    slots |= {slot for phrase, slot in _PHRASES.items() if phrase in text}
     if re.search(r"\bhow long\b.*\bbe\b|\bhow many (?:words|sentences)\b", text):
-        found = found - {"how many", "how long"} | {"length"}
+        slots = slots - {"how many", "how long"} | {"length"}
     elif "how long" in text:
-        found = found - {"length"} | {"how long"}
-    if "audience" in found:
-        found -= {"who"}
+        slots = slots - {"length"} | {"how long"}
     if re.search(r"\bwho (?:is|will|are|would|should)\b.*\b(?:for|read|to|reading|receive|addressed|invited)\b", text):
-        found = found - {"who"} | {"audience"}
-    return frozenset(found)
+        slots.add("audience")
+    return frozenset(slots - {"who"} if "audience" in slots else slots)
+
+
+_PHRASES = {"how much": "how much", "how many": "how many", "sign up": "contact"}
