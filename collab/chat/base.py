@@ -41,15 +41,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         rules = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1", "48"),
-            "temperature": (0 <= self.temperature < math.inf, "a finite number of at least 0", "1"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1", "1, which takes nothing away"),
-            "top_k": (self.top_k >= 0, "at least 0", "0, which takes nothing away"),
-            "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of strings, none empty", "('END',)"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < math.inf, "a finite number of at least 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1, which keeps all tokens"),
+            "top_k": (self.top_k >= 0, "at least 0, which keeps all tokens"),
+            "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of strings, none empty"),
         }
-        for name, (holds, rule, usual) in rules.items():
+        for name, (holds, rule) in rules.items():
             if not holds:
-                raise BadInput(f"{name} ({getattr(self, name)}) must be {rule}. Set {name} to {usual}, for instance.")
+                raise BadInput(f"{name} ({getattr(self, name)}) must be {rule}.")
 
 
 class ChatFailed(Exception):

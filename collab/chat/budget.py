@@ -1,9 +1,10 @@
-"""What hosted calls cost, by role, and the cap on it."""
+"""What hosted calls cost, by role, and the budget that they must fit into."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -25,13 +26,13 @@ class BudgetExhausted(RunStopped):
 
 @dataclass
 class Spend:
-    """What one role has used. Attempts that failed are not in it: a server may bill them, but does not say so."""
+    """What one role has used. Failed attempts are not counted: a server may bill them, but does not say so."""
 
     calls: int = 0  # answered by a server
     cached: int = 0  # answered by the cache
     retries: int = 0  # attempts that failed and were repeated
     failed: int = 0  # calls without a reply, after all retries
-    filtered: int = 0  # failed calls whose reply a content filter took away; they are paid for
+    filtered: int = 0  # failed calls whose reply was removed by a content filter; they are paid for
     prompt_tokens: int = 0
     completion_tokens: int = 0  # reasoning included
     reasoning_tokens: int = 0
@@ -40,14 +41,6 @@ class Spend:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
-
-    def line(self, role: str) -> str:
-        """For a person."""
-        filtered = f", {self.filtered} of them by a content filter" if self.filtered else ""
-        return (
-            f"{role}: {self.calls} calls ({self.cached} more from the cache, {self.retries} retries, {self.failed} "
-            f"failed{filtered}), {self.prompt_tokens} + {self.completion_tokens} tokens, {self.usd:.4f} $"
-        )
 
 
 class Ledger:
@@ -70,27 +63,21 @@ class Ledger:
         self, budget: BudgetConfig, path: Path | None = None, share: int = 1, others: Sequence[Path] = ()
     ) -> None:
         self.budget, self.path = budget, path
-        self.spent: dict[str, Spend] = {}
-        self._under_way = [0.0, 0.0]  # dollars and tokens at most
+        self.spent = _read(path) if path is not None and path.exists() else {}
+        earlier = [*self.spent.values(), *(spend for file in others for spend in _read(file).values())]
+
+        def cap(most: float | None, own: float, whole: float) -> float:
+            return math.inf if most is None else own + (most - whole) / share
+
+        # What this process may have spent by the end of the run.
+        self._max_usd = cap(budget.max_usd, self.total_usd, sum(spend.usd for spend in earlier))
+        self._max_tokens = cap(budget.max_tokens, self.total_tokens, sum(spend.tokens for spend in earlier))
+        self._reserved: list[tuple[float, int]] = []  # dollars and tokens of each call under way, at most
         self._changed = asyncio.Condition()
         self._written = 0.0
-        if path is not None and path.exists():
-            self.spent = _read(path)
-        own = (self.total_usd, float(self.total_tokens))
-        before = [spend for file in others for spend in _read(file).values()]
-        known = (own[0] + sum(spend.usd for spend in before), own[1] + sum(spend.tokens for spend in before))
-        caps = (budget.max_usd, budget.max_tokens)
-        # What this process may have spent by the end of the run.
-        self._caps = tuple(
-            None if cap is None else mine + (cap - all_of_them) / share
-            for cap, mine, all_of_them in zip(caps, own, known, strict=True)
-        )
 
     def of(self, role: str) -> Spend:
         return self.spent.setdefault(role, Spend())
-
-    def usd(self, model: str | None, usage: Usage) -> float:
-        return price(self.budget, model, usage.prompt_tokens, usage.completion_tokens)
 
     @asynccontextmanager
     async def room_for(self, model: str | None, most: Usage) -> AsyncIterator[None]:
@@ -99,19 +86,19 @@ class Ledger:
         Raises:
             BudgetExhausted: It does not fit, and no other call is under way.
         """
-        wanted = (self.usd(model, most), float(most.prompt_tokens + most.completion_tokens))
+        tokens = most.prompt_tokens + most.completion_tokens
+        call = (price(self.budget, model, most.prompt_tokens, most.completion_tokens), tokens)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._fits(wanted) or not any(self._under_way))
-            if not self._fits(wanted):
+            await self._changed.wait_for(lambda: self._fits(call) or not self._reserved)
+            if not self._fits(call):
                 self.write()
                 raise BudgetExhausted(self._exhausted())
-            self._under_way = [there + more for there, more in zip(self._under_way, wanted, strict=True)]
+            self._reserved.append(call)
         try:
             yield
         finally:
             async with self._changed:
-                left = [there - less for there, less in zip(self._under_way, wanted, strict=True)]
-                self._under_way = [0.0, 0.0] if left[1] < 0.5 else left  # drops rounding errors
+                self._reserved.remove(call)
                 self._changed.notify_all()
 
     def add(self, role: str, model: str | None, usage: Usage) -> None:
@@ -121,13 +108,13 @@ class Ledger:
         spend.prompt_tokens += usage.prompt_tokens
         spend.completion_tokens += usage.completion_tokens
         spend.reasoning_tokens += usage.reasoning_tokens
-        spend.usd += self.usd(model, usage)
+        spend.usd += price(self.budget, model, usage.prompt_tokens, usage.completion_tokens)
         if time.monotonic() - self._written > _WRITE_EVERY:
             self.write()
 
     @property
     def total_usd(self) -> float:
-        return sum(spend.usd for spend in self.spent.copy().values())
+        return sum(spend.usd for spend in self.spent.copy().values())  # the HTTP thread adds roles
 
     @property
     def total_tokens(self) -> int:
@@ -135,39 +122,44 @@ class Ledger:
 
     def metrics(self, roles: Iterable[str]) -> dict[str, float]:
         """For loggers: `<role>_calls`, `<role>_usd` and so on, and the sums `usd` and `tokens`."""
-        found = {
+        by_role = {
             f"{role}_{count.name}": float(getattr(self.spent.get(role, Spend()), count.name))
             for role in roles
             for count in fields(Spend)
         }
-        return {"usd": self.total_usd, "tokens": float(self.total_tokens), **found}
+        return {"usd": self.total_usd, "tokens": float(self.total_tokens), **by_role}
 
     def shown(self) -> dict[str, str]:
         """For the progress bar."""
-        if not self.spent:
-            return {}
-        return {"hosted": f"{self.total_tokens} tokens, {self.total_usd:.2f} $"}
+        return {"hosted": f"{self.total_tokens} tokens, {self.total_usd:.2f} $"} if self.spent else {}
 
     def table(self) -> list[str]:
         """A line for each role."""
-        return [spend.line(role) for role, spend in sorted(self.spent.copy().items())]
+        lines = []
+        for role, spend in sorted(self.spent.copy().items()):
+            filtered = f", {spend.filtered} of them by a content filter" if spend.filtered else ""
+            lines.append(
+                f"{role}: {spend.calls} calls ({spend.cached} more from the cache, {spend.retries} retries, "
+                f"{spend.failed} failed{filtered}), {spend.prompt_tokens} + {spend.completion_tokens} tokens, "
+                f"{spend.usd:.4f} $"
+            )
+        return lines
 
     def write(self) -> None:
         self._written = time.monotonic()
         if self.path is not None and self.spent:
             write_json(self.path, {role: asdict(spend) for role, spend in sorted(self.spent.copy().items())})
 
-    def _fits(self, wanted: tuple[float, float]) -> bool:
-        spent = (self.total_usd, float(self.total_tokens))
-        sums = (sum(three) for three in zip(spent, self._under_way, wanted, strict=True))
-        return all(cap is None or total <= cap for cap, total in zip(self._caps, sums, strict=True))
+    def _fits(self, call: tuple[float, int]) -> bool:
+        usd, tokens = (sum(values) for values in zip(call, *self._reserved, strict=True))
+        return self.total_usd + usd <= self._max_usd and self.total_tokens + tokens <= self._max_tokens
 
     def _exhausted(self) -> str:
         caps = {"max_usd": self.budget.max_usd, "max_tokens": self.budget.max_tokens}
         named = " and ".join(f"budget.{name}={cap}" for name, cap in caps.items() if cap is not None)
         return (
             f"The next hosted call could cost more than {named} allows: {self.total_usd:.4f} $ and {self.total_tokens} "
-            "tokens are spent. Raise the budget; what was paid for is not asked for again."
+            "tokens are spent. Raise the budget and resume: answered calls are not repeated."
         )
 
 
@@ -181,4 +173,4 @@ def _read(path: Path) -> dict[str, Spend]:
     try:
         return {role: Spend(**counts) for role, counts in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} does not say what was spent earlier: {error}. Remove it to count anew.") from None
+        raise BadInput(f"{path} does not say what was spent earlier: {error}. Remove it to start from 0.") from None

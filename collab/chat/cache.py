@@ -1,12 +1,11 @@
-"""Replies of hosted models on disk: a request that was answered once is not paid for again, by any run.
+"""Replies of hosted models on disk: no run of this machine pays twice for the same request.
 
-A table in SQLite from the standard library, values as JSON. The usual cache library, diskcache, is no longer maintained
-and reads files with pickle (CVE-2025-69872, unfixed).
+One table in SQLite from the standard library, values as JSON. The usual cache library, diskcache, is no longer
+maintained and reads files with pickle (CVE-2025-69872, unfixed).
 
-The journal (`collab.chat.journal`) stores replies too, and is kept apart: the cache is one large file for all runs of a
-machine, read one reply at a time, and a run goes on without it when the disk is full. The journal is small, has a file
-for each process because machines may share its folder over a network, where SQLite must not be used, is read as a
-whole, and a run stops when it cannot be written. Only `get` and `put` would be common.
+The journal (`collab.chat.journal`) is another store. The cache outlives runs and may be large, so replies are read one
+by one, and a run goes on without it when the disk is full. The journal belongs to one run, and the run stops when it
+cannot be written. Its folder may be on a network, where SQLite must not be used.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collab.conversation import Reply
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
-_BUSY = 60.0  # seconds that a process waits for another one that is writing
+_BUSY = 60.0  # seconds to wait for another process that is writing
 
 
 class ReplyCache:
@@ -45,13 +44,13 @@ class ReplyCache:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # It is opened in one thread and used in another.
+            # Opened in one thread and used in another.
             self._table = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
             if write:
                 self._table.execute("PRAGMA journal_mode=WAL")  # readers and a writer do not wait for each other
                 self._table.execute("PRAGMA synchronous=NORMAL")
                 self._table.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
-            self._table.execute("SELECT reply FROM replies WHERE request = ''").fetchone()
+            self.get("")
         except (sqlite3.Error, OSError) as error:
             raise BadInput(
                 f"cache_file={path} cannot be used for replies: {error}. Name another file, or set cache=off."
@@ -61,21 +60,18 @@ class ReplyCache:
         """The stored reply to the request of this name."""
         if self._table is None:
             return None
-        found = self._table.execute("SELECT reply FROM replies WHERE request = ?", (request,)).fetchone()
-        if found is None:
-            return None
-        return Reply.of(json.loads(found[0]))
+        row = self._table.execute("SELECT reply FROM replies WHERE request = ?", (request,)).fetchone()
+        return Reply.of(json.loads(row[0])) if row else None
 
     def put(self, request: str, reply: Reply) -> None:
-        """Store a reply, unless there is one already."""
+        """Store a reply, unless the request has one already."""
         if self._table is None or not self.write:
             return
         try:
-            kept = json.dumps(asdict(reply))
-            self._table.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (request, kept))
+            self._table.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (request, json.dumps(asdict(reply))))
         except sqlite3.Error as error:
             self.write = False
-            self._tell(f"{self.path}: {error}. Replies are no longer kept.")
+            self._tell(f"{self.path}: {error}. Replies are no longer stored.")
 
     def close(self) -> None:
         if self._table is not None:

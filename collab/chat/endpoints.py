@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from collab.chat.budget import Ledger
@@ -36,22 +35,18 @@ class Endpoints:
     def __init__(
         self, config: Config, tell: Callable[[str], None] = lambda text: None, rank: int = 0, processes: int = 1
     ) -> None:
-        self.tell, self._processes = tell, processes
+        self.tell, self._config, self._processes = tell, config, processes
         folder = Path(config.output_dir)
         spend = folder / (f"spend-rank{rank}.json" if rank else "spend.json")
-        self.ledger = Ledger(
-            config.budget, spend, processes, [path for path in folder.glob("spend*.json") if path != spend]
-        )
-        self._mode, self._file = config.cache, Path(config.cache_file)
+        others = [path for path in folder.glob("spend*.json") if path != spend]
+        self.ledger = Ledger(config.budget, spend, processes, others)
         self._cache: ReplyCache | None = None
         self._models: dict[str, HttpChatModel] = {}
 
     def __enter__(self) -> Endpoints:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         async def close() -> None:
             for model in self._models.values():
                 await model.close()
@@ -69,8 +64,8 @@ class Endpoints:
         """
         name = repr(asdict(endpoint))
         if name not in self._models:
-            if self._cache is None and self._mode != "off":
-                self._cache = ReplyCache(self._file, self._mode == "readwrite", self.tell)
+            if self._cache is None and self._config.cache != "off":
+                self._cache = ReplyCache(Path(self._config.cache_file), self._config.cache == "readwrite", self.tell)
             share: dict[str, Any] = {
                 limit: max(1, value // self._processes)
                 for limit in ("max_concurrency", "requests_per_minute", "tokens_per_minute")
@@ -81,5 +76,5 @@ class Endpoints:
         return self._models[name]
 
     def shown_by(self, advance: Callable[..., None]) -> Callable[[], None]:
-        """The progress bar's `advance`, with what has been spent so far."""
+        """The progress bar's `advance`, which then also shows what has been spent."""
         return lambda: advance(**self.ledger.shown())

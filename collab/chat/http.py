@@ -2,22 +2,21 @@
 
 A call that fails for a reason that may pass is repeated (`collab.chat.retries`). There are two kinds of such failures:
 
-- Only this call fails: no whole answer in time, 408, 409, 500 and most others from there, an answer that is no chat
+- Only this call fails: no whole answer in time, 408, 409, 500 or another status above 500, an answer that is no chat
   completion. It is repeated `max_retries` times, and then this call is lost.
 - Every call fails: no connection, 429, 502, 503, 529. It is repeated for `give_up_after` seconds. Then the run stops,
   unless the server has answered another call in the meantime.
 
 A request that the server refuses for another reason is not repeated.
 
-Everything runs on one event loop in a thread of its own: rollouts call `asyncio.run` for each batch, while connections
-and limits outlive those loops, and answers are read while the caller's loop is busy decoding.
+All calls run on one event loop in a thread of its own. Rollouts call `asyncio.run` for each batch, and connections and
+limits outlive those loops. Answers are read while the caller's loop is busy decoding.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import threading
 import time
@@ -28,6 +27,7 @@ import httpx
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
+from collab.chat import retries
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.budget import Ledger
 from collab.chat.cache import ReplyCache, name_of
@@ -42,8 +42,6 @@ from collab.util.errors import RunStopped
 
 T = TypeVar("T")
 
-_BODY_LIMIT = 2**20  # bytes; a shorter answer is always read
-_BYTES_PER_TOKEN = 64  # of an answer, escapes and reasoning included; a longer answer is no reply to this request
 _GRACE = 10.0  # seconds that calls under way get when the run ends
 _FOR_EVERYONE = (429, 502, 503, 529)  # the server is overloaded or away; 529 is Anthropic's status for it
 _REFUSED = (401, 402, 403, 404)  # the server would refuse any request of this run
@@ -74,19 +72,19 @@ class HttpChatModel:
         self.endpoint, self._tell, self._cache = endpoint, tell, cache
         self.ledger = ledger or Ledger(BudgetConfig())
         # A client of httpx for each connection, since its pool goes through all pairs of connections for each call: 40
-        # ms of computing with 96 of them. The client that was given back last is taken next: few are connected then.
+        # ms of computing with 96 of them. The client that was used last is used next, so few of them are connected.
         limits, options = httpx.Limits(max_connections=1, keepalive_expiry=60), client_options(endpoint)
         self._clients = [httpx.AsyncClient(limits=limits, **options) for _ in range(endpoint.max_concurrency)]
         self._free: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
         for client in self._clients:
             self._free.put_nowait(client)
         requests, tokens = endpoint.requests_per_minute, endpoint.tokens_per_minute
-        # One at a time, evenly: a burst would come on top of the rate, and servers count.
+        # Evenly, one at a time: a burst on top of the rate would exceed the server's limit.
         self._requests = AsyncLimiter(1, 60 / requests) if requests else None
         self._tokens = TokenLimit(tokens) if tokens else None
-        self._told: set[str] = set()
-        self._answered = 0.0  # when the server last answered anyone, by `time.monotonic`
-        self._told_of_silence = False  # since then
+        self._refusals: set[str] = set()  # those that were reported
+        self._answered = 0.0  # when the server last answered any call, by `time.monotonic`
+        self._silence_reported = False  # since then
         self._json_mode = True  # until the server refuses it
         self._closing = False
         self._under_way: set[concurrent.futures.Future[Reply]] = set()
@@ -95,9 +93,9 @@ class HttpChatModel:
         return f"HttpChatModel({self.endpoint.model}@{self.endpoint.base_url})"
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
-        """One reply to `messages`. The server gets a seed made from `key`, and promises little for it.
+        """One reply to `messages`. The server gets a seed made from `key`; few servers repeat a reply by it.
 
-        When the caller is cancelled (another call failed, the run was stopped) the call goes on: it is paid for, and
+        When the caller is cancelled (another call failed, the run was stopped), the call goes on: it is paid for, so
         its reply is cached and counted.
 
         Raises:
@@ -107,13 +105,19 @@ class HttpChatModel:
         return await self._outcome(self._complete(messages, sampling, key))
 
     async def _outcome(self, call: Coroutine[Any, Any, Reply]) -> Reply:
+        """The result of a call on the HTTP loop. The call goes on when the caller is cancelled."""
         under_way = asyncio.run_coroutine_threadsafe(call, _loop())
         self._under_way.add(under_way)
         under_way.add_done_callback(self._under_way.discard)
-        return await outcome(under_way)
+
+        async def result() -> Reply:
+            return await asyncio.shield(asyncio.wrap_future(under_way))
+
+        return await _on_http_loop(result())
 
     async def _complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
-        body, role = request_body(self.endpoint, messages, sampling, key), key.role.partition("/")[0] or "other"
+        body = request_body(self.endpoint, messages, sampling, key)
+        role = key.role.partition("/")[0] or "other"
         request = name_of(self.endpoint.base_url, body, key)
         if self._cache is not None and (known := self._cache.get(request)):
             self.ledger.of(role).cached += 1
@@ -137,16 +141,21 @@ class HttpChatModel:
     async def _with_retries(self, body: dict[str, Any], most: Usage, role: str) -> Reply:
         attempts = Attempts(self.endpoint)
 
-        def again(state: RetryCallState) -> None:
+        def before_retry(state: RetryCallState) -> None:
             self.ledger.of(role).retries += 1
-            self._tell_of_silence(attempts)
+            if attempts.seconds > retries.QUIET and self._answered < attempts.since and not self._silence_reported:
+                self._silence_reported = True
+                self._tell(
+                    f"{self.endpoint.base_url} has failed every call for {attempts.seconds:.0f} s ({attempts.last}). "
+                    f"Calls are retried for up to {self.endpoint.give_up_after:g} s (give_up_after)."
+                )
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(Failure),
             after=attempts.count,
             wait=attempts.wait,
             stop=lambda state: self._closing or attempts.enough(state),
-            before_sleep=again,
+            before_sleep=before_retry,
             reraise=True,
         )
         try:
@@ -155,25 +164,17 @@ class HttpChatModel:
         except Failure:
             raise self._given_up(attempts) from None
 
-    def _tell_of_silence(self, attempts: Attempts) -> None:
-        if attempts.long and self._answered < attempts.since and not self._told_of_silence:
-            self._told_of_silence = True
-            self._tell(
-                f"{self.endpoint.base_url} has done nothing but fail for {attempts.seconds:.0f} s ({attempts.last}). "
-                f"Calls are tried again for up to {self.endpoint.give_up_after:g} s (give_up_after)."
-            )
-
     def _given_up(self, attempts: Attempts) -> Exception:
-        where, seconds = self.endpoint.base_url, attempts.seconds
+        where = self.endpoint.base_url
         if attempts.last.everyone and self._answered < attempts.since and not self._closing:
             return RunStopped(
-                f"{where} has done nothing but fail for {seconds:.0f} s ({attempts.last}); give_up_after is "
+                f"{where} has failed every call for {attempts.seconds:.0f} s ({attempts.last}); give_up_after is "
                 f"{self.endpoint.give_up_after:g}. Resume the run when the server is back, or raise give_up_after."
             )
         return ChatFailed(f"{where}: no reply after {attempts.failed} attempts; the last: {attempts.last}")
 
     async def _attempt(self, body: dict[str, Any], most: Usage) -> Reply:
-        """One attempt; where the server may not know `response_format`, a second one without it."""
+        """One attempt, and a second one without `response_format` if the server may not know that field."""
         plain = {name: value for name, value in body.items() if name != "response_format"}
         first, refused = body if self._json_mode else plain, False
         client = await self._free.get()
@@ -194,7 +195,7 @@ class HttpChatModel:
         """What the server answers, without the key; waits for the limits per minute first.
 
         Raises:
-            Failure: No answer, or not within the limits of time and length.
+            Failure: No whole answer in time.
         """
         endpoint, problem, everyone = self.endpoint, "", False
         if self._closing:
@@ -203,93 +204,51 @@ class HttpChatModel:
             await self._requests.acquire()
         if self._tokens is not None:
             await self._tokens.take(most.prompt_tokens + most.completion_tokens)
-        limit = max(_BODY_LIMIT, _BYTES_PER_TOKEN * most.completion_tokens)
         seconds = endpoint.connect_timeout + endpoint.read_timeout
         try:
-            async with asyncio.timeout(seconds):
-                url = f"{endpoint.base_url.rstrip('/')}/{self.route}"
-                async with client.stream("POST", url, json=body) as response:
-                    data = await _read(response, limit)
+            async with asyncio.timeout(seconds):  # those of httpx hold for each part of an answer
+                response = await client.post(f"{endpoint.base_url.rstrip('/')}/{self.route}", json=body)
         except TimeoutError:
             problem = f"no whole reply within {seconds:g} s"
         except httpx.RequestError as error:
             problem, everyone = type(error).__name__, isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-        # Raised out here, so that no httpx exception, which knows its request, hangs on ours.
+        # Raised out here, so that it has no httpx exception as its context: that knows the request and its key.
         if problem:
             raise Failure(problem, everyone=everyone)
         if response.status_code not in _FOR_EVERYONE:
-            self._answered, self._told_of_silence = time.monotonic(), False
-        return response, scrubbed(data, endpoint)
+            self._answered, self._silence_reported = time.monotonic(), False
+        return response, scrubbed(response.content, endpoint)
 
     def read(self, data: bytes, body: dict[str, Any]) -> Reply:
         """The reply in the body of an answer to `body`; see `read_reply`."""
-        return read_reply(data, body["messages"], self._tell_once)
+        return read_reply(data, body["messages"])
 
     def _refusal(self, response: httpx.Response, data: bytes) -> Exception:
         status = response.status_code
         message, code = error_message(data)
         passing = status in (408, 409, 429) or status >= 500
-        if passing and code != "insufficient_quota":  # 429 as well, and no waiting helps
+        if passing and code != "insufficient_quota":  # has status 429 too, but waiting does not help
             wait = retry_after(response.headers.get("Retry-After", ""))
             return Failure(f"HTTP {status}{f': {message}' if message else ''}", wait, status in _FOR_EVERYONE)
         text = f"answers HTTP {status}: {message or 'no message'}"
         if status in _REFUSED or passing:
             return RunStopped(f"{self.endpoint.base_url} {text}. Check key, model and account of this endpoint.")
-        self._tell_once(text)
+        if text not in self._refusals:
+            self._refusals.add(text)
+            self._tell(f"{self.endpoint.base_url} {text}")
         return ChatFailed(f"{self.endpoint.base_url} {text}")
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self._tell(f"{self.endpoint.base_url} {text}")
-
     async def close(self) -> None:
-        """Wait for the calls that are under way, for `_GRACE` seconds at most; none is begun any more."""
+        """Wait for the calls that are under way, for `_GRACE` seconds at most; no new one starts."""
         self._closing = True
         await asyncio.to_thread(concurrent.futures.wait, list(self._under_way), _GRACE)
         for call in list(self._under_way):
             call.cancel()
         for client in self._clients:
-            await on_http_loop(client.aclose())
+            await _on_http_loop(client.aclose())
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    parts, size = [], 0
-    async for part in response.aiter_bytes():
-        size += len(part)
-        if size > limit:
-            raise Failure(f"an answer of more than {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
-# --- the loop --------------------------------------------------------------------------------------------------------
-
-
-async def outcome(call: concurrent.futures.Future[T]) -> T:
-    """The outcome of a call on the other loop. The call goes on when the caller is cancelled."""
-    here = asyncio.get_running_loop()
-    found: asyncio.Future[T] = here.create_future()
-
-    def tell() -> None:
-        if found.done():
-            return
-        if call.cancelled():
-            found.cancel()
-        elif error := call.exception():
-            found.set_exception(error)
-        else:
-            found.set_result(call.result())
-
-    def done(_: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
-            here.call_soon_threadsafe(tell)
-
-    call.add_done_callback(done)
-    return await found
-
-
-async def on_http_loop(work: Coroutine[Any, Any, T]) -> T:
+async def _on_http_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` on the HTTP loop, from any other loop; it is cancelled together with the caller."""
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))
 

@@ -1,14 +1,12 @@
-"""The replies of one run on disk, so that a resumed run does not ask for them again.
-
-These are the replies of the policy, and of users and judges that are models, local or hosted.
+"""The replies of one run on disk (policy, users, judges), so that a resumed run does not ask for them again.
 
 A scope is a phase of the run with one state of the policy, such as the rollout of step 3. Within a scope, a request is
 its key, messages and sampling. A step that is repeated after an interruption goes through the same conversations, and
 asks only for the replies that are missing.
 
-Each line is a JSON object. There is a file for each scope and process, and a process reads the files of all processes,
-since a goal may move to another process when the run is resumed. Each line is handed to the operating system at once
-and so survives `kill -9`. Lines are not synced one by one, so the last ones may be lost when the machine goes down.
+There is a file of JSON lines for each scope and process. A process reads the files of all processes, since a goal may
+move to another one when the run is resumed. Each line is handed to the operating system at once and so survives
+`kill -9`. Lines are not synced one by one, so the last ones may be lost when the machine goes down.
 """
 
 from __future__ import annotations
@@ -39,8 +37,8 @@ class Journal:
         rank: Global rank of this process.
     """
 
-    def __init__(self, folder: Path | str, rank: int = 0) -> None:
-        self.folder, self.rank = Path(folder), rank
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder, self.rank = folder, rank
         self._replies: dict[str, Reply] = {}
         self._file: Any = None
 
@@ -48,7 +46,14 @@ class Journal:
     def scope(self, name: str) -> Iterator[None]:
         """Open the scope `name`: a phase and the number of its step, or the name of its policy."""
         name = quote(name, safe="")  # people choose the names of policies
-        self._replies = dict(_lines(sorted(self.folder.glob(f"{name}.rank*.jsonl"))))
+        self._replies = {}
+        for file in sorted(self.folder.glob(f"{name}.rank*.jsonl")):
+            for line in file.read_bytes().splitlines():
+                try:
+                    row = json.loads(line)
+                    self._replies[row["request"]] = Reply.of(row["reply"])
+                except (ValueError, LookupError, TypeError):
+                    pass  # the line was torn, or the disk damaged it: that reply is asked for again
         own = self.folder / f"{name}.rank{self.rank}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         cut_torn_line(own)
@@ -68,10 +73,10 @@ class Journal:
             self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
 
     def forget(self, step: int) -> None:
-        """Delete what no run needs that resumes from `step` or later. One process does it for all."""
+        """Delete what a run that resumes from `step` or later does not need. One process does it for all."""
         for file in self.folder.glob("*.jsonl"):
-            found = _STEP.match(file.name)
-            if found and int(found[1]) <= step:
+            scope = _STEP.match(file.name)
+            if scope and int(scope[1]) <= step:
                 file.unlink(missing_ok=True)
 
 
@@ -87,21 +92,11 @@ class Journalled:
         self.model, self.journal = model, journal
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
-        """The reply in the journal, else a new one, which is written there."""
+        """The reply in the journal. If there is none, the model is asked, and its reply is written there."""
         said = [(message.role, message.content, message.token_ids) for message in messages]
         request = hashlib.blake2b(repr((key, said, sampling)).encode(), digest_size=16).hexdigest()
-        if (found := self.journal.get(request)) is not None:
-            return found
-        reply = await self.model.complete(messages, sampling, key)
-        self.journal.put(request, reply)
+        reply = self.journal.get(request)
+        if reply is None:
+            reply = await self.model.complete(messages, sampling, key)
+            self.journal.put(request, reply)
         return reply
-
-
-def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Reply]]:
-    for file in files:
-        for line in file.read_bytes().splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-                yield row["request"], Reply.of(row["reply"])
-            except (ValueError, LookupError, TypeError):
-                pass  # torn, or damaged with the disk: that reply is asked for again

@@ -25,11 +25,11 @@ class TokenLimit:
         # A burst and the rate times the window make the limit together: _PARTS + 1 parts.
         self._part = limit / (_PARTS + 1)
         self._limiter = AsyncLimiter(self._part, seconds / _PARTS)
-        self._line = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     async def take(self, tokens: int) -> None:
-        """Wait until so many tokens may be used."""
-        async with self._line:
+        """Wait until this many tokens may be used."""
+        async with self._turn:
             left = float(tokens)
             while left > 0:
                 await self._limiter.acquire(min(left, self._part))

@@ -16,44 +16,42 @@ from collab.util.errors import BadInput
 def served_model(endpoint: EndpointConfig) -> str:
     """The name of an endpoint's model: the one that it names, or the only one that the server has.
 
-    Where the server has no `GET base_url/models`, the name is not checked. A server may have a model that it does not
-    list (`transformers serve FOLDER` lists a cache), so it is asked for a reply of one token.
+    If the server has no `GET base_url/models`, the name is not checked. A server may have a model that it does not list
+    (`transformers serve FOLDER` lists a cache), so it is asked for a reply of one token.
 
     Raises:
         BadInput: Key, certificates or proxy of the environment cannot be used; nothing answers at `base_url`; the
             server refuses the key; it does not have the model; it has several and none is named.
     """
     where = endpoint.base_url.rstrip("/")
-    answer = _get(endpoint, where)
+    answer = _request(endpoint, "GET", f"{where}/models")
     if answer.status_code in (404, 405) and not where.endswith("/v1"):
-        if _get(endpoint, f"{where}/v1").status_code == 200:
-            raise BadInput(
-                f"base_url={where} is not where the server answers, and {where}/v1 is. Set base_url to {where}/v1."
-            )
-    message, _ = error_message(scrubbed(answer.content, endpoint))
+        if _request(endpoint, "GET", f"{where}/v1/models").status_code == 200:
+            raise BadInput(f"base_url={where} is wrong: the server answers at {where}/v1. Set base_url to {where}/v1.")
     # Some servers list their models for other kinds of keys alone.
     if answer.status_code in (401, 403) and not (endpoint.model and _speaks(endpoint, where)):
+        message = error_message(scrubbed(answer.content, endpoint))[0] or "no message"
         raise BadInput(
-            f"{where} refuses the key (HTTP {answer.status_code}: {message or 'no message'}). Check the environment "
-            f"variable {endpoint.key_env}."
+            f"{where} refuses the key (HTTP {answer.status_code}: {message}). Check the environment variable "
+            f"{endpoint.key_env}."
             if endpoint.key_env
-            else f"{where} wants a key (HTTP {answer.status_code}: {message or 'no message'}). Name the environment "
-            "variable that holds it in key_env."
+            else f"{where} wants a key (HTTP {answer.status_code}: {message}). Name the environment variable that "
+            "holds it in key_env."
         )
-    there = _model_names(answer)
-    if endpoint.model is None and len(there) == 1:
-        return there[0]
+    listed = _model_names(answer)
+    shown = ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
     if endpoint.model is None:
+        if len(listed) == 1:
+            return listed[0]
         raise BadInput(
-            f"{where} has {len(there) or 'no list of its'} models, and none is named"
-            f"{f': {_some(there)}' if there else ''}. Set model to the one that is meant."
+            f"{where} has {len(listed)} models ({shown}), and none is named. Set model to one of them."
+            if listed
+            else f"{where} does not list its models, and none is named. Set model."
         )
-    if there and endpoint.model not in there and not _speaks(endpoint, where):
-        close = difflib.get_close_matches(endpoint.model, there, n=1)
-        raise BadInput(
-            f"{where} has no model {endpoint.model}.{f' Did you mean {close[0]}?' if close else ''} It has: "
-            f"{_some(there)}."
-        )
+    if listed and endpoint.model not in listed and not _speaks(endpoint, where):
+        close = difflib.get_close_matches(endpoint.model, listed, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise BadInput(f"{where} has no model {endpoint.model}.{hint} It has: {shown}.")
     return endpoint.model
 
 
@@ -61,12 +59,8 @@ def _speaks(endpoint: EndpointConfig, where: str) -> bool:
     """Whether the model answers a request for one token."""
     messages = [{"role": "user", "content": "Hi"}]
     fields = {"model": endpoint.model, "messages": messages, "max_tokens": 1, **endpoint.extra}
-    hello = {name: value for name, value in fields.items() if name not in endpoint.omit}
-    return _request(endpoint, "POST", f"{where}/chat/completions", json=hello).status_code == 200
-
-
-def _get(endpoint: EndpointConfig, where: str) -> httpx.Response:
-    return _request(endpoint, "GET", f"{where}/models")
+    body = {name: value for name, value in fields.items() if name not in endpoint.omit}
+    return _request(endpoint, "POST", f"{where}/chat/completions", json=body).status_code == 200
 
 
 def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> httpx.Response:
@@ -74,6 +68,7 @@ def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> ht
         return httpx.request(method, url, **client_options(endpoint), **body)
     except httpx.HTTPError as error:
         problem = type(error).__name__
+    # Raised out here, so that it has no httpx exception as its context: that knows the request and its key.
     raise BadInput(
         f"Nothing answers at {url} ({problem}). Start the server, or correct base_url: it is what comes before "
         "/chat/completions, as in http://127.0.0.1:8000/v1."
@@ -86,7 +81,3 @@ def _model_names(answer: httpx.Response) -> list[str]:
         return [str(model["id"]) for model in answer.json()["data"]] if answer.status_code == 200 else []
     except (ValueError, LookupError, TypeError):
         return []
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -18,7 +18,7 @@ from collab.config.schema import EndpointConfig
 FIRST_WAIT = 0.5  # seconds: bound of the first wait
 LONGEST_WAIT = 30.0  # seconds: bound of any wait
 LONGEST_RETRY_AFTER = 3600.0  # seconds; a server that asks for more is asked again after that
-QUIET = 30.0  # seconds of failures after which a person is told
+QUIET = 30.0  # seconds of failures after which a person gets a message
 _jitter = random.Random()
 
 
@@ -27,7 +27,7 @@ class Failure(Exception):
 
     Args:
         reason: In words.
-        retry_after: Seconds that the server asked to be left alone.
+        retry_after: Seconds to wait, as the server asked.
         everyone: Every call to this server fails at the moment (unreachable, overloaded), not just this one.
     """
 
@@ -43,7 +43,7 @@ class Attempts:
         endpoint: For `max_retries` and `give_up_after`.
 
     Attributes:
-        failed: How many.
+        failed: Number of failed attempts.
         since: When the first one failed, by `time.monotonic`.
         last: Why the last one failed.
     """
@@ -75,11 +75,6 @@ class Attempts:
         """Since the first attempt failed."""
         return time.monotonic() - self.since if self.failed else 0.0
 
-    @property
-    def long(self) -> bool:
-        """Whether it takes so long that a person should know."""
-        return self.seconds > QUIET
-
 
 def retry_after(header: str) -> float:
     """Seconds that the header `Retry-After` asks for, as a number or as a date; 0 where it is missing or neither."""
@@ -90,4 +85,4 @@ def retry_after(header: str) -> float:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
         except (ValueError, OverflowError):
             return 0.0
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else 0.0
+    return min(max(0.0, seconds), LONGEST_RETRY_AFTER)  # 0 for nan

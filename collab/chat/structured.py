@@ -1,8 +1,8 @@
 """Answers of a required shape: asked for, parsed leniently, and asked for again if they are malformed.
 
 Models that play a user or a judge answer in JSON. Some servers enforce it (`Sampling.response_format`). Others put the
-object among prose or in a code fence, or write what is not quite JSON. Text of others (a policy, a user) is in the
-prompt too, and may come back in the answer. Two things keep such text from being taken for an answer or an instruction:
+object among prose or in a code fence, or write what is not quite JSON. The prompt also has text of others (a policy, a
+user), which may come back in the answer. Two things keep such text from being read as an answer or an instruction:
 `fence` puts it between lines that it cannot contain, and the fields that a judge fills in are named by the same mark.
 """
 
@@ -47,7 +47,7 @@ class Answer(Generic[T]):
     Attributes:
         value: What `read` made of the accepted reply; None if all were rejected.
         replies: All raw replies, in order.
-        problems: The kind of problem of each rejected reply, in order; `FAILED` where there was no reply.
+        problems: The kind of problem of each rejected reply, in order; `FAILED` if there was no reply.
     """
 
     value: T | None
@@ -98,22 +98,20 @@ def find_object(text: str, *names: str) -> dict[str, Any] | None:
     starts = [match.start() for match in re.finditer(r"\{(?!\s*\{)", text)]  # the last one of adjacent braces
     for start in starts[:_MOST_STARTS]:
         try:
-            found = json_repair.loads(text[start:])
+            value = json_repair.loads(text[start:])
         except (ValueError, RecursionError):  # nested too deeply to be repaired
             continue
-        for one in found if isinstance(found, list) else [found]:
-            if isinstance(one, dict) and all(name in one for name in names):
-                return one
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict) and all(name in item for name in names):
+                return item
     return None
 
 
 def as_text(value: Any) -> str:
-    """The text of an entry; numbers and booleans are texts that a model wrote without quotes."""
-    if value is None:
-        return ""
+    """The text of an entry; a model may write numbers and booleans without quotes."""
     if isinstance(value, bool):
         return str(value).lower()
-    return value.strip() if isinstance(value, str) else str(value) if isinstance(value, int | float) else ""
+    return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
 def mark(key: RngKey, *texts: str) -> str:
@@ -123,9 +121,9 @@ def mark(key: RngKey, *texts: str) -> str:
     """
     number = 0
     while True:
-        found = key.digest(4, f" {number}").hex()
-        if not any(found in text for text in texts):
-            return found
+        digits = key.digest(4, f" {number}").hex()
+        if not any(digits in text for text in texts):
+            return digits
         number += 1
 
 

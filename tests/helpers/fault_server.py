@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-HUGE = 10 * 2**20  # bytes
 # What can be done to the n-th call instead of answering it ("ok").
 FAULTS = (
     *(
@@ -27,7 +26,7 @@ FAULTS = (
         "html",
         "empty choices",
     ),
-    *("no content", "huge", "drip", "encoding", "surrogate", "wrong length"),
+    *("no content", "drip", "encoding", "surrogate", "wrong length"),
 )
 
 Plan = Callable[[int, dict[str, Any]], str]
@@ -137,8 +136,7 @@ class FaultServer:
             extra = {"seconds": "Retry-After: 1\r\n", "date": f"Retry-After: {_in_a_second()}\r\n"}.get(how, "")
             error = {"error": {"message": f"refused {key}", "code": how if "_" in how else None}}
             return await self._send(writer, int(status), json.dumps(error).encode(), extra)
-        text = "x" * HUGE if behaviour == "huge" else self.say(call)
-        body = completion(text, call)
+        body = completion(self.say(call), call)
         body["usage"] = self.usage or body["usage"]
         if behaviour == "hang":
             await asyncio.sleep(3600)

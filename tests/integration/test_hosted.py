@@ -146,7 +146,7 @@ def test_a_full_disk_is_told_once_and_ends_only_the_keeping(tmp_path, monkeypatc
     cache = ReplyCache(tmp_path / "replies.sqlite", tell=told_of.append)
     cache.put("a", REPLY)
     cache.put("b", REPLY)
-    assert told_of == [f"{cache.path}: database or disk is full. Replies are no longer kept."]
+    assert told_of == [f"{cache.path}: database or disk is full. Replies are no longer stored."]
 
 
 # --- the budget ------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_the_budget_is_never_exceeded_and_ends_in_a_clean_stop(budget):
     assert len(replies) + len(stops) == 20 and len(server.calls) == len(replies)  # none was paid for and lost
     assert ledger.total_tokens == 12 * len(replies) <= 100
     assert len(replies) == 7  # 84 tokens; an eighth call could have taken 105
-    assert "Raise the budget; what was paid for is not asked for again." in str(stops[0])
+    assert "Raise the budget and resume: answered calls are not repeated." in str(stops[0])
 
 
 def test_the_budget_is_dealt_out_to_processes():
@@ -250,7 +250,7 @@ def test_a_probe_finds_the_model():
         assert served_model(endpoint(server, model="unlisted")) == "unlisted" and len(server.calls) == 1
         with pytest.raises(BadInput, match=r"no model tine\. Did you mean tiny\? It has: tiny, large"):
             served_model(endpoint(server, model="tine"))
-        with pytest.raises(BadInput, match=r"has 2 models, and none is named: tiny, large\. Set model"):
+        with pytest.raises(BadInput, match=r"has 2 models \(tiny, large\), and none is named\. Set model"):
             served_model(endpoint(server, model=None))
         with pytest.raises(BadInput, match=r"Set base_url to http://127.0.0.1:\d+/v1"):
             served_model(endpoint(server, base_url=server.url.removesuffix("/v1")))

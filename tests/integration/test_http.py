@@ -102,7 +102,7 @@ def test_connections_are_kept_over_several_loops():
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_may_pass_is_tried_again_until_it_has_passed(fault: str):
-    slow = fault in ("429 seconds", "429 date", "hang", "drip", "huge")
+    slow = fault in ("429 seconds", "429 date", "hang", "drip")
     faults = [fault] * (1 if slow else 2)
     with FaultServer(first_calls(*faults)) as server:
         model = HttpChatModel(endpoint(server))
@@ -188,7 +188,7 @@ def test_a_server_that_is_down_stops_the_run_in_bounded_time_however_many_calls_
     errors = ask(HttpChatModel(endpoint(max_retries=0, give_up_after=0.5)), *(RngKey(seed) for seed in range(100)))
     assert time.monotonic() - began < 10  # one after the other they would take 50 s
     assert {type(error) for error in errors} == {RunStopped}
-    assert "done nothing but fail for" in str(errors[0]) and "(ConnectError); give_up_after is 0.5" in str(errors[0])
+    assert "has failed every call for" in str(errors[0]) and "(ConnectError); give_up_after is 0.5" in str(errors[0])
 
 
 @pytest.mark.parametrize("fault", ["429", "502", "503"])
@@ -208,7 +208,7 @@ def test_a_long_silence_is_told_once_and_before_the_run_stops(monkeypatch):
         errors = ask(HttpChatModel(endpoint(server, give_up_after=0.4), told.append), RngKey(1), RngKey(2))
     assert [type(error) for error in errors] == [RunStopped] * 2
     (line,) = told
-    assert line.startswith(f"{server.url} has done nothing but fail for 0 s (HTTP 503: refused Bearer [key])")
+    assert line.startswith(f"{server.url} has failed every call for 0 s (HTTP 503: refused Bearer [key])")
 
 
 def test_a_call_that_fails_while_others_are_answered_is_lost_alone():
@@ -318,17 +318,12 @@ def test_a_reply_in_parts_is_their_text():
     assert read_reply(f'{{"choices": [{{"message": {{"content": {parts}}}}}]}}'.encode(), []).text == "Hello"
 
 
-def test_counts_that_cannot_be_are_replaced_by_guesses_and_told_once():
-    told: list[str] = []
+def test_impossible_counts_are_replaced_by_guesses():
     with FaultServer(usage={"prompt_tokens": -500, "completion_tokens": -1}) as server:
-        model = HttpChatModel(endpoint(server), told.append)
+        model = HttpChatModel(endpoint(server))
         replies = ask(model, RngKey(1), RngKey(2))
     assert all(reply.usage.prompt_tokens == 14 and reply.usage.completion_tokens > 0 for reply in replies)
     assert model.ledger.total_tokens > 28
-    assert told == [
-        f"{server.url} counts tokens as no server can (prompt_tokens -500, completion_tokens -1). "
-        "Such counts are replaced by guesses."
-    ]
 
 
 def test_a_reply_that_a_content_filter_took_away_is_a_failed_call_that_is_paid_for():
