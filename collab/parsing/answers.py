@@ -1,17 +1,15 @@
-"""Are two mathematical answers the same? math-verify says so, in a process of its own.
+"""Are two mathematical answers the same? math-verify decides, in a process of its own.
 
-It is kept out of this process for two reasons. It guards itself with alarms, which Python allows in the main thread
-alone and which would hold up every conversation that is being played; and a policy may write `9^{9^{9^9}}`, which is
-computed in C, where no alarm is heard. The other process is ended by the kernel when an answer takes more than its
-share of CPU time (not of wall time, which a busy machine would make a matter of luck), and the next answer starts a new
-one.
+There are two reasons for the process. math-verify limits its time by alarms, which Python allows in the main thread
+only and which would hold up all conversations. And a policy may write `9^{9^{9^9}}`, whose power is computed in C,
+where alarms do not arrive. The kernel ends the process when an answer takes too much CPU time, and the next answer
+starts a new process. Wall time would depend on the load of the machine.
 
-This file is also the program of that process, and imports nothing of the package.
+This file is also the program of that process, so it imports nothing of the package.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
 import re
 import subprocess
@@ -30,10 +28,10 @@ _AMOUNT = re.compile(r"([-+$\d.,/ ]*\d)\s*[A-Za-z ]+\.?")  # a number and its un
 
 
 class AnswerChecker:
-    """Compares answers, one at a time; safe to share between threads. The process starts with the first answer.
+    """Compares answers, one at a time; threads may share it. The process starts with the first answer and ends with us.
 
     Args:
-        cpu_seconds: CPU time that one answer may take; one that takes more is wrong.
+        cpu_seconds: CPU time for one answer. One that takes more is wrong.
     """
 
     def __init__(self, cpu_seconds: float = 5.0) -> None:
@@ -42,97 +40,85 @@ class AnswerChecker:
         self._process: subprocess.Popen[str] | None = None
 
     def same(self, reference: str, answer: str) -> bool:
-        """Whether the answer that ends a text equals the reference; an answer that is too costly to read does not."""
+        """Whether the answer at the end of a text equals the reference. False if it is too costly to read."""
         return bool(self._ask(reference, answer))
 
     def decide(self, reference: str, answer: str) -> bool | None:
-        """As `same`; None where that cannot be told: one of them has no mathematics in it, or too costly ones."""
-        found = self._ask(reference, answer)
-        if found or found is None:
-            return found
-        return False if self.readable(reference) else None
+        """As `same`, but None if math-verify cannot tell: one of them is not mathematics, or is too costly."""
+        equal = self._ask(reference, answer)
+        if equal is False and not self.readable(reference):
+            return None
+        return equal
 
     def readable(self, reference: str) -> bool:
-        """Whether the reference is an answer that others can be compared with."""
+        """Whether answers can be compared with this reference."""
         return bool(self._ask(reference, None))
 
     def _ask(self, *request: str | None) -> Any:
         with self._lock:
             process = self._process
             if process is None or process.poll() is not None:
-                self._process = process = self._start()
+                # -P: do not import from the folder of this file
+                command = [sys.executable, "-P", __file__, str(self.cpu_seconds)]
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+                self._process = process
             assert process.stdin is not None and process.stdout is not None
             try:
                 process.stdin.write(json.dumps(request) + "\n")
                 process.stdin.flush()
-                found = process.stdout.readline()
+                reply = process.stdout.readline()
             except BrokenPipeError:
-                found = ""
-            if found.endswith("\n"):
-                return json.loads(found)
+                reply = ""
+            if reply.endswith("\n"):
+                return json.loads(reply)
             process.communicate()
             self._process, code = None, process.returncode
-            if code > 0:  # it says what is wrong with it; a signal is the answer's doing
+            if code > 0:  # the process itself is broken, and has printed why; a costly answer ends it by a signal
                 raise RuntimeError(f"math-verify's process ended with status {code}.")
             return None
 
-    def close(self) -> None:
-        """End the process; another answer would start a new one."""
-        with self._lock:
-            if self._process is not None:
-                self._process.kill()
-                self._process.communicate()
-                self._process = None
-
-    def _start(self) -> subprocess.Popen[str]:
-        # -P: the folder of this file must not become a place to import from
-        command = [sys.executable, "-P", __file__, str(self.cpu_seconds)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
-
 
 CHECKER = AnswerChecker()  # one process for all metrics and data
-atexit.register(CHECKER.close)
 
 
 def serve(cpu_seconds: float) -> None:
-    """Answer the requests of standard input, a JSON list `[reference, text]` a line, until it ends."""
+    """Answer the requests of standard input until it ends. A request is a line with a JSON list `[reference, text]`."""
     import logging
     import os
     import resource
     import signal
 
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no reply
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of standard input tells when to stop
+    os.dup2(2, 1)  # so that nothing a library prints counts as a reply
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of standard input ends the process
     logging.disable(logging.CRITICAL)
     from math_verify import parse, verify
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # nobody handles its signal, so it ends the process
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # its signal ends the process
         reference, text = json.loads(line)
-        found: bool | None
+        result: bool | None
         try:
             wanted = parse(boxed(reference), parsing_timeout=None)
             if text is None:
-                # What was not understood is a text; a repeating decimal is compared as such.
-                found = any(not isinstance(one, str) for one in wanted) or "\\overline" in reference
+                # What math-verify does not understand stays a text. Repeating decimals are compared as texts.
+                result = any(not isinstance(one, str) for one in wanted) or "\\overline" in reference
             else:
                 given = parse(_PERCENT.sub("", text), parsing_timeout=None)
-                found = verify(wanted, given, timeout_seconds=None) if given else None
+                result = verify(wanted, given, timeout_seconds=None) if given else None
         except (MemoryError, RecursionError):
-            found = False
+            result = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        replies.write(json.dumps(found) + "\n")
+        replies.write(json.dumps(result) + "\n")
         replies.flush()
 
 
 def boxed(reference: str) -> str:
-    """A reference as math-verify reads all of it, not only its last number: in a box, without percent signs or a unit.
+    """Put a reference into a box, so that math-verify reads all of it, without percent signs or a unit.
 
-    Words have to be in `\\text{}`, since letters side by side are factors; a single word is put there. With others than
-    a unit, the box is empty.
+    Letters side by side would be factors, so a single word goes into `\\text{}`. Other prose gives an empty box.
     """
     answer = _PERCENT.sub("", reference).strip()
     if _WORD.fullmatch(answer):

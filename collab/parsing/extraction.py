@@ -1,6 +1,6 @@
-"""What an assistant has produced: `Extract(t)` of Eq. 3 for final answers and for programs.
+"""The final answer or program in an assistant's messages: `Extract(t)` of Eq. 3.
 
-Read by the metrics and by the agenda user alike, so that what a user takes for a result is what is scored.
+The metrics and the agenda user share these rules, so what the user accepts as a result is what is scored.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collab.parsing.english import questions, without_questions
 _FENCED = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _EXPLICIT = re.compile(r"\\(?:boxed|fbox)\b|\banswer\b", re.IGNORECASE)
 _CODE_BEGINS = re.compile(r"(?:async def|def|class|import|from|@)\b|@\w")
-_MOST_LINES = 300  # of plain code that is looked through for a program: the search takes the square of it
+_MOST_LINES = 300  # of a message without fences; the search for a program takes time quadratic in them
 
 
 def states_answer(reply: str) -> bool:
-    """Whether a message ends a calculation: a box, the word "answer" or, in a message that asks nothing, a number."""
+    """Whether a message has a box, the word "answer" or, if it asks nothing, a number."""
     statement = without_questions(reply)
     return bool(_EXPLICIT.search(statement)) or (not questions(reply) and any(c.isdigit() for c in statement))
 
@@ -33,12 +33,13 @@ def last_answer(replies: Sequence[str]) -> str:
 def last_program(replies: Sequence[str], entry_point: str = "") -> str:
     """The last complete Python program in a conversation's assistant messages; "" if there is none.
 
-    Programs are fenced blocks or, in a message without any, the lines that are code. A complete one can be parsed and
-    does more than evaluate expressions. The last one that defines `entry_point` is taken, or else the last one at all:
-    behind a function often stands an example of its use.
+    Programs are fenced blocks or, in a message without any, the lines that are code. A complete program can be parsed
+    and does more than evaluate expressions. The last one that defines `entry_point` wins, because an example of its use
+    often follows a function. If none defines it, the last one wins.
     """
-    found = [program for reply in replies for program in _programs(reply)]
-    return next((p for p in reversed(found) if entry_point and defines(p, entry_point)), found[-1] if found else "")
+    programs = [program for reply in replies for program in _programs(reply)]
+    defining = [program for program in programs if entry_point and defines(program, entry_point)]
+    return ["", *programs, *defining][-1]
 
 
 def outside_code(reply: str) -> str:
@@ -47,26 +48,19 @@ def outside_code(reply: str) -> str:
 
 
 def parsed(program: str) -> ast.Module | None:
-    """The syntax tree of a Python program, None where it is none."""
+    """The syntax tree of a Python program; None if it cannot be parsed."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes in strings that are no escapes
+        with warnings.catch_warnings(action="ignore"):  # about invalid escapes in strings
             return ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def defines(program: str, name: str) -> bool:
-    """Whether a program defines a function or class of this name at its top level."""
+def defines(program: str, name: str = "") -> bool:
+    """Whether a program defines a function or class at its top level: one of this name, or any if it is ""."""
     tree = parsed(program)
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    return tree is not None and any(isinstance(node, kinds) and node.name == name for node in tree.body)
-
-
-def defines_anything(program: str) -> bool:
-    """Whether a program defines a function or class at its top level."""
-    tree = parsed(program)
-    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    return tree is not None and any(isinstance(node, kinds) for node in tree.body)
+    return tree is not None and any(isinstance(node, kinds) and name in ("", node.name) for node in tree.body)
 
 
 def _programs(reply: str) -> Iterator[str]:
@@ -80,7 +74,7 @@ def _is_complete(text: str) -> bool:
 
 
 def _plain(reply: str) -> str:
-    """The longest run of lines that is a program, from the first line that looks like the beginning of one."""
+    """The longest program among the lines, from the first line that looks like the beginning of one."""
     lines = reply.splitlines()[:_MOST_LINES]
     for first, line in enumerate(lines):
         if _CODE_BEGINS.match(line):

@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_items import makes
 from collab.parsing.english import sentences, without_questions, words
-from collab.parsing.extraction import defines_anything, last_program, states_answer
+from collab.parsing.extraction import defines, last_program, states_answer
 
 CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
 
@@ -151,7 +151,7 @@ def _writes_program(heard: str, message: str) -> bool:
     if (fenced := _CODE_FENCE.search(message)) and fenced[0].split("\n", 1)[-1] not in heard:
         return True  # whether or not it can be parsed
     program = last_program([message])
-    return defines_anything(program) and " ".join(program.split()) not in " ".join(heard.split())
+    return defines(program) and " ".join(program.split()) not in " ".join(heard.split())
 
 
 def leaks(goal: Goal, message: str) -> bool:

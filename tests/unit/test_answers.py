@@ -85,7 +85,6 @@ def test_an_answer_that_is_too_costly_is_wrong_and_holds_nobody_up():
     assert asyncio.run(both()) is False
     assert len(ticks) > 10  # the event loop went round all the while
     assert checker.same("7", "7") is True  # by a new process
-    checker.close()
 
 
 def test_a_checker_serves_threads_and_survives_its_process():
@@ -103,7 +102,6 @@ def test_a_checker_serves_threads_and_survives_its_process():
     os.kill(checker._process.pid, 9)
     checker._process.wait()
     assert checker.same("7", "7") is True
-    checker.close()
 
 
 def test_accuracy_is_of_the_last_answer_that_was_stated():
