@@ -204,6 +204,11 @@ def test_a_short_question_may_ask_back():
     assert asks_back(STORY, "It depends. Which one?")
 
 
+def test_a_question_inside_code_does_not_ask_back():
+    code = "```python\n# Do you mean the first or the last?\nx = 1\n```"
+    assert not asks_back(PROGRAM, code) and asks_back(PROGRAM, f"{code}\nDo you mean the first or the last?")
+
+
 def test_the_users_own_question_given_back_does_not_ask_back():
     assert not asks_back(STORY, "What colour is it? It is black.")
 
