@@ -76,7 +76,7 @@ def play_row(
 
     from collab.app import build
     from collab.callbacks.rollout import RolloutCallback
-    from collab.callbacks.rollout_metrics import conversation_metrics
+    from collab.callbacks.rollout_metrics import conversation_values, means
     from collab.callbacks.transcripts import TranscriptWriter
     from collab.chat.base import ChatModel
     from collab.lm.loading import load_tokenizer
@@ -105,8 +105,8 @@ def play_row(
     scored = _gathered(rollouts.tested)
     if trainer.is_global_zero:
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
-    found = conversation_metrics(scored)
-    progress.done(len(scored), reward=found["reward"], tokens=found["assistant_tokens"])
+    metrics = means(conversation_values(scored, parts=()))
+    progress.done(len(scored), reward=metrics["reward"], tokens=metrics["assistant_tokens"])
     if line := add_problems(Path(config.output_dir), name, simulation.problems, rank()):
         progress.say(line)
     run.finish(name, time.monotonic() - started, policy_scores(scored))

@@ -1,4 +1,4 @@
-"""What is logged about a rollout, a validation and a test."""
+"""Metrics of a rollout, a validation and a test."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from collab.conversation import Group, Score, Scored
 from collab.parsing.agenda_state import distinct_questions
 from collab.rewards.metrics import assistant_tokens
 
-Values = dict[str, list[float | None]]  # metric -> what its mean is over; None where it could not be had
+Values = dict[str, list[float | None]]  # metric -> the values that its mean is over; None is a missing value
+_OWN = ("distinct_questions", "assistant_tokens", "turns")  # metrics of every conversation, whatever the reward
 
 
 def means(values: Values, sum_up: Callable[[list[float]], list[float]] = lambda sums: sums) -> dict[str, float]:
-    """The mean of each list; missing values are left out, and what nobody has is nan.
+    """The mean of each list without missing values; nan if no process has a value.
 
     Args:
         values: Metric -> values of this process.
-        sum_up: Adds numbers up over all processes, which have to have the same metrics.
+        sum_up: Sums each number over all processes, which must have the same metrics.
     """
     known = [[value for value in listed if value is not None and value == value] for listed in values.values()]
     totals = iter(sum_up([number for listed in known for number in (math.fsum(listed), float(len(listed)))]))
@@ -27,74 +28,67 @@ def means(values: Values, sum_up: Callable[[list[float]], list[float]] = lambda 
 
 
 def group_values(groups: Sequence[Group], weights: dict[str, float]) -> Values:
-    """What a rollout was like. `*_spread`: of each group, standard deviation of a part times its weight.
+    """The metrics of a rollout.
 
-    Spreads tell which part of MR the comparison of candidates is made by.
+    `*_spread` is the standard deviation of a part of the reward within a group, times the part's weight. It shows which
+    parts decide the comparison of candidates.
+
+    Args:
+        groups: Of this process.
+        weights: Part of the reward -> its weight.
     """
     candidates = [candidate for group in groups for candidate in group.candidates]
     futures = [future for candidate in candidates for future in candidate.futures if future.valid]
-    spoken = [turn.reply for future in futures for turn in future.turns]
-    found: Values = {
+    values: Values = {
         "mr": [c.mr for c in candidates],
         "mr_spread": [_spread([c.mr for c in g.candidates]) for g in groups],
         "assistant_tokens": [float(assistant_tokens(future)) for future in futures],
         "turns": [float(len(future.turns)) for future in futures],
         "context_turn": [float(group.context.turn) for group in groups],
         "reply_tokens": [float(candidate.reply.num_tokens) for candidate in candidates],
-        "cut_replies": [float(reply.finish_reason == "length") for reply in spoken],
+        "cut_replies": [float(turn.reply.finish_reason == "length") for future in futures for turn in future.turns],
+        "distinct_questions": distinct_questions(futures),
     }
-    found["distinct_questions"] = distinct_questions(futures)
     for name, weight in weights.items():
-        found[name] = [c.part(name) for c in candidates]
+        values[name] = [c.part(name) for c in candidates]
         if weight:
-            found[f"{name}_spread"] = [_spread([c.part(name) for c in g.candidates], abs(weight)) for g in groups]
+            values[f"{name}_spread"] = [_spread([c.part(name) for c in g.candidates], abs(weight)) for g in groups]
     if "token_penalty" in weights:
-        found["token_penalty_saturated"] = _saturated([score for c in candidates for score in c.scores])
-    return found
+        values["token_penalty_saturated"] = _saturated([score for c in candidates for score in c.scores])
+    return values
 
 
 def scores_of(scored: Sequence[Scored]) -> list[dict[str, float | None]]:
-    """Of each conversation: `reward` (R*) and its parts, distinct questions, tokens, turns; None for an invalid one."""
+    """For each conversation: `reward` (R*), its parts, distinct questions, tokens and turns; None if it is invalid."""
     distinct = iter(distinct_questions([conversation for conversation, _ in scored if conversation.valid]))
-    found = []
+    rows = []
     for conversation, score in scored:
-        values: dict[str, float | None] = {"reward": score.reward, **score.parts}
-        own = ("distinct_questions", "assistant_tokens", "turns")
+        row: dict[str, float | None] = {"reward": score.reward, **score.parts, **dict.fromkeys(_OWN)}
         if conversation.valid:
-            tokens, turns = float(assistant_tokens(conversation)), float(len(conversation.turns))
-            found.append(values | dict(zip(own, (next(distinct), tokens, turns), strict=True)))
-        else:
-            found.append(values | dict.fromkeys(own))
-    return found
+            own = (next(distinct), float(assistant_tokens(conversation)), float(len(conversation.turns)))
+            row |= dict(zip(_OWN, own, strict=True))
+        rows.append(row)
+    return rows
 
 
-def conversation_values(scored: Sequence[Scored], names: Iterable[str]) -> Values:
-    """Of whole conversations: what `scores_of` has, of the parts `names`, and whether replies are cut at the limit.
+def conversation_values(scored: Sequence[Scored], parts: Iterable[str]) -> Values:
+    """The metrics of whole conversations, all but `invalid` of the valid ones alone.
 
-    Of valid ones alone; `invalid` tells the others, `unscored` the valid ones without a reward. With a token penalty
-    among the parts, also whether it is saturated.
+    Args:
+        scored: Conversations of this process.
+        parts: Parts of the reward.
     """
-    names = list(names)
-    invalid: list[float | None] = [float(not conversation.valid) for conversation, _ in scored]
-    scored = [(conversation, score) for conversation, score in scored if conversation.valid]
-    rows = scores_of(scored)
-    found: Values = {
-        "invalid": invalid,
-        "unscored": [float(score.reward is None) for _, score in scored],
-        **{
-            name: [row.get(name) for row in rows]
-            for name in ("reward", *names, "distinct_questions", "assistant_tokens", "turns")
-        },
-        "cut_replies": [float(turn.reply.finish_reason == "length") for c, _ in scored for turn in c.turns],
+    valid = [(conversation, score) for conversation, score in scored if conversation.valid]
+    rows, parts = scores_of(valid), list(parts)
+    values: Values = {
+        "invalid": [float(not conversation.valid) for conversation, _ in scored],
+        "unscored": [float(score.reward is None) for _, score in valid],
+        **{name: [row.get(name) for row in rows] for name in ("reward", *parts, *_OWN)},
+        "cut_replies": [float(turn.reply.finish_reason == "length") for c, _ in valid for turn in c.turns],
     }
-    if "token_penalty" in names:
-        found["token_penalty_saturated"] = _saturated([score for _, score in scored])
-    return found
-
-
-def conversation_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """Means of `conversation_values`, of all parts that the scores have."""
-    return means(conversation_values(scored, dict.fromkeys(name for _, score in scored for name in score.parts)))
+    if "token_penalty" in parts:
+        values["token_penalty_saturated"] = _saturated([score for _, score in valid])
+    return values
 
 
 def _saturated(scores: Sequence[Score]) -> list[float | None]:

@@ -17,7 +17,7 @@ from scripted import ScriptedModel, ScriptedUser, spoken
 from collab.app.evaluate import policy_scores
 from collab.callbacks.checkpoint import BatchCheckpoint
 from collab.callbacks.rollout import RolloutCallback
-from collab.callbacks.rollout_metrics import conversation_metrics
+from collab.callbacks.rollout_metrics import conversation_values, means
 from collab.chat.base import Sampling
 from collab.config.schema import SamplerConfig
 from collab.conversation import INVALID, Conversation, Goal, Score
@@ -181,7 +181,7 @@ def test_an_evaluation_leaves_invalid_conversations_out_of_every_mean() -> None:
     good = Conversation(GOALS[0]).with_user("hi").with_reply(spoken("one two three")).with_end("max_turns")
     bad = Conversation(GOALS[0]).with_user("hi").with_reply(spoken("one")).with_end(f"{INVALID}: leak")
     scored = [(good, Score(0.5, {"x": 0.5})), (bad, Score(None, {"x": None}))]
-    found = conversation_metrics(scored)
+    found = means(conversation_values(scored, []))
     assert (found["reward"], found["assistant_tokens"], found["turns"], found["invalid"]) == (0.5, 3, 1, 0.5)
     assert policy_scores(scored)["turns"] == {"a": [1.0, None]}
     assert policy_scores(scored)["assistant_tokens"] == {"a": [3.0, None]}

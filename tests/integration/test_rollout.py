@@ -13,7 +13,7 @@ import torch
 from scripted import ScriptedModel, ScriptedUser, says, spoken
 
 from collab.callbacks.rollout import RolloutCallback
-from collab.callbacks.rollout_metrics import conversation_metrics, group_values, means
+from collab.callbacks.rollout_metrics import conversation_values, group_values, means
 from collab.chat.base import Sampling
 from collab.config.schema import AgendaUserConfig, SamplerConfig
 from collab.conversation import Conversation, Goal, Score
@@ -571,10 +571,8 @@ def test_validation_and_test_play_whole_conversations():
 
 
 def test_evaluation_draws_are_those_of_the_goal_alone():
-    rollout = RolloutCallback(simulation(), "")
-
     async def conversations(goals, split="test") -> dict:
-        scored = await rollout.conversations(ScriptedModel(random_words), goals, split, 2)
+        scored = await simulation().conversations(ScriptedModel(random_words), goals, "", split, 2)
         return {(c.goal.id, i % 2): c for i, (c, _) in enumerate(scored)}
 
     both, one = asyncio.run(conversations([GOAL, OTHER])), asyncio.run(conversations([OTHER]))
@@ -602,8 +600,8 @@ def test_saturated_share_of_whole_conversations():
     done = replace(open_context(2), pending=None)
     scores = [Score(0.0, {"token_penalty": value}) for value in (1.0, 0.99, 0.2, 1.0)]
     scored = [(done, score) for score in [*scores, Score(None, {"token_penalty": None})]]
-    assert conversation_metrics(scored)["token_penalty_saturated"] == 0.5
-    assert "token_penalty_saturated" not in conversation_metrics([(done, Score(0.5, {"judge": 0.5}))])
+    assert means(conversation_values(scored, ["token_penalty"]))["token_penalty_saturated"] == 0.5
+    assert "token_penalty_saturated" not in conversation_values([(done, Score(0.5, {"judge": 0.5}))], ["judge"])
 
 
 def test_cut_replies_are_counted_over_all_of_a_future():
@@ -621,7 +619,8 @@ def test_means_leave_missing_values_out_and_are_nan_where_nobody_has_one():
     assert math.isnan(metrics["mr"]) and math.isnan(metrics["zero"])
 
 
-def test_conversation_metrics_leave_missing_values_out():
+def test_means_of_conversations_leave_missing_values_out():
     done = replace(open_context(2), pending=None)
-    found = conversation_metrics([(done, Score(0.5, {"judge": 0.5})), (done, Score(None, {"judge": None}))])
+    scored = [(done, Score(0.5, {"judge": 0.5})), (done, Score(None, {"judge": None}))]
+    found = means(conversation_values(scored, ["judge"]))
     assert (found["reward"], found["judge"], found["turns"], found["assistant_tokens"]) == (0.5, 0.5, 1, 1)

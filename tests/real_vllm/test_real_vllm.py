@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -28,7 +27,7 @@ import pytest
 import torch
 
 from benchmarks.environments import preloads, python_of
-from collab.callbacks.rollout import _logprobs
+from collab.callbacks.rollout import policy_logprobs
 from collab.chat.base import Sampling
 from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig
 from collab.conversation import Message
@@ -141,7 +140,7 @@ def test_the_logprobs_are_those_of_the_policy(server: Server, tmp_path: Path) ->
     torch.manual_seed(0)
     lm: Any = load_model(config, resolve_dtype("auto", CPU), CPU)
     tokenizer = load_tokenizer(config)
-    logprobs = _logprobs(SimpleNamespace(policy=Policy(lm, False), device=CPU))
+    logprobs = policy_logprobs(Policy(lm, False), CPU)
     engine = VLLMEngine(lm, tokenizer, VLLMEngineConfig(base_url=server.url), tmp_path, temperature=0.7)
     for size in (0.0, 0.002, 0.02):  # of what is added to every B
         for name, parameter in lm.named_parameters():
