@@ -1,7 +1,7 @@
 """Locks a process in and turns it into the worker; `supervisor.py` calls `become_worker` in the child that it forks.
 
-It uses the standard library only, and little of it, because a program waits for it: pathlib and typing would double the
-time that the supervisor takes to start.
+It uses little of the standard library, and nothing else: pathlib and typing would double the time that the supervisor
+takes to start.
 """
 
 import ctypes
@@ -40,56 +40,50 @@ def call(name: str, *args: str | int | bytes | None) -> None:
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
-class Steps:
-    """Locks that the kernel may refuse: the names of those that it granted are in `done`."""
-
-    def __init__(self) -> None:
-        self.done: list[str] = []
-
-    def __call__(self, name: str, step: Callable[..., None], *args: object) -> None:
-        """Take a step; a step that the kernel refuses is left out."""
-        try:
-            step(*args)
-        except OSError:
-            return
-        self.done.append(name)
+def attempt(granted: list[str], name: str, step: Callable[..., None], *args: object) -> None:
+    """Take a step that the kernel may refuse; if it does not, `name` is added to `granted`."""
+    try:
+        step(*args)
+    except OSError:
+        return
+    granted.append(name)
 
 
-def become_worker(request: dict, steps: Steps, control: int, output: int, status: int) -> None:
+def become_worker(request: dict, granted: list[str], control: int, output: int, status: int) -> None:
     """Lock this process in and replace it by the worker; does not return.
 
     Args:
-        request: As `collab.sandbox.run` sends it, with `uid`, the user id that the program gets from root, and
-            `worker`, the source of the worker.
-        steps: What has been granted so far.
+        request: As `collab.sandbox.run` sends it, with `uid`, the user id that root gives the program, and `worker`,
+            the source of the worker.
+        granted: Names of the namespaces that the kernel has granted so far.
         control: File descriptor of the socket to the worker.
         output: File descriptor for what the program prints.
-        status: File descriptor that is told which steps were granted.
+        status: File descriptor that gets the names of all namespaces that were granted.
     """
     limits, folder, root = request["limits"], request["folder"], os.geteuid() == 0
     os.setsid()  # a signal to the program's process group must not reach the supervisor
     for fd, source in ((0, os.open("/dev/null", os.O_RDONLY)), (1, output), (2, output)):
         os.dup2(source, fd)
     os.set_inheritable(control, True)
-    if "pid namespace" in steps.done:  # the new /proc must show a new pid namespace
-        steps("mount namespace", enter_mount_namespace, folder, request["packages"], limits["disk_bytes"])
-    if "mount namespace" in steps.done:
+    if "pid namespace" in granted:  # the new /proc must show a new pid namespace
+        attempt(granted, "mount namespace", enter_mount_namespace, folder, request["packages"], limits["disk_bytes"])
+    if "mount namespace" in granted:
         folder = BOX
     elif root:
         os.chown(folder, request["uid"], request["uid"])
-    steps("network namespace", enter_network_namespace)
+    attempt(granted, "network namespace", enter_network_namespace)
     if root:
         os.setgroups([])
         os.setresgid(*[request["uid"]] * 3)
         os.setresuid(*[request["uid"]] * 3)
-        call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self/uid_map still belongs to root
-        steps("user namespace", enter_user_namespace)
-    own_count = "user namespace" in steps.done and tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 14)
+        call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # otherwise /proc/self/uid_map still belongs to root
+        attempt(granted, "user namespace", enter_user_namespace)
+    own_count = "user namespace" in granted and tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 14)
     set_limits(limits, own_count)
     os.chdir(folder)
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    os.write(status, json.dumps({"enforced": steps.done}).encode())
+    os.write(status, json.dumps(granted).encode())
     environment = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": folder,
@@ -100,16 +94,16 @@ def become_worker(request: dict, steps: Steps, control: int, output: int, status
         "PYTHONHASHSEED": "0",  # the same program gets the same verdict
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     }
-    # The worker is passed as text, since its file cannot be seen from inside. Capabilities end here: a user other than
-    # 0 starts the new program.
+    # The worker is passed as text, since its file cannot be seen from inside. The process loses its capabilities here,
+    # because its user is not 0 when it starts the new program.
     python = request["python"]
     os.execve(python, [python, "-PsB", "-c", request["worker"], str(control)], environment)
 
 
 def enter_user_namespace() -> None:
-    """Become user 1000 of a new user namespace with no other users, in which no further one can be made.
+    """Become user 1000, the only user of a new user namespace, and forbid further namespaces in it.
 
-    In a further namespace the program would have capabilities again, e.g. to mount a file system without limits.
+    In a further one the program would have capabilities again, e.g. to mount a file system without limits.
     """
     uid, gid = os.geteuid(), os.getegid()
     call("unshare", CLONE_NEWUSER)
@@ -198,7 +192,7 @@ def set_limits(limits: dict, own_count: bool) -> None:
 
     Args:
         limits: `collab.sandbox.run.Limits` as a dict.
-        own_count: The kernel counts the processes of the namespace alone, and not all of this user.
+        own_count: The kernel counts only the processes of the namespace, not all processes of this user.
     """
     processes = limits["processes"] + (0 if own_count else tasks_of(os.getuid()))
     for what, value in (

@@ -1,17 +1,12 @@
 """Runs programs that a policy has written, with their tests, in a sandbox; says whether the tests pass.
 
-`run_program` is the only entry. Each program gets a process of its own under `supervisor.py`, which shuts it off from
-all that the kernel lets it: other processes, files, the network, this process's user id and environment, and bounds its
-time and memory. A verdict's `enforced` names what was granted; docs/sandbox.md says what each name means, and what is
-not prevented.
+`run_program` starts each program in a process of its own under `supervisor.py`. The supervisor bounds its time and
+memory and, as far as the kernel allows, shuts it off from other processes, files, the network, and this process's user
+id and environment. A verdict's `enforced` names the locks that were in force; docs/sandbox.md explains the names.
 
 Program and tests share one interpreter, because the tests of BigCodeBench and HumanEval call the program's functions,
-pass them mocks and look into what they return. A verdict can therefore not be certain. A program does not pass by
-ending the process (at any time, with any status), printing anything, skipping tests or lines of them, changing
-`unittest`, the builtins or the functions of another module and leaving them changed, returning objects that equal
-anything, or reading the memory of the process before the tests are over; `worker.py` says why. In principle, a program
-written against `worker.py` can read and write the socket of the report itself, change the variables of the running
-test, undo its changes before they are looked for, or read the expected values off a running test.
+pass them mocks and look into what they return. A verdict can therefore not be certain. `worker.py` says which tricks
+fail; docs/sandbox.md says what is not prevented.
 """
 
 from __future__ import annotations
@@ -35,12 +30,12 @@ Outcome = Literal["passed", "failed", "ended early", "wall time", "cpu time", "m
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. Limits are for all its processes together, unless said otherwise.
+    """What one program may use: a limit for all its processes together, unless it says "each process".
 
     Attributes:
         seconds: Wall-clock time of program and tests, without the start of the interpreter.
         cpu_seconds: CPU time of each process, whole seconds.
-        memory_bytes: Address space of each process; also the memory in use by all of them together.
+        memory_bytes: Memory in use; also the address space of each process.
         processes: Processes and threads.
         file_bytes: Size of each file.
         disk_bytes: Size of all files together; enforced only in a mount namespace.
@@ -58,13 +53,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a program did.
+    """The result of one program.
 
     Attributes:
         outcome: "passed": every test succeeded. "failed": the program does not run, a test did not succeed, or the
             program tampered with its tests. "ended early": its process ended before the tests were over. The others
-            name the limit that it ran into.
-        detail: Why, for people: a traceback or a sentence; "" if it passed.
+            name the limit that it exceeded.
+        detail: The reason, a traceback or a sentence; "" if it passed.
         output: What was printed, to stdout and stderr.
         seconds: Wall-clock time from the start of the program.
         enforced: Names of the limits and locks that were in force.
@@ -94,11 +89,11 @@ async def run_program(
             both. It sees the program's global names. Its imports are imported before the program runs.
         entry_point: Name of the function that `check` is called with.
         limits: What the program may use; None takes the defaults.
-        strict: Refuse to run unless everything can be enforced; else the verdict's `missing` names what was not.
+        strict: Refuse to run unless everything can be enforced. Otherwise the verdict's `missing` names what was not.
 
     Raises:
-        BadInput: The tests cannot be compiled or hold neither kind; the sandbox cannot be set up here; with `strict`,
-            something is missing. The program has not been run.
+        BadInput: The tests cannot be compiled, or contain neither kind; the sandbox cannot be set up here; with
+            `strict`, something is missing. The program has not been run.
     """
     request = {
         "program": program,
@@ -150,22 +145,23 @@ def _parsed_tests(tests: str) -> ast.Module:
 
 def _imported(tests: ast.Module) -> list[str]:
     """Names of all modules that the tests may use; a name that they import from a module may be a module too."""
-    found: dict[str, None] = {}
+    names: list[str] = []
     known: dict[str, str] = {}  # name in the tests -> module
     for node in ast.walk(tests):
         if isinstance(node, ast.Import):
-            found |= dict.fromkeys(alias.name for alias in node.names)
-            known |= {
-                a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0] for a in node.names
-            }
+            for alias in node.names:
+                names.append(alias.name)
+                bound = alias.name if alias.asname else alias.name.split(".")[0]
+                known[alias.asname or bound] = bound
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-            found |= dict.fromkeys([node.module, *names.values()])
-            known |= names
+            names.append(node.module)
+            for alias in node.names:
+                names.append(f"{node.module}.{alias.name}")
+                known[alias.asname or alias.name] = names[-1]
     for node in ast.walk(tests):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in known:
-            found[f"{known[node.value.id]}.{node.attr}"] = None
-    return list(found)
+            names.append(f"{known[node.value.id]}.{node.attr}")
+    return list(dict.fromkeys(names))
 
 
 async def _supervised(request: dict[str, Any]) -> dict[str, Any]:
@@ -205,9 +201,8 @@ _slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] 
 
 
 def _slot() -> asyncio.Semaphore:
-    """The semaphore of this event loop. With more programs than cores, all would run into their wall-clock limits."""
-    cores = len(os.sched_getaffinity(0))
-    return _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(cores))
+    """The semaphore of this event loop. With more programs than cores, all would exceed their wall-clock limits."""
+    return _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(len(os.sched_getaffinity(0))))
 
 
 def _packages() -> list[str]:

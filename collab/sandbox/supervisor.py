@@ -1,8 +1,8 @@
 """Runs one untrusted program locked in, watches it, and reports how it ended. `collab.sandbox.run` starts this script.
 
 It is a process of its own because namespaces, limits and user ids belong to a process, and the process that trains has
-threads and a GPU. It never executes a line of the program. It holds what the program must not have: the tests until it
-is their turn, the token of the report, and the view from outside.
+threads and a GPU. It never executes a line of the program. It holds what the program must not have: the tests until
+they are due, the token of the report, and the view from outside.
 
     collab ── supervisor (this file) ── worker.py: the program and its tests; pid 1 of its own pid namespace
               stdin: one line of JSON, then nothing; its end means that collab is gone, and ends the program
@@ -27,7 +27,7 @@ if not __package__:  # run by path: -I and -S leave the folder of the package ou
 from collab.sandbox.lockdown import (
     CLONE_NEWPID,
     PR_SET_CHILD_SUBREAPER,
-    Steps,
+    attempt,
     become_worker,
     call,
     enter_user_namespace,
@@ -67,18 +67,18 @@ def supervise(request: dict) -> dict:
         Refused: The program was not run.
     """
     request["uid"] = FREE_IDS[os.getpid() % len(FREE_IDS)]  # its own user, so that runs cannot touch each other
-    steps = Steps()
+    granted: list[str] = []
     call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.geteuid() != 0:
-        steps("user namespace", enter_user_namespace)
-    steps("pid namespace", call, "unshare", CLONE_NEWPID)
+        attempt(granted, "user namespace", enter_user_namespace)
+    attempt(granted, "pid namespace", call, "unshare", CLONE_NEWPID)
     ours, theirs = socket.socketpair()
     read_output, write_output = os.pipe()
     read_status, write_status = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            become_worker(request, steps, theirs.fileno(), write_output, write_status)
+            become_worker(request, granted, theirs.fileno(), write_output, write_status)
         except BaseException as error:
             os.write(write_status, b"\n" + f"{type(error).__name__}: {error}".encode())
         finally:
@@ -91,13 +91,13 @@ def supervise(request: dict) -> dict:
             status, _, error_text = stream.read().partition(b"\n")
         if error_text or not status:
             raise Refused(f"the sandbox cannot be set up: {error_text.decode()}")
-        enforced = [*ALWAYS, *json.loads(status)["enforced"]]
+        enforced = [*ALWAYS, *json.loads(status)]
         missing = [name for name in NAMESPACES if name not in enforced]
         if missing and request["strict"]:
             raise Refused(f"it cannot be given a {' or a '.join(missing)} of its own here")
         verdict = watch(Worker(pid, ours, read_output, request), request)
     finally:
-        status_code, cpu = end(pid, sweep="pid namespace" not in steps.done)
+        status_code, cpu = end(pid, sweep="pid namespace" not in granted)
     if not verdict["outcome"]:
         how = f"signal {os.WTERMSIG(status_code)}" if os.WIFSIGNALED(status_code) else "an exit of its own"
         verdict |= {"outcome": "ended early", "detail": f"ended by {how} before the tests were over"}
@@ -109,19 +109,19 @@ def supervise(request: dict) -> dict:
 
 
 class Worker:
-    """The ends that the supervisor holds of the worker's socket and output.
+    """The supervisor's ends of the worker's socket and output.
 
     Args:
         pid: Of the worker.
         control: The socket; takes the program and its tests, and brings the report.
-        output: File descriptor of what the program prints.
+        output: File descriptor for reading what the program prints.
         request: As `collab.sandbox.run` sends it.
 
     Attributes:
-        token: What the worker's report must begin with.
-        report: What has come through the socket: a byte that says "started", then the report.
+        token: The worker's report must begin with it.
+        report: What came through the socket: a byte that says "started", then the report.
         printed: What the program has printed.
-        open_ends: The file descriptors that may still bring something.
+        open_ends: The file descriptors that the worker has not closed.
     """
 
     def __init__(self, pid: int, control: socket.socket, output: int, request: dict) -> None:
@@ -145,7 +145,7 @@ class Worker:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def exchange(self, seconds: float) -> None:
-        """Wait at most `seconds` for the worker; then send and read what can be without waiting.
+        """Wait at most `seconds` for the worker; then send and read all that needs no further waiting.
 
         Raises:
             Refused: Nobody waits for the verdict any more.
@@ -176,7 +176,7 @@ def watch(worker: Worker, request: dict) -> dict:
     """Hold the worker to the limits until it reports or has to end.
 
     Returns:
-        "outcome" ("" where only the worker's exit status can tell), "detail", "output" and "seconds".
+        "outcome" ("" if only the worker's exit status can tell it), "detail", "output" and "seconds".
 
     Raises:
         Refused: The interpreter does not start, or nobody waits for the verdict any more.
@@ -187,7 +187,7 @@ def watch(worker: Worker, request: dict) -> dict:
     deadline, next_look = started + READY_SECONDS, started + POLL_SECONDS
     verdict = {"outcome": "", "detail": ""}
     while worker.open_ends and not verdict["outcome"]:
-        # Asked before the pipes are read, so that all that it wrote is read; its children may keep the pipes open.
+        # Ask before reading the pipes, so that all that it wrote is read; its children may keep the pipes open.
         exited = worker.has_exited()
         worker.exchange(0.0 if exited else max(0.0, min(next_look, deadline) - now))
         now = time.monotonic()
@@ -216,7 +216,7 @@ def watch(worker: Worker, request: dict) -> dict:
 
 
 def read_report(report: bytes, token: bytes) -> dict[str, str]:
-    """The worker's own verdict; empty until all of it has come, and for a report without the token."""
+    """The worker's own verdict; empty for a report without the token, and until all of the report has come."""
     size, body = report[:8], report[8:]
     if len(size) < 8 or len(body) < int.from_bytes(size, "big"):
         return {}
@@ -232,8 +232,8 @@ def end(pid: int, sweep: bool) -> tuple[int, float]:
 
     Args:
         pid: The worker.
-        sweep: There is no pid namespace, in which the kernel ends all processes with the first one. Orphans have then
-            become children of this process, which is their subreaper, and are killed until none is left.
+        sweep: There is no pid namespace, in which the kernel would end all processes with the first one. Orphans have
+            become children of this process, their subreaper; kill them until none is left.
     """
     os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)

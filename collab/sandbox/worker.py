@@ -5,19 +5,20 @@ of the modules that the tests import, the program, the tests and a token, each a
 answers with one byte that says "started", and with the report after its length in 8 bytes: token, outcome and detail on
 a line each (the detail may have more lines).
 
-The program is in this process too, so in principle it can reach everything here. What makes a fake fail:
+The program is in this process too, so in principle it can reach everything here. A fake fails for these reasons:
 
 - Neither the exit status nor anything printed counts: a run without a report has not passed.
-- The report carries the token. It waits in the kernel, and is in no memory of this process before the tests are over.
-  The tests wait there too until the program's top level has run.
-- Each test has to succeed. A test that the program has skipped is no success, and no tests are no pass.
+- The report carries the token. Until the tests are over, the token waits in the kernel, outside the memory of this
+  process. The tests wait there too until the program's top level has run.
+- Each test has to succeed, and there has to be one. A test that the program has skipped is no success.
 - A program that changes what it is measured with does not pass. The modules that the tests import are imported before
-  the program runs. After its top level has run, and again after the tests, `unittest` and the builtins must be what
-  they were, each name in `sys.modules` the same module, and each function or class of a module the same. No module may
-  hold a function or class of the program, no test a method of its own, and no trace function may be left.
-- An object that compares equal to anything is no result, be it of a class of the program or a mock.
+  the program runs. After its top level has run, and again after the tests, `unittest` and the builtins must be
+  unchanged, each name in `sys.modules` must be the same module, and each function or class of a module the same. No
+  module may hold a function or class of the program, no test may have a method of its own, and no trace function may
+  be left.
+- An object that compares equal to anything is no result, whether its class is the program's or a mock's.
 - A builtin that the program redefines for itself is not redefined for the tests.
-- All that checks and reports was looked up before the program ran, and the process ends with the report.
+- Everything that checks and reports was looked up before the program ran, and the process ends with the report.
 """
 
 import builtins
@@ -57,7 +58,7 @@ class Unfit(Exception):
 
 
 class Outcomes(unittest.TestResult):
-    """Keeps the successes too, since no failure is not yet a success."""
+    """Keeps the successes too: a test without a failure may not have run."""
 
     def __init__(self):
         super().__init__()
@@ -83,17 +84,17 @@ def traced():
 
 
 def identity(value):
-    """What makes a value do what it does."""
+    """The parts that decide what a value does."""
     if type(value) is FunctionType:
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     return (value,)
 
 
 def snapshot(used):
-    """What makes everything that measures do what it does: (id of its owner, its name) -> (its owner, it, ...).
+    """The identity of everything that measures: (id of its owner, its name) -> (its owner, `identity` of it).
 
-    All of `unittest` and the builtins; the functions, classes and modules that any other module but the program's and
-    the tests' own has names for; the methods of classes in the modules that `used` names.
+    This is all of `unittest` and the builtins; the functions, classes and modules in all other modules except the
+    program's and the tests' own; and the methods of classes in the modules that `used` names.
     """
     found = {
         (id(owner), name): (owner, *identity(value))
@@ -115,7 +116,7 @@ def snapshot(used):
 
 
 def check_unchanged(before, used):
-    """Raise Unfit where something is not what it was; there may be more modules, and more names in them."""
+    """Raise Unfit if something has changed; new modules, and new names in modules, are allowed."""
     after = snapshot(used)
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
@@ -127,7 +128,7 @@ def check_unchanged(before, used):
 
 
 def check_kept_apart(namespace):
-    """Raise Unfit where another module, or a class in one, holds a function or class of the program."""
+    """Raise Unfit if another module, or a class in one, holds a function or class of the program."""
 
     def is_ours(value):
         value = getattr(value, "__func__", value) if type(value) in (staticmethod, classmethod) else value
@@ -150,7 +151,7 @@ def check_kept_apart(namespace):
 
 
 def equals_anything(value, depth=3):
-    """Whether a result fits every test: it equals an object that nobody has seen, or holds something that does."""
+    """Whether a result fits every test: it equals a fresh object, or contains something that does."""
     if type(value) in (list, tuple, set, frozenset, dict):
         held = [*value, *value.values()] if type(value) is dict else value
         return depth > 0 and any(equals_anything(item, depth - 1) for item in itertools.islice(held, 1000))
@@ -159,7 +160,7 @@ def equals_anything(value, depth=3):
     return holds(operator.eq, value, object())
 
 
-# Two things of each type, since an object may look at the type of what it is compared with. No two are alike.
+# Two things of each type, since a result may look at the type of what it is compared with. No two are equal.
 THINGS: tuple = (object(), True, False, 7919, -7907, 79.19, -79.07, "one", "two", b"one", b"two", None)
 THINGS += tuple(make([number]) for make in (list, tuple, set, dict.fromkeys) for number in (7919, 7907))
 COMPARISONS = (
@@ -175,11 +176,11 @@ def holds(fits, value, thing):
     try:
         return bool(fits(value, thing))
     except Exception:
-        return False  # like arrays, whose comparisons are arrays
+        return False  # for example arrays: comparing them gives an array
 
 
 def watched(function, wrong):
-    """`function`; what is wrong with what it does is appended to `wrong`, since a test may expect exceptions."""
+    """`function`, with its cheats appended to `wrong`: a test that expects exceptions would catch a raised Unfit."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -194,7 +195,7 @@ def watched(function, wrong):
 
 
 def check_equality(namespace):
-    """Raise Unfit where objects of a class of the program equal anything, wherever in a result they may be."""
+    """Raise Unfit if objects of a class of the program equal anything, wherever in a result they may be."""
     classes: list = [object]
     known: set = set()
     for cls in classes:  # grows in the loop
@@ -213,10 +214,10 @@ def check_equality(namespace):
 
 
 def run_tests(scope, program, entry_point):
-    """Run what the tests define in `scope`: test cases, and `check(candidate)`. The entry point is put there, watched.
+    """Run the test cases and `check(candidate)` that `scope` defines; the watched entry point is put there.
 
     Raises:
-        Unfit: Not each of them succeeded, or there are none.
+        Unfit: A test did not succeed, or there are none.
     """
     cases = [
         value
@@ -236,8 +237,8 @@ def run_tests(scope, program, entry_point):
     ]
     outcomes = Outcomes()
     unittest.TestSuite(map(loader.loadTestsFromTestCase, cases)).run(outcomes)
-    for _, told in (*outcomes.errors, *outcomes.failures):
-        raise Unfit(told)
+    for _, text in (*outcomes.errors, *outcomes.failures):
+        raise Unfit(text)
     if outcomes.succeeded != planned:
         missed = [name for name in planned if name not in outcomes.succeeded]
         raise Unfit(f"no success: {', '.join(missed)} {[reason for _, reason in outcomes.skipped]}")
@@ -274,7 +275,7 @@ def main():
             try:
                 __import__(name)
             except Exception:
-                pass  # the tests will tell
+                pass  # the tests will raise it again
         builtin_names = frozenset(vars(builtins))
         program = ModuleType(PROGRAM)
         modules[PROGRAM] = modules["__main__"] = program
