@@ -1,4 +1,4 @@
-"""Talking to a vLLM server: its models, loading adapters, completions, and what to do about its errors.
+"""The routes of a vLLM server: its models, adapters and completions, with a way out for each of its errors.
 
 Imports no torch.
 """
@@ -26,7 +26,7 @@ from collab.util.errors import BadInput, RunStopped
 
 
 def start_command(model: str, rank: int | str = "R") -> str:
-    """How to start a server for a policy whose base is `model` and whose adapter has rank `rank`."""
+    """The command that starts a server for a base model and adapters of this rank."""
     return (
         f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {model} --enable-lora --max-lora-rank {rank} "
         "--logprobs-mode processed_logprobs"
@@ -38,7 +38,7 @@ class ServerRefused(Exception):
 
     Args:
         status: HTTP status.
-        message: vLLM's message; "" if the answer has none, as for a route that does not exist.
+        message: vLLM's message; "" if there is none, as for a route that does not exist.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -51,15 +51,15 @@ class Served:
     """The base model of a server."""
 
     name: str  # at the server
-    root: str  # the path or hub id it was read from
-    positions: int | None  # tokens of a sequence at most
+    root: str  # path or hub id that the server has read it from
+    positions: int | None  # maximum tokens of a sequence
 
 
 class VLLMServer:
-    """The routes of a vLLM server; replies of a rollout come from `vllm.VLLMEngine`.
+    """A vLLM server, for anything but the replies of a rollout, which `vllm.VLLMEngine` asks for.
 
     Args:
-        endpoint: Where it is.
+        endpoint: Address, key and timeouts.
     """
 
     def __init__(self, endpoint: EndpointConfig) -> None:
@@ -74,13 +74,13 @@ class VLLMServer:
         """
         cards = [card for card in self._models() if not card.get("parent")]
         wanted = self.endpoint.model
-        found = next((card for card in cards if wanted in (None, card["id"])), None)
-        if found is None:
-            raise BadInput(
-                f"engine.model={wanted}: {self.url} has no such base model. It has: "
-                f"{', '.join(card['id'] for card in cards) or 'none'}. Set engine.model to one of them, or to null."
-            )
-        return Served(found["id"], str(found.get("root") or found["id"]), found.get("max_model_len"))
+        for card in cards:
+            if wanted in (None, card["id"]):
+                return Served(card["id"], str(card.get("root") or card["id"]), card.get("max_model_len"))
+        raise BadInput(
+            f"engine.model={wanted}: {self.url} has no such base model. It has: "
+            f"{', '.join(card['id'] for card in cards) or 'none'}. Set engine.model to one of them, or to null."
+        )
 
     def adapters(self) -> list[str]:
         """Names of the adapters that are loaded."""
@@ -103,23 +103,23 @@ class VLLMServer:
             ) from None
 
     def tokenise(self, text: str) -> list[int] | None:
-        """The token ids of `text`, without special tokens around it; None where the server does not tell."""
+        """The token ids of `text`, without special tokens around it; None if the server does not return them."""
         body = {"prompt": text, "add_special_tokens": False}
         with contextlib.suppress(ServerRefused, ValueError, LookupError, TypeError):
             return list(json.loads(self._request("POST", f"{self.url.removesuffix('/v1')}/tokenize", body))["tokens"])
         return None
 
     def complete(self, body: dict[str, Any]) -> bytes:
-        """The body of the answer to a completion request; nothing is tried again.
+        """The body of the answer to a completion request, which is sent once.
 
         Raises:
-            ServerRefused: It is refused.
+            ServerRefused: The server answers with an error.
             BadInput: The server cannot be reached.
         """
         return self._request("POST", f"{self.url}/completions", body)
 
     def returns_sampled_logprobs(self, served: Served, prompt: Sequence[int]) -> bool:
-        """Whether log-probs are those of the distribution that is sampled: with `top_k=1` every probability is 1.
+        """Whether log-probs are those of the sampled distribution: with `top_k=1`, a sampled token has probability 1.
 
         Raises:
             BadInput: The server refuses the request, or returns no token ids.
@@ -129,34 +129,35 @@ class VLLMServer:
             return max(map(abs, read_completion(self.complete(body), body).logprobs)) < 1e-3
         except (ServerRefused, Failure, RunStopped) as error:
             raise BadInput(
-                f"engine=vllm: the server at {self.url} does not take token ids as it should. {error}"
+                f"engine=vllm: the server at {self.url} gives no reply to a prompt of token ids. {error}"
             ) from None
 
     def load(self, name: str, folder: Path) -> None:
         """Load the adapter in `folder` under a name that the server does not have.
 
         Raises:
-            BadInput: The server cannot; the message says what to do.
+            BadInput: The server refuses; the message says what to do.
         """
         try:
-            self._request("POST", f"{self.url}/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+            self._load(name, folder)
         except ServerRefused as error:
             raise BadInput(self._not_loaded(error, folder)) from None
 
     def check_adapters(self) -> None:
-        """Check that adapters can be loaded: asked for a folder that does not exist, the server may only miss that.
+        """Check that the server takes adapters, by asking for one in a folder that does not exist.
 
         Raises:
-            BadInput: It has another reason.
+            BadInput: The server refuses for another reason than the missing folder.
         """
         nowhere = Path(f"/nowhere-{uuid.uuid4().hex[:12]}")
         try:
-            self._request(
-                "POST", f"{self.url}/load_lora_adapter", {"lora_name": nowhere.name, "lora_path": str(nowhere)}
-            )
+            self._load(nowhere.name, nowhere)
         except ServerRefused as error:
             if "no adapter found" not in error.message.lower():
                 raise BadInput(self._not_loaded(error, nowhere)) from None
+
+    def _load(self, name: str, folder: Path) -> None:
+        self._request("POST", f"{self.url}/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
 
     def _not_loaded(self, error: ServerRefused, folder: Path) -> str:
         if not error.message or error.status == 405:
@@ -176,13 +177,13 @@ class VLLMServer:
             )
         if "no adapter found" in error.message.lower():
             return (
-                f"engine=vllm: the server at {self.url} does not find the adapter in {folder} ({error}). It has to "
-                "see that folder under the same path, and may read it. Set engine.adapters to a folder that both "
-                "machines share."
+                f"engine=vllm: the server at {self.url} does not find the adapter in {folder} ({error}). It needs to "
+                "see that folder under the same path, with the right to read it. Set engine.adapters to a folder that "
+                "both machines share."
             )
         return (
-            f"engine=vllm: the server at {self.url} cannot load the policy's adapter ({error}). Where it names layers, "
-            "leave them out of model.lora.target_modules; else take engine=local."
+            f"engine=vllm: the server at {self.url} cannot load the policy's adapter ({error}). If the error names "
+            "layers, leave them out of model.lora.target_modules; if not, set engine=local."
         )
 
     def unload(self, name: str) -> None:
@@ -196,7 +197,7 @@ class VLLMServer:
             answer = httpx.request(method, url, json=body, **client_options(endpoint))
         except httpx.HTTPError as error:
             problem = type(error).__name__
-        if problem:  # raised out here: as its context, an httpx exception would keep the request and its key
+        if problem:  # raised outside of `except`: an httpx exception as its context would keep the request and its key
             raise BadInput(
                 f"engine.base_url: nothing answers at {url} ({problem}). Start the server "
                 f"(`{start_command('MODEL')}`), or set engine.base_url to where it is."
@@ -207,14 +208,11 @@ class VLLMServer:
         return data
 
 
-# --- completions ------------------------------------------------------------------------------------------------------
-
-
 def read_completion(data: bytes, body: dict[str, Any]) -> Reply:
-    """The reply in the body of a completion: ids, log-probs and prompt, without the text.
+    """The reply in the answer to the request `body`: ids, log-probs and prompt, without the text.
 
     Raises:
-        Failure: It is no completion.
+        Failure: The answer is no completion.
         RunStopped: The server returns no token ids, or has read another prompt than that of `body`.
     """
     try:
@@ -226,19 +224,15 @@ def read_completion(data: bytes, body: dict[str, Any]) -> Reply:
     if ids is None or prompt is None:
         raise RunStopped(
             "engine=vllm: the server returns no token ids (return_token_ids), and a policy learns from the tokens "
-            "that were sampled. Take vLLM 0.10.2 or later."
+            "that were sampled. Use vLLM 0.10.2 or later."
         )
     if prompt != body["prompt"]:
         raise RunStopped(
             f"engine=vllm: the server has read another prompt than the one it was sent ({len(prompt)} tokens for "
             f"{len(body['prompt'])}): something between here and the model cuts or rewrites it."
         )
-    if (
-        reason not in ("stop", "length")
-        or not ids
-        or len(ids) != len(logprobs)
-        or not all(map(math.isfinite, logprobs))
-    ):
+    whole = reason in ("stop", "length") and ids and len(ids) == len(logprobs)
+    if not whole or not all(map(math.isfinite, logprobs)):
         raise Failure(f"a completion that ended by {reason}, of {len(ids)} tokens and {len(logprobs)} log-probs")
     return Reply(
         "",
@@ -253,12 +247,12 @@ def read_completion(data: bytes, body: dict[str, Any]) -> Reply:
 def completion_request(
     model: str, prompt: Sequence[int], sampling: Sampling, seed: int, stops: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The request, with every sampling field: vLLM takes missing ones from the model's generation config.
+    """The body of a request. It has every sampling field: vLLM takes missing ones from the model's generation config.
 
     Args:
         model: Name of the base model or of an adapter.
-        prompt: Its token ids.
-        sampling: How to draw; its `adapter` is ignored, since `model` names it.
+        prompt: Token ids.
+        sampling: How to draw; `sampling.adapter` is ignored.
         seed: Of the draws.
         stops: Tokens that end a reply.
     """

@@ -20,9 +20,8 @@ class TinyVLLM:
     Args:
         folder: Of the base model, with its tokenizer.
         faults: What it does wrong, by name; the set may be changed at any time:
-            "ignores adapters", "ignores the next" (adapter that is loaded), "stuck" (at the first adapter),
-            "raw" (log-probs), "hot" (samples at twice the temperature), "no ids", "cuts" (prompts), "no route",
-            "no lora", "blind" (finds no folder), "no models".
+            "ignores adapters", "stuck" (at the first adapter), "raw" (log-probs), "hot" (samples at twice the
+            temperature), "no ids", "cuts" (prompts), "no route", "no lora", "blind" (finds no folder), "no models".
 
     Attributes:
         adapters: Name -> the model with it, of those that are loaded.
@@ -103,8 +102,7 @@ class TinyVLLM:
         if name in self.adapters:
             return error(400, f"The lora adapter '{name}' has already been loaded.")
         model: Any = peft.PeftModel.from_pretrained(copy.deepcopy(self.base), path).eval()
-        if "ignores adapters" in self.faults or "ignores the next" in self.faults:
-            self.faults.discard("ignores the next")
+        if "ignores adapters" in self.faults:
             model = self.base
         if "stuck" in self.faults and self.adapters:
             model = next(iter(self.adapters.values()))
