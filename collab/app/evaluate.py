@@ -1,7 +1,7 @@
-"""Whole conversations with several policies on the same goals, and the table that compares them.
+"""Plays whole conversations with several policies on the same goals and compares them in a table.
 
-All rows meet the same goals, user randomness, caps and sampling. `collab evaluate --help` tells
-the command line. What imports torch is imported inside functions.
+All rows have the same goals, user randomness, limits and sampling. `collab evaluate --help` has the command line.
+Imports that need torch are inside functions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(config: Config) -> None:
-    """Play the test goals with every policy of `config.policies`; writes `results.json` and `transcripts.jsonl`."""
+    """Play the test goals with every policy of `config.policies`; write `results.json` and `transcripts.jsonl`."""
     from collab.app import build
     from collab.callbacks.progress import Progress
 
@@ -63,11 +63,11 @@ def play_row(
 
     Args:
         config: The checked config.
-        name: Of the row. `proactive` speaks under the proactive instruction, every other row under the usual one.
-        row: Folder of the policy, or the server that plays it; None for the model of the config as it is.
+        name: Of the row. `proactive` gets the proactive instruction, every other row the usual one.
+        row: Folder of the policy, or the server that plays it; None for the model of the config.
         progress: Shows each finished conversation.
         endpoints: The hosted models of the run.
-        run: Gets its scores and the seconds that it took.
+        run: Gets the scores and the seconds of this row.
     """
     if name in run.scores:
         progress.say(f"{name}: played before")
@@ -95,7 +95,7 @@ def play_row(
     else:
         model = replace(config.model, path=str(row)) if row else config.model
         module = build.module(config, model, load_tokenizer(model), adapter=False)
-        module.needs_reference = False  # it is not trained
+        module.needs_reference = False  # nothing is trained
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, model, build.journal(config))
     rollouts = RolloutCallback(simulation, prompt, count, policy, name)
@@ -113,9 +113,9 @@ def play_row(
 
 
 def compare_pairs(config: Config, run: RunState, progress: Progress, endpoints: Endpoints) -> None:
-    """Let the evaluator compare each row's conversations with the baseline's; its verdicts join the row's scores.
+    """Let the evaluator compare each row's conversations with the baseline's, and add its verdicts to the row's scores.
 
-    It reads `transcripts.jsonl`, so rows that were played before an interruption count too. Rank 0 alone.
+    It reads `transcripts.jsonl`, which also has the rows that were played before an interruption. Rank 0 alone does it.
     """
     baseline = config.evaluation.baseline
     if rank() > 0 or "evaluator" in run.seconds or baseline not in run.scores:
@@ -131,18 +131,18 @@ def compare_pairs(config: Config, run: RunState, progress: Progress, endpoints: 
     goals = {goal.id: goal for goal in load_splits(config.task).test}
     lines = (Path(config.output_dir) / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if record["phase"] == "test"]
-    of = {name: [record for record in records if record["policy"] == name] for name in run.scores}
-    progress.phase("evaluator", sum(len(found) for name, found in of.items() if name != baseline))
-    for name in run.scores:
-        if name != baseline:
-            advance = endpoints.shown_by(progress.advance)
-            run.scores[name] |= asyncio.run(win_rates(judge, goals, of[name], of[baseline], advance))
+    played = {name: [record for record in records if record["policy"] == name] for name in run.scores}
+    others = [name for name in run.scores if name != baseline]
+    progress.phase("evaluator", sum(len(played[name]) for name in others))
+    advance = endpoints.shown_by(progress.advance)
+    for name in others:
+        run.scores[name] |= asyncio.run(win_rates(judge, goals, played[name], played[baseline], advance))
     progress.done()
     run.finish("evaluator", time.monotonic() - started)
 
 
 def report(config: Config, run: RunState, progress: Progress) -> None:
-    """Write `results.json`, which finishes the run, and print the table; rank 0 alone."""
+    """Write `results.json`, which ends the run, and print the table. Rank 0 alone does it."""
     if rank() > 0:
         return
     folder = Path(config.output_dir)
@@ -161,15 +161,15 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
 
 
 def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
-    """Metric -> goal -> values of its conversations, as the report wants them."""
+    """Metric -> goal -> values of its conversations. The token penalty is left out, since the table has the tokens."""
     from collab.callbacks.rollout_metrics import scores_of
 
-    found: dict[str, dict[str, list[float | None]]] = {}
+    scores: PolicyScores = {}
     for (conversation, _), values in zip(scored, scores_of(scored), strict=True):
         for metric, value in values.items():
-            if metric != "token_penalty":  # it is there as tokens
-                found.setdefault(metric, {}).setdefault(conversation.goal.id, []).append(value)
-    return found
+            if metric != "token_penalty":
+                scores.setdefault(metric, {}).setdefault(conversation.goal.id, []).append(value)
+    return scores
 
 
 def _gathered(scored: list[Scored]) -> list[Scored]:

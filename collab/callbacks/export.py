@@ -1,7 +1,8 @@
-"""What training leaves for use: the best validated policy and the last one, as ordinary model folders."""
+"""Exports the best validated policy and the last one as model folders."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from collab.modules.sharding import is_spread, whole_state
 class ExportBest(L.Callback):
     """Exports to `<folder>/policy` whenever `val/reward` is the best so far, and to `<folder>/policy_last` at the end.
 
-    Without any validation `policy` is the last one too. Rank 0 writes; `val/reward` has to be the same on all ranks.
+    Without any validation `policy` is the last one too. Rank 0 writes; `val/reward` must be the same on all ranks.
 
     Args:
         folder: Of the run.
         merge: Write adapters merged into the base weights.
 
     Attributes:
-        best_reward: The best `val/reward` so far, None before the first; goes into checkpoints.
-        best_step: Training batches that were done by then; goes into checkpoints.
+        best_reward: The best `val/reward` so far, None before the first; checkpoints keep it.
+        best_step: Training batches before that validation; checkpoints keep it.
     """
 
     def __init__(self, folder: Path | str, merge: bool = False) -> None:
@@ -43,7 +44,7 @@ class ExportBest(L.Callback):
         if measured is None or trainer.sanity_checking:
             return
         reward = float(measured)
-        if reward > (float("-inf") if self.best_reward is None else self.best_reward):  # never true of nan
+        if reward > (-math.inf if self.best_reward is None else self.best_reward):  # false for nan
             self.best_reward, self.best_step = reward, self._step
             self._export(trainer, pl_module, "policy")
 

@@ -1,4 +1,4 @@
-"""`csv/metrics.csv`, which a run that is resumed goes on in."""
+"""`csv/metrics.csv`, to which a resumed run appends."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from collab.util.processes import rank
 
 
 def metrics_logger(folder: Path | str, before: int = 0) -> CSVLogger:
-    """Lightning's CSV logger for `<folder>/csv/metrics.csv`, which keeps the rows of the first `before` steps.
+    """Lightning's CSV logger for `<folder>/csv/metrics.csv`. It writes each row at once.
 
-    Rows of later steps are logged again. Every row is on file as soon as it is logged.
+    Args:
+        folder: Of the run.
+        before: Rows that an earlier process logged for this and later steps, counted from 0, are dropped.
     """
     logger = CSVLogger(folder, name="", version="csv", flush_logs_every_n_steps=1)
     if rank() == 0:
@@ -28,11 +30,11 @@ def metrics_logger(folder: Path | str, before: int = 0) -> CSVLogger:
 
 
 class MetricsFile(ExperimentWriter):
-    """Lightning deletes what an earlier process wrote, and rewrites the file in place where a metric is new.
+    """Keeps earlier rows, which Lightning deletes, and replaces the file in one move when a metric is new.
 
     Args:
         log_dir: Folder of `metrics.csv`.
-        before: Rows of this and later steps, counted from 0, are dropped.
+        before: Earlier rows of this and later steps, counted from 0, are dropped.
     """
 
     def __init__(self, log_dir: str, before: int) -> None:
@@ -54,7 +56,7 @@ class MetricsFile(ExperimentWriter):
             self._replace(list(csv.DictReader(file)))
 
     def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the file anew with the present columns, in one move."""
+        """Replace the file by these rows, with the columns `metrics_keys`, in one move."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
         if self.metrics_keys:

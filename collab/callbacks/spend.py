@@ -1,4 +1,4 @@
-"""What hosted models have cost so far, logged beside the metrics of a step."""
+"""Logs what hosted models have cost so far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collab.chat.budget import ROLES, Ledger
 class SpendCallback(L.Callback):
     """Logs `spend/usd`, `spend/tokens` and the counts of each role after every step, summed over processes.
 
-    Of runs that speak to a server: all of their processes have it.
+    If one process of a run has this callback, all must have it.
 
     Args:
         ledger: Of this process.
@@ -25,8 +25,7 @@ class SpendCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         several = trainer.world_size > 1
-        # All processes have to log the same names, whoever has spoken on them so far.
-        found = self.ledger.metrics(ROLES if several else sorted(self.ledger.spent))
-        pl_module.log_dict(
-            {f"spend/{name}": value for name, value in found.items()}, batch_size=1, sync_dist=several, reduce_fx="sum"
-        )
+        # All processes must log the same names, even if only some have called a role yet.
+        spent = self.ledger.metrics(ROLES if several else sorted(self.ledger.spent))
+        metrics = {f"spend/{name}": value for name, value in spent.items()}
+        pl_module.log_dict(metrics, batch_size=1, sync_dist=several, reduce_fx="sum")
