@@ -55,7 +55,7 @@ def test_every_page_is_linked_from_the_readme():
 @pytest.mark.parametrize(("entry", "arguments"), COMMANDS, ids=[" ".join(found) for found in COMMANDS])
 def test_a_command_composes(entry, arguments):
     typed = shlex.split(arguments, comments=True)
-    if "--config-dir" in typed:  # docs/new-task.md, whose files tests/e2e/test_new_task.py writes
+    if "--config-dir" in typed:  # of a page whose files tests/integration/test_adding.py writes
         return
     sweep = "-m" in typed
     overrides = [text.split(",")[0] if sweep else text for text in typed if text != "-m"]
