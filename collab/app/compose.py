@@ -29,19 +29,20 @@ from collab.util.paths import config_dir
 _LAUNCHERS = tuple(f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
 
 
-def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictConfig:
+def compose(name: str, overrides: list[str], folders: Sequence[Path], *, with_hydra: bool = False) -> DictConfig:
     """The config of one job. Hydra has to be initialised.
 
     Args:
         name: Of the primary config.
         overrides: As typed.
         folders: Where the options of the groups are, for messages.
+        with_hydra: Keep the node `hydra`: the folder of a sweep, for example.
 
     Raises:
         BadInput: An override does not fit, or needs an extra that is not installed.
     """
     try:
-        config = hydra.compose(name, overrides)
+        config = hydra.compose(name, overrides, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: a group is given no text
         if isinstance(error, MissingConfigException) and error.missing_cfg_file in _LAUNCHERS:
             raise BadInput(
@@ -49,7 +50,8 @@ def compose(name: str, overrides: list[str], folders: Sequence[Path]) -> DictCon
                 "`pip install -e '.[sweep]'`, or leave it out: the jobs of a sweep then run one after the other."
             ) from error
         raise BadInput(_explain(error, parse(overrides), options(folders))) from error
-    if strangers := [key for key, parent in _entries(config) if _is_stranger(key, parent)]:
+    strangers = [key for key, parent in _entries(config) if _is_stranger(key, parent)]
+    if strangers and not with_hydra:
         raise BadInput(_no_field(strangers[0], config, options(folders)))
     return config
 
@@ -104,6 +106,11 @@ def _explain(error: Exception, overrides: Sequence[Override], groups: Mapping[st
             return f"{override.input_line}: there is no such {group}.{hint} {group} is one of: {', '.join(names)}."
         if names and override.is_add() and str(error).startswith("Multiple values"):
             return f"{override.input_line}: {group} is there already. Write it without the +."
+        if group == "endpoint" and str(error).startswith("Could not override 'endpoint"):
+            return (
+                f"{override.input_line}: nothing in this config takes it. Write endpoint@user.endpoint={value} with "
+                "user=llm, endpoint@judge.endpoint with judge=llm, endpoint@evaluator.endpoint with evaluator=pairwise."
+            )
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         return _no_field(str(cause.full_key), cause.parent_node._get_root(), groups)

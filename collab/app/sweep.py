@@ -1,11 +1,10 @@
-"""Sweeps (`-m`): each job is a process of its own.
+"""Sweeps (`-m`): each job is a process of its own, run by the command that one would type for it alone.
 
-A job runs with the command that one would type for it alone. So job k is the same run whether or not others came before
-it (no seeds, thread counts or open loggers are left over), a job that crashes or is killed takes nobody with it, and
-Lightning may start the other ranks of a job by repeating its command.
+So no seeds, thread counts or open loggers of earlier jobs are left over, a job that crashes or is killed does not take
+others with it, and Lightning may start the other ranks of a job by repeating its command.
 
-Hydra's launchers decide where: the basic one here, one after the other; joblib here, several at once; submitit as jobs
-of SLURM. All but the first call the job in another process, which knows nothing of this one but what it is given.
+Hydra's launchers decide where: the basic one runs the jobs here, one after the other; joblib several at once; submitit
+as jobs of SLURM. All but the basic one call a job in another process, which has only what is pickled with it.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Job:
 
 @dataclass
 class Sweep:
-    """What a job has to know of the command that began the sweep; it travels to wherever a launcher runs the job.
+    """What a job has to know of the command that began the sweep. It is pickled for launchers of other processes.
 
     Attributes:
         command: What comes before the overrides: interpreter, program and Hydra's flags.
@@ -58,36 +57,35 @@ class Sweep:
     jobs: list[Job] = field(default_factory=list)
 
     def run(self) -> None:
-        """Run the job that Hydra is at, in the folder that it was given, and leave word of how it ended."""
-        about = HydraConfig.get()
-        folder, overrides, code = Path(about.runtime.output_dir), list(about.overrides.task), 0
-        here = about.launcher._target_ == BASIC
-        # SLURM took the job off, and has put it back.
-        back = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0 and (folder / STATE).is_file()
-        if not (back and (folder / RESULTS).is_file()):
+        """Run the job that Hydra is at, in the folder that Hydra gave it, and record how it ended."""
+        job = HydraConfig.get()
+        folder, overrides, code = Path(job.runtime.output_dir), list(job.overrides.task), 0
+        here = job.launcher._target_ == BASIC
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0 and (folder / STATE).is_file()
+        if not (requeued and (folder / RESULTS).is_file()):
             ours = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
-            passed = [text for text in about.overrides.hydra if not text.lstrip("+~").startswith(ours)]
-            places = [f"{key}={quoted(str(folder))}" for key in ("output_dir", *(("resume",) if back else ()))]
+            passed = [text for text in job.overrides.hydra if not text.lstrip("+~").startswith(ours)]
+            places = [f"{key}={quoted(str(folder))}" for key in ("output_dir", *(("resume",) if requeued else ()))]
             command = [*self.command, *overrides, *passed, *places]
-            env = {**os.environ, **(_own_port(about.job.num) if here else {})}
+            env = {**os.environ, **(_own_port(job.job.num) if here else {})}
             with contextlib.nullcontext() if here else _log(folder).open("ab") as file:
                 code = subprocess.run(command, env=env, stdout=file, stderr=file).returncode
         if here:
             self.jobs.append(Job(overrides, folder, code))
         elif rank() == 0:
-            told = {"sweep": self.id, "job": about.job.num, "overrides": overrides, "code": code}
-            write_json(folder / RECORD, told)
-        if code and not here and rank() > 0:
-            os._exit(abs(code))  # past all that would go on: the launcher has to see it, and end the other processes
+            record = {"sweep": self.id, "job": job.job.num, "overrides": overrides, "code": code}
+            write_json(folder / RECORD, record)
+        elif code:
+            os._exit(abs(code))  # without any cleanup: the launcher must see it at once, and end the other processes
 
     def finished(self) -> list[Job]:
-        """The jobs of which it is known how they ended, wherever they ran."""
-        told = [(json.loads(file.read_bytes()), file.parent) for file in self.folder.rglob(RECORD)]
-        ours = sorted((found["job"], found, folder) for found, folder in told if found["sweep"] == self.id)
-        return self.jobs or [Job(found["overrides"], folder, found["code"]) for _, found, folder in ours]
+        """The jobs that are known to have ended, wherever they ran."""
+        read = [(json.loads(file.read_bytes()), file.parent) for file in self.folder.rglob(RECORD)]
+        ours = sorted((record["job"], record, folder) for record, folder in read if record["sweep"] == self.id)
+        return self.jobs or [Job(record["overrides"], folder, record["code"]) for _, record, folder in ours]
 
     def went_well(self) -> bool:
-        """Whether all jobs finished."""
+        """Whether all jobs finished without an error."""
         jobs = self.finished()
         return len(jobs) >= self.num_jobs and all(job.code == 0 for job in jobs)
 
@@ -97,39 +95,35 @@ def _log(folder: Path) -> Path:
 
 
 def _own_port(job: int) -> dict[str, str]:
-    """Variables by which the processes of job `job` find each other, and not those of the job before it."""
+    """Variables by which the processes of job number `job` find each other, not those of the job before it."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun's store keeps what earlier jobs wrote for their process group: each job opens one on its own port.
+        # torchrun's store keeps what earlier jobs wrote for their process group, so each job opens one of its own.
         port = int(os.environ["MASTER_PORT"]) + 1 + job
         return {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        port = int(os.environ.get("MASTER_PORT", 15000 + int(os.environ["SLURM_JOB_ID"][-4:])))  # as Lightning has it
+        port = int(os.environ.get("MASTER_PORT", 15000 + int(os.environ["SLURM_JOB_ID"][-4:])))  # Lightning's choice
         return {"MASTER_PORT": str(port + 1 + job)}
     return {}
 
 
 def summary(sweep: Sweep) -> str:
-    """One line for each finished job of a sweep: its overrides, how it ended, its folder or log."""
+    """One line for each finished job of a sweep: its overrides, how it ended, its folder, or its log if it failed."""
     jobs = sweep.finished()
     failed = sum(job.code != 0 for job in jobs)
     total = max(len(jobs), sweep.num_jobs)
-    lost = f", {total - len(jobs)} left no word" if total > len(jobs) else ""
-    rows = [(" ".join(job.overrides), _ending(job), os.path.relpath(_to_read(job))) for job in jobs]
+    missing = f", {total - len(jobs)} without a result" if total > len(jobs) else ""
+    rows = []
+    for job in jobs:
+        log = job.folder / OUTPUT
+        status = f"by signal {-job.code}" if job.code < 0 else f"with exit status {job.code}"
+        ending = f"FAILED {status}" if job.code else "finished"
+        rows.append(
+            (" ".join(job.overrides), ending, os.path.relpath(log if job.code and log.is_file() else job.folder))
+        )
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     return "\n".join(
         [
-            f"Sweep: {len(jobs) - failed} of {total} jobs finished, {failed} failed{lost}.",
-            *(f"  {what:<{widths[0]}}  {ending:<{widths[1]}}  {where}" for what, ending, where in rows),
+            f"Sweep: {len(jobs) - failed} of {total} jobs finished, {failed} failed{missing}.",
+            *(f"  {typed:<{widths[0]}}  {ending:<{widths[1]}}  {place}" for typed, ending, place in rows),
         ]
     )
-
-
-def _to_read(job: Job) -> Path:
-    log = job.folder / OUTPUT
-    return log if job.code and log.is_file() else job.folder
-
-
-def _ending(job: Job) -> str:
-    if job.code < 0:
-        return f"FAILED by signal {-job.code}"
-    return f"FAILED with exit status {job.code}" if job.code else "finished"

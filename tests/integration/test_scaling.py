@@ -10,9 +10,8 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
 from collab.app import build
-from collab.app.cli import _check_sweep, _main, stamp
+from collab.app.cli import check_sweep, main, stamp
 from collab.config.register import register
-from collab.util.paths import config_dir
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -78,14 +77,14 @@ def test_a_command_composes(entry, arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{entry}.py", *arguments])
     if "-m" not in arguments:
         sys.argv += ["--cfg", "all"]
-        assert _main(entry, None) is False
+        main(entry)
         shown = OmegaConf.create(capsys.readouterr().out)
         assert "hydra" in shown and "model" in shown
         return
     register()
     OmegaConf.register_new_resolver("stamp", stamp, replace=True)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert _check_sweep(entry, get_args_parser().parse_intermixed_args(), config_dir()).num_jobs > 1
+    assert check_sweep(entry, get_args_parser().parse_intermixed_args()).num_jobs > 1
 
 
 def test_within_slurm_torchrun_has_the_say(monkeypatch):

@@ -111,12 +111,12 @@ def test_a_launcher_that_is_not_installed_is_told_by_its_extra(name, monkeypatch
             load_config("train", [f"sweep={name.removeprefix('submitit_')}"])
 
 
-def test_jobs_that_left_no_word_are_counted(tmp_path):
+def test_jobs_without_a_result_are_counted(tmp_path):
     sweep = Sweep([], tmp_path, num_jobs=4, jobs=[Job(["seed=1"], Path("a"), 0), Job(["seed=20"], Path("b"), -9)])
     assert summary(sweep).splitlines() == [
-        "Sweep: 1 of 4 jobs finished, 1 failed, 2 left no word.",
+        "Sweep: 1 of 4 jobs finished, 1 failed, 2 without a result.",
         "  seed=1   finished            a",
         "  seed=20  FAILED by signal 9  b",
     ]
     nothing = Sweep([], tmp_path, num_jobs=2)
-    assert summary(nothing) == "Sweep: 0 of 2 jobs finished, 0 failed, 2 left no word." and not nothing.went_well()
+    assert summary(nothing) == "Sweep: 0 of 2 jobs finished, 0 failed, 2 without a result." and not nothing.went_well()
