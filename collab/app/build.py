@@ -41,7 +41,7 @@ from collab.conversation import Conversation, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
-from collab.datamodules.offline import OfflineData, tokenise
+from collab.datamodules.offline import tokenise
 from collab.generation.base import RolloutEngine
 from collab.lm.chat_format import ChatFormat
 from collab.lm.device import resolve_device, resolve_dtype
@@ -75,18 +75,18 @@ def describe(config: Config) -> str:
     return told if processes == 1 else f"{told}, {processes} processes, {_strategy_name(config)}"
 
 
-def data(config: Config) -> GoalDataModule:
-    """The task's goals; with `algorithm.data`, the conversations to train on beside them."""
-    splits, source = load_splits(config.task), config.algorithm.data
-    goals_per_step, max_steps = config.trainer.goals_per_step, config.trainer.max_steps
-    if source is None:
-        return GoalDataModule(splits, goals_per_step, max_steps, config.seed)
+def data(config: Config, groups: list[Group] | None = None) -> GoalDataModule:
+    """The task's goals, and the stored groups to train on, if there are any."""
+    trainer = config.trainer
+    return GoalDataModule(load_splits(config.task), trainer.goals_per_step, trainer.max_steps, config.seed, groups)
 
-    def read() -> list[Group]:
-        groups = load_groups(source, config.task.system_prompt)
-        return tokenise(groups, ChatFormat(load_tokenizer(config.model)), num_positions(config.model))
 
-    return OfflineData(splits, goals_per_step, max_steps, config.seed, read)
+def stored_groups(config: Config) -> list[Group] | None:
+    """The scored groups of `algorithm.data` with their token ids; None if it is not set."""
+    if config.algorithm.data is None:
+        return None
+    groups = load_groups(config.algorithm.data, config.task.system_prompt)
+    return tokenise(groups, ChatFormat(load_tokenizer(config.model)), num_positions(config.model))
 
 
 def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:

@@ -84,14 +84,13 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.callbacks.spend import SpendCallback
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
     from collab.callbacks.watch import GamingWatch
-    from collab.datamodules.offline import OfflineData
     from collab.lm.loading import load_tokenizer
 
     started = time.monotonic()
     folder = Path(config.output_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)  # whatever was played before, training starts alike
     tokenizer = load_tokenizer(config.model)
-    data = build.data(config)
+    data = build.data(config, build.stored_groups(config))
     journal = build.journal(config)
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, config.model, journal)
@@ -111,8 +110,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     ]
     trainer = build.trainer(config, loggers, callbacks)
     module = build.module(config, config.model, tokenizer)
-    if isinstance(data, OfflineData):
-        data.setup("fit")
+    if data.groups is not None:
         worth = f"{config.algorithm.data}: {module.check_data(data.groups)}"
         progress.console.print(worth, markup=False, highlight=False, soft_wrap=True)
     try:

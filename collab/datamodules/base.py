@@ -1,17 +1,17 @@
-"""Goals as Lightning batches.
+"""Goals, or stored groups, as Lightning batches.
 
-A run is one epoch: the training loader holds the whole schedule, `max_steps` batches of goals, so that what step k
-trains on depends on the seed and k alone. Validation and test goals come in file order.
+A run is one epoch: the training loader holds the whole schedule, `max_steps` batches, so that the goals of step k
+depend on the seed and k alone. Validation and test goals come in file order.
 
 With W processes, process r takes items r, r + W, ... of every loader (`DistributedSampler`). A training step has
-`goals_per_step / W` goals a process, so it trains on the same goals whatever W is. Evaluation goals are padded with
-None to a multiple of W, so that every process has as many batches. Batches leave the padding out: each goal is played
-once, and a batch may have no goals.
+`goals_per_step / W` goals on each process, so it trains on the same goals whatever W is. Evaluation goals are padded
+with None to a multiple of W, so that all processes have the same number of batches. Batches leave the padding out: each
+goal is played once, and a batch may be empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import lightning
@@ -30,15 +30,15 @@ Item = TypeVar("Item", Goal, Group)
 
 
 class GoalBatch:
-    """Goals, and what is made of them while they are a batch.
+    """Goals and the conversations that were played for them.
 
-    A plain class, not a dataclass: Lightning would copy a dataclass field by field to move it to the device, and
-    what a callback had put on it before would be put on another object.
+    A plain class: Lightning would copy a dataclass when it moves the batch to the device, and lose what a callback
+    adds to the first one.
 
     Attributes:
         goals: At most as many as the loader's batch size.
-        groups: In training: scored candidates, which the rollout puts here unless they are there already.
-        scored: In evaluation: whole conversations with their scores, which the rollout puts here.
+        groups: In training: scored candidates, added by the rollout unless they come from a file.
+        scored: In evaluation: whole conversations with their scores, added by the rollout.
     """
 
     def __init__(self, goals: list[Goal], groups: list[Group] | None = None) -> None:
@@ -50,8 +50,8 @@ class GoalBatch:
 def schedule(goals: Sequence[Item], goals_per_step: int, max_steps: int, seed: int) -> list[Item]:
     """The goals (or scored groups) of a whole run in order, `max_steps * goals_per_step` of them.
 
-    They are passes over all `goals`, each pass shuffled anew. Where a step spans two passes, goals that it already
-    has wait for the next step, so a step repeats a goal only where `goals_per_step` exceeds the number of goals.
+    They are passes over all `goals`, each shuffled anew. If a step spans two passes, goals that it already has wait for
+    the next step, so a step repeats a goal only if `goals_per_step` exceeds the number of goals.
     """
     order: list[Item] = []
     waiting: list[int] = []
@@ -74,58 +74,61 @@ class GoalDataModule(lightning.LightningDataModule):
 
     Args:
         splits: As `load_splits` returns them.
-        goals_per_step: Goals of one step over all processes; a multiple of their number.
+        goals_per_step: Goals, or groups, of one step over all processes; a multiple of the number of processes.
         max_steps: Steps of the run; use `Trainer(max_epochs=1)`.
         seed: Orders the training goals.
+        groups: Scored groups with token ids to train on in place of rollouts for the training goals.
     """
 
-    def __init__(self, splits: GoalSplits, goals_per_step: int, max_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        splits: GoalSplits,
+        goals_per_step: int,
+        max_steps: int,
+        seed: int,
+        groups: list[Group] | None = None,
+    ) -> None:
         super().__init__()
         self.splits = splits
         self.goals_per_step = goals_per_step
         self.max_steps = max_steps
         self.seed = seed
+        self.groups = groups
 
     def train_dataloader(self) -> DataLoader[GoalBatch]:
         """`max_steps` batches of this process's share of `goals_per_step`."""
-        return self._training(self.splits.train, GoalBatch)
+        assert self.goals_per_step % self.world_size == 0, "`preflight.check_machine` refuses it"
+        items: list[Goal] | list[Group] = self.splits.train if self.groups is None else self.groups
+        order = schedule(items, self.goals_per_step, self.max_steps, self.seed)
+        # On resume Lightning counts on from the step that it had reached, but starts the loader anew.
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0
+        done *= self.goals_per_step
+        return self._loader(order[done:] + order[:done], self.goals_per_step // self.world_size)
 
     def val_dataloader(self) -> DataLoader[GoalBatch]:
         """This process's validation goals in file order."""
-        return self._evaluation(self.splits.val)
+        return self._loader(self.splits.val, EVAL_BATCH)
 
     def test_dataloader(self) -> DataLoader[GoalBatch]:
         """This process's test goals in file order."""
-        return self._evaluation(self.splits.test)
+        return self._loader(self.splits.test, EVAL_BATCH)
 
     @property
     def world_size(self) -> int:
         """Processes of the run; 1 outside of a trainer."""
         return self.trainer.world_size if self.trainer is not None else 1
 
-    def _training(self, items: Sequence[Item], make_batch: Callable[[list[Item]], GoalBatch]) -> DataLoader[GoalBatch]:
-        assert self.goals_per_step % self.world_size == 0, "`preflight.check_machine` refuses it"
-        order = schedule(items, self.goals_per_step, self.max_steps, self.seed)
-        # On resume Lightning counts on from the step it had reached, but starts the loader anew.
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0
-        done *= self.goals_per_step
-        return self._loader(order[done:] + order[:done], self.goals_per_step // self.world_size, make_batch)
-
-    def _evaluation(self, goals: Sequence[Goal]) -> DataLoader[GoalBatch]:
-        padding = [None] * (-len(goals) % self.world_size)
-        return self._loader([*goals, *padding], EVAL_BATCH, _without_padding)
-
-    def _loader(
-        self, items: list[Any], batch_size: int, make_batch: Callable[[list[Any]], GoalBatch]
-    ) -> DataLoader[GoalBatch]:
+    def _loader(self, items: Sequence[Any], batch_size: int) -> DataLoader[GoalBatch]:
+        padded = cast("Dataset[Any]", [*items, *[None] * (-len(items) % self.world_size)])
         sampler: DistributedSampler[Any] | None = None
-        if self.world_size > 1:  # else Lightning would put one here that shuffles the training goals
+        if self.world_size > 1:  # without one, Lightning would add a sampler that shuffles the training goals
             assert self.trainer is not None
-            sampler = DistributedSampler(
-                cast("Dataset[Any]", items), self.world_size, self.trainer.global_rank, shuffle=False
-            )
-        return DataLoader(cast("Dataset[Any]", items), batch_size, collate_fn=make_batch, sampler=sampler)
+            sampler = DistributedSampler(padded, self.world_size, self.trainer.global_rank, shuffle=False)
+        return DataLoader(padded, batch_size, collate_fn=_batch, sampler=sampler)
 
 
-def _without_padding(goals: list[Goal | None]) -> GoalBatch:
-    return GoalBatch([goal for goal in goals if goal is not None])
+def _batch(items: list[Goal | None] | list[Group]) -> GoalBatch:
+    groups = [item for item in items if isinstance(item, Group)]
+    if groups:
+        return GoalBatch([group.context.goal for group in groups], groups)
+    return GoalBatch([item for item in items if isinstance(item, Goal)])

@@ -18,9 +18,10 @@ from collab.callbacks.rollout import RolloutCallback
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
 from collab.config.algorithms import DPOConfig
 from collab.conversation import Message
+from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import GoalSplits
-from collab.datamodules.offline import OfflineData, tokenise
+from collab.datamodules.offline import tokenise
 from collab.lm.chat_format import ChatFormat
 from collab.modules.dpo import DPO
 from collab.util.errors import BadInput
@@ -364,16 +365,13 @@ def test_what_does_not_fit_the_model_is_left_out_and_counted(chat_format, tmp_pa
 
 
 def offline(groups, goals_per_step=2, max_steps=3):
-    return OfflineData(GoalSplits([], [], []), goals_per_step, max_steps, 5, lambda: groups)
+    return GoalDataModule(GoalSplits([], [], []), goals_per_step, max_steps, 5, groups)
 
 
 def test_steps_are_passes_over_the_groups_in_an_order_of_the_seed(chat_format, tmp_path):
     rows = [conversation(conv_id=f"c{number}") for number in range(3)]
     groups = tokenise(load_groups(write(tmp_path / "c.jsonl", rows), ""), chat_format, None)
     data = offline(groups, goals_per_step=4, max_steps=6)
-    data.setup("test")
-    assert data.groups == []
-    data.setup("fit")
     batches = list(data.train_dataloader())
     assert [len(batch.groups) for batch in batches] == [4] * 6
     for batch in batches:
