@@ -1,12 +1,12 @@
-"""`PolicyModule`: what all algorithms share. It receives scored groups and makes optimizer steps of them.
+"""`PolicyModule`, the base of all algorithms: turns scored groups into optimizer steps.
 
-A subclass says which replies of a group it learns from (`examples`) and what their loss is (`loss`). Neither users nor
-judges nor HTTP are known here.
+A subclass says which replies of a group it learns from (`examples`) and what their loss is (`loss`).
 
-Optimisation is manual so that a step may hold any number of micro-batches, and a rollout several steps: `epochs` passes
-over it, in each of which its groups are dealt out to `num_minibatches` minibatches, the same ones in every pass. A
-step's loss is a sum over units (pairs, tokens or sequences) of all its micro-batches, divided by the number of units in
-the whole step, on all processes; the gradients of micro-batches and of processes then simply add up.
+Optimisation is manual: an optimizer step may have any number of micro-batches, and a rollout several optimizer steps.
+The groups of a rollout are split into `num_minibatches` minibatches, and `epochs` passes are made over the same
+minibatches. The loss of a step is the sum over the units (pairs, tokens or sequences) of all its micro-batches, divided
+by the number of units in the whole step, on all processes. The gradients of micro-batches and of processes are
+therefore summed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
@@ -30,17 +31,17 @@ from collab.lm.inner import inner_of
 from collab.modules.losses import kl_estimates
 from collab.modules.packing import PackedBatch, idle_batch, micro_batches, pack, packed_length
 from collab.modules.policy import Policy, PolicyOutput
-from collab.modules.sharding import Sharding, is_sharded, shard
+from collab.modules.sharding import Sharding, shard
 from collab.util.errors import BadInput
 
 
 @dataclass(frozen=True)
 class Example:
-    """Replies to one context that are learned from together.
+    """Replies to one context that are trained on together.
 
     Attributes:
-        replies: Share their `prompt_ids`.
-        weights: A number for each, where the algorithm has one: its advantage, or its reward.
+        replies: All with the same `prompt_ids`.
+        weights: One number per reply if the algorithm needs it: an advantage or a reward.
     """
 
     replies: tuple[Reply, ...]
@@ -48,8 +49,8 @@ class Example:
 
 
 def mr_of(candidate: Candidate) -> float:
-    """Its MR, which every candidate of a group has."""
-    assert candidate.mr is not None, "candidates without MR are no part of a group"
+    """The candidate's MR; every candidate of a group has one."""
+    assert candidate.mr is not None, "a group has no candidates without MR"
     return candidate.mr
 
 
@@ -58,15 +59,15 @@ class PolicyModule(L.LightningModule):
 
     Args:
         config: The algorithm's fields.
-        load: Makes the causal LM; called once, in `configure_model`.
-        tokenizer: Its tokenizer, kept for export.
-        temperature: Temperature of the distribution that candidates are sampled from.
-        max_steps: Rollouts of the run, for the schedule.
-        sharding: How the policy is spread over the processes; None where each has all of it.
+        load: Loads the causal LM; called once, in `configure_model`.
+        tokenizer: Its tokenizer, for export.
+        temperature: Sampling temperature of the candidates.
+        max_steps: Number of rollouts of the run, for the schedule.
+        sharding: How the policy is sharded; None if each process has all of it.
     """
 
-    needs_reference = True  # set to False where nothing is trained: full weights then have no frozen copy
-    has_values = False  # a value head on the policy's trunk: trained and kept in checkpoints, no part of an export
+    needs_reference = True  # False in evaluation: full weights then need no frozen copy
+    has_values = False  # a value head on the policy's trunk: trained and in checkpoints, not in an export
 
     def __init__(
         self,
@@ -90,25 +91,25 @@ class PolicyModule(L.LightningModule):
 
     @property
     def loss_needs_reference(self) -> bool:
-        """Whether the loss reads `ref_logprobs`; else the reference reads one micro-batch a step, for the logged KL."""
+        """Whether the loss reads `ref_logprobs`. If not, one micro-batch per step gets them, for the logged KL."""
         return True
 
     @abstractmethod
     def examples(self, groups: Sequence[Group]) -> list[Example]:
-        """What to learn from; groups that teach nothing are left out. Asks neither model nor trainer."""
+        """The examples to train on, without groups that teach nothing. Uses neither model nor trainer."""
 
     def left_out(self, groups: Sequence[Group]) -> dict[str, int]:
-        """How many of `groups` a field of the config keeps out, for the log: name -> count."""
+        """How many of `groups` a setting leaves out, for the log: name -> count."""
         return {}
 
     def check_data(self, groups: Sequence[Group]) -> str:
-        """Hold all groups of `config.data` against what the algorithm needs, before a model is loaded.
+        """Check all groups of `config.data` before a model is loaded.
 
         Returns:
-            A line for the user: how much there is to learn from, and how much is left out.
+            A line for the user: how many groups are trained on and how many are left out.
 
         Raises:
-            BadInput: There is nothing to learn from.
+            BadInput: No group can be trained on.
         """
         kept, config = len(self.examples(groups)), self.config
         if not kept:
@@ -119,12 +120,12 @@ class PolicyModule(L.LightningModule):
         return f"{kept} of {len(groups)} groups are learned from"
 
     def prepare(self, examples: list[Example]) -> list[Example]:
-        """What is computed once for a rollout, with the policy that sampled it, before the first update."""
+        """Compute what a rollout needs once, with the policy that sampled it, before the first update."""
         return examples
 
     @abstractmethod
     def units(self, example: Example) -> int:
-        """By how many units (pairs, tokens) an example counts in the step's mean."""
+        """Number of units (pairs, tokens or sequences) of an example in the step's mean."""
 
     @abstractmethod
     def loss(
@@ -132,7 +133,7 @@ class PolicyModule(L.LightningModule):
     ) -> torch.Tensor:
         """Sum of the losses of all units in the micro-batch, a scalar.
 
-        `ref_logprobs` is there wherever `loss_needs_reference`.
+        `ref_logprobs` is not None if `loss_needs_reference`.
         """
 
     # --- the model -----------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class PolicyModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        # Of sharded weights the first process gives the others their parts.
+        # The first process loads the weights and sends the others their shards.
         load = self.sharding.empty if self.sharding is not None and self.global_rank > 0 else self._load
         self.policy = Policy(load(), self.needs_reference, self.has_values)
         if self.sharding is not None:
@@ -163,31 +164,29 @@ class PolicyModule(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         assert self.policy is not None and batch.groups is not None
         if isinstance(self.trainer.model, DistributedDataParallel):
-            # DDP would average after every backward pass, and wait for ranks that have fewer micro-batches than others.
-            # Gradients are summed once a step instead. Lightning sets this flag anew after every step.
+            # DDP would average after every backward pass, and wait for ranks with fewer micro-batches. `_update` sums
+            # gradients once per step instead. Lightning sets this flag again after every step.
             self.trainer.model.require_backward_grad_sync = False
-        found, norms = [0.0] * 7, []
+        sums = dict.fromkeys(("loss", "kl", "kl_tokens", "entropy", "tokens", "gap", "gap_tokens"), 0.0)
+        norms: list[float] = []
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        # Neighbours go together, so that an update has the same groups, of all ranks, whatever their number.
-        updates = self.config.num_minibatches
-        cuts = [len(batch.groups) * number // updates for number in range(updates + 1)]
+        # A minibatch is a run of neighbouring groups, so the number of ranks does not change which groups are in it.
+        count = self.config.num_minibatches
+        cuts = [len(batch.groups) * number // count for number in range(count + 1)]
         shares = [self.examples(batch.groups[start:end]) for start, end in itertools.pairwise(cuts)]
         examples = self.prepare([example for share in shares for example in share])
-        waiting = iter(examples)
-        minibatches = [list(itertools.islice(waiting, len(share))) for share in shares]
+        remaining = iter(examples)
+        minibatches = [list(itertools.islice(remaining, len(share))) for share in shares]
         self.policy.train()
         first = True
         for minibatch in minibatches * self.config.epochs:
-            total, norm = over_ranks(self.trainer, [sum(map(self.units, minibatch))])[0], 0.0
-            if total:
-                sums, norm = self._update(minibatch, total, first)
-                found = [a + b for a, b in zip(found, sums, strict=True)]
-                first = False
-            norms.append(norm)
+            total = over_ranks(self.trainer, [sum(map(self.units, minibatch))])[0]
+            norms.append(self._update(minibatch, total, first, sums) if total else 0.0)
+            first = first and not total
         self.policy.eval()
         left_out = self.left_out(batch.groups)
-        counts = over_ranks(self.trainer, [*found, len(examples), len(batch.groups), *left_out.values()])
-        loss, kl, kl_tokens, entropy, tokens, gap, gap_tokens, taught, groups = counts[:9]
+        ours = [*sums.values(), len(examples), len(batch.groups), *left_out.values()]
+        loss, kl, kl_tokens, entropy, tokens, gap, gap_tokens, taught, groups, *counts = over_ranks(self.trainer, ours)
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self._log(
             loss=loss / len(norms),
@@ -197,21 +196,25 @@ class PolicyModule(L.LightningModule):
             grad_norm=sum(norms) / len(norms),
             lr=rate,  # of the first update
             groups_without_spread=1 - taught / groups if groups else math.nan,
-            **dict(zip(left_out, counts[9:], strict=True)),
+            **dict(zip(left_out, counts, strict=True)),
         )
 
-    def _update(self, examples: Sequence[Example], total: float, first: bool) -> tuple[list[float], float]:
-        """One optimizer step on the mean over all ranks' `total` units; `first`: of this rollout.
+    def _update(self, examples: Sequence[Example], total: float, first: bool, sums: dict[str, float]) -> float:
+        """One optimizer step on the mean over the `total` units of all ranks.
+
+        Args:
+            examples: This rank's examples of the minibatch.
+            total: Number of units, on all ranks.
+            first: This is the rollout's first update, made with the weights that sampled it.
+            sums: For the log, this rank's sums are added here: its share of the loss; the KL, the entropy and (first
+                update only) the distance from the sampler's log-probs to ours, each with its number of tokens.
 
         Returns:
-            For the log: this rank's sums of the loss (its share of the step's mean), of the KL and the tokens it was
-            read off, of the entropy and the tokens, and (first update only: the weights are those that sampled) of
-            the distances from the sampler's log-probs to ours and the tokens; then the norm of the gradient.
+            The norm of the gradient before clipping.
         """
         assert self.policy is not None
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        loss_sum = kl = kl_tokens = entropy = tokens = gap = gap_tokens = 0.0
         for number, (indices, packed) in enumerate(self.passes(examples)):
             ref_logprobs = None
             if self.loss_needs_reference or (first and number == 0):
@@ -219,74 +222,68 @@ class PolicyModule(L.LightningModule):
                     ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
             if not indices:
+                # A backward pass without effect, to keep step with the other processes.
                 learning = [part for part in output if part is not None and part.requires_grad]
                 self.manual_backward(0 * torch.cat(learning).sum())
                 continue
             loss = self.loss([examples[index] for index in indices], packed, output, ref_logprobs) / total
             self.manual_backward(loss)
-            loss_sum += loss.item()
+            count, logprobs = len(packed.targets), output.logprobs.detach()
+            sums["loss"] += loss.item()
+            sums["entropy"] += output.entropy.sum().item()
+            sums["tokens"] += count
             if ref_logprobs is not None:
-                kl += kl_estimates(output.logprobs.detach(), ref_logprobs).sum().item()
-                kl_tokens += len(packed.targets)
-            entropy += output.entropy.sum().item()
-            tokens += len(packed.targets)
-            if first and len(packed.sampled_logprobs):  # conversations that are read from files have none
-                gap += (output.logprobs.detach() - packed.sampled_logprobs).abs().sum().item()
-                gap_tokens += len(packed.targets)
-        self._sum_gradients()
-        limit = self.config.max_grad_norm or math.inf
-        norm = clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+                sums["kl"] += kl_estimates(logprobs, ref_logprobs).sum().item()
+                sums["kl_tokens"] += count
+            if first and len(packed.sampled_logprobs):  # stored conversations have none
+                sums["gap"] += (logprobs - packed.sampled_logprobs).abs().sum().item()
+                sums["gap_tokens"] += count
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                torch.distributed.all_reduce(parameter.grad)
+        norm = clip_grad_norm_(trained, self.config.max_grad_norm or math.inf)
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        norm = norm.full_tensor() if is_sharded(norm) else norm
-        return [loss_sum, kl, kl_tokens, entropy, tokens, gap, gap_tokens], float(norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def passes(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], PackedBatch]]:
         """Micro-batches: indices into `examples`, each once, and these examples packed.
 
-        A pass over sharded weights takes all processes, so that each has as many of them then: those that it has no
-        examples for come at the end, with no indices and a batch that says nothing.
+        With sharded weights every process must make the same number of passes. A process with fewer micro-batches
+        ends with passes that have no indices and an idle batch.
         """
         lengths = [packed_length(example.replies) for example in examples]
         assert self.policy is not None
         blocks = in_blocks(inner_of(self.policy.lm), self.device, max(lengths, default=0))
-        found = micro_batches(lengths, self.config.tokens_per_micro_batch if blocks else 1)
+        batches = micro_batches(lengths, self.config.tokens_per_micro_batch if blocks else 1)
         if self.sharding is not None:
-            count = torch.tensor(len(found), device=self.device)
-            torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
-            found += [[]] * (int(count) - len(found))
-        for indices in found:
+            most = over_ranks(self.trainer, [len(batches)], "max")[0]
+            batches += [[]] * (int(most) - len(batches))
+        for indices in batches:
             replies = [examples[index].replies for index in indices]
             yield indices, (pack(replies, self.temperature) if indices else idle_batch()).to(self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """The rollout callback has played and scored the batch; there is nothing to compute on the weights."""
+        """Nothing to do: the rollout callback has played and scored the batch."""
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """As `validation_step`."""
-
-    def _sum_gradients(self) -> None:
-        """Add up the gradients of all ranks: each divided its losses by the units of the whole step already."""
-        if not isinstance(self.trainer.model, DistributedDataParallel):
-            return
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                torch.distributed.all_reduce(parameter.grad)
 
     def _log(self, **values: float) -> None:
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
 
 
 def over_ranks(trainer: L.Trainer, values: Sequence[float], operation: str = "sum") -> list[float]:
-    """Each value's sum (or "max") over all processes, which have to ask together."""
+    """Each value's sum (or "max") over all processes, which must all call it."""
     ours = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
-    found: torch.Tensor = trainer.strategy.reduce(ours, reduce_op=operation)
-    return found.tolist()
+    reduced: torch.Tensor = trainer.strategy.reduce(ours, reduce_op=operation)
+    return reduced.tolist()
 
 
 def learning_rate_scale(schedule: str, warmup_steps: int, max_steps: int) -> Callable[[int], float]:
-    """Step -> factor of the peak rate: linear from 1/warmup_steps up, then constant, cosine or linear down to 0."""
+    """Step -> factor of the peak rate: linear from 1/warmup_steps to 1, then constant, or cosine or linear to 0."""
 
     def scale(step: int) -> float:
         if step < warmup_steps:

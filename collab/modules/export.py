@@ -1,4 +1,4 @@
-"""The trained policy as a folder that transformers and peft load directly."""
+"""Export: the trained policy as a folder that transformers and peft load directly."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def export_policy(
     merge: bool,
     state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write `model` and its tokenizer to `folder`, in place of what an earlier export left there.
+    """Write `model` and its tokenizer to `folder`, in place of an earlier export.
 
     `AutoModelForCausalLM.from_pretrained(folder)` loads the result. A LoRA policy is written as an adapter
-    (`adapter_model.safetensors`, `adapter_config.json`, which names the base; `peft.PeftModel` loads it as well); with
-    `merge`, and after full fine-tuning, the folder holds a whole model. Merged weights are rounded to the base's dtype.
+    (`adapter_model.safetensors`, and `adapter_config.json`, which names the base), which `peft.PeftModel` loads as
+    well. With `merge`, and after full fine-tuning, the folder holds a whole model; merged weights are rounded to the
+    base's dtype.
 
-    The folder appears by a rename when all of it is written, so that a reader, or a run that is killed, never meets
-    half of an export. The live model is left as it is: merging happens on a copy, which takes the memory of a second
-    model for as long as it lasts.
+    The complete folder appears by a rename, so that nobody reads half of an export, even after a kill. Merging
+    works on a copy of the model and needs the memory of a second model meanwhile.
 
     Args:
         model: A `peft.PeftModel` or a transformers model, not wrapped.
-        tokenizer: Saved beside it, chat template included.
+        tokenizer: Saved with its chat template.
         folder: Destination; parents are made.
         merge: Merge the adapter into the base weights; no effect without an adapter.
-        state: Where the model is sharded, its state dict as `whole_state` returns it, of an adapter the trained part.
-            Merging then reads the base weights anew.
+        state: For a sharded model, its state dict from `whole_state`; for an adapter, of the trained part only. Merging
+            then reads the base weights again.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def export_policy(
 
 
 def _merged(model: peft.PeftModel, state: dict[str, torch.Tensor] | None, folder: Path) -> Any:
-    """The base model with the adapter in its weights; `folder` is used on the way."""
+    """The base model with the adapter merged; `folder` is used for temporary files."""
     if state is None:
         return copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(str(folder), state_dict=state)

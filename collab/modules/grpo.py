@@ -1,17 +1,17 @@
 """GRPO: every candidate of a context against the mean of its group (Shao et al. 2024), with MR as the reward.
 
-Departs from that paper in its normalisation: the loss is a mean over all tokens of the step, not first over each
-sequence, so that a token counts the same in a short reply as in a long one (as in DAPO, Yu et al. 2025).
-`loss_aggregation=sequences` is the paper's form; `scale_by_std=false` leaves rewards in their unit (as in Dr. GRPO,
-Liu et al. 2025). The KL is that of the paper: TRL multiplies it by the probability ratio unless told not to.
+Differs from that paper in its normalisation: the loss is a mean over all tokens of the step, not first over each
+sequence, so a token counts the same in a short reply as in a long one (as in DAPO, Yu et al. 2025).
+`loss_aggregation=sequences` is the paper's form. `scale_by_std=false` keeps rewards in their unit (as in Dr. GRPO, Liu
+et al. 2025). The KL is that of the paper; TRL multiplies it by the probability ratio by default.
 
-RLOO (Ahmadian et al. 2024) is `leave_one_out`, rewards in their unit, and `loss_aggregation=sums`: the mean over
-sequences of the sum over their tokens, which makes a whole reply one action. `algorithm=rloo` sets these. It departs
-from that paper in that `kl_coef` adds a term to the loss, as in GRPO, instead of taking the KL off the reward, and in
-the clipping, which does nothing to the first update of a rollout.
+RLOO (Ahmadian et al. 2024, `algorithm=rloo`) is `leave_one_out`, `scale_by_std=false` and `loss_aggregation=sums`: the
+mean over sequences of the sum over their tokens, so that a whole reply is one action. Differs from that paper:
+`kl_coef` adds a term to the loss, as in GRPO, instead of subtracting the KL from the reward; and the ratio is clipped,
+which has no effect on the first update of a rollout.
 
-With `max_trained_candidates`, all candidates are compared but only those that stand out are learned from: drawing
-them is cheap and the update is not (as in PODS, Xu et al. 2025, which picks those of the largest variance).
+With `max_trained_candidates`, all candidates are compared, but only those with the largest |advantage| are trained on:
+sampling is cheap and the update is not (as in PODS, Xu et al. 2025, which maximises the variance of the rewards).
 """
 
 from __future__ import annotations

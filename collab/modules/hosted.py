@@ -1,4 +1,4 @@
-"""What Lightning's trainer is given where a server plays the policy."""
+"""The module of Lightning's trainer when a server plays the policy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import lightning as L
 
 
 class HostedPolicyModule(L.LightningModule):
-    """No weights: `RolloutCallback` plays with the chat model that it was given, and this looks on."""
+    """A module without weights: `RolloutCallback` plays with a chat model."""
 
     def configure_model(self) -> None:
-        """Nothing to shard; a strategy that shards wants to hear it."""
+        """Nothing to shard; strategies that shard require the method."""
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         pass

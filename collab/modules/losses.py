@@ -1,8 +1,7 @@
 """Losses as pure functions of tensors.
 
-Shapes: N candidate tokens, S sequences (candidates), P pairs, T tokens of the longest sequence. Nothing here is
-averaged unless its name says so: the caller divides by the number of units in the whole step, so that micro-batches add
-up.
+Shapes: N candidate tokens, S sequences (candidates), P pairs, T tokens of the longest sequence. No loss is averaged
+here: the caller divides by the number of units in the whole step, so that micro-batches add up.
 """
 
 from __future__ import annotations
@@ -38,12 +37,11 @@ def dpo_losses(
 def group_advantages(
     rewards: torch.Tensor, scale_by_std: bool, std_eps: float, leave_one_out: bool = False
 ) -> torch.Tensor:
-    """[S] rewards of one group -> how much better than the group's mean each is (GRPO, Shao et al. 2024).
+    """[S] rewards of one group -> [S] differences to the group's mean (GRPO, Shao et al. 2024).
 
-    With `leave_one_out` each is compared with the mean of the others, which does not hold its own reward (RLOO, Kool et
-    al. 2019; Ahmadian et al. 2024): S / (S - 1) times the difference to the mean of all. With `scale_by_std` the
-    differences are divided by the group's standard deviation (with Bessel's correction) plus `std_eps`: groups whose
-    candidates differ by much less than that count for little. A group without spread has zero advantages.
+    With `leave_one_out`, the difference is to the mean of the others (RLOO, Kool et al. 2019; Ahmadian et al. 2024):
+    S / (S - 1) times the difference to the mean of all. With `scale_by_std`, it is divided by the group's standard
+    deviation (with Bessel's correction) plus `std_eps`, so a group whose spread is far below `std_eps` counts little.
     """
     size = len(rewards)
     centred = rewards - rewards.mean()
@@ -63,7 +61,7 @@ def clipped_policy_losses(
         logprobs: [N] under the policy that is updated.
         sampled_logprobs: [N] under the policy that sampled.
         advantages: [N] of each token, or of the sequence that it belongs to.
-        clip_epsilon: The ratio is held in 1 +- this where that lowers the objective.
+        clip_epsilon: The ratio is clipped to 1 +- clip_epsilon if that lowers the objective.
     """
     ratio = (logprobs - sampled_logprobs).exp()
     clipped = ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon)
@@ -77,36 +75,36 @@ def kl_estimates(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Te
 
 
 def generalised_advantages(rewards: torch.Tensor, values: torch.Tensor, gamma: float, lambda_: float) -> torch.Tensor:
-    """GAE of every token, [S, T] (Schulman et al. 2016, Eq. 16); the episode ends behind a sequence's last token.
+    """GAE of every token, [S, T] (Schulman et al. 2016, Eq. 16); the episode ends after a sequence's last token.
 
     Args:
-        rewards: [S, T], paid for each token; 0 behind a sequence's end.
-        values: [S, T], what the state before each token is worth; 0 behind a sequence's end, where the value of the
-            state that the episode ends in is thereby 0 as well.
-        gamma: Discount of rewards, per token.
-        lambda_: Weight of longer looks ahead: 0 trusts the next value, 1 takes what came.
+        rewards: [S, T] reward of each token; 0 after a sequence's end.
+        values: [S, T] value of the state before each token; 0 after a sequence's end, so that the final state has
+            value 0 as well.
+        gamma: Discount per token.
+        lambda_: GAE lambda: 0 is one-step TD, 1 is Monte Carlo.
     """
-    found = torch.zeros_like(rewards)
-    ahead, next_value = torch.zeros_like(rewards[:, 0]), torch.zeros_like(values[:, 0])
+    advantages = torch.zeros_like(rewards)
+    advantage, next_value = torch.zeros_like(rewards[:, 0]), torch.zeros_like(values[:, 0])
     for t in reversed(range(rewards.shape[1])):
-        ahead = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lambda_ * ahead
-        found[:, t], next_value = ahead, values[:, t]
-    return found
+        advantage = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lambda_ * advantage
+        advantages[:, t], next_value = advantage, values[:, t]
+    return advantages
 
 
 def clipped_value_losses(
     values: torch.Tensor, sampled_values: torch.Tensor, returns: torch.Tensor, clip: float
 ) -> torch.Tensor:
-    """Half the squared error of each value, [N]; a step away from the value at sampling time earns nothing beyond clip.
+    """Value loss of each token, [N], clipped to +-clip around the value at sampling time.
 
-    The larger of two errors, that of the value and that of the value held in `sampled_values` +- `clip`: the form that
-    came with the code of Schulman et al. 2017, whose paper has the plain squared error (Eq. 9).
+    Half the larger of two squared errors: that of the value and that of the clipped value. This is the form in the code
+    of Schulman et al. 2017; the paper has the plain squared error (Eq. 9).
 
     Args:
         values: [N] by the head that is updated.
         sampled_values: [N] by the head as it was when the rollout was sampled.
-        returns: [N] what the values should have been.
+        returns: [N] targets.
         clip: In units of the reward.
     """
-    held = sampled_values + (values - sampled_values).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values - returns).square(), (held - returns).square())
+    clipped = sampled_values + (values - sampled_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())

@@ -1,9 +1,9 @@
-"""Packing: groups of candidates in one row, each behind its history, which is computed once.
+"""Packing: groups of candidates in one row, without padding; the history of a group is computed once.
 
-A group is `history, candidate 1, candidate 2, ...`, and a row is one group after the other, so nothing is padded. Every
-candidate's positions go on from the end of its history, and the mask lets it see that history and itself, neither its
-siblings nor other groups: the log-probs are those of separate sequences. The mask must be explicit, because positions
-that jump back would otherwise be taken for a new sequence.
+A group is `history, candidate 1, candidate 2, ...`, and a row is one group after the other. Every candidate's positions
+continue from the end of its history. The mask lets it see that history and itself, but neither its siblings nor other
+groups, so the log-probs are those of separate sequences. The mask must be explicit: transformers would take positions
+that jump back for a new sequence.
 
 Shapes: T positions, S sequences (candidates) of all groups, N candidate tokens of all groups.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,18 +22,18 @@ from collab.conversation import Reply
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A row of histories and candidates, and where in it the candidates' tokens are predicted.
+    """A row of histories and candidates, and the positions that predict the candidates' tokens.
 
     Attributes:
         input_ids: [1, T] tokens.
         position_ids: [1, T] position of each token in its own sequence.
-        ends: Of each group, where in the row its history begins and ends, then where each candidate ends.
+        ends: For each group, the indices in the row at which its history begins and ends and each candidate ends.
         predict_from: [N] index of the position whose hidden state predicts a candidate token.
         targets: [N] the candidate tokens, as sampled.
-        sampled_logprobs: [N] their log-probs when they were sampled.
-        sequence: [N] which sequence 0..S-1 a token belongs to.
+        sampled_logprobs: [N] their log-probs at sampling time.
+        sequence: [N] the sequence, 0..S-1, that a token belongs to.
         num_sequences: S.
-        temperature: The distribution's temperature: logits are divided by it.
+        temperature: Logits are divided by it.
     """
 
     input_ids: torch.Tensor
@@ -47,7 +47,7 @@ class PackedBatch:
     temperature: float
 
     def owners(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """[1, T] each: the number of the history or candidate that a position is in, and of its group's history."""
+        """For each position, the numbers of its own history or candidate and of its group's history, [1, T] each."""
         own, history = torch.empty_like(self.input_ids), torch.empty_like(self.input_ids)
         number = 0
         for ends in self.ends:
@@ -58,35 +58,34 @@ class PackedBatch:
         return own, history
 
     def visible(self) -> torch.Tensor:
-        """Who sees whom, [1, T, T] bool, query by key."""
+        """Attention mask, [1, T, T] bool, query by key."""
         own, history = self.owners()
         causal = torch.ones(own.shape[1], own.shape[1], dtype=torch.bool, device=own.device).tril()
         keys = own[:, None, :]
         return causal & ((keys == own[:, :, None]) | (keys == history[:, :, None]))
 
     def to(self, device: torch.device) -> PackedBatch:
-        held = ((field.name, getattr(self, field.name)) for field in fields(self))
-        moved: dict[str, Any] = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in held}
-        return PackedBatch(**moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
 
 def packed_length(replies: Sequence[Reply]) -> int:
-    """Positions that a group takes: its history once, and of each reply all but the last token.
+    """Number of positions of a group: its history once, and of each reply all tokens but the last.
 
-    That last token is only predicted, never fed.
+    The last token is predicted, never fed.
     """
     return len(replies[0].prompt_ids) + sum(len(reply.token_ids) - 1 for reply in replies)
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Share groups out, in order, so that no micro-batch takes more than `budget` positions.
+    """Distribute groups, in order, over micro-batches of at most `budget` positions.
 
-    A group that is longer than the budget makes a micro-batch of its own: in two parts its history would be computed
-    twice.
+    A group longer than the budget is a micro-batch of its own: in two parts its history would be computed twice.
 
     Args:
         lengths: `packed_length` of each group.
-        budget: Positions of a micro-batch, at most.
+        budget: Maximum number of positions of a micro-batch.
 
     Returns:
         Indices into `lengths`, each once.
@@ -103,7 +102,7 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:
-    """Pack groups of replies, one after the other; the replies of one group share their `prompt_ids`."""
+    """Pack groups of replies; the replies of one group share their `prompt_ids`."""
     ids: list[int] = []
     positions: list[int] = []
     ends: list[tuple[int, ...]] = []
@@ -114,21 +113,21 @@ def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:
     num_sequences = 0
     for replies in groups:
         history = replies[0].prompt_ids
-        found = [len(ids), len(ids) + len(history)]
+        places = [len(ids), len(ids) + len(history)]
         ids += history
         positions += range(len(history))
         for reply in replies:
             assert reply.prompt_ids == history, "the candidates of a group share their history"
             fed = reply.token_ids[:-1]
-            predict_from += [found[1] - 1, *range(len(ids), len(ids) + len(fed))]
+            predict_from += [places[1] - 1, *range(len(ids), len(ids) + len(fed))]
             ids += fed
             positions += range(len(history), len(history) + len(fed))
             targets += reply.token_ids
             sampled += reply.logprobs
             sequence += [num_sequences] * len(reply.token_ids)
             num_sequences += 1
-            found.append(len(ids))
-        ends.append(tuple(found))
+            places.append(len(ids))
+        ends.append(tuple(places))
     return PackedBatch(
         torch.tensor([ids]),
         torch.tensor([positions]),
@@ -143,6 +142,6 @@ def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:
 
 
 def idle_batch() -> PackedBatch:
-    """One reply of one token, for passes that only keep step with other processes."""
+    """One reply of one token, for forward passes that only keep step with other processes."""
     reply = Reply(text="", token_ids=(0,), logprobs=(0.0,), finish_reason="length", prompt_ids=(0,))
     return pack([[reply]], temperature=1.0)

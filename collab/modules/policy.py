@@ -1,6 +1,6 @@
-"""The policy as one `nn.Module`: trunk and head are entered together, through `forward`, and only there.
+"""The policy as one `nn.Module`. Everything that an update needs of the model is computed in its `forward`.
 
-Sharding hooks fire in a module's own forward; whatever the update needs of the model is therefore computed here.
+Sharding hooks fire in a module's own `forward`, so trunk and heads are never called from outside.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from collab.lm.inner import inner_of
 from collab.lm.logits import check_logits, final_logits
 from collab.modules.packing import PackedBatch
 
-_CHUNK = 128  # tokens whose [tokens, vocabulary] logits exist at one time
+CHUNK = 128  # number of tokens whose [tokens, vocabulary] logits exist at one time
 
 
 class PolicyOutput(NamedTuple):
-    """Of every candidate token: its `logprobs` [N], and (no gradient) the `entropy` [N] of what it was drawn from.
+    """What the policy says of every candidate token. A tuple, because sharding hooks find tensors only in tuples.
 
-    `values` [N], where the policy has a value head: what the state before each token is worth. A tuple, for sharding
-    hooks look for tensors in what a module returns, and into no other class.
+    Attributes:
+        logprobs: [N] log-probs of the tokens.
+        entropy: [N] entropy of the distribution of each token, without gradient.
+        values: [N] value of the state before each token; None without a value head.
     """
 
     logprobs: torch.Tensor
@@ -36,22 +38,22 @@ class PolicyOutput(NamedTuple):
 class Policy(nn.Module):
     """A causal LM and, for full fine-tuning, a frozen copy of it as the reference.
 
-    With an adapter the reference is the same weights with the adapter off, and costs no memory.
+    With an adapter, the reference is the same weights with the adapter off, which costs no memory.
 
     Args:
-        lm: A transformers causal LM, with or without a peft adapter; on the meta device where weights come later.
-        with_reference: Whether `reference=True` will be asked for.
-        with_values: Whether a linear value head reads the trunk's last hidden states. It is in fp32 and starts at zero.
+        lm: A transformers causal LM, with or without a peft adapter; on the meta device if its weights come later.
+        with_reference: Whether `forward` will be called with `reference=True`.
+        with_values: Whether to add a linear value head on the trunk's last hidden states, in fp32, starting at zero.
 
     Raises:
-        BadInput: The model computes otherwise than this does (`check_logits`).
+        BadInput: The model's logits are not those that `forward` computes (`check_logits`).
     """
 
     def __init__(self, lm: Any, with_reference: bool, with_values: bool = False) -> None:
         super().__init__()
         self.lm = lm
         use_by_layout(inner_of(lm))
-        if next(lm.parameters()).device.type != "meta":  # else the process that has the weights does
+        if next(lm.parameters()).device.type != "meta":  # otherwise the process with the weights checks
             check_logits(inner_of(lm))
         self.value_head: nn.Linear | None = None
         if with_values:
@@ -64,9 +66,9 @@ class Policy(nn.Module):
             self.reference = copy.deepcopy(lm).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Policy:
-        """Training mode for layers that recompute activations, which act in no other; all else stays in evaluation.
+        """Put only the layers that recompute activations into training mode, which gradient checkpointing requires.
 
-        All dropout is thereby off: the policy that is sampled and the one that is updated must be one distribution.
+        All dropout stays off: the policy that is sampled and the one that is updated must be one distribution.
         """
         super().train(False)
         for module in self.modules():
@@ -77,7 +79,7 @@ class Policy(nn.Module):
     def forward(self, batch: PackedBatch, reference: bool = False) -> PolicyOutput:
         """Log-probs of the candidates' tokens at `batch.temperature`; with `reference`, those of the reference.
 
-        Values are the policy's alone.
+        The reference has no values.
         """
         lm, off = self.lm, contextlib.nullcontext()
         if reference and self.reference is not None:
@@ -107,14 +109,14 @@ class Policy(nn.Module):
 
 
 def _chosen(inner: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> PolicyOutput:
-    """Log-probs of `targets` [N] behind `hidden` [N, D], by chunks, and entropies.
+    """Log-probs and entropies of `targets` [N] given `hidden` [N, D], computed in chunks to save memory.
 
-    A log-prob depends on its own hidden state alone. Where the head is frozen, the gradient with respect to that state
-    is therefore taken while the chunk's logits are at hand, [N, D] in all, and only scaled on the way back. Where the
-    head learns, its gradient needs what comes back first: the chunk is computed once more then.
+    A log-prob depends on its own hidden state alone. If the head is frozen, the gradient with respect to that state is
+    computed with the chunk's logits, [N, D] in all, and the backward pass only scales it. If the head is trained, its
+    gradient depends on the incoming gradient, so the backward pass computes the chunk again.
     """
     head = inner.get_output_embeddings()
-    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
+    trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
 
     def of_chunk(states: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = final_logits(head(states), inner.config.get_text_config()).float() / temperature
@@ -129,8 +131,8 @@ def _chosen(inner: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature
         return _Linear.apply(states, logprobs.detach(), slope), entropy
 
     parts = []
-    for states, chosen in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
-        if learns:
+    for states, chosen in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        if trained:
             parts.append(checkpoint(of_chunk, states, chosen, use_reentrant=False))
         elif states.requires_grad:
             parts.append(with_slope(states, chosen))

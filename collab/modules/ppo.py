@@ -1,22 +1,22 @@
-"""PPO: every token against what a value head expected there, with MR as the reward (Schulman et al. 2017).
+"""PPO with MR as the reward (Schulman et al. 2017).
 
-A response is an episode and each of its tokens an action. MR is paid for the last token; every token costs `kl_coef`
-times its log-ratio to the reference. A linear head on the policy's trunk says what the state before each token is
-worth, GAE turns both into advantages, and `epochs` passes over the rollout update policy and head together, each in
-`num_minibatches` minibatches of whole groups. A response that was cut at its limit is an episode like any other: MR
-has seen what came of it.
+A response is an episode and each of its tokens an action. MR is the reward of the last token, and every token costs
+`kl_coef` times its log-ratio to the reference. A linear value head on the policy's trunk estimates the value of the
+state before each token, and GAE turns rewards and values into advantages. `epochs` passes over the rollout update
+policy and head together, each in `num_minibatches` minibatches of whole groups. A response that was cut at its limit is
+an episode like any other: its MR includes the consequences.
 
-Departs from Schulman et al. in that:
+Differs from Schulman et al.:
 
 - there is no entropy bonus;
-- the error of the values is clipped, as in the code that came with that paper, and halved;
+- the value loss is clipped, as in the code of that paper, and halved;
 - advantages are scaled over the whole rollout, on all processes, not over each minibatch: a minibatch here may be a few
   groups of very different MR;
 - the minibatches of a rollout are the same in every pass.
 
-Departs from TRL's former `PPOTrainer` in that: the coefficient of the KL is fixed; the ratio is to the probability that
-the rollout engine sampled with, as in `grpo.py`, so that rounding between engine and update is corrected for, while the
-KL and the values are those of the update's own pass; rewards are not scaled.
+Differs from TRL's former `PPOTrainer`: the coefficient of the KL is fixed; the ratio is to the probability that the
+rollout engine sampled with, as in `grpo.py`, which corrects for rounding between engine and update, while the KL and
+the values come from the update's own forward pass; rewards are not scaled.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from collab.modules.policy import PolicyOutput
 
 @dataclass(frozen=True, kw_only=True)
 class Episodes(Example):
-    """The replies to a context and, of all their tokens, [n] each, what the policy that sampled them was worth.
+    """The replies to a context, with numbers for all n of their tokens, by the policy that sampled them.
 
     Attributes:
-        values: What the state before each token was expected to bring.
-        advantages: How much better than that it went, by GAE; scaled.
-        returns: What the values should have been.
+        values: [n] value of the state before each token.
+        advantages: [n] by GAE; scaled over the rollout.
+        returns: [n] targets of the values.
     """
 
     values: torch.Tensor
@@ -55,10 +55,7 @@ class PPO(PolicyModule):
     """See the module's docstring; fields in `PPOConfig`."""
 
     has_values = True
-
-    @property
-    def loss_needs_reference(self) -> bool:
-        return False  # the KL is in the rewards
+    loss_needs_reference = False  # the KL is in the rewards
 
     def examples(self, groups: Sequence[Group]) -> list[Example]:
         return [
@@ -80,7 +77,7 @@ class PPO(PolicyModule):
         return [replace(e, advantages=(e.advantages - mean) / (math.sqrt(variance) + 1e-8)) for e in episodes]
 
     def _episodes(self, examples: Sequence[Example], batch: PackedBatch) -> list[Episodes]:
-        """Values, advantages and returns of a micro-batch, by the policy as it is."""
+        """Values, advantages and returns of a micro-batch, by the current policy."""
         assert self.policy is not None
         config = self.config
         output: PolicyOutput = self.policy(batch)
@@ -105,7 +102,7 @@ class PPO(PolicyModule):
         ]
 
     def _moments(self, parts: Sequence[torch.Tensor]) -> tuple[float, float]:
-        """Mean and variance of all numbers in `parts`, over all processes; 0 where there are none."""
+        """Mean and variance of all numbers in `parts`, over all processes; 0 if there are none."""
         wide = [part.double() for part in parts]
         sums = [sum(map(len, wide)), sum(x.sum().item() for x in wide), sum(x.square().sum().item() for x in wide)]
         count, total, squares = over_ranks(self.trainer, sums)

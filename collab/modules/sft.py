@@ -1,15 +1,14 @@
 """SFT: the likelihood of the best candidate of each context, by MR, in stored conversations (CollabLLM section 3.2).
 
 Only the candidate's own tokens count, its end of turn included; the system prompt, the user's messages and earlier
-replies are context. Where every context goes on from the best candidate before it, as in synthesised conversations,
-this is the likelihood of all that the assistant said on the best path. The loss is a mean over all tokens of a step.
-Groups whose best candidate falls short of `minimum_value` in `minimum_metric` are left out and counted.
+replies are context. If every context continues the best candidate of the one before, as in synthesised conversations,
+this is the likelihood of everything that the assistant said on the best path. The loss is a mean over all tokens of a
+step. Groups whose best candidate is below `minimum_value` in `minimum_metric` are left out and counted.
 
-The likelihood is that at temperature 1, as in TRL and in CollabLLM's code, whatever `sampler.temperature` is: a policy
-that learns what others wrote and speaks at 0.7 then says the likelier half of it.
+The likelihood is that at temperature 1, as in TRL and in CollabLLM's code, whatever `sampler.temperature` is.
 
-Departs from CollabLLM's code, which keeps or drops a conversation as a whole, by the metric of its last turn, in that
-each turn is kept or dropped on its own.
+Differs from CollabLLM's code, which keeps or drops a whole conversation by the metric of its last turn: each turn is
+kept or dropped on its own.
 """
 
 from __future__ import annotations
@@ -29,38 +28,37 @@ from collab.util.errors import BadInput
 class SFT(PolicyModule):
     """See the module's docstring; fields in `SFTConfig`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    loss_needs_reference = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.temperature = 1.0
 
-    @property
-    def loss_needs_reference(self) -> bool:
-        return False
-
     def examples(self, groups: Sequence[Group]) -> list[Example]:
-        config = self.config
-        return [
-            Example((best.reply,))
-            for best in _best(groups)
-            if config.minimum_metric is None or _reaches(best, config.minimum_metric, config.minimum_value)
-        ]
+        return [Example((best.reply,)) for best in _best(groups) if self._kept(best)]
+
+    def _kept(self, candidate: Candidate) -> bool:
+        if self.config.minimum_metric is None:
+            return True
+        value = _metric_value(candidate, self.config.minimum_metric)
+        return value is not None and value >= self.config.minimum_value
 
     def left_out(self, groups: Sequence[Group]) -> dict[str, int]:
         return {"filtered_groups": len(_best(groups)) - len(self.examples(groups))}
 
     def check_data(self, groups: Sequence[Group]) -> str:
-        config, best = self.config, _best(groups)
-        metric, kept = config.minimum_metric, len(self.examples(groups))
+        config, best, kept = self.config, _best(groups), len(self.examples(groups))
+        metric = config.minimum_metric
         data = f"algorithm.data={config.data}"
         if not best:
             raise BadInput(f"{data} has no scored reply for {config.name} to learn from. Take data with scores.")
         if kept:
             return f"{kept} replies of {len(groups)} groups, {len(best) - kept} filtered by algorithm.minimum_metric"
-        values = [value for candidate in best if (value := metric_value(candidate, metric)) is not None]
+        values = [value for candidate in best if (value := _metric_value(candidate, metric)) is not None]
         if not values:
-            there = sorted({name for candidate in best for score in candidate.scores for name in score.parts})
+            known = sorted({name for candidate in best for score in candidate.scores for name in score.parts})
             raise BadInput(
-                f"algorithm.minimum_metric={metric} is no metric of {data}. It has {', '.join(['mr', *there])}. Set "
+                f"algorithm.minimum_metric={metric} is no metric of {data}. It has {', '.join(['mr', *known])}. Set "
                 "algorithm.minimum_metric to one of them, or to null to keep all."
             )
         raise BadInput(
@@ -77,16 +75,11 @@ class SFT(PolicyModule):
         return -output.logprobs.sum()
 
 
-def metric_value(candidate: Candidate, metric: str) -> float | None:
-    """`mr`, or the mean of one part of the reward; None where the candidate does not have it."""
+def _metric_value(candidate: Candidate, metric: str) -> float | None:
+    """`mr`, or the mean of one part of the reward; None if the candidate does not have it."""
     return candidate.mr if metric == "mr" else candidate.part(metric)
 
 
-def _reaches(candidate: Candidate, metric: str, least: float) -> bool:
-    value = metric_value(candidate, metric)
-    return value is not None and value >= least
-
-
 def _best(groups: Sequence[Group]) -> list[Candidate]:
-    """The candidate with the highest MR of each group that has any."""
+    """The candidate with the highest MR of each group that has candidates."""
     return [max(group.candidates, key=mr_of) for group in groups if group.candidates]

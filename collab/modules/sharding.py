@@ -1,11 +1,11 @@
 """FSDP2: parameters, gradients and optimizer state in shards, one on each process (`strategy=fsdp`).
 
-The update gathers one decoder layer at a time (`fully_shard` per layer). A rollout gathers all of them once, decodes
-without any communication, so that processes may decode different lengths, and lets go of them again (`gathered`).
+The update gathers one decoder layer at a time (`fully_shard` per layer). A rollout gathers all layers once, decodes
+without communication, so that processes may decode different lengths, and frees them again (`gathered`).
 
-Checkpoints hold what is trained, under the names and ids that one process uses, as one file or, with
-`strategy.sharded_checkpoints`, as a folder to which each process writes its own shards. Either is read by any number of
-processes, with or without sharding.
+Checkpoints hold the trained parameters, under the names and ids of a run with one process. A checkpoint is one file or,
+with `strategy.sharded_checkpoints`, a folder into which each process writes its shards. Both can be read by any number
+of processes, with or without sharding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -30,16 +30,16 @@ from collab.lm.inner import inner_of
 from collab.modules.packing import idle_batch
 from collab.modules.policy import Policy
 
-REST = "rest.pt"  # of a sharded checkpoint: all that is no shard; written last
+REST = "rest.pt"  # in a sharded checkpoint: everything but the shards; written last
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a policy is spread over the processes.
+    """How a policy is sharded.
 
     Attributes:
-        empty: Makes the causal LM without memory for weights (on the meta device).
-        compute_dtype: Of gathered weights, where all are trained (in fp32); None leaves each as it is.
+        empty: Makes the causal LM on the meta device, without memory for weights.
+        compute_dtype: Dtype of gathered weights if all are trained (in fp32); None keeps each weight's dtype.
     """
 
     empty: Callable[[], Any]
@@ -47,25 +47,25 @@ class Sharding:
 
 
 def shard(policy: Policy, sharding: Sharding, device: torch.device) -> None:
-    """Shard a policy in place and give every process its part of the first one's weights.
+    """Shard a policy in place; every process gets its part of the first one's weights.
 
     Args:
-        policy: With weights on the first process; elsewhere it may be on the meta device.
-        sharding: How.
-        device: Where the shards go.
+        policy: Has weights on the first process; on the others it may be on the meta device.
+        sharding: How to shard it.
+        device: Device of the shards.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),), mesh_dim_names=("shard",))
     whole = {name: tensor.detach() for name, tensor in _tensors(policy)} if mesh.get_rank() == 0 else {}
     mixed = MixedPrecisionPolicy(sharding.compute_dtype, torch.float32 if sharding.compute_dtype else None)
     for layer in _layers(policy):
         fully_shard(layer, mesh=mesh, mp_policy=mixed)
-    if policy.value_head is not None:  # in fp32 beside weights that are not
+    if policy.value_head is not None:  # its dtype, fp32, may differ from that of the other weights
         fully_shard(policy.value_head, mesh=mesh)
     fully_shard(policy, mesh=mesh, mp_policy=mixed)
     for module in _sharded(policy):
-        # Losses are divided by the units of all processes already, so gradients only have to be added up.
+        # Losses are already divided by the units of all processes, so gradients are summed.
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
     if mesh.get_rank() > 0:
         policy.to_empty(device=device)
     with torch.no_grad():
@@ -80,38 +80,38 @@ def shard(policy: Policy, sharding: Sharding, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def gathered(policy: Policy) -> Iterator[bool]:
-    """Inside, every process holds all weights of the policy and may run any part of it; no process waits for another.
+    """In this context, every process holds all weights of the policy and can run any part of it without the others.
 
-    Does nothing to a policy that is not sharded. All processes have to enter.
+    All processes must enter. A policy that is not sharded stays as it is.
 
     Yields:
-        Whether the policy is sharded: what was made of gathered weights is to be forgotten then.
+        Whether the policy is sharded; if so, anything made from the gathered weights must be dropped afterwards.
     """
     if not isinstance(policy, FSDPModule):
         yield False
         return
-    # The first module to run takes itself for the root of all that is sharded, so this one has to run once.
+    # FSDP takes the first module that runs for the root, so the policy must run once.
     device = next(policy.parameters()).device
     with torch.no_grad():
         policy(idle_batch().to(device))
-    root, layers = policy, _sharded(policy.lm)  # its frozen copy says nothing in a rollout
+    layers = _sharded(policy.lm)  # a rollout does not use the frozen copy
     for module in layers:
         module.set_reshard_after_forward(False, recurse=False)
-    for module in (root, *layers):
+    for module in (policy, *layers):
         module.unshard()
     try:
         yield True
     finally:
         for module in layers:
             module.set_reshard_after_forward(True, recurse=False)
-        for module in (root, *layers):
+        for module in (policy, *layers):
             module.reshard()
 
 
 def whole_state(module: nn.Module, only_trained: bool = False) -> dict[str, torch.Tensor]:
-    """The state dict of a sharded module, whole, on the CPU of the first process; empty on the others.
+    """The full state dict of a sharded module, on the CPU of the first process; empty on the others.
 
-    All processes have to call it. Parameters that two layers share are in it once.
+    All processes must call it. A parameter that two layers share is in it once.
     """
     names = {name for name, parameter in module.named_parameters() if parameter.requires_grad or not only_trained}
     if not only_trained:
@@ -121,16 +121,12 @@ def whole_state(module: nn.Module, only_trained: bool = False) -> dict[str, torc
 
 
 def is_spread(policy: nn.Module) -> bool:
-    """Whether a policy's weights are spread over the processes."""
+    """Whether a policy is sharded."""
     return isinstance(policy, FSDPModule)
 
 
-def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    return isinstance(tensor, DTensor)
-
-
 def _layers(policy: Policy) -> list[nn.Module]:
-    """Decoder layers of the policy and of its frozen copy, by what their model's family calls indivisible."""
+    """Decoder layers of the policy and of its frozen copy: the modules that transformers does not split."""
     found = []
     for lm in (policy.lm, policy.reference):
         if lm is not None:
@@ -148,7 +144,7 @@ def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor | None:
-    """On the first process the whole of a tensor, on its CPU."""
+    """The full tensor, on the CPU of the first process; None on the others."""
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return value.detach().cpu() if torch.distributed.get_rank() == 0 else None
@@ -158,12 +154,12 @@ def _whole(value: torch.Tensor) -> torch.Tensor | None:
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with checkpoints of what is trained alone that fit any number of processes.
+    """Lightning's strategy for FSDP2, with checkpoints of trained parameters that fit any number of processes.
 
     Args:
-        processes: Of the run.
+        processes: Number of processes of the run.
         sharded_checkpoints: Write a folder of shards instead of one file.
-        timeout: How long a process waits for the others.
+        timeout: Maximum time that a process waits for the others.
     """
 
     def __init__(self, processes: int, sharded_checkpoints: bool, timeout: timedelta) -> None:
@@ -234,7 +230,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """For a strategy without shards: reads both forms of checkpoints, files from mapped memory."""
+    """Reads both forms of checkpoints for a strategy without shards; maps files into memory."""
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         if Path(path).is_dir():
@@ -254,19 +250,19 @@ def _write_shards(checkpoint: dict[str, Any], folder: Path, first: bool) -> None
 
 
 def _read_shards(folder: Path, owners: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """A checkpoint that `_write_shards` wrote, as Lightning has it.
+    """A checkpoint of `_write_shards` in Lightning's form.
 
     Args:
-        folder: Of the checkpoint.
-        owners: Name of an entry, or what is before its last dot -> the parameter that it belongs to, by which it is
-            cut. Without any, a process alone reads everything.
+        folder: The checkpoint.
+        owners: Name of an entry, or its part before the last dot -> its parameter, whose sharding the entry gets. If
+            empty, this process reads everything, without the others.
     """
     reader = dcp.FileSystemReader(folder)
     entries: dict[str, Any] = {}
     listed: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
     for name, meta in listed.items():
         owner: Any = owners.get(name, owners.get(name.rpartition(".")[0]))
-        cut = owner is not None and is_sharded(owner) and owner.shape == meta.size
+        cut = isinstance(owner, DTensor) and owner.shape == meta.size
         dtype = meta.properties.dtype
         entries[name] = torch.empty_like(owner, dtype=dtype) if cut else torch.empty(meta.size, dtype=dtype)
     dcp.load(entries, storage_reader=reader, no_dist=not owners)
@@ -284,12 +280,12 @@ def _read_shards(folder: Path, owners: Mapping[str, torch.Tensor]) -> dict[str, 
 
 
 def _trained(optimizer: Any) -> list[torch.Tensor]:
-    """Its parameters by the ids that its state knows them by."""
+    """The optimizer's parameters, indexed by their ids in its state."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _like(value: Any, parameter: torch.Tensor) -> Any:
-    """What belongs to a parameter, whole and the same on all processes, cut as it is; a scalar stays as it is."""
+    """A full tensor, the same on all processes, sharded like its parameter; anything else is returned as it is."""
     whole = isinstance(value, torch.Tensor) and not isinstance(value, DTensor)
     if isinstance(parameter, DTensor) and whole and value.shape == parameter.shape:
         value = value.to(parameter.device)

@@ -143,7 +143,7 @@ def test_the_size_of_chunks_changes_nothing(adapter: bool, monkeypatch: pytest.M
     policy, batch = Policy(lm, with_reference=False), pack(GROUPS, 0.7)
     whole = policy(batch)
     expected = gradients(lm, whole.logprobs.square().sum())
-    monkeypatch.setattr(policy_module, "_CHUNK", 3)
+    monkeypatch.setattr(policy_module, "CHUNK", 3)
     assert len(batch.targets) > 3 * 3
     chunked = policy(batch)
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, atol=1e-6, rtol=0)

@@ -256,7 +256,7 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(
 ) -> None:
     # Small enough that histories, replies and the step are each computed in several parts.
     monkeypatch.setattr(packed_attention, "_PIECE", 5)
-    monkeypatch.setattr(policy, "_CHUNK", 7)
+    monkeypatch.setattr(policy, "CHUNK", 7)
     target, config, plain_loss = ALGORITHMS[algorithm]
 
     def load() -> Any:
