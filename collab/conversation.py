@@ -1,12 +1,12 @@
-"""The words of the project as plain data: goal, conversation, context, candidate, group.
+"""Conversation data types: goal, conversation, context, candidate, group.
 
-Everything here is immutable where it can be forked: forward sampling branches one history into many futures
-(`t_{1:j} + t^f` of Eq. 1), and a branch must never be able to disturb its siblings. No torch in this file.
+They are immutable, because forward sampling branches one history into many futures (`t_{1:j} + t^f` of Eq. 1), and no
+branch may change its siblings. This file does not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -14,17 +14,17 @@ from collab.util.errors import BadInput
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
-Artefact = Literal["text", "answer", "program", "reply"]  # what a conversation is to end with
-INVALID = "invalid"  # how `Conversation.ended_by` begins where the conversation counts nowhere
+Artefact = Literal["text", "answer", "program", "reply"]  # the result of a conversation
+INVALID = "invalid"  # start of `Conversation.ended_by` if the conversation does not count
 
 
 @dataclass(frozen=True)
 class AgendaItem:
-    """One thing that the user wants and does not say unasked.
+    """One thing that the user wants but only says when asked.
 
     Attributes:
-        kind: What sort of thing it is, e.g. "signature"; naming it gives nothing away.
-        text: The sentence in which the user tells it.
+        kind: E.g. "signature"; the kind alone gives nothing away.
+        text: The sentence in which the user says it.
         cues: Words, besides those of `kind` and `text`, by which a question can ask for it.
     """
 
@@ -35,12 +35,12 @@ class AgendaItem:
 
 @dataclass(frozen=True)
 class Agenda:
-    """What the user says first, and what only when asked: the entry `agenda` of a goal's metadata.
+    """What the user says at once and what only when asked: the entry `agenda` of a goal's metadata.
 
     Attributes:
-        makes: What the conversation is to end with. A "reply" ends it whatever it says.
-        opening: What the user gives away at once.
-        items: What the user holds back, in the order in which it is told to a question about everything.
+        makes: The result of the conversation. With "reply", the first reply ends it, whatever it says.
+        opening: What the user says at once.
+        items: What the user holds back, in the order in which open questions bring it out.
     """
 
     makes: Artefact
@@ -52,30 +52,31 @@ class Agenda:
         """From metadata: `{"makes": ..., "opening": ..., "items": [{"kind": ..., "text": ..., "cues": ...}]}`.
 
         Raises:
-            BadInput: A part is missing, is not known or is no text; `cues` may be left out.
+            BadInput: A part is missing, unknown or not a text; `cues` may be left out.
         """
         rule = (
             'it must be an object {"makes": ..., "opening": ..., "items": [{"kind": ..., "text": ..., "cues": ...}]} '
             f"of texts, makes one of {', '.join(get_args(Artefact))}; cues may be left out"
         )
-        items = entry.get("items")
         good = entry.keys() == {"makes", "opening", "items"} and entry["makes"] in get_args(Artefact)
-        good = good and _is_text(entry["opening"]) and isinstance(items, list | tuple)
-        for item in items if good and items is not None else ():
-            good = good and isinstance(item, Mapping) and {"kind", "text"} <= item.keys() <= {"kind", "text", "cues"}
-            good = good and all(map(_is_text, item.values()))
-        if not good or items is None:
+        good = good and _is_text(entry["opening"]) and isinstance(entry["items"], list | tuple)
+        if not good or not all(map(_is_item, entry["items"])):
             raise BadInput(f"the agenda in the metadata is {str(dict(entry))[:80]!r}; {rule}. Fix it.")
-        return cls(entry["makes"], entry["opening"], tuple(AgendaItem(**item) for item in items))
+        return cls(entry["makes"], entry["opening"], tuple(AgendaItem(**item) for item in entry["items"]))
 
     def entry(self) -> dict[str, Any]:
-        """As `read` takes it, fit for JSON."""
+        """The JSON-ready form that `read` reads."""
         items = [{"kind": i.kind, "text": i.text, **({"cues": i.cues} if i.cues else {})} for i in self.items]
         return {"makes": self.makes, "opening": self.opening, "items": items}
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_item(item: Any) -> bool:
+    fits = isinstance(item, Mapping) and {"kind", "text"} <= item.keys() <= {"kind", "text", "cues"}
+    return fits and all(map(_is_text, item.values()))
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class Goal:
     Attributes:
         id: Unique within its file.
         prompt: What the user wants, in one message (`single_turn_prompt`).
-        reference: The artefact that would satisfy the user (`single_turn_completion`, `y_g` of Eq. 3).
-        metadata: Preferences and descriptions, e.g. title, tone, audience, length (`single_turn_metadata`); `notes`, a
-            list of texts, is what the user knows, and `cues` has for each note the words by which it can be asked for.
+        reference: The result that would satisfy the user (`single_turn_completion`, `y_g` of Eq. 3).
+        metadata: Preferences and descriptions, e.g. title, tone, audience, length (`single_turn_metadata`). `notes`
+            lists what the user knows; `cues` has for each note the words by which a question can ask for it.
     """
 
     id: str
@@ -97,19 +98,19 @@ class Goal:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user knows, in its own words: the entry `notes` of the metadata; empty where there is none."""
+        """What the user knows: the entry `notes` of the metadata, or empty."""
         return tuple(self.metadata.get("notes") or ())
 
     @property
     def agenda(self) -> Agenda | None:
-        """The agenda that the metadata spells out; None where reference and preferences are the agenda."""
+        """The agenda in the metadata; None if notes and preferences are the agenda."""
         entry = self.metadata.get("agenda")
         return Agenda.read(entry) if isinstance(entry, Mapping) else None
 
 
 @dataclass(frozen=True)
 class Message:
-    """One chat message. `token_ids`, where known, are the ids that were sampled: they are never re-tokenised."""
+    """One chat message. `token_ids`, if known, are the sampled ids; they are used instead of tokenising `content`."""
 
     role: Role
     content: str
@@ -118,7 +119,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request as a server counted them, or guessed where it does not; reasoning is part of completion."""
+    """Tokens of one request, counted by the server or estimated; `completion_tokens` include the reasoning."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -127,17 +128,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a `ChatModel` returns for one request.
+    """Reply of a `ChatModel` to one request.
 
     Attributes:
         text: The decoded reply without special tokens, stripped.
-        token_ids: The sampled ids, the end-of-turn id included when the model produced it. Empty over HTTP.
-        logprobs: Log-probability of each id under the distribution that it was drawn from (temperature included).
-        finish_reason: "stop" when the model ended its turn or said a stop string, "length" when it was cut at
+        token_ids: The sampled ids, with the end-of-turn id if the model produced it. Empty over HTTP.
+        logprobs: Log-probability of each id under the distribution that it was sampled from (temperature included).
+        finish_reason: "stop" if the model ended its turn or wrote a stop string, "length" if it was cut at
             `max_new_tokens`.
-        prompt_ids: The ids that the reply was conditioned on. Empty over HTTP.
-        usage: What a server counted; None from local weights.
-        reasoning: What was thought before the reply; nobody in the conversation gets to see it.
+        prompt_ids: The ids of the prompt. Empty over HTTP.
+        usage: The server's count; None from local weights.
+        reasoning: The model's reasoning before the reply, which is not part of the conversation.
     """
 
     text: str
@@ -150,20 +151,18 @@ class Reply:
 
     @property
     def num_tokens(self) -> int:
-        """Length of what was said, reasoning left out: the sampled ids, or what a server counted."""
+        """Number of tokens without reasoning: of the sampled ids, or by the server's count."""
         if self.usage is None:
             return len(self.token_ids)
         return self.usage.completion_tokens - self.usage.reasoning_tokens
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Reply:
-        """The reply that `dataclasses.asdict` made into `fields`, after they have been JSON."""
-        found: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-        }
-        if found.get("usage") is not None:
-            found["usage"] = Usage(**found["usage"])
-        return cls(**found)
+        """The reply of `dataclasses.asdict`, read back from JSON."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        if values.get("usage") is not None:
+            values["usage"] = Usage(**values["usage"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -176,18 +175,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns so far, and maybe a user message that waits for its response.
+    """Finished turns and possibly a user message without its response.
 
-    With `pending` set it is a context, the history `t^h_j = t_{1:j-1} + u_j` of Eq. 1.
+    With `pending`, it is a context: the history `t^h_j = t_{1:j-1} + u_j` of Eq. 1.
 
     Attributes:
         goal: What the simulated user wants.
         system_prompt: The assistant's instruction; empty for none.
         turns: Finished turns.
-        pending: The user message that the assistant has to answer next.
-        ended_by: Why it is over: "" (it is not), "satisfied", "patience", "max_turns", "window", or "invalid: ..."
-            where the user (or a policy over HTTP) failed.
-        user: Who plays the user, where there are several users or personas.
+        pending: The user message that the assistant must answer next.
+        ended_by: Reason of the end: "" (not ended), "satisfied", "patience", "max_turns", "window", or "invalid: ..."
+            if the user or a policy over HTTP failed.
+        user: Name of the user or persona, if there are several.
     """
 
     goal: Goal
@@ -199,12 +198,12 @@ class Conversation:
 
     @property
     def valid(self) -> bool:
-        """Whether the conversation can be measured; one that the simulation spoilt says nothing about the assistant."""
+        """Whether the conversation can be measured: an error of the simulation says nothing about the assistant."""
         return not self.ended_by.startswith(INVALID)
 
     @property
     def turn(self) -> int:
-        """The number j, from 1, of the turn that is open or comes next."""
+        """Number j, from 1, of the open or next turn."""
         return len(self.turns) + 1
 
     def with_user(self, text: str, user: str = "") -> Conversation:
@@ -234,12 +233,12 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Score:
-    """The conversation-level reward `R*(t | g)` (Eq. 2) and what it is made of.
+    """The conversation-level reward `R*(t | g)` (Eq. 2) and its parts.
 
     Attributes:
-        reward: The weighted sum; None when a part could not be had (a missing score is missing, never 0).
-        parts: Metric name -> its value in 0..1 before weighting, None where it could not be had.
-        raw: Metric name -> the raw replies of the model that judged it, in order.
+        reward: The weighted sum; None (not 0) if a part with a weight is missing.
+        parts: Metric name -> value in 0..1 before weighting; None if it is missing.
+        raw: Metric name -> raw replies of its judge, in order.
     """
 
     reward: float | None
@@ -256,9 +255,9 @@ class Candidate:
 
     Attributes:
         reply: The sampled response.
-        futures: Finished conversations `t_{1:j} + t^f`, one per forward sample; none where it was read from a file.
+        futures: Finished conversations `t_{1:j} + t^f`, one per forward sample; empty if read from a file.
         scores: `R*` of each future.
-        mr: Mean of the rewards that could be had (Eq. 1), None if none could.
+        mr: Mean of the rewards that are not missing (Eq. 1); None if all are.
     """
 
     reply: Reply
@@ -267,26 +266,25 @@ class Candidate:
     mr: float | None = None
 
     def part(self, name: str) -> float | None:
-        """Mean of one metric over the futures that have it; None if none has."""
+        """Mean of one metric over the futures that have it; None if none has it."""
         values = [value for score in self.scores if (value := score.parts.get(name)) is not None]
         return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Candidates for the same context: what an update compares. Candidates without MR have been left out."""
+    """Candidates of the same context. All have an MR."""
 
     context: Conversation
     candidates: tuple[Candidate, ...]
 
 
 def as_record(conversation: Conversation, score: Score | None = None, **extra: Any) -> dict[str, Any]:
-    """A JSON-ready record of a conversation, as `transcripts.jsonl` holds it."""
-    messages: Sequence[Message] = conversation.messages()
+    """A JSON-ready record of a conversation: a line of `transcripts.jsonl`."""
     record: dict[str, Any] = {
         **extra,
         "goal": conversation.goal.id,
-        "messages": [{"role": m.role, "content": m.content} for m in messages],
+        "messages": [{"role": m.role, "content": m.content} for m in conversation.messages()],
         "finish_reasons": [turn.reply.finish_reason for turn in conversation.turns],
         "reply_tokens": [turn.reply.num_tokens for turn in conversation.turns],
         "ended_by": conversation.ended_by,

@@ -1,4 +1,4 @@
-"""Randomness that depends on what is drawn for, and never on the batch or the order in which it is drawn."""
+"""Random draws by key: they depend on what they are for, not on the batch or the order of the draws."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RngKey:
-    """Names the random stream of one request.
+    """Key of the random stream of one request. Equal keys draw equal numbers.
 
-    Two requests with equal keys draw the same numbers. Leave a field out to share numbers: paired sampling drops
-    `candidate` from the simulated user's key.
+    To share numbers, leave a field out: paired sampling drops `candidate` from the simulated user's key.
     """
 
     seed: int
@@ -30,11 +29,10 @@ class RngKey:
         return replace(self, **changes)
 
     def digest(self, size: int, more: str = "") -> bytes:
-        """`size` bytes that are a function of all fields, and of `more`."""
-        named = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return hashlib.blake2b(
-            f"Key({named}){more}".encode(), digest_size=size
-        ).digest()  # this text decides every draw
+        """`size` bytes that depend on all fields and on `more`."""
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        text = f"Key({fields}){more}"  # another text changes every draw
+        return hashlib.blake2b(text.encode(), digest_size=size).digest()
 
     def stream(self) -> np.random.Generator:
         """A counter-based generator (Philox) keyed by all fields."""

@@ -1,4 +1,4 @@
-"""Where two configs differ."""
+"""Differences between two configs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = 80  # characters of a value in a message
 def differences(
     one: Any, other: Any, ignored: Callable[[str], bool] = lambda key: False, key: str = ""
 ) -> Iterable[tuple[str, Any, Any]]:
-    """Dotted name and both values of each field in which two configs differ; None where one of them lacks it."""
+    """Dotted name and both values of each field in which two configs differ; None for a missing value."""
     if key and ignored(key):
         return
     if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -25,7 +25,7 @@ def differences(
 
 
 def changes(there: Any, here: Any, ignored: Callable[[str], bool] = lambda key: False) -> list[str]:
-    """The differences in words; a field that one of them lacks counts as null."""
+    """The differences in words; a missing field counts as null."""
     found = [(key, one, other) for key, one, other in differences(there, here, ignored) if one != other]
     return [f"{key} is {_shown(one)} there and {_shown(other)} here" for key, one, other in found]
 

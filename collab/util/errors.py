@@ -1,16 +1,16 @@
-"""One exception for everything a user can put right, and one for a run that cannot go on."""
+"""Two exceptions, one for wrong input and one for a run that cannot continue; messages of errors."""
 
 
 class BadInput(ValueError):
-    """What was given, the rule it breaks, and the way out. Entry points print the message without a stack trace."""
+    """Wrong input. The message says what was given, the rule, and the way out; it is printed without a stack trace."""
 
 
 class RunStopped(Exception):
-    """The run cannot go on, through no fault of what was given: what it has is to be kept, and the message told.
+    """The run cannot continue, although its input is right. Its results are kept and the message is printed.
 
     Args:
         message: For the user.
-        everywhere: All processes of the run raise it, at the same place.
+        everywhere: All processes of the run raise it at the same place.
     """
 
     def __init__(self, message: str, everywhere: bool = False) -> None:
@@ -19,15 +19,15 @@ class RunStopped(Exception):
 
 
 def error_text(error: BaseException) -> str:
-    """What an error and its causes say, once each, without the lines in which OmegaConf describes its own tree."""
-    told: list[str] = []
+    """The messages of an error and its causes, each line once, without OmegaConf's lines about its own tree."""
+    lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         for line in map(str.strip, str(cause).splitlines()):
-            if line and line not in told and not line.startswith(("full_key:", "object_type=", "reference_type=")):
-                told.append(line)
+            if line and line not in lines and not line.startswith(("full_key:", "object_type=", "reference_type=")):
+                lines.append(line)
         cause = cause.__cause__
-    return " ".join(line if line.endswith((".", ":", "?")) else f"{line}." for line in told)
+    return " ".join(line if line.endswith((".", ":", "?")) else f"{line}." for line in lines)
 
 
 def first_line(error: BaseException) -> str:

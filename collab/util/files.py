@@ -1,8 +1,9 @@
-"""Files that a killed process or a full disk must not spoil: whole or not there, named in errors, of one writer."""
+"""Files that survive killed processes and full disks: atomic writes, torn lines, locks, errors that name the file."""
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from collab.util.errors import BadInput
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system within it name the file, which those of a failed write alone do not."""
+    """Make errors of the operating system in this context name the file; those of a failed write do not."""
     try:
         yield
     except OSError as error:
@@ -27,46 +28,40 @@ def write_json(path: Path, obj: Any) -> None:
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: os.replace is atomic within one disk
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace is atomic within one disk
     try:
         with naming(path), temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())  # else the name may reach the disk before the content
+            os.fsync(file.fileno())  # or the name may reach the disk before the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def cut_torn_line(file: Path) -> None:
-    """Cut off a last line that has no end: a process was killed while it wrote it."""
-    if not file.is_file() or not (size := file.stat().st_size):
+    """Cut off a last line without an end: the process was killed while it wrote the line."""
+    if not file.is_file() or not (size := file.stat().st_size):  # an empty file cannot be mapped
         return
     with file.open("rb+") as content:
-        whole = size
-        while whole:
-            start = max(0, whole - 2**16)
-            content.seek(start)
-            if (end := content.read(whole - start).rfind(b"\n")) >= 0:
-                whole = start + end + 1
-                break
-            whole = start
-        if whole < size:
-            content.truncate(whole)
+        with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            end = mapped.rfind(b"\n") + 1
+        if end < size:
+            content.truncate(end)
 
 
 @contextmanager
 def only_writer(folder: Path, name: str) -> Iterator[None]:
-    """Keep other processes from writing into a folder; the lock goes with the process, however that ends.
+    """Keep other processes from writing into a folder; the operating system frees the lock of a killed process.
 
     Args:
-        folder: It has to be there.
-        name: Of the file in it that is locked, and made where it is missing. It may not be replaced meanwhile.
+        folder: Must exist.
+        name: File in the folder to lock; it is made if it is missing, and must not be replaced meanwhile.
 
     Raises:
-        BadInput: Another one is writing there.
+        BadInput: Another process holds the lock.
     """
-    import fcntl
+    import fcntl  # not on Windows
 
     with (folder / name).open("ab") as claim:
         try:

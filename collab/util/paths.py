@@ -1,4 +1,4 @@
-"""Where the files that ship with the package are, in a clone and in an installed wheel; which folders hold a model."""
+"""The folder of the shipped configs, in a clone and in an installed wheel; which folders hold a model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collab.util.errors import BadInput
 def config_dir() -> Path:
     """The folder of Hydra's YAML files: `collab/conf` of an installed wheel, else `conf` of a clone.
 
-    The package's own folder comes first: beside an installed package a `conf` may be anybody's.
+    The package's own folder comes first: a `conf` beside an installed package may belong to another package.
 
     Raises:
-        BadInput: Neither is there.
+        BadInput: Neither exists.
     """
     package = Path(__file__).resolve().parents[1]
     folders = (package / "conf", package.parent / "conf")

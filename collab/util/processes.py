@@ -1,4 +1,4 @@
-"""Which of the run's processes this one is, and how many there are."""
+"""The processes of a run: this one's rank, their number, and how they end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collab.util.errors import BadInput
 
 
 def rank() -> int:
-    """This process's number among all processes of the run, asked of its launcher in the order that Lightning has."""
+    """This process's number among all processes of the run, from the launcher's variables in Lightning's order."""
     for variable in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if variable in os.environ:
             return int(os.environ[variable])
@@ -18,25 +18,25 @@ def rank() -> int:
 
 
 def layout(devices: Any, nodes: int, available: int) -> tuple[Any, int]:
-    """Devices on each machine, and machines, of a run; what torchrun or SLURM has started counts.
+    """Devices per machine and number of machines of a run; those that torchrun or SLURM has started come first.
 
     Args:
         devices: `trainer.devices`: "auto", a number, or a list of indices.
         nodes: `trainer.num_nodes`.
-        available: Devices of this machine that "auto" takes where nobody has started processes.
+        available: Number of devices for "auto" without a launcher.
 
     Raises:
-        BadInput: The launcher has started other processes than the config says; several machines without a launcher.
+        BadInput: The config contradicts the launcher, or asks for several machines without one.
     """
-    found = started()
-    if found is None:
+    launched = started()
+    if launched is None:
         if nodes > 1:
             raise BadInput(
                 f"trainer.num_nodes ({nodes}) asks for several machines, and this process was started alone. Start it "
                 f"on each by torchrun --nnodes={nodes} or by srun, and leave trainer.num_nodes out."
             )
         return (available if devices == "auto" else devices), nodes
-    launcher, on_each, machines = found
+    launcher, on_each, machines = launched
     wanted = len(devices) if isinstance(devices, list) else devices
     if wanted not in ("auto", on_each) or nodes not in (1, machines):
         raise BadInput(
@@ -47,12 +47,12 @@ def layout(devices: Any, nodes: int, available: int) -> tuple[Any, int]:
 
 
 def started() -> tuple[str, int, int] | None:
-    """Who started this process and how many more: the launcher, processes on each machine, machines."""
+    """The launcher of this process, processes per machine, and number of machines; None without a launcher."""
     get = os.environ.get
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(get("LOCAL_WORLD_SIZE", 1))
         return "torchrun", local, int(get("WORLD_SIZE", 1)) // local
-    # As Lightning does, which takes a shell inside an allocation for no launcher.
+    # As in Lightning, a shell inside an allocation is no launcher.
     if "SLURM_NTASKS" in os.environ and get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         machines = int(get("SLURM_NNODES", 1))
         return "SLURM", int(os.environ["SLURM_NTASKS"]) // machines, machines
@@ -60,7 +60,7 @@ def started() -> tuple[str, int, int] | None:
 
 
 def leave_together() -> None:
-    """The end of a run that went well: no process leaves before all are done, or the others' connections break."""
+    """End a run without errors: a process that leaves before all are done would break the others' connections."""
     if connected():
         from torch import distributed
 
@@ -69,7 +69,7 @@ def leave_together() -> None:
 
 
 def connected() -> bool:
-    """Whether the processes of the run have found each other."""
+    """Whether the processes of the run are connected."""
     if "torch" not in sys.modules:
         return False
     from torch import distributed

@@ -1,4 +1,4 @@
-"""Classes and functions that the config names, as `package.module.Name`."""
+"""Imports the classes and functions that the config names."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collab.util.errors import BadInput, error_text
 
 
 def load_target(target: str, key: str, *, function: bool = False) -> Any:
-    """What `package.module.Name` names.
+    """Import `package.module.Name`.
 
     Args:
-        target: Its full name.
+        target: The full name.
         key: The config field that holds it, for the message.
-        function: It is to be a function, not a class.
+        function: Expect a function, not a class.
 
     Raises:
-        BadInput: There is no such module or class; lists what is there instead.
+        BadInput: There is no such module or name. The message lists the names of the module.
     """
     module, _, name = target.rpartition(".")
     kind, wanted = ("function", inspect.isfunction) if function else ("class", inspect.isclass)

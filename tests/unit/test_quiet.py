@@ -8,13 +8,13 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from transformers.utils import logging as transformers_logging
 
-from collab.util.quiet import _LOGGERS, _tells, quiet
+from collab.util.quiet import LOGGERS, keeps, quiet
 
 
 def put_back():
     transformers_logging.enable_progress_bar()
-    for name in _LOGGERS:
-        logging.getLogger(name).removeFilter(_tells)
+    for name in LOGGERS:
+        logging.getLogger(name).removeFilter(keeps)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def as_libraries_are():
 
 
 def said(caplog, text):
-    logger = logging.getLogger(_LOGGERS[0])
+    logger = logging.getLogger(LOGGERS[0])
     logger.addHandler(caplog.handler)
     try:
         rank_zero_info(text)
