@@ -1,28 +1,28 @@
-"""Rules across fields, which neither a field's type nor its range can express; those of all commands.
+"""Rules across fields, which neither a field's type nor its range can express.
 
-`checks_training.py` has the rules of the commands that draw candidates to learn from, `endpoints.py` those of servers
-and the budget, `policies.py` those of the rows of an evaluation.
+These are the rules of all commands. `checks_training.py` has those of training and synthesis, `endpoints.py` those of
+servers and the budget, `policies.py` those of the rows of an evaluation.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from collab.config.checks_training import synthesis_problems, training_problems
 from collab.config.endpoints import budget_problems, endpoint_problems
 from collab.config.fields import range_problems
-from collab.config.policies import read_policies
-from collab.config.schema import Config, MixUserConfig, ModelConfig, PairwiseConfig, TaskConfig, VLLMEngineConfig
+from collab.config.policies import named_policies, policy_problems
+from collab.config.schema import Config, MixUserConfig, ModelConfig, PairwiseConfig, VLLMEngineConfig
 from collab.util.errors import BadInput
 from collab.util.paths import is_model_folder
 
 
 def check(config: Config, entry: str = "train") -> None:
-    """Hold a composed config against every rule that a field's type does not express; reads no goals and no model.
+    """Check a composed config against all rules. Reads no goals and no model.
 
     Args:
         config: What Hydra composed.
@@ -34,7 +34,6 @@ def check(config: Config, entry: str = "train") -> None:
     problems = [
         *range_problems(config),
         *_task_problems(config, entry),
-        *_split_problems(config.task),
         *_model_problems(config.model),
         *_device_problems(config),
         *_user_problems(config),
@@ -54,7 +53,7 @@ def check(config: Config, entry: str = "train") -> None:
         raise BadInput(f"{len(problems)} problems in the config:\n" + "\n".join(f"- {text}" for text in problems))
 
 
-def _task_problems(config: Config, entry: str) -> Iterable[str]:
+def _task_problems(config: Config, entry: str) -> Iterator[str]:
     task = config.task
     if task.evaluation_only and entry != "evaluate":
         yield (
@@ -65,41 +64,25 @@ def _task_problems(config: Config, entry: str) -> Iterable[str]:
         yield "task.metrics is empty: R* is the weighted sum of metrics. Take task=doc_edit, or list at least one."
     elif all(metric.weight == 0 for metric in task.metrics.values()):
         yield "every weight in task.metrics is 0: all rewards would be equal. Give at least one metric a weight."
-    if twice := sorted(task.aggregates.keys() & task.metrics.keys()):
-        yield f"task.aggregates and task.metrics both have {', '.join(twice)}: results.json needs different names."
-    if task.proactive_prompt.strip():
-        return
-    if entry == "train":
-        yield (
-            "task.proactive_prompt is empty, and training compares base, proactive and trained: proactive would be "
-            "another base. Write the instruction."
-        )
-    elif entry == "synthesize":
-        yield (
-            "task.proactive_prompt is empty, and half of the candidates are sampled under it. Write the instruction."
-        )
-    elif "proactive" in config.policies:
-        yield (
-            "task.proactive_prompt is empty, and policies has proactive: it would be another base. Write the "
-            "instruction, or set 'policies=[base]'."
-        )
+    if both := sorted(task.aggregates.keys() & task.metrics.keys()):
+        yield f"task.aggregates and task.metrics both have {', '.join(both)}: results.json needs different names."
+    use = {
+        "train": "training compares base, proactive and trained",
+        "synthesize": "half of the candidates are sampled under it",
+    }.get(entry, "policies has proactive" if "proactive" in config.policies else "")
+    if use and not task.proactive_prompt.strip():
+        other = ", or set 'policies=[base]'" if entry == "evaluate" else ""
+        yield f"task.proactive_prompt is empty, and {use}. Write the instruction{other}."
+    if task.data and not task.evaluation_only:
+        for split, file, number in (("val", task.val_file, task.num_val), ("test", task.test_file, task.num_test)):
+            if not file and number is None:
+                yield (
+                    f"task.data ({task.data}) is cut into splits, and task.num_{split} is not set. Set it to a number "
+                    f"of goals, or set task.{split}_file."
+                )
 
 
-def _split_problems(task: TaskConfig) -> Iterable[str]:
-    if not task.data or task.evaluation_only:
-        return
-    for split, file, number, purpose in (
-        ("val", task.val_file, task.num_val, "validation"),
-        ("test", task.test_file, task.num_test, "testing"),
-    ):
-        if not file and number is None:
-            yield (
-                f"task.data ({task.data}) is cut into splits, and task.num_{split} does not say how many goals are "
-                f"for {purpose}. Set task.num_{split}, or task.{split}_file."
-            )
-
-
-def _model_problems(model: ModelConfig) -> Iterable[str]:
+def _model_problems(model: ModelConfig) -> Iterator[str]:
     targets = model.lora.target_modules
     names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
     if not targets or not (isinstance(targets, str) or names):
@@ -114,32 +97,30 @@ def _model_problems(model: ModelConfig) -> Iterable[str]:
     if folder.is_dir() and not is_model_folder(folder):
         yield (
             f"model.path={model.path} is not a model: the folder has neither config.json nor adapter_config.json. "
-            "Point it at a folder that `save_pretrained` or a run wrote (outputs/.../policy), or at a Hugging Face id."
+            "Set it to a folder that `save_pretrained` or a run wrote (outputs/.../policy), or to a Hugging Face id."
         )
     elif folder.is_file():
         yield (
-            f"model.path={model.path} is a file, and a model is a folder. Point it at the folder that the file is in, "
-            "or at a Hugging Face id."
+            f"model.path={model.path} is a file, and a model is a folder. Set it to the folder that the file is in, or "
+            "to a Hugging Face id."
         )
     elif not folder.exists() and (not hub_id or ("/" in model.path and folder.parent.is_dir())):
         yield (
-            f"model.path={model.path} is not there, and it cannot be a Hugging Face id (owner/name). "
-            "Check the path; it is relative to where you stand."
+            f"model.path={model.path} is not there, and it cannot be a Hugging Face id (owner/name). Check the path; "
+            "it is relative to the current folder."
         )
 
 
-def _device_problems(config: Config) -> Iterable[str]:
-    devices = config.trainer.devices
+def _device_problems(config: Config) -> Iterator[str]:
+    devices, strategy = config.trainer.devices, config.strategy
     good = devices == "auto" or (_is_count(devices) and devices >= 1)
-    if isinstance(devices, list):
-        good = bool(devices) and all(_is_count(index) and index >= 0 for index in devices)
-        good = good and len(set(devices)) == len(devices)
+    if isinstance(devices, list) and devices and all(_is_count(index) and index >= 0 for index in devices):
+        good = len(set(devices)) == len(devices)
     if not good:
         yield (
             f"trainer.devices ({devices}) must be auto, a number of at least 1, or a list of different indices. "
             "Set trainer.devices=1, or 'trainer.devices=[0,1]' on GPUs."
         )
-    strategy = config.strategy
     if strategy.name != "fsdp" and strategy.sharded_checkpoints:
         yield (
             f"strategy.sharded_checkpoints=true needs strategy=fsdp, and strategy is {strategy.name}. Set "
@@ -151,28 +132,25 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _user_problems(config: Config) -> Iterable[str]:
+def _user_problems(config: Config) -> Iterator[str]:
     user = config.user
     if not isinstance(user, MixUserConfig):
         return
-    for field_name in ("weights", "test_weights"):
-        weights: dict[str, float] = getattr(user, field_name)
+    weights_of = {"weights": user.weights} | ({"test_weights": user.test_weights} if user.test_weights else {})
+    for name, weights in weights_of.items():
         if strangers := sorted(weights.keys() - user.users.keys()):
-            there = ", ".join(user.users) or "nobody"
             yield (
-                f"user.{field_name} names {', '.join(strangers)}, and user.users has {there}. Give weights to users "
-                "that are there."
+                f"user.{name} names {', '.join(strangers)}, and user.users has {', '.join(user.users) or 'nobody'}. "
+                "Give weights to users that are there."
             )
-        if any(not (math.isfinite(weight) and weight >= 0) for weight in weights.values()) or (
-            (weights or field_name == "weights") and not sum(weights.values()) > 0
-        ):
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not sum(weights.values()) > 0:
             yield (
-                f"user.{field_name} ({weights}) must be numbers of at least 0, one of them above 0: conversations are "
-                f"shared out in these proportions. Set user.{field_name}.NAME=1 for at least one."
+                f"user.{name} ({weights}) must be numbers of at least 0, one of them above 0: they are shares of the "
+                f"conversations. Set user.{name}.NAME=1 for at least one."
             )
 
 
-def _engine_problems(config: Config, entry: str) -> Iterable[str]:
+def _engine_problems(config: Config, entry: str) -> Iterator[str]:
     if not isinstance(config.engine, VLLMEngineConfig):
         return
     if entry == "synthesize":
@@ -184,12 +162,12 @@ def _engine_problems(config: Config, entry: str) -> Iterable[str]:
         )
     if config.export.merge and entry == "train":
         yield (
-            "export.merge=true writes the trained policy as a whole model, and with engine=vllm the server has the "
-            "base model alone, to which the row `trained` is an adapter. Set export.merge=false, or engine=local."
+            "export.merge=true writes the trained policy as a whole model, and the server of engine=vllm evaluates the "
+            "row `trained` as an adapter to the base model. Set export.merge=false, or engine=local."
         )
 
 
-def _evaluator_problems(config: Config) -> Iterable[str]:
+def _evaluator_problems(config: Config) -> Iterator[str]:
     evaluator = config.evaluator
     if (
         isinstance(evaluator, PairwiseConfig)
@@ -202,12 +180,11 @@ def _evaluator_problems(config: Config) -> Iterable[str]:
         )
 
 
-def _table_problems(config: Config, entry: str) -> Iterable[str]:
-    rows, problems = read_policies(config.policies)
-    yield from problems
-    names = list(rows) if entry == "evaluate" else ["base", "proactive", "trained"]
+def _table_problems(config: Config, entry: str) -> Iterator[str]:
+    yield from policy_problems(config.policies)
+    names = list(named_policies(config.policies)) if entry == "evaluate" else ["base", "proactive", "trained"]
     baseline = config.evaluation.baseline
-    if baseline != "base" and baseline not in names:  # without base among the rows nothing is compared
+    if baseline != "base" and baseline not in names:  # if base is no row, nothing is compared
         yield (
             f"evaluation.baseline ({baseline}) must be a row of the table: {', '.join(names)}. Set it to one of them."
         )

@@ -2,65 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from collab.config.schema import Config
 
 
-def training_problems(config: Config) -> Iterable[str]:
+def training_problems(config: Config) -> Iterator[str]:
     """What is wrong for `train.py` alone."""
     yield from _data_problems(config)
     yield from _schedule_problems(config)
 
 
-def _data_problems(config: Config) -> Iterable[str]:
+def _data_problems(config: Config) -> Iterator[str]:
     algorithm, sampler = config.algorithm, config.sampler
     if algorithm.offline and algorithm.data is None:
         yield (
-            f"algorithm.data is null, and {algorithm.name} learns from conversations that were made before. Set "
-            "algorithm.data to a file, a folder or a hub data set of them."
+            f"algorithm.data is null, and {algorithm.name} learns from stored conversations. Set algorithm.data to a "
+            "file, a folder or a hub data set of them."
         )
     if algorithm.data is not None and not algorithm.offline:
         yield (
             f"algorithm.data={algorithm.data}, and {algorithm.name} learns from rollouts of the policy alone. Take "
             "algorithm=sft or algorithm=dpo to learn from data, or set algorithm.data=null."
         )
-    online = algorithm.data is None  # else candidates were drawn earlier, and nothing that is sampled now is learned
-    if online and algorithm.compares_candidates and sampler.group_size == 1:
-        yield (
-            f"group_size ({sampler.group_size}) must be at least 2 for {algorithm.name}: it compares candidates. "
-            "Set sampler.group_size=2 or more."
-        )
-    truncated = [f"sampler.top_p={sampler.top_p}"] if sampler.top_p < 1 else []
-    truncated += [f"sampler.top_k={sampler.top_k}"] if sampler.top_k > 0 else []
-    if online and truncated:
-        yield (
-            f"{' and '.join(truncated)} cut the tail off the sampled distribution, and {algorithm.name} learns from "
-            "log-probs of the whole one. Set sampler.top_p=1 sampler.top_k=0."
-        )
     if sampler.temperature == 0:
         yield (
             f"sampler.temperature (0) must be above 0 for {algorithm.name}: it learns from log-probs at that "
-            "temperature. Set sampler.temperature=0.7, or what you like above 0."
+            "temperature. Set sampler.temperature=0.7, for example."
+        )
+    if algorithm.data is not None:
+        return  # nothing that is sampled now is learned
+    if algorithm.compares_candidates and sampler.group_size == 1:
+        yield (
+            f"sampler.group_size (1) must be at least 2 for {algorithm.name}: it compares candidates. Set "
+            "sampler.group_size=2 or more."
+        )
+    if sampler.top_p < 1 or sampler.top_k > 0:
+        yield (
+            f"sampler.top_p={sampler.top_p} sampler.top_k={sampler.top_k} cut off a part of the sampled distribution, "
+            f"and {algorithm.name} learns from log-probs of the whole one. Set sampler.top_p=1 sampler.top_k=0."
         )
 
 
-def _schedule_problems(config: Config) -> Iterable[str]:
-    algorithm = config.algorithm
-    updates = config.trainer.max_steps * max(1, algorithm.num_minibatches) * max(1, algorithm.epochs)
+def _schedule_problems(config: Config) -> Iterator[str]:
+    algorithm, trainer = config.algorithm, config.trainer
+    steps, every, goals, parts = trainer.max_steps, trainer.val_every, trainer.goals_per_step, algorithm.num_minibatches
+    updates = steps * parts * algorithm.epochs
     if algorithm.warmup_steps > updates >= 1:
         yield (
             f"algorithm.warmup_steps ({algorithm.warmup_steps}) must be at most the {updates} optimizer steps of the "
-            f"run (trainer.max_steps={config.trainer.max_steps}): the learning rate would never get to its peak. Set a "
-            "shorter warm-up."
+            f"run (trainer.max_steps={steps}): the learning rate would never reach its peak. Set a shorter warm-up."
         )
-    updates, goals = algorithm.num_minibatches, config.trainer.goals_per_step
-    if updates >= 1 and goals % updates:
+    if parts >= 1 and goals % parts:
         yield (
-            f"algorithm.num_minibatches ({updates}) must divide trainer.goals_per_step ({goals}): the groups are "
-            f"dealt out to that many updates. Set trainer.goals_per_step={(goals // updates + 1) * updates}."
+            f"algorithm.num_minibatches ({parts}) must divide trainer.goals_per_step ({goals}), since the groups are "
+            f"split evenly. Set trainer.goals_per_step={(goals // parts + 1) * parts}."
         )
-    steps, every = config.trainer.max_steps, config.trainer.val_every
     if 1 <= every < steps and steps % every:
         near = min((n for n in range(1, steps + 1) if steps % n == 0), key=lambda n: abs(n - every))
         yield (
@@ -70,7 +67,7 @@ def _schedule_problems(config: Config) -> Iterable[str]:
         )
 
 
-def synthesis_problems(config: Config) -> Iterable[str]:
+def synthesis_problems(config: Config) -> Iterator[str]:
     """What is wrong for `collab synthesize` alone."""
     sampler, trainer = config.sampler, config.trainer
     if sampler.group_size == 1:
@@ -81,7 +78,7 @@ def synthesis_problems(config: Config) -> Iterable[str]:
     if sampler.temperature == 0:
         yield (
             "sampler.temperature (0) must be above 0 for a synthesis: greedy candidates of a context are all the same. "
-            "Set sampler.temperature=0.7, or what you like above 0."
+            "Set sampler.temperature=0.7, for example."
         )
     if trainer.devices not in ("auto", 1) or trainer.num_nodes != 1:
         yield (

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from urllib.parse import urlsplit
 
 from collab.config.fields import nodes
-from collab.config.policies import HostedPolicy, read_policies
+from collab.config.policies import HostedPolicy, named_policies
 from collab.config.schema import Config, EndpointConfig, ServerConfig, VLLMEngineConfig
 
-# Where a model is spoken to and how often: never what it says.
+# Where a model is asked and how often: a reply does not depend on them.
 ENDPOINT_LIMITS = (
     *("base_url", "key_env", "max_concurrency", "requests_per_minute", "tokens_per_minute"),
     *("connect_timeout", "read_timeout", "max_retries", "give_up_after"),
@@ -22,18 +22,19 @@ ENDPOINT_LIMITS = (
 
 def hosted(config: Config, entry: str) -> dict[str, EndpointConfig]:
     """Every server that a run speaks to: dotted key, or row of the evaluation, -> its endpoint."""
-    found = endpoints_in(config)
+    endpoints = endpoints_in(config)
     if entry == "evaluate":
-        for name, policy in read_policies(config.policies)[0].items():
+        for name, policy in named_policies(config.policies).items():
             if isinstance(policy, HostedPolicy):
-                found[f"policies: {name}"] = policy_endpoint(config, policy)
-    return {key: endpoint for key, endpoint in found.items() if endpoint.kind == "http"}
+                endpoints[f"policies: {name}"] = policy_endpoint(config, policy)
+    return {key: endpoint for key, endpoint in endpoints.items() if endpoint.kind == "http"}
 
 
 def endpoints_in(config: Config) -> dict[str, EndpointConfig]:
     """Dotted key -> where a user, a judge, the extractor or the evaluator speaks from."""
-    found = {key: node for key, node in nodes(config) if isinstance(node, EndpointConfig)}
-    return {key: endpoint for key, endpoint in found.items() if key != "evaluation.endpoint"}
+    return {
+        key: node for key, node in nodes(config) if isinstance(node, EndpointConfig) and key != "evaluation.endpoint"
+    }
 
 
 def engine_endpoint(engine: VLLMEngineConfig) -> EndpointConfig:
@@ -47,8 +48,8 @@ def policy_endpoint(config: Config, policy: HostedPolicy) -> EndpointConfig:
     return replace(config.evaluation.endpoint, base_url=policy.base_url, model=policy.model)
 
 
-def endpoint_problems(config: Config, entry: str) -> Iterable[str]:
-    """What is wrong with addresses and names of keys; a value that could be a key is not repeated."""
+def endpoint_problems(config: Config, entry: str) -> Iterator[str]:
+    """What is wrong with addresses and names of keys. A value that could be a key is not repeated."""
     engine = {"engine": engine_endpoint(config.engine)} if isinstance(config.engine, VLLMEngineConfig) else {}
     for key, endpoint in (hosted(config, entry) | engine).items():
         place = "evaluation.endpoint" if key.startswith("policies") else key
@@ -59,27 +60,27 @@ def endpoint_problems(config: Config, entry: str) -> Iterable[str]:
                 f"address alone; a key comes from the environment variable that {place}.key_env names."
             )
         elif url.scheme not in ("http", "https") or not url.hostname:
+            option = "" if endpoint.base_url or engine.get(key) else f", or take an option: endpoint@{key}=openai"
             yield (
                 f"{key}: the base_url ({endpoint.base_url}) must be the address of a server, as in "
                 f"http://127.0.0.1:8000/v1. Set {key}.base_url to what comes before "
-                f"{'/completions' if engine.get(key) else '/chat/completions'}."
+                f"{'/completions' if engine.get(key) else '/chat/completions'}{option}."
             )
         if endpoint.key_env is not None and not _names_a_variable(endpoint.key_env):
             yield (
-                f"{place}.key_env must be the NAME of an environment variable in capitals, and its value is not one "
-                "(it is not shown here, since it may be the key). Put the key into a variable, and set key_env to its "
-                "name."
+                f"{place}.key_env must be the NAME of an environment variable in capitals. Its value is not shown "
+                "here, since it may be the key. Put the key into a variable, and set key_env to its name."
             )
 
 
-def budget_problems(config: Config, entry: str) -> Iterable[str]:
+def budget_problems(config: Config, entry: str) -> Iterator[str]:
     """What is wrong with prices, and which prices a cap needs."""
     for model, price in config.budget.prices.items():
         two = isinstance(price, list) and len(price) == 2
         if not two or not all(isinstance(usd, int | float) and math.isfinite(usd) and usd >= 0 for usd in price):
             yield (
                 f"budget.prices.{model} ({price}) must be two numbers of at least 0, US dollars per million tokens of "
-                "prompts and of replies. Set it to them."
+                "prompts and of replies."
             )
     if config.budget.max_usd is None:
         return
@@ -88,7 +89,7 @@ def budget_problems(config: Config, entry: str) -> Iterable[str]:
             yield (
                 f"{key}: budget.max_usd is set, and budget.prices has no price for "
                 f"{endpoint.model or 'a model without a name'}. Add it in dollars per million tokens, "
-                f"'+budget.prices={{{endpoint.model or 'MODEL'}:[0.15,0.6]}}', or as [0,0] where it costs nothing."
+                f"'+budget.prices={{{endpoint.model or 'MODEL'}:[0.15,0.6]}}', or as [0,0] if it costs nothing."
                 + ("" if endpoint.model else f" Name the model too, in {key}.model.")
             )
 

@@ -6,32 +6,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+import operator
+from collections.abc import Iterator
+from dataclasses import field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from collab.config.docs import field_docs
 
 T = TypeVar("T")
 
-_RULE = "rule"  # its key in the metadata of a field
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """Which values a field takes.
-
-    Attributes:
-        holds: Whether a value is one of them.
-        words: What stands behind "must be".
-        way_out: What stands behind "Set KEY".
-        explained: The doc line goes into the message; where it only repeats the choices, it does not.
-    """
-
-    holds: Callable[[Any], bool]
-    words: str
-    way_out: str
-    explained: bool = True
+_RULE = "rule"  # key in a field's metadata: (whether a value is allowed, the words behind "must be")
 
 
 def number(
@@ -42,35 +26,28 @@ def number(
     at_most: float | None = None,
     below: float | None = None,
 ) -> T:
-    """A field for a finite number within bounds. null passes, where the field's type has it.
+    """A field for a finite number within bounds. null passes if the field's type has it.
 
     A subclass that gives the field another default has to repeat the bounds.
     """
-    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    given = {words: bound for words, bound in bounds.items() if bound is not None}
-    words = " and ".join(f"{words} {bound}" for words, bound in given.items())
-    if given.keys() == {"at least", "at most"}:
-        words = f"from {at_least} to {at_most}"
-    way_out = f"={at_least} or more" if given.keys() == {"at least"} else " to such a number"
+    bounds = (
+        ("at least", at_least, operator.ge),
+        ("above", above, operator.gt),
+        ("at most", at_most, operator.le),
+        ("below", below, operator.lt),
+    )
+    words = " and ".join(f"{words} {bound}" for words, bound, _ in bounds if bound is not None)
 
     def holds(value: Any) -> bool:
-        return (
-            math.isfinite(value)
-            and (at_least is None or value >= at_least)
-            and (above is None or value > above)
-            and (at_most is None or value <= at_most)
-            and (below is None or value < below)
-        )
+        return math.isfinite(value) and all(test(value, bound) for _, bound, test in bounds if bound is not None)
 
-    rule = _Rule(holds, words or "a finite number", way_out)
-    return field(default=default, metadata={_RULE: rule})
+    return field(default=default, metadata={_RULE: (holds, words or "a finite number")})
 
 
 def one_of(default: str, *others: str) -> str:
     """A field for one of several words, the first of which is the default."""
     choices = (default, *others)
-    rule = _Rule(choices.__contains__, f"one of {', '.join(choices)}", " to one of them", explained=False)
-    return field(default=default, metadata={_RULE: rule})
+    return field(default=default, metadata={_RULE: (choices.__contains__, f"one of {', '.join(choices)}")})
 
 
 def nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -85,10 +62,10 @@ def nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def range_problems(config: Any) -> Iterator[str]:
     """A message for each value that its field does not take."""
     for parent, node in nodes(config):
-        for one in fields(node):
-            rule, value = one.metadata.get(_RULE), getattr(node, one.name)
-            if rule is None or value is None or rule.holds(value):
-                continue
-            key = f"{parent}.{one.name}" if parent else one.name
-            doc = field_docs(type(node)).get(one.name) if rule.explained else None
-            yield f"{key} ({value}) must be {rule.words}{f': {doc}' if doc else ''}. Set {key}{rule.way_out}."
+        for each in fields(node):
+            holds, words = each.metadata.get(_RULE, (None, ""))
+            value = getattr(node, each.name)
+            if holds is not None and value is not None and not holds(value):
+                key = f"{parent}.{each.name}" if parent else each.name
+                doc = field_docs(type(node)).get(each.name)
+                yield f"{key} ({value}) must be {words}{f': {doc}' if doc else ''}."

@@ -18,7 +18,7 @@ from fault_server import FaultServer
 from test_http import SECRET, ask, endpoint, quickly  # noqa: F401  the last is a fixture
 
 from collab.app.compose import load_config
-from collab.app.estimate import Calls, check_budget, estimate, told
+from collab.app.estimate import Calls, check_budget, describe, estimate
 from collab.chat.budget import BudgetExhausted, Ledger
 from collab.chat.cache import ReplyCache
 from collab.chat.endpoints import Endpoints
@@ -26,7 +26,7 @@ from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
 from collab.config.checks import check
 from collab.config.endpoints import hosted
-from collab.config.policies import HostedPolicy, named_policies
+from collab.config.policies import HostedPolicy, named_policies, policy_problems
 from collab.config.schema import BudgetConfig, Config, LLMUserConfig
 from collab.conversation import Goal, Reply, Usage
 from collab.datamodules.goals import GoalSplits
@@ -346,8 +346,8 @@ def test_a_server_is_a_row_of_an_evaluation():
     found = hosted(config, "evaluate")["policies: mine"]
     assert (found.model, found.base_url, found.key_env) == ("owner/big", "http://127.0.0.1:8000/v1", "TEST_KEY")
     assert not hosted(config, "train")
-    with pytest.raises(BadInput, match="would be called base"):
-        named_policies(["base@http://127.0.0.1:8000/v1"])
+    (problem,) = policy_problems(["base@http://127.0.0.1:8000/v1"])
+    assert "would be called base" in problem
 
 
 # --- the estimate ----------------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def test_an_estimate_counts_what_is_played():
     assert total.calls == 6 * 11 + whole * 2
     config.trainer.val_every = 0
     assert estimate(config, SPLITS, "train").total[0].calls == total.calls - 2 * 1 * 2
-    text = told(config, found)
+    text = describe(config, found)
     usd = (total.prompt_tokens + 10 * total.completion_tokens) / 1e6
     assert f"user (tiny): {total.calls:.0f} calls" in text and f"{usd:.2f} $" in text
 
@@ -397,7 +397,7 @@ def test_an_estimate_counts_users_by_their_weights_and_a_judge_by_its_metrics():
 
 def test_a_run_without_servers_costs_nothing():
     config = config_of()
-    assert "makes no calls" in told(config, estimate(config, SPLITS, "train"))
+    assert "makes no calls" in describe(config, estimate(config, SPLITS, "train"))
 
 
 def test_hosted_rows_are_in_the_estimate_of_an_evaluation():

@@ -344,12 +344,12 @@ def test_plays_with_local_weights_in_a_rollout(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     "overrides, told",
     [
-        (["user=llm", "user.mistakes=1.5"], r"user.mistakes \(1.5\) must be from 0 to 1"),
+        (["user=llm", "user.mistakes=1.5"], r"user.mistakes \(1.5\) must be at least 0 and at most 1"),
         (["user=mix", "user.users.agenda.patience=0"], r"user.users.agenda.patience \(0\) must be at least 1"),
         (["user=mix", "user.users.llm.endpoint.kind=phone"], r"user.users.llm.endpoint.kind \(phone\)"),
         (["user=mix", "user.weights={agenda:0,llm:0}"], "one of them above 0"),
         (["user=mix", "+user.test_weights.nobody=1"], "user.test_weights names nobody, and user.users has agenda, llm"),
-        (["trainer.max_invalid=2"], r"trainer.max_invalid \(2.0\) must be from 0 to 1"),
+        (["trainer.max_invalid=2"], r"trainer.max_invalid \(2.0\) must be at least 0 and at most 1"),
     ],
 )
 def test_senseless_users_are_refused_in_words(overrides: list[str], told: str) -> None:

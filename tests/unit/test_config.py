@@ -16,7 +16,7 @@ from collab.config import algorithms, schema
 from collab.config.algorithms import GRPOConfig
 from collab.config.checks import check
 from collab.config.docs import field_docs
-from collab.config.policies import named_policies
+from collab.config.policies import named_policies, policy_problems
 from collab.config.schema import Config, UserConfig
 from collab.util.errors import BadInput
 from collab.util.paths import config_dir
@@ -167,16 +167,16 @@ def test_every_field_has_a_doc_line():
         ("sampler.top_p=1.5", "sampler.top_p (1.5) must be above 0 and at most 1"),
         ("task.max_turns=0", "task.max_turns (0) must be at least 1"),
         ("task.num_test=0", "task.num_test (0) must be at least 1"),
-        ("task.data=articles.csv", "task.num_val does not say how many goals are for validation"),
-        ("task.data=articles.csv", "task.num_test does not say how many goals are for testing"),
+        ("task.data=articles.csv", "task.num_val is not set. Set it to a number"),
+        ("task.data=articles.csv", "task.num_test is not set. Set it to a number"),
         ("+task.aggregates.bleu=somewhere.f", "task.aggregates and task.metrics both have bleu"),
         ("task.metrics.bleu.weight=inf", "task.metrics.bleu.weight (inf) must be a finite number"),
         ("algorithm.lr=0", "algorithm.lr (0.0) must be above 0"),
         ("algorithm.num_minibatches=0", "algorithm.num_minibatches (0) must be at least 1"),
         (
             "algorithm.num_minibatches=3",
-            "algorithm.num_minibatches (3) must divide trainer.goals_per_step (4): the groups are dealt out to that "
-            "many updates. Set trainer.goals_per_step=6.",
+            "algorithm.num_minibatches (3) must divide trainer.goals_per_step (4), since the groups are split "
+            "evenly. Set trainer.goals_per_step=6.",
         ),
         ("algorithm.warmup_steps=25", "warmup_steps (25) must be at most the 24 optimizer steps of the run"),
         ("algorithm.epochs=0", "algorithm.epochs (0) must be at least 1"),
@@ -199,7 +199,7 @@ def test_every_field_has_a_doc_line():
         ("trainer.goals_per_step=0", "trainer.goals_per_step (0) must be at least 1"),
         ("evaluation.num_conversations=0", "evaluation.num_conversations (0) must be at least 1"),
         ("engine.max_batch=0", "engine.max_batch (0) must be at least 1"),
-        ("seed=-1", "seed (-1) must be from 0 to 4294967295"),
+        ("seed=-1", "seed (-1) must be at least 0 and at most 4294967295: random seed"),
         ("user.satisfied_at=0", "user.satisfied_at (0.0) must be above 0 and at most 1"),
         ("model.lora.dropout=1", "model.lora.dropout (1.0) must be at least 0 and below 1"),
         ("model.lora.target_modules=[]", "model.lora.target_modules ([])"),
@@ -223,13 +223,13 @@ def test_a_broken_rule_is_told(override, said):
         (
             "dpo",
             "algorithm.beta=0.2",
-            "algorithm.data is null, and dpo learns from conversations that were made before",
+            "algorithm.data is null, and dpo learns from stored conversations",
         ),
         ("sft", "algorithm.minimum_metric=bleu", "algorithm.data is null, and sft learns from"),
         ("sft", "algorithm.minimum_value=nan", "algorithm.minimum_value (nan) must be a finite number"),
         ("ppo", "algorithm.data=talks.jsonl", "ppo learns from rollouts of the policy alone. Take algorithm=sft or"),
         ("ppo", "algorithm.gamma=0", "algorithm.gamma (0.0) must be above 0 and at most 1"),
-        ("ppo", "algorithm.gae_lambda=1.1", "algorithm.gae_lambda (1.1) must be from 0 to 1"),
+        ("ppo", "algorithm.gae_lambda=1.1", "algorithm.gae_lambda (1.1) must be at least 0 and at most 1"),
         ("ppo", "algorithm.value_clip=0", "algorithm.value_clip (0.0) must be above 0"),
         ("ppo", "algorithm.value_coef=-1", "algorithm.value_coef (-1.0) must be at least 0"),
         ("ppo", "algorithm.warmup_steps=97", "warmup_steps (97) must be at most the 96 optimizer steps of the run"),
@@ -310,12 +310,11 @@ def test_policies_are_named_by_themselves_or_by_their_run(tmp_path):
         "run-seed1": Path(first),
         "mine": Path(second),
     }
-    with pytest.raises(BadInput, match="twice"):
-        named_policies([first, f"run-seed1:{second}"])
-    with pytest.raises(BadInput, match=r"no config\.json"):
-        named_policies([str(tmp_path)])
-    with pytest.raises(BadInput, match=f"would be called base.* as in my_base:{first}"):
-        named_policies([f"base:{first}"])
+    assert not list(policy_problems(["base", "proactive", first, f"mine:{second}"]))
+    assert ["twice" in text for text in policy_problems([first, f"run-seed1:{second}"])] == [True]
+    assert ["no config.json" in text for text in policy_problems([str(tmp_path)])] == [True]
+    (problem,) = policy_problems([f"base:{first}"])
+    assert "would be called base" in problem and f"as in my_base:{first}" in problem
     (tmp_path / "run-seed1").rename(tmp_path / "proactive")
-    with pytest.raises(BadInput, match="would be called proactive"):
-        named_policies([str(tmp_path / "proactive" / "policy")])
+    (problem,) = policy_problems([str(tmp_path / "proactive" / "policy")])
+    assert "would be called proactive" in problem
