@@ -31,16 +31,16 @@ _TASK = re.compile(
 class MathGoals(TaskGoals):
     """Goals of `task=math`. The reference is the final answer; the user never says it.
 
-    The goals that ship are made from templates (`math_templates`), whose answers are exact: the user opens with the
-    story and the question, and the agenda has the quantity that was left out.
+    The goals that ship are made from templates (`math_templates`) with exact answers: the user opens with the story
+    and the question, and the agenda has the quantity that was left out.
 
-    `lighteval/MATH-Hard` is read too, and other data with its columns: the user opens with the sentence that says what
-    is to be found, and the agenda has the other sentences. If there is only one sentence, the opening just names the
-    subject. Rows in the project's own form without an agenda are split up in the same way.
+    `lighteval/MATH-Hard` is read too, and other data with its columns: the user opens with the sentence that states the
+    task, and the agenda has the other sentences. If there is only one sentence, the opening just names the subject.
+    Rows in the project's own form without an agenda are split in the same way.
 
     Args:
         seed: Draws the numbers and names in the templates.
-        size: Goals that are made for each split. Limit them by `task.num_train` and so on.
+        size: Number of goals of each split; `task.num_train` and so on limit them further.
 
     Raises:
         BadInput: `seed` or `size` is no whole number, `seed` is negative, or `size` is below 1.
@@ -68,7 +68,7 @@ def generated(templates: Sequence[Template], split: str, size: int, seed: int) -
     """`size` different problems from the templates in turn; the same for the same seed.
 
     Raises:
-        BadInput: The templates do not give that many.
+        BadInput: The templates do not give enough different problems.
     """
     draws = RngKey(seed, role="math", split=split).stream()
     goals: dict[tuple[str, ...], Goal] = {}
@@ -99,7 +99,7 @@ def generated(templates: Sequence[Template], split: str, size: int, seed: int) -
 
 
 def agenda_of_problem(problem: str, subject: str = "") -> Agenda:
-    """The user opens with the sentence that says what is to be found, and tells the others when asked."""
+    """The user opens with the sentence that states the task, and says the others when asked."""
     parts = statements(problem)
     task = next((i for i, part in enumerate(parts) if _TASK.search(part)), len(parts) - 1)
     if len(parts) == 1:

@@ -18,8 +18,8 @@ class Template:
         name: In the ids of its goals.
         story: What the user says at once.
         hidden: The quantity that the user leaves out at first.
-        question: What is to be found; cannot be answered without `hidden`.
-        cues: Words by which a question can ask for `hidden`, besides its own.
+        question: The question of the problem; it cannot be answered without `hidden`.
+        cues: Words by which the assistant can ask for `hidden`, besides its own words.
         numbers: Letter -> the values that it may take.
         answer: The numbers, by their letters -> the exact answer.
     """

@@ -98,12 +98,12 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
 
     Args:
         folder: It need not exist.
-        here: The config that the conversations of this synthesis depend on, as JSON holds it.
-        goals: Its goals. There may be more of them than last time.
+        here: The part of the config that the conversations of this synthesis depend on, in JSON types.
+        goals: Its goals. They may have been added to since the last run.
 
     Raises:
-        BadInput: The folder belongs to something else, or its conversations were made with another config or from other
-            goals. The message names what differs.
+        BadInput: The folder belongs to another kind of run, or its conversations were made with another config or from
+            other goals. The message names the difference.
     """
     claim = folder / CLAIM
     if claim.is_file():
@@ -113,9 +113,9 @@ def check_folder(folder: Path, here: Mapping[str, Any], goals: Sequence[Goal]) -
                 f"{folder} holds conversations that were made with another config: {'; '.join(changed)}. A data set "
                 "is made with one config. Set output_dir to another folder, or go back to the earlier values."
             )
-    elif taken := [name for name in (CONVERSATIONS, DATASET, "config.yaml") if (folder / name).exists()]:
+    elif others := [name for name in (CONVERSATIONS, DATASET, "config.yaml") if (folder / name).exists()]:
         raise BadInput(
-            f"{folder} is not the folder of a synthesis: it has {taken[0]}, but no {CLAIM}, which every synthesis "
+            f"{folder} is not the folder of a synthesis: it has {others[0]}, but no {CLAIM}, which every synthesis "
             "writes. Set output_dir to a new folder."
         )
     known = {goal.id: goal for goal in goals}
