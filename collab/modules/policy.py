@@ -124,32 +124,16 @@ def _chosen(inner: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature
         entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
         return logprobs.gather(-1, chosen[:, None])[:, 0], entropy
 
-    def with_slope(states: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = states.detach().requires_grad_()
-        logprobs, entropy = of_chunk(leaf, chosen)
-        (slope,) = torch.autograd.grad(logprobs.sum(), leaf)
-        return _Linear.apply(states, logprobs.detach(), slope), entropy
-
     parts = []
     for states, chosen in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
         if trained:
             parts.append(checkpoint(of_chunk, states, chosen, use_reentrant=False))
         elif states.requires_grad:
-            parts.append(with_slope(states, chosen))
+            leaf = states.detach().requires_grad_()
+            logprobs, entropy = of_chunk(leaf, chosen)
+            (slope,) = torch.autograd.grad(logprobs.sum(), leaf)
+            # The difference is 0 with gradient 1: the sum has the value of `logprobs` and the gradient `slope`.
+            parts.append((logprobs.detach() + ((states - states.detach()).float() * slope).sum(-1), entropy))
         else:
             parts.append(of_chunk(states, chosen))
     return PolicyOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
-
-
-class _Linear(torch.autograd.Function):
-    """`values` [N], each a function of its own row of `states` [N, D], with gradient `slope` [N, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, values: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(slope)
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        (slope,) = ctx.saved_tensors
-        return (slope * grad[:, None]).to(slope.dtype), None, None
