@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 
@@ -14,7 +15,7 @@ COMMANDS = {
     "estimate": "say what the hosted models of a run would cost: collab estimate [train|evaluate|synthesize] ...",
 }
 _HYDRA = ("train", "evaluate", "synthesize")
-_AGAIN = "COLLAB_COMMAND"  # Lightning starts a process for each further device with the overrides alone
+_AGAIN = "COLLAB_COMMAND"  # the command, for processes that Lightning starts for further devices with overrides only
 USAGE = "\n".join(
     (
         "Train language models to collaborate over many turns.",
@@ -30,15 +31,14 @@ USAGE = "\n".join(
 
 def main() -> None:
     """Run the command that `sys.argv` names; leaves the process by SystemExit."""
-    if (again := os.environ.get(_AGAIN)) and "LOCAL_RANK" in os.environ and (sys.argv[1:2] or [""])[0] not in COMMANDS:
+    again = os.environ.get(_AGAIN)
+    if again and "LOCAL_RANK" in os.environ and (sys.argv[1:2] or [""])[0] not in COMMANDS:
         sys.argv.insert(1, again)
     name, *rest = sys.argv[1:] or ["--help"]
-    if name in ("--help", "-h"):
+    if name in ("--help", "-h") or (name == "estimate" and {"--help", "-h"} & set(rest)):
         print(USAGE)
         return
     if name not in COMMANDS:
-        import difflib
-
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         print(f"error: there is no command {name}.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
@@ -51,9 +51,6 @@ def main() -> None:
         from collab.reports.merge import main as merge
 
         sys.exit(merge(rest))
-    if name == "estimate" and {"--help", "-h"} & set(rest):
-        print(USAGE)
-        return
     if name == "estimate":
         name, rest = (rest[0], rest[1:]) if rest and rest[0] in _HYDRA else ("train", rest)
         rest = [*rest, "dry_run=true"]

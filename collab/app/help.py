@@ -126,9 +126,10 @@ def _field(config: DictConfig, key: str) -> tuple[str, str]:
     """A field as one would type it, interpolations left as they are, and its doc line."""
     place, _, name = key.rpartition(".")
     parent = OmegaConf.select(config, place) if place else config
-    value = OmegaConf.to_container(parent)[name]
-    shown = json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace('"', "")
-    return f"{key}={shown}", field_docs(OmegaConf.get_type(parent)).get(name, "")
+    schema: Any = OmegaConf.get_type(parent)
+    values: Any = OmegaConf.to_container(parent)
+    shown = json.dumps(values[name], separators=(",", ":"), ensure_ascii=False).replace('"', "")
+    return f"{key}={shown}", field_docs(schema).get(name, "")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> list[str]:

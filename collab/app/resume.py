@@ -1,10 +1,10 @@
-"""Taking up a run that was interrupted: which one, with which config, and what of it is done.
+"""Resuming a run that was interrupted: which one, with which config, and which phases of it are finished.
 
-A run is a folder. `run.json` says whose it is and which phases are finished; `results.json` comes last, so a folder
-that has the one and not the other is an unfinished run. No torch in this file.
+A run is a folder. `run.json` names its command and its finished phases; `results.json` is written last. A folder that
+has only the first is an unfinished run. No torch in this file.
 
-What was begun and not finished is done again: training goes on from the last checkpoint
-(`collab.callbacks.checkpoint`), and replies that were had since come from the journal (`collab.chat.journal`).
+A phase that was not finished is done again. Training goes on from the last checkpoint (`collab.callbacks.checkpoint`),
+and the journal has the replies since then (`collab.chat.journal`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,27 +39,26 @@ from collab.util.processes import rank
 STATE, CONFIG, RESULTS, JOURNAL = "run.json", "config.yaml", "results.json", "journal"
 _LOCK = ".lock"
 
-# What may be another on resume: where and how fast a run is computed, and what is told of it, never what comes out.
+# Fields that may change on resume: they say where and how fast a run is computed and what is printed, and do not change
+# its results. Those in ENDPOINT_LIMITS belong to them.
 FREE = (
     *("output_dir", "resume", "threads", "notes", "synthesis", "checkpoint", "callbacks", "logger", "strategy"),
-    *("trainer.devices", "trainer.num_nodes", "trainer.max_invalid", "engine.max_batch", "engine.cache_gib"),
-    *(f"engine.{name}" for name in ("base_url", "model", "key_env", "adapters", "tolerance")),  # of a server
-    *(f"engine.{name}" for name in ("connect_timeout", "read_timeout", "give_up_after")),
-    *("cache", "cache_file", "budget", "dry_run"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.max_invalid", "cache", "cache_file", "budget", "dry_run"),
+    *("engine.max_batch", "engine.cache_gib", "engine.model", "engine.adapters", "engine.tolerance"),
 )
 
 
 @dataclass
 class RunState:
-    """What `run.json` holds: everything a resumed run has to know that is in no checkpoint.
+    """What `run.json` holds: all that a resumed run needs and no checkpoint has.
 
     Attributes:
         folder: Of the run.
         entry: "train" or "evaluate".
         id: Marks the checkpoints of this run and names it to W&B.
         started: When it began, as ISO 8601.
-        scores: Policy -> scores, of the finished rows of the table.
-        seconds: Phase -> wall time of the finished phases.
+        scores: Policy -> its scores, for the finished rows of the table.
+        seconds: Phase -> its wall time, for the finished phases.
     """
 
     folder: Path
@@ -80,18 +79,16 @@ class RunState:
             BadInput: There is none, or it is broken.
         """
         try:
-            found = json.loads((folder / STATE).read_bytes())
-            return cls(folder, **{name: found[name] for name in ("entry", "id", "started", "scores", "seconds")})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{folder / STATE} is not as a run wrote it ({error!r}). Start a new run.") from error
+            return cls(folder, **json.loads((folder / STATE).read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise BadInput(f"{folder / STATE} is damaged ({error!r}). Start a new run.") from error
 
     def write(self) -> None:
-        """Write `run.json` in one move."""
-        names = ("entry", "id", "started", "scores", "seconds")
-        write_json(self.folder / STATE, {name: getattr(self, name) for name in names})
+        """Write `run.json` atomically."""
+        write_json(self.folder / STATE, {name: value for name, value in asdict(self).items() if name != "folder"})
 
     def finish(self, phase: str, seconds: float, scores: PolicyScores | None = None) -> None:
-        """A phase is finished: from now on no interruption undoes it."""
+        """Write down that a phase is finished, so that no resumed run repeats it."""
         self.seconds[phase] = seconds
         if scores is not None:
             self.scores[phase] = scores
@@ -99,7 +96,7 @@ class RunState:
             self.write()
 
     def elapsed(self) -> float:
-        """Seconds of work so far: of this process, and of the phases that earlier ones finished."""
+        """Seconds of work so far: those of this process, and those of the phases that earlier processes finished."""
         return self._earlier + time.monotonic() - self._started
 
 
@@ -107,14 +104,14 @@ class RunState:
 
 
 def find_run(composed: DictConfig, entry: str) -> Path | None:
-    """The folder that `resume` asks for; None where it asks for none.
+    """The folder of the run that `resume` names; None for `resume=false`.
 
     Args:
         composed: The config of the command line.
         entry: "train" or "evaluate".
 
     Raises:
-        BadInput: There is no such run, it is finished, or another command's.
+        BadInput: There is no such run, it is finished, or another command began it.
     """
     wanted = composed.resume
     if wanted is False:
@@ -127,7 +124,7 @@ def find_run(composed: DictConfig, entry: str) -> Path | None:
     if not (folder / STATE).is_file():
         what = f"has no {STATE}" if folder.is_dir() else "is not a folder"
         raise BadInput(
-            f"resume={wanted} is no run to go on with: it {what}. Name the folder that a run is in, such as "
+            f"resume={wanted} is not the folder of a run: it {what}. Name the folder that a run is in, such as "
             "outputs/doc_edit/2026-01-31_12-00-00-seed1, or set resume=true for the newest unfinished one."
         )
     if (folder / RESULTS).is_file():
@@ -135,8 +132,7 @@ def find_run(composed: DictConfig, entry: str) -> Path | None:
     state = RunState.read(folder)
     if state.entry != entry:
         raise BadInput(
-            f"resume={wanted} is a run of the other command. Go on with it by `python {state.entry}.py "
-            f"resume={wanted}`."
+            f"resume={wanted} is a run of another command. Resume it by `python {state.entry}.py resume={wanted}`."
         )
     return folder
 
@@ -151,80 +147,78 @@ def _newest(composed: DictConfig, entry: str) -> Path:
         try:
             state, config = RunState.read(folder), _saved(folder)
         except BadInput as error:
-            print(f"note: {error} It is passed over.", file=sys.stderr, flush=True)
+            print(f"note: {error} It is skipped.", file=sys.stderr, flush=True)
             continue
         if (state.entry, config.get("name"), config.get("seed")) == (entry, composed.name, composed.seed):
             found.append((state.started, folder))
     if not found:
         raise BadInput(
-            f"resume=true finds nothing to go on with: {here.parent} has no unfinished run of {composed.name} with "
-            f"seed={composed.seed}. Leave resume out to start one, or name a folder: resume=PATH."
+            f"resume=true: {here.parent} has no unfinished run of {composed.name} with seed={composed.seed}. "
+            "Leave resume out to start one, or name a folder: resume=PATH."
         )
     return max(found)[1]
 
 
 def resumed_overrides(folder: Path, given: Sequence[str]) -> list[str]:
-    """What to type to go on: what the run in `folder` was started with, then what is typed now."""
+    """The overrides that the run in `folder` was started with, then those that are typed now."""
     file = folder / ".hydra" / "overrides.yaml"
     there: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
-    ours = ("resume=", "output_dir=", "hydra.", "hydra/", "sweep=")  # where it ran, and as what
-    first = [str(text) for text in there if not str(text).lstrip("+~").startswith(ours) and text not in given]
-    now = [text for text in given if not text.lstrip("+~").startswith(ours)]
-    return [*first, *now]
+    place = ("resume=", "output_dir=", "hydra.", "hydra/", "sweep=")  # these say where a run is, and how it is launched
+    texts = [*(str(text) for text in there if text not in given), *given]
+    return [text for text in texts if not text.lstrip("+~").startswith(place)]
 
 
 def check_same_config(folder: Path, config: Config) -> None:
-    """Hold the config of a run that goes on against that which it began with.
+    """Compare the config of a resumed run with the one that it was started with.
 
     Raises:
         BadInput: Fields differ on which results depend; names them.
     """
     here: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    if found := changes(_saved(folder), here, _free):
+    if different := changes(_saved(folder), here, _is_free):
         raise BadInput(
-            f"{folder} was begun with another config: {'; '.join(found)}. A run is finished with the config that "
-            f"it began with. Take those values, or `resume={folder}` alone, which takes all of them; or leave resume "
-            "out to start a new run."
+            f"{folder} was started with another config: {'; '.join(different)}. Results depend on these fields. Type "
+            f"the values from there, or `resume={folder}` alone, which takes all of them; or leave resume out to start "
+            "a new run."
         )
 
 
 def _saved(folder: Path) -> dict[str, Any]:
     try:
-        found = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        saved = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise BadInput(f"{folder / CONFIG} cannot be read ({error}). Restore it, or start a new run.") from error
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    return {str(key): value for key, value in saved.items()} if isinstance(saved, dict) else {}
 
 
-def _free(key: str) -> bool:
-    """Whether a field may be another on resume, by its dotted name."""
+def _is_free(key: str) -> bool:
     parent, _, name = key.rpartition(".")
-    return key in FREE or (name in ENDPOINT_LIMITS and parent.endswith(("endpoint", "extractor")))
+    return key in FREE or (name in ENDPOINT_LIMITS and parent.endswith(("endpoint", "extractor", "engine")))
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
 def check_new_folder(folder: Path) -> None:
-    """Whether a new run can have `folder`; makes and changes nothing.
+    """Refuse a folder that has a run, or that cannot be written; changes nothing.
 
     Raises:
-        BadInput: A run is in it already, or nothing can be written there.
+        BadInput: As said.
     """
     if (folder / STATE).is_file():
         done = (folder / RESULTS).is_file()
         raise BadInput(
-            f"output_dir={folder} holds {'a finished' if done else 'an unfinished'} run, which stays as it is. Set "
-            f"output_dir to another folder{'' if done else f', or go on with that run: resume={folder}'}."
+            f"output_dir={folder} has {'a finished' if done else 'an unfinished'} run, which is not overwritten. Set "
+            f"output_dir to another folder{'' if done else f', or resume that run: resume={folder}'}."
         )
     check_writable(folder)
 
 
 def check_writable(folder: Path) -> None:
-    """Whether files can be made in `folder`, or the folder itself where it is missing; leaves nothing behind.
+    """Refuse a folder in which no file can be written, or which cannot be made; leaves nothing behind.
 
     Raises:
-        BadInput: Names what is in the way.
+        BadInput: Says why.
     """
     there = folder.absolute()
     while not os.path.lexists(there):
@@ -244,11 +238,11 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 
 
 def disk_problem(error: BaseException | None) -> str:
-    """What a failed write says, for a message; "" if that is not what `error` is about."""
+    """The failed write that caused `error`, for a message; "" if there was none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK:
             return f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
-        for number in _DISK:  # as libraries in Rust tell it
+        for number in _DISK:  # the wording of libraries in Rust
             if f"(os error {number})" in str(error):
                 return os.strerror(number)
         error = error.__cause__ or error.__context__
@@ -257,11 +251,11 @@ def disk_problem(error: BaseException | None) -> str:
 
 @contextmanager
 def at_work(config: Config, entry: str) -> Iterator[RunState]:
-    """Begin the run in `config.output_dir`, or go on with the one that is there; alone, and ready to be interrupted.
+    """Begin the run in `config.output_dir`, or resume the one that is there. Locks the folder.
 
     Raises:
-        SystemExit: Interrupted, 128 + the signal.
-        BadInput: Another process is at it, or something could not be written.
+        SystemExit: Interrupted; the status is 128 + the signal.
+        BadInput: Another process works on this run, or a file could not be written.
     """
     folder = Path(config.output_dir)
     with contextlib.ExitStack() as stack:
@@ -277,18 +271,17 @@ def at_work(config: Config, entry: str) -> Iterator[RunState]:
 
 @contextmanager
 def interruptible(way: str) -> Iterator[None]:
-    """While a run is at work, leave it at once at Ctrl-C or SIGTERM, and say how to go on; so too where a disk fails.
+    """Stop at once at Ctrl-C, SIGTERM or a failed write, and say how to go on.
+
+    Nothing is saved at the end: the last checkpoint and the journal are always on disk, as `kill -9` needs them.
 
     Args:
-        way: How to go on, a command.
-
-    Nothing is saved on the way out: the last checkpoint and the journal are on disk at any moment, as they have to be
-    for `kill -9`.
+        way: The command that goes on.
 
     Raises:
-        SystemExit: 128 + the signal.
-        BadInput: Something could not be written.
-        RunStopped: As it was raised within, with how to go on.
+        SystemExit: Interrupted; the status is 128 + the signal.
+        BadInput: A file could not be written.
+        RunStopped: The one raised within, with the command that goes on.
     """
     got: list[int] = []
 
@@ -304,10 +297,10 @@ def interruptible(way: str) -> Iterator[None]:
             print(f"\nInterrupted. Go on with: {way}", file=sys.stderr, flush=True)
             raise SystemExit(128 + got[0]) from None
         if isinstance(error, RunStopped):
-            raise RunStopped(f"{error} What was played is kept; go on with: {way}", error.everywhere) from error
+            raise RunStopped(f"{error} Finished conversations are kept. Go on with: {way}", error.everywhere) from error
         if problem := disk_problem(error):
             raise BadInput(
-                f"Writing failed: {problem}. What was written before is whole. Mend that, then go on with: {way}"
+                f"Writing failed: {problem}. Earlier files are intact. Solve the problem, then go on with: {way}"
             ) from error
         raise
     finally:

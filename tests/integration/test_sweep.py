@@ -74,7 +74,7 @@ def test_a_job_that_slurm_puts_back_goes_on_unless_it_is_done(tmp_path):
     typed = ["-m", "seed=1", "name=x", "hydra.sweep.dir=multirun/mine"]
     assert command(*typed, cwd=tmp_path).returncode == 0
     again = command(*typed, cwd=tmp_path)
-    assert again.returncode == 1 and "holds an unfinished run, which stays as it is" in again.stderr
+    assert again.returncode == 1 and "has an unfinished run, which is not overwritten" in again.stderr
     assert command(*typed, cwd=tmp_path, SLURM_RESTART_COUNT="1").returncode == 0
     assert len(ran(tmp_path)[1]) == 2
     (tmp_path / "multirun" / "mine" / "0-x-seed1" / "results.json").write_text("{}")

@@ -100,13 +100,13 @@ def test_the_newest_unfinished_run_of_the_experiment_and_seed_is_taken_up(here, 
         (["experiment=doc_edit", "resume=true"], "no unfinished run of doc_edit with seed=1"),
         (["-m", "seed=1,2", "resume=true"], "-m starts several"),
         (["resume=done"], "resume=done is finished"),
-        (["resume=played"], "Go on with it by `python evaluate.py resume=played`"),
+        (["resume=played"], "Resume it by `python evaluate.py resume=played`"),
         (
             ["resume=run", "algorithm.lr=0.25", "sampler.group_size=3"],
             "algorithm.lr is 0.5 there and 0.25 here; sampler.group_size is 8 there and 3 here",
         ),
-        (["output_dir=run"], "holds an unfinished run, which stays as it is"),
-        (["output_dir=done"], "holds a finished run, which stays as it is"),
+        (["output_dir=run"], "has an unfinished run, which is not overwritten"),
+        (["output_dir=done"], "has a finished run, which is not overwritten"),
         (["output_dir=file/run"], "file is a file"),
         (["output_dir=/proc/run"], "The folder /proc/run cannot be written: in /proc, "),
     ],
@@ -122,7 +122,7 @@ def test_what_cannot_be_taken_up_or_begun_is_told_and_nothing_is_touched(typed, 
 
 def test_a_state_that_is_broken_is_named(tmp_path):
     (tmp_path / "run.json").write_text('{"id": ')
-    with pytest.raises(BadInput, match="run.json is not as a run wrote it"):
+    with pytest.raises(BadInput, match="run.json is damaged"):
         RunState.read(tmp_path)
 
 
