@@ -159,10 +159,7 @@ class _Conversations:
         """A context at this turn, its candidates and their futures; `opened` counts the messages up to it."""
         task, sampler = self.config.task, self.config.sampler
         left = min(sampler.window, task.max_turns - turn)
-        futures = sampler.group_size
-        if sampler.equal_turns:
-            futures = candidates_at(turn, task.max_turns, sampler.window, sampler.num_samples, futures)
-        futures *= sampler.num_samples if sampler.window else 1
+        futures = candidates_at(sampler, task.max_turns, turn) * (sampler.num_samples if sampler.window else 1)
         ahead = self.user(range(turn + 1, turn + left + 1))
         before = self.user(range(1, turn + 1)) if opened else []
         return [*before, *(call.times(futures) for call in (*ahead, *self.judge()))]

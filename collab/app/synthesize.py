@@ -125,7 +125,6 @@ def _play(
     lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
     simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), config.model)
     engine = simulation.make_engine(lm, load_tokenizer(config.model))
-    players, sampler = simulation.players(engine), simulation.sampler
     # If all were played at once, all would finish at once, and an early stop would leave none.
     at_once = asyncio.Semaphore(config.synthesis.at_once)
     started, finished = time.monotonic(), total - len(missing)
@@ -135,26 +134,21 @@ def _play(
         async with at_once:
             began = time.monotonic()
             made = await synthesise(
+                simulation,
+                engine,
                 goal,
-                players=players,
-                reward=simulation.reward,
                 system_prompt=config.task.system_prompt,
                 proactive_prompt=config.task.proactive_prompt,
-                candidates_at=simulation.candidates_at,
-                window=sampler.window,
-                num_samples=sampler.num_samples,
                 key=RngKey(config.seed, split=f"synthesis/{number}"),
-                paired=sampler.paired,
             )
         if made is None or not made.turns:
             return False
-        turns = [(turn.context, turn.candidates, turn.num_proactive) for turn in made.turns]
-        store.append(as_row(conversation_id(goal, number), goal, turns, ended_by=made.ended_by))
+        store.append(as_row(conversation_id(goal, number), goal, made.turns, ended_by=made.ended_by))
         finished += 1
         now = time.monotonic()
-        best = [max(c.mr for c in candidates if c.mr is not None) for _, candidates, _ in turns]
+        best = [max(c.mr for c in candidates if c.mr is not None) for _, candidates, _ in made.turns]
         speed = {"tokens/s": round(engine.new_tokens / (now - started))}
-        progress.step(finished, now - began, turns=len(turns), mr=fmean(best), **speed)
+        progress.step(finished, now - began, turns=len(made.turns), mr=fmean(best), **speed)
         return True
 
     async def play_all() -> list[bool]:

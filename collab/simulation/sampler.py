@@ -11,7 +11,7 @@ from typing import Any
 from collab.chat.base import Sampling
 from collab.chat.journal import Journal
 from collab.config.schema import SamplerConfig
-from collab.conversation import Conversation, Goal, Group, Scored
+from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Scored
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, draw_context, play_goals, sample_candidates
@@ -22,12 +22,12 @@ from collab.simulation.user import UserSimulator
 
 @dataclass
 class LostCounts:
-    """Conversations that were played on this process (of a step: forward samples), and how many have no score.
+    """Counts of this process's conversations (in a training step: forward samples) that have no score.
 
     Attributes:
-        futures: All that were to be played.
-        invalid: Those that the simulation spoilt, or that could not be begun.
-        unscored: Further ones of which some part of the reward could not be had.
+        futures: All conversations, played or not.
+        invalid: Those in which the user or the policy failed, and those that could not begin.
+        unscored: Valid ones without a reward, because some metric had no value.
     """
 
     futures: int = 0
@@ -45,30 +45,29 @@ class LostCounts:
             self.unscored += conversation.valid and score.reward is None
         return self
 
-    def count_nothing(self, futures: int) -> None:
-        """So many were never begun."""
+    def count_unplayed(self, futures: int) -> None:
         self.futures += futures
         self.invalid += futures
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """Everything about a conversation except the policy's weights; built from the config in `collab.app.build`.
+    """Everything about a conversation except the policy's weights; `collab.app.build` makes it from the config.
 
     Attributes:
         user: Plays the user.
         reward: R* of a finished conversation.
-        sampling: How the policy's replies are drawn.
-        max_turns: Turns of a conversation at most.
+        sampling: How the policy's replies are sampled.
+        max_turns: Maximum turns of a conversation.
         sampler: Window, forward samples, candidates.
-        seed: Of the run.
+        seed: Seed of the run.
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
-        decodes_here: Whether it does so with the weights in this process.
-        on_conversation: Called whenever a conversation is over.
+        on_conversation: Called at the end of each conversation.
         journal: Keeps replies, so that an interrupted run need not ask for them again.
-        problems: What users and judges that are language models got wrong so far, by kind.
-        contexts: Stored contexts by the goal's prompt and turn; where there is none, the policy plays one.
-        max_invalid: Share of a step, a validation or a row of the test that may be lost; more stops the run.
+        problems: Counts unusable replies of the models that play users and judges, by kind.
+        contexts: (prompt of a goal, turn) -> stored context. The policy plays the others.
+        max_invalid: Share of lost conversations above which a step, a validation or a row of the test stops the run.
+        decodes_here: Whether the engine decodes with the weights of this process.
     """
 
     user: UserSimulator
@@ -87,7 +86,7 @@ class Simulation:
 
     @property
     def turns(self) -> list[int]:
-        """The turns at which contexts are drawn, each entry equally often."""
+        """As `context_turns`."""
         return context_turns(self.max_turns, self.sampler.last_turns)
 
     @property
@@ -96,26 +95,38 @@ class Simulation:
         return self.sampler.num_samples if self.sampler.window else 1
 
     def candidates_at(self, turn: int) -> int:
-        """Candidates of a context at a turn; `equal_turns` makes them as many turns as `group_size` whole windows."""
-        sampler = self.sampler
-        if not sampler.equal_turns:
-            return sampler.group_size
-        return candidates_at(turn, self.max_turns, sampler.window, sampler.num_samples, sampler.group_size)
+        """As `schedule.candidates_at`."""
+        return candidates_at(self.sampler, self.max_turns, turn)
 
     def players(self, engine: Any) -> Players:
         return Players(engine, self.user, self.sampling, self.max_turns, self.on_conversation)
 
+    async def scored(
+        self, players: Players, context: Conversation, replies: Sequence[Reply], key: RngKey
+    ) -> list[Candidate]:
+        """As `multiturn_reward`, with this simulation's reward and settings."""
+        return await multiturn_reward(
+            context,
+            replies,
+            players=players,
+            reward=self.reward,
+            window=self.sampler.window,
+            num_samples=self.sampler.num_samples,
+            key=key,
+            paired=self.sampler.paired,
+        )
+
     async def group(
         self, engine: Any, goal: Goal, system_prompt: str, step: int, number: int, lost: LostCounts
     ) -> Group:
-        """The scored candidates of one goal; without candidates where no context could be had.
+        """The scored candidates of one goal; no candidates if no context could be played.
 
         Args:
             engine: Plays the policy.
             goal: What the user wants.
             system_prompt: The assistant's instruction.
-            step: Of the run, from 0.
-            number: Counts the goals of the run, over all processes. It keeps apart a goal that comes twice in a step.
+            step: Step of the run, from 0.
+            number: Number of the goal in the run, over all processes. It tells a goal that comes twice in a step apart.
             lost: Counts what has no score.
         """
         players = self.players(engine)
@@ -127,21 +138,12 @@ class Simulation:
         else:
             context = await draw_context(players, goal, system_prompt, turn, key.at(split=f"context/{number}"))
         if context.pending is None:  # the user failed each time
-            lost.count_nothing(self.sampler.group_size * self.futures)
+            lost.count_unplayed(self.sampler.group_size * self.futures)
             return Group(context, ())
         size = self.candidates_at(context.turn)
         replies = await sample_candidates(players, context, size, key)
-        candidates = await multiturn_reward(
-            context,
-            replies,
-            players=players,
-            reward=self.reward,
-            window=self.sampler.window,
-            num_samples=self.sampler.num_samples,
-            key=key,
-            paired=self.sampler.paired,
-        )
-        lost.count_nothing(self.futures * (size - len(replies)))
+        candidates = await self.scored(players, context, replies, key)
+        lost.count_unplayed(self.futures * (size - len(replies)))
         for candidate in candidates:
             lost.count(zip(candidate.futures, candidate.scores, strict=True))
         return as_group(context, candidates)
@@ -149,7 +151,7 @@ class Simulation:
     async def conversations(
         self, engine: Any, goals: Sequence[Goal], system_prompt: str, split: str, count: int
     ) -> list[Scored]:
-        """Whole conversations and their R*. The draws do not depend on the step or on the policy's name."""
+        """Whole conversations and their R*. The draws depend on neither the step nor the policy's name."""
         key = RngKey(self.seed, split=split)
         played = await play_goals(self.players(engine), goals, system_prompt, key, count)
         scores = await asyncio.gather(*(self.reward(conversation) for conversation in played))

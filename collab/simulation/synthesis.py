@@ -1,38 +1,38 @@
 """Multiturn data from a goal by MR (CollabLLM, appendix B.1): the best candidate of each turn goes on.
 
-At each turn several candidates answer the context, half of them under the proactive instruction. All are scored by MR
-as answers to the usual context: their futures are played under the usual instruction, and it is the usual one that the
-data is trained under, so what proactive prompting brings out is learned without the prompt. The best is appended, then
-the first user message of its forward window, and so on to the end of the conversation.
+At each turn several candidates answer the context, half of them under the proactive instruction. MR scores all of them
+as answers to the usual context: the usual instruction is in their futures and in the training data, so a policy learns
+what proactive prompting brings out without the prompt. The best candidate is appended, then the first user message of
+its forward window, and so on to the end of the conversation.
 
-A turn's candidates have random streams of their own (`RngKey.round` is the turn). Otherwise the winner's future of one
-turn would come again among the candidates of the next, whose scores would inherit that it had won.
+The candidates of each turn have random streams of their own (`RngKey.round` is the turn). Otherwise the winner's future
+would return among the candidates of the next turn, and bias their scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from collab.conversation import Candidate, Conversation, Goal
 from collab.randomness import RngKey
-from collab.rewards.reward import ConversationReward
-from collab.simulation.conversation_loop import Players, play, sample_candidates
-from collab.simulation.multiturn import multiturn_reward
+from collab.simulation.conversation_loop import play, sample_candidates
+from collab.simulation.multiturn import as_group
+from collab.simulation.sampler import Simulation
 
 
-@dataclass(frozen=True)
-class SynthesisedTurn:
-    """One turn: a context and everything that was tried as its answer.
+class SynthesisedTurn(NamedTuple):
+    """One turn: a context and all candidates for its answer.
 
     Attributes:
-        context: The conversation so far, a user message waiting.
-        candidates: All of them, scored or not; the last `num_proactive` were sampled under the proactive instruction.
-        num_proactive: How many those are.
+        context: The conversation so far, with a pending user message.
+        candidates: All of them, scored or not.
+        num_proactive: Number of candidates, at the end, that were sampled under the proactive instruction.
     """
 
     context: Conversation
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     num_proactive: int
 
 
@@ -45,74 +45,50 @@ class Synthesised:
 
 
 async def synthesise(
-    goal: Goal,
-    *,
-    players: Players,
-    reward: ConversationReward,
-    system_prompt: str,
-    proactive_prompt: str,
-    candidates_at: Callable[[int], int],
-    window: int,
-    num_samples: int,
-    key: RngKey,
-    paired: bool = True,
+    simulation: Simulation, engine: Any, goal: Goal, *, system_prompt: str, proactive_prompt: str, key: RngKey
 ) -> Synthesised | None:
     """Play one conversation, turn by turn on the best candidate.
 
     Args:
+        simulation: User, reward and settings.
+        engine: Plays the policy.
         goal: What the user wants.
-        players: Policy and user, and the rules.
-        reward: `R*` of a finished conversation.
-        system_prompt: The assistant's instruction, that of the contexts.
-        proactive_prompt: That of the other half of the candidates; they are kept as answers to the usual context. Of an
-            odd number the odd one is usual.
-        candidates_at: Turn number -> candidates.
-        window: As in `multiturn_reward`, like `num_samples` and `paired`.
-        num_samples: Forward samples per candidate.
+        system_prompt: The assistant's usual instruction.
+        proactive_prompt: The instruction of half of the candidates, rounded down.
         key: Randomness of this conversation.
 
     Returns:
-        The turns; None where at some turn no candidate could be scored, for then there is no best one to go on from,
-        or the user failed.
+        The turns; None if the user failed, or if at some turn no candidate could be scored.
     """
-    key = key.at(goal=goal.id)
+    players, key = simulation.players(engine), key.at(goal=goal.id)
     turns: list[SynthesisedTurn] = []
     conversation = await play(players, Conversation(goal, system_prompt), key, until_context=1)
     while conversation.pending is not None:
         turn_key = key.at(round=conversation.turn)
-        size = candidates_at(conversation.turn)
+        size = simulation.candidates_at(conversation.turn)
         replies = await sample_candidates(players, conversation, size - size // 2, turn_key)
         prompted = replace(conversation, system_prompt=proactive_prompt)
         proactive_key = turn_key.at(split=f"{key.split}/proactive")
         replies += await sample_candidates(players, prompted, size // 2, proactive_key)
-        candidates = await multiturn_reward(
-            conversation,
-            replies,
-            players=players,
-            reward=reward,
-            window=window,
-            num_samples=num_samples,
-            key=turn_key,
-            paired=paired,
-        )
-        scored = [candidate for candidate in candidates if candidate.mr is not None]
+        candidates = await simulation.scored(players, conversation, replies, turn_key)
+        scored = as_group(conversation, candidates).candidates
         if not scored:
             return None
-        turns.append(SynthesisedTurn(conversation, tuple(candidates), size // 2))
+        turns.append(SynthesisedTurn(conversation, candidates, size // 2))
         best = max(scored, key=lambda candidate: candidate.mr or 0.0)
-        conversation = await _go_on(players, conversation.with_reply(best.reply), best, window, turn_key)
-    if not conversation.valid:
-        return None
-    return Synthesised(tuple(turns), conversation.ended_by)
+        answered = conversation.with_reply(best.reply)
+        if simulation.sampler.window:
+            conversation = _follow(answered, best)
+        else:  # no future was played, so the user is asked now
+            conversation = await play(players, answered, turn_key, until_context=answered.turn)
+    return Synthesised(tuple(turns), conversation.ended_by) if conversation.valid else None
 
 
-async def _go_on(players: Players, played: Conversation, best: Candidate, window: int, key: RngKey) -> Conversation:
-    """`played`, which ends with the best candidate, with the user's next message; ended where the user has none."""
-    if not window:  # no future was played: the user is asked now
-        return await play(players, played, key, until_context=played.turn)
-    done = len(played.turns)
-    futures = [future for future in best.futures if future.valid]  # at least one, or it had not been scored
+def _follow(answered: Conversation, best: Candidate) -> Conversation:
+    """Append the user's next message in a future of the best candidate, or end where all futures do."""
+    done = len(answered.turns)
+    futures = [future for future in best.futures if future.valid]  # at least one, since it was scored
     for future in futures:
         if len(future.turns) > done:
-            return played.with_user(future.turns[done].user, future.user)
-    return played.with_end(futures[0].ended_by)
+            return answered.with_user(future.turns[done].user, future.user)
+    return answered.with_end(futures[0].ended_by)

@@ -15,13 +15,14 @@ from collab.app.compose import load_config
 from collab.app.synthesize import claim_folder
 from collab.chat.base import Sampling
 from collab.config.checks import check
+from collab.config.schema import SamplerConfig
 from collab.conversation import Conversation, Goal
 from collab.datamodules.conversations import as_row, load_groups
 from collab.datamodules.synthesis_folder import CLAIM, ConversationFile, save_dataset
 from collab.randomness import RngKey
 from collab.reports.synthesis import statistics
 from collab.rewards.reward import ConversationReward
-from collab.simulation.conversation_loop import Players
+from collab.simulation.sampler import Simulation
 from collab.simulation.synthesis import synthesise
 from collab.simulation.user import UserTurn, invalid
 from collab.util.errors import BadInput
@@ -56,19 +57,17 @@ def talk(conversation, key):
 def make(script=speak, user=talk, size=4, window=1, num_samples=2, max_turns=3, metric=None):
     """The result, and the models that spoke."""
     model, simulator = ScriptedModel(script), ScriptedUser(user)
-    made = asyncio.run(
-        synthesise(
-            GOAL,
-            players=Players(model, simulator, Sampling(48), max_turns),
-            reward=ConversationReward({"worth": (0.5, metric or Worth())}),
-            system_prompt=USUAL,
-            proactive_prompt=PROACTIVE,
-            candidates_at=lambda turn: size,
-            window=window,
-            num_samples=num_samples,
-            key=RngKey(1, split="synthesis/0"),
-        )
+    simulation = Simulation(
+        user=simulator,
+        reward=ConversationReward({"worth": (0.5, metric or Worth())}),
+        sampling=Sampling(48),
+        max_turns=max_turns,
+        sampler=SamplerConfig(window=window, num_samples=num_samples, group_size=size),
+        seed=1,
+        make_engine=lambda lm, tokenizer: model,
     )
+    key = RngKey(1, split="synthesis/0")
+    made = asyncio.run(synthesise(simulation, model, GOAL, system_prompt=USUAL, proactive_prompt=PROACTIVE, key=key))
     return made, model, simulator
 
 
@@ -199,8 +198,7 @@ def test_a_turn_without_any_score_gives_no_conversation():
 
 
 def row_of(made, number=0):
-    turns = [(turn.context, turn.candidates, turn.num_proactive) for turn in made.turns]
-    return as_row(f"mill/{number}", GOAL, turns, ended_by=made.ended_by)
+    return as_row(f"mill/{number}", GOAL, made.turns, ended_by=made.ended_by)
 
 
 def test_a_row_is_nested_as_the_public_ones_and_reads_back(tmp_path):
