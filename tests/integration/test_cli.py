@@ -128,6 +128,8 @@ def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
         (["task.metrics.bleu.options.x=1"], ["To add it, write +task.metrics.bleu.options.x=VALUE"]),
         (["model=smolm2"], ["no such model", "Did you mean smollm2?", "one of: llama31_70b, llama31_8b, smollm2"]),
         (["experiment=paper/doc_edt"], ["Did you mean paper/doc_edit?", "is one of: abg_coqa, code, doc_edit,"]),
+        (["endpoint=openai"], ["endpoint=openai: nothing in this config takes it", "with user=llm"]),
+        (["judge=llm", "endpoint@user.endpoint=vllm"], ["endpoint@user.endpoint=vllm: nothing in this config takes"]),
         (["+experiment=doc_edit"], ["experiment is there already. Write it without the +"]),
         (["~model"], ["cannot be resolved", "model.name"]),
         (
