@@ -1,6 +1,6 @@
 """Conversations as coroutines: await the user, await the policy, append.
 
-`asyncio.gather` plays many conversations at once, and the engine batches the requests that wait.
+Many conversations are played at once (`asyncio.gather`), and the engine batches the requests that wait.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _CONTEXT_TRIES = 4
 
 @dataclass(frozen=True)
 class Players:
-    """Who talks and under which rules.
+    """Policy and user, and the rules of a conversation.
 
     Attributes:
         policy: Plays the assistant.
         user: Plays the user.
-        sampling: How the policy's replies are drawn.
-        max_turns: Turns of a conversation at most (`task.max_turns`).
-        on_conversation: Called whenever one conversation is over, for progress bars.
+        sampling: How the policy's replies are sampled.
+        max_turns: Maximum turns of a conversation (`task.max_turns`).
+        on_conversation: Called at the end of each conversation, for progress bars.
     """
 
     policy: ChatModel
@@ -50,14 +50,15 @@ async def play(
     """Play on from `conversation` until it ends.
 
     Args:
-        conversation: Where to start; a message that waits in it is answered first.
+        players: Policy and user.
+        conversation: Where to start. A pending message is answered first.
         key: Randomness of this conversation; `turn` and `role` are filled in here.
-        turns: Further turns to play at most (the window); None plays to `max_turns`.
-        until_context: Stop as soon as the user has opened the turn of this number, its message `pending`.
-        user_key: Key of the user's draws where it differs from the policy's (paired sampling).
+        turns: Maximum further turns (the window); None plays to `max_turns`.
+        until_context: Stop when the user has opened the turn of this number; its message is then `pending`.
+        user_key: Key of the user's draws if it differs from the policy's (paired sampling).
 
     Returns:
-        The conversation, `ended_by` set, except where `until_context` was reached.
+        The conversation. `ended_by` is set, unless `until_context` was reached.
     """
     user_key = user_key or key
     last = players.max_turns if turns is None else min(players.max_turns, len(conversation.turns) + turns)
@@ -81,7 +82,7 @@ async def play(
 async def play_goals(
     players: Players, goals: Sequence[Goal], system_prompt: str, key: RngKey, num_conversations: int = 1
 ) -> list[Conversation]:
-    """Whole conversations, `num_conversations` for each goal, goal by goal: the evaluation."""
+    """Whole conversations for evaluation: `num_conversations` for each goal, in the order of the goals."""
 
     async def one(goal: Goal, sample: int) -> Conversation:
         done = await play(players, Conversation(goal, system_prompt), key.at(goal=goal.id, sample=sample))
@@ -94,46 +95,43 @@ async def play_goals(
 async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: int, key: RngKey) -> Conversation:
     """Play on-policy until the user has opened turn `turn`: a context `t^h_j`.
 
-    Where the user ends the chat before that, some more are played, all at once, and the first of them in order that
-    gets there counts; where none does, the context is the last turn that the last valid one opened. Where there is no
-    such turn because the simulation failed each time, nothing is `pending` in what is returned.
+    If the user ends the chat before that, `_CONTEXT_TRIES - 1` others are played at once, and the first in order that
+    reaches the turn is the context. If none does, the context is the last turn that the last valid one opened. If all
+    of them failed, nothing is `pending` in the result.
+
+    Raises:
+        BadInput: The user left at once, each time.
     """
 
-    def attempt(number: int) -> Coroutine[Any, Any, Conversation]:
-        beginning = Conversation(goal, system_prompt)
-        return play(players, beginning, key.at(goal=goal.id, sample=number), until_context=turn)
+    def attempt(sample: int) -> Coroutine[Any, Any, Conversation]:
+        start = Conversation(goal, system_prompt)
+        return play(players, start, key.at(goal=goal.id, sample=sample), until_context=turn)
 
-    found = await attempt(0)
-    if found.pending is not None:
-        return found
-    others = [asyncio.create_task(attempt(number)) for number in range(1, _CONTEXT_TRIES)]
-    try:
-        for other in others:
-            latest = await other
-            if latest.pending is not None:
-                return latest
-            found = latest if latest.valid or not found.valid else found
-    finally:
-        if getattr(players.user, "paid", False):
-            await asyncio.gather(*others)  # what was asked is paid for, and no timing may decide what is asked
-        for other in others:
-            other.cancel()
-    if not found.valid:
-        return found
-    if not found.turns:
+    played = [await attempt(0)]
+    if played[0].pending is None:
+        played += await asyncio.gather(*map(attempt, range(1, _CONTEXT_TRIES)))
+    for conversation in played:
+        if conversation.pending is not None:
+            return conversation
+    valid = [conversation for conversation in played if conversation.valid]
+    if not valid:
+        return played[-1]
+    if not valid[-1].turns:
         raise BadInput(f"The simulated user left {_CONTEXT_TRIES} times before saying anything (goal {goal.id}).")
-    last = found.turns[-1]
-    return replace(found, turns=found.turns[:-1], pending=last.user, ended_by="")
+    *earlier, last = valid[-1].turns
+    return replace(valid[-1], turns=tuple(earlier), pending=last.user, ended_by="")
 
 
 async def sample_candidates(players: Players, context: Conversation, group_size: int, key: RngKey) -> list[Reply]:
-    """`group_size` independent responses to one context; fewer where a policy over HTTP failed."""
-    drawn = (_reply(players, context, key.at(candidate=i)) for i in range(group_size))
-    found = await asyncio.gather(*drawn, return_exceptions=True)
-    for one in found:
-        if isinstance(one, BaseException) and not isinstance(one, ChatFailed):
-            raise one
-    return [one for one in found if isinstance(one, Reply)]
+    """`group_size` independent responses to one context; fewer if a policy over HTTP failed."""
+
+    async def sample(candidate: int) -> Reply | None:
+        try:
+            return await _reply(players, context, key.at(candidate=candidate))
+        except ChatFailed:
+            return None
+
+    return [reply for reply in await asyncio.gather(*map(sample, range(group_size))) if reply is not None]
 
 
 async def _reply(players: Players, conversation: Conversation, key: RngKey) -> Reply:

@@ -1,7 +1,7 @@
-"""Several users in one run: each conversation is played by one of them, from the first message to the last.
+"""Several users in one run: one of them plays a conversation from the first message to the last.
 
-Which one is drawn by weight from the key of the conversation's first message, and kept in the conversation. The test
-may have weights of its own: a policy is then measured with users that it was not trained with.
+It is drawn by weight from the key of the first message, and the conversation keeps its name. The test may have weights
+of its own, to measure a policy with users that it was not trained with.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from collab.conversation import Conversation
 from collab.randomness import RngKey
 from collab.simulation.user import UserSimulator, UserTurn
 
-TEST_SPLIT = "test"
-
 
 class MixUser:
-    """The `UserSimulator` that is one of several.
+    """One of several users in each conversation.
 
-    `Conversation.user` is the name of the one, and behind a slash what that one calls itself.
+    `Conversation.user` is the name of the user that plays, with its own persona behind a slash.
 
     Args:
         config: The weights.
@@ -28,18 +26,17 @@ class MixUser:
     """
 
     def __init__(self, config: MixUserConfig, users: Mapping[str, UserSimulator]) -> None:
-        self.config, self.users = config, dict(users)
-        self.paid = any(getattr(user, "paid", False) for user in users.values())
+        self.config, self.users = config, users
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         name, _, inner = conversation.user.partition("/")
         if name not in self.users:
-            name = self._drawn(key)
+            name = self._draw(key)
         turn = await self.users[name].respond(replace(conversation, user=inner), key)
         return replace(turn, user=f"{name}/{turn.user}" if turn.user else name)
 
-    def _drawn(self, key: RngKey) -> str:
-        test = self.config.test_weights if key.split == TEST_SPLIT else {}
+    def _draw(self, key: RngKey) -> str:
+        test = self.config.test_weights if key.split == "test" else {}
         weights = test or self.config.weights
         names = sorted(name for name, weight in weights.items() if weight > 0)
         shares = [weights[name] / sum(weights[name] for name in names) for name in names]

@@ -2,8 +2,8 @@
 
     MR(m_j | t_{1:j-1}, g) = E[ R*(t_{1:j} + t_future | g) ]
 
-The policy and the simulated user play `num_samples` futures of up to `window` turns for each candidate response, and R*
-of the finished conversations is averaged.
+The policy and the simulated user play `num_samples` futures of up to `window` turns for each candidate response. MR is
+the mean R* of the finished conversations.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ async def multiturn_reward(
 ) -> list[Candidate]:
     """MR of each candidate response to one context (Eq. 1).
 
-    Usable without Lightning: anything that satisfies `ChatModel` plays the policy.
+    It needs no Lightning: any `ChatModel` plays the policy.
 
     Args:
-        context: A conversation whose user message waits for its response.
+        context: A conversation with a pending user message.
         candidates: Responses `m_j` to it.
-        players: Policy and user that play the future, and the rules.
+        players: Policy and user of the futures.
         reward: R* of a finished conversation.
-        window: w, further turns at most; 0 scores `t_{1:j}` at once.
+        window: w, the maximum further turns; 0 scores `t_{1:j}` at once.
         num_samples: Forward samples per candidate. With `window=0` nothing is sampled, and one is enough.
         key: Randomness; all draws are functions of it.
-        paired: Leave the candidate out of the user's key, so that all candidates face the same user randomness.
+        paired: Whether all candidates face the same randomness of the user: its key leaves out the candidate.
 
     Returns:
-        One `Candidate` for each response, in order. `mr` is None where no future could be scored.
+        One `Candidate` for each response, in order. `mr` is None if no future could be scored.
     """
 
     async def future(candidate: int, sample: int) -> tuple[Conversation, Score]:
@@ -64,5 +64,5 @@ async def multiturn_reward(
 
 
 def as_group(context: Conversation, candidates: Sequence[Candidate]) -> Group:
-    """A group of the candidates that could be scored; the others leave it."""
+    """A group of the candidates that have an MR."""
     return Group(context, tuple(candidate for candidate in candidates if candidate.mr is not None))

@@ -1,4 +1,4 @@
-"""What a simulated user is: a function of the goal and of the conversation so far, so chats share no state."""
+"""The interface of a simulated user: a function of the conversation so far, so that chats share no state."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collab.randomness import RngKey
 
 @dataclass(frozen=True)
 class UserTurn:
-    """The user's next message, or the reason why there is none.
+    """The user's next message, or why there is none.
 
     Attributes:
-        text: The message; empty when the user leaves.
-        end: Why the user ends the chat ("satisfied", "patience", or `invalid(...)`); empty when it goes on.
-        user: Who plays, where there are several users or personas; the conversation keeps it for the next turn.
+        text: The message; "" if the user leaves.
+        end: Why the user ends the chat: "satisfied", "patience" or `invalid(...)`; "" if it goes on.
+        user: Name of the user or persona that plays, if there are several. The conversation keeps it for the next turn.
     """
 
     text: str
@@ -25,16 +25,13 @@ class UserTurn:
 
 
 def invalid(reason: str) -> str:
-    """`Conversation.ended_by` of a conversation that is not what it should be, and counts nowhere."""
+    """`Conversation.ended_by` of a conversation that failed and counts nowhere."""
     return f"{INVALID}: {reason}"
 
 
 class UserSimulator(Protocol):
-    """Plays the user. Everything it knows of this chat is in `conversation`.
-
-    One that has `paid = True` speaks by calls that cost something: a conversation that was begun is then not abandoned.
-    """
+    """Plays the user. All that it knows about a chat is in `conversation`."""
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
-        """The message that opens turn `conversation.turn`, with the randomness of `key` alone."""
+        """The message that opens turn `conversation.turn`. All random draws come from `key`."""
         ...
