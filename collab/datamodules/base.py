@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 EVAL_BATCH = 64  # goals whose conversations are played together
 
-Item = TypeVar("Item", Goal, Group)
+Item = TypeVar("Item")
 
 
 class GoalBatch:
@@ -98,7 +98,7 @@ class GoalDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[GoalBatch]:
         """`max_steps` batches of this process's share of `goals_per_step`."""
         assert self.goals_per_step % self.world_size == 0, "`preflight.check_machine` refuses it"
-        items: list[Goal] | list[Group] = self.splits.train if self.groups is None else self.groups
+        items: Sequence[Goal | Group] = self.splits.train if self.groups is None else self.groups
         order = schedule(items, self.goals_per_step, self.max_steps, self.seed)
         # On resume Lightning counts on from the step that it had reached, but starts the loader anew.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0
