@@ -1,4 +1,4 @@
-"""From logits to the next token of each request: temperature, top-k, nucleus, and two ways to draw.
+"""From logits to the next token of each request: temperature, top-k, top-p, and two ways to draw.
 
 Shapes: N requests, V vocabulary.
 """
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from collab.chat.base import Sampling
 from collab.util.errors import BadInput
 
-# ([N, V] scores, each request's randomness) -> [N] tokens, and [N] log of the summed exponentials of each row
+# ([N, V] scores, a random stream for each request) -> [N] tokens, and the [N] logsumexp of each row
 Draw = Callable[[torch.Tensor, Sequence[np.random.Generator]], tuple[torch.Tensor, torch.Tensor]]
 
-_BLOCK = 256  # tokens of the vocabulary whose probabilities are added up first
+_BLOCK = 256  # tokens of the vocabulary in a block; the probabilities of a block are added up first
 
 
 def draw_tokens(
@@ -27,8 +27,8 @@ def draw_tokens(
 
     Args:
         logits: [N, V].
-        samplings: How each is drawn.
-        streams: Randomness of each.
+        samplings: How to draw each request's token.
+        streams: Random stream of each request.
         draw: `by_inverse_cdf` or `by_gumbel_max`.
 
     Raises:
@@ -38,8 +38,8 @@ def draw_tokens(
     scaled = logits / temperatures.clamp(min=1e-6)[:, None]  # in fp32, as temperatures are
     if not scaled.amax(-1).isfinite().all():  # minus infinity, which forbids a token, passes
         raise BadInput(
-            "The policy's logits are not finite: its weights have diverged, or are damaged. Lower algorithm.lr and "
-            "go on from an earlier checkpoint."
+            "The policy's logits are not finite: its weights have diverged or are damaged. Lower algorithm.lr and "
+            "resume from an earlier checkpoint."
         )
     for i, sampling in enumerate(samplings):
         if sampling.top_k or sampling.top_p < 1:
@@ -52,7 +52,7 @@ def draw_tokens(
 
 
 def filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """`[V]` logits with everything outside top-k and the nucleus at minus infinity."""
+    """`[V]` logits, with tokens outside of top-k and top-p at minus infinity."""
     if sampling.top_k:
         threshold = logits.topk(min(sampling.top_k, logits.shape[-1])).values[-1]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -69,9 +69,9 @@ def by_inverse_cdf(scores: torch.Tensor, streams: Sequence[np.random.Generator])
 
 
 def inverse_cdf(scores: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[N, V]` scores and `[N]` numbers in 0..1 -> `[N]` tokens and the log of each row's summed exponentials.
+    """`[N, V]` scores and `[N]` numbers in 0..1 -> `[N]` tokens and the `[N]` logsumexp of each row.
 
-    A running sum over the vocabulary is most of what drawing costs. So it runs over sums of `_BLOCK` tokens, and then
+    A running sum over the vocabulary is most of the cost of drawing. So it runs over sums of `_BLOCK` tokens, and then
     over the tokens of the block that was hit.
     """
     top = scores.amax(-1, keepdim=True)
@@ -89,12 +89,12 @@ def inverse_cdf(scores: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Ten
 
 
 def _just_below(mass: torch.Tensor) -> torch.Tensor:
-    """Rounding may reach the whole mass, and what lies behind it is impossible or no token at all."""
+    """The largest number below `mass`. Rounding may reach `mass` itself, and no possible token lies there."""
     return mass.nextafter(mass.new_zeros(()))
 
 
 def by_gumbel_max(scores: torch.Tensor, streams: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw the largest of perturbed scores, with V numbers of each stream; see `Draw`."""
-    # An exponential draw of 0 would win whatever its token's probability is.
+    # A token with an exponential draw of 0 would win at any probability.
     exponential = np.stack([stream.standard_exponential(scores.shape[-1]) for stream in streams]).clip(min=1e-30)
     return (scores - torch.from_numpy(np.log(exponential)).to(scores)).argmax(-1), scores.logsumexp(-1)

@@ -1,14 +1,14 @@
 """Attention for rollouts and updates, through transformers' `AttentionInterface`, and the masks of their layouts.
 
-FlashAttention takes no explicit mask, and single tokens of requests of different lengths, as well as packed groups,
-need one. A model with `model.attention=flash_attention_2` therefore computes whole prompts with it, and everything
-masked with SDPA. Packed groups on a CUDA device are masked by blocks, with FlexAttention (`block_masks`).
+FlashAttention takes no explicit mask. Decoding steps over requests of different lengths need one, and so do packed
+groups. So with `model.attention=flash_attention_2`, a model computes whole prompts with FlashAttention and masked calls
+with SDPA. Packed groups on a CUDA device are masked by blocks, with FlexAttention (`block_masks`).
 
-SDPA on a CPU is made for many queries that see nearly everything. Two layouts are neither (`by_layout`):
+SDPA on a CPU is made for many queries that see nearly all keys. `by_layout` computes two other layouts itself:
 
-* one query a row, in decoding: the heads that share keys are three or so rows of a matrix product, and two batched
-  products with keys stored channel by channel take half to two thirds of SDPA's time;
-* packed groups, in updates: most of what SDPA would compute is hidden by the mask (`packed_attention`).
+* One query a row, in decoding. The heads that share keys are about three rows of a matrix product. Two batched products
+  with keys stored channel by channel take half to two thirds of SDPA's time.
+* Packed groups, in updates. The mask hides most of what SDPA would compute (`packed_attention`).
 
 Shapes: N rows, T queries and L keys of each.
 """
@@ -40,9 +40,8 @@ def flash_where_unmasked(
     attention_mask: torch.Tensor | BlockMask | None,
     **kwargs: Any,
 ) -> Any:
-    """`[N, heads, T, channels]` in transformers' attention interface; causal where `attention_mask` is None."""
-    kinds = {type(None): "flash_attention_2", BlockMask: "flex_attention"}
-    kind = kinds.get(type(attention_mask), "sdpa")
+    """`[N, heads, T, channels]` in transformers' attention interface; causal if `attention_mask` is None."""
+    kind = {type(None): "flash_attention_2", BlockMask: "flex_attention"}.get(type(attention_mask), "sdpa")
     return ALL_ATTENTION_FUNCTIONS[kind](module, query, key, value, attention_mask, **kwargs)
 
 
@@ -55,23 +54,20 @@ def by_layout(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> Any:
-    """SDPA; in blocks under a mask of blocks, or with `packed_ends` on a CPU; there, products for single queries.
-
-    Takes and returns what `flash_where_unmasked` does.
-    """
+    """SDPA, or what is faster for the layouts in the docstring of this file; shapes as in `flash_where_unmasked`."""
     if isinstance(attention_mask, BlockMask):
         flex = ALL_ATTENTION_FUNCTIONS["flex_attention"]
         return flex(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    other = kwargs.get("dropout") or query.shape[-1] != value.shape[-1]
-    other = other or any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
     mask = attention_mask
-    if mask is None or mask.dtype == torch.bool or other or query.device.type != "cpu":
-        pass
-    elif (ends := getattr(mask, "packed_ends", None)) is not None:
-        return PackedAttention.apply(query, key, value, ends, scaling).transpose(1, 2).contiguous(), None
-    elif query.shape[2] == 1 and mask.shape[1] == 1 and not torch.is_grad_enabled():
-        return _single_queries(query, key, value, mask, query.shape[3] ** -0.5 if scaling is None else scaling), None
-    if key.stride(-1) != 1:  # channel by channel, over which SDPA is slow
+    special = kwargs.get("dropout") or query.shape[-1] != value.shape[-1]
+    special = special or any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
+    if mask is not None and mask.dtype != torch.bool and not special and query.device.type == "cpu":
+        if (ends := getattr(mask, "packed_ends", None)) is not None:
+            return PackedAttention.apply(query, key, value, ends, scaling).transpose(1, 2).contiguous(), None
+        if query.shape[2] == 1 and mask.shape[1] == 1 and not torch.is_grad_enabled():
+            scaling = query.shape[3] ** -0.5 if scaling is None else scaling
+            return _single_queries(query, key, value, mask, scaling), None
+    if key.stride(-1) != 1:  # SDPA is slow over keys that are stored channel by channel
         key = key.contiguous()
     return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
 
@@ -97,7 +93,7 @@ AttentionMaskInterface.register(BY_LAYOUT, sdpa_mask)
 
 
 def use_by_layout(lm: Any) -> None:
-    """Have a transformers model compute `by_layout` where it would call SDPA."""
+    """Have a transformers model call `by_layout` instead of SDPA."""
     if lm.config._attn_implementation == "sdpa":
         lm.set_attn_implementation(BY_LAYOUT)
 
@@ -110,18 +106,18 @@ def additive_masks(
     dtype: torch.dtype,
     ends: Sequence[Sequence[int]] | None = None,
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """A decoder's `attention_mask` from who sees whom, with the sliding window of layers that have one.
+    """A decoder's `attention_mask`, with the sliding window of layers that have one.
 
     Args:
-        config: The decoder's.
-        visible: [N, T, L] bool, query by key.
+        config: Text config of the model.
+        visible: [N, T, L] bool, whether a query sees a key.
         queries: [N, T] position of each query.
         keys: [N or 1, L] position of each key.
         dtype: Of the mask.
-        ends: Of a packed row (`PackedBatch.ends`); travels with the mask of layers that see all of it.
+        ends: Of a packed row (`PackedBatch.ends`); an attribute of the mask if all of a group is within the window.
 
     Returns:
-        [N, 1, T, L], 0 where visible and the lowest number elsewhere; where layers differ, one for each kind of layer.
+        [N, 1, T, L], 0 where visible and the lowest number elsewhere; one for each kind of layer if they differ.
     """
 
     def additive(seen: torch.Tensor) -> torch.Tensor:
@@ -131,41 +127,45 @@ def additive_masks(
     full = additive(visible)
     if ends is not None:
         full.packed_ends = ends  # type: ignore[attr-defined]
-    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
-    if not window or kinds == {"full_attention"}:
-        return full
-    if keys.shape[1] <= window:
+    window, mixed = _window(config)
+    if not window or keys.shape[1] <= window:
         return full
     near = queries[:, :, None] - keys[:, None] < window
-    if ends is not None and bool((near | ~visible).all()):  # in decoding, asking would wait for the device
+    if ends is not None and bool((near | ~visible).all()):  # not in decoding, where `bool` would wait for the device
         return full
     sliding = additive(visible & near)
-    return {"full_attention": full, "sliding_attention": sliding} if "full_attention" in kinds else sliding
+    return {"full_attention": full, "sliding_attention": sliding} if mixed else sliding
+
+
+def _window(config: Any) -> tuple[int, bool]:
+    """The sliding window of a decoder's layers, 0 if they have none; and whether other layers have none."""
+    kinds = getattr(config, "layer_types", None) or ()
+    window = getattr(config, "sliding_window", None) or 0
+    return (0 if set(kinds) == {"full_attention"} else window), "full_attention" in kinds
 
 
 def takes_blocks(lm: Any, device: torch.device) -> bool:
-    """Whether a transformers model's packed groups go through FlexAttention, whose kernel is for CUDA devices."""
+    """Whether packed groups of a transformers model go through FlexAttention, whose kernel is for CUDA devices."""
     config = lm.config.get_text_config()
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     ours = lm.config._attn_implementation in (BY_LAYOUT, FLASH_WHERE_UNMASKED)
-    return device.type == "cuda" and ours and channels >= 16  # the kernel's least
+    return device.type == "cuda" and ours and channels >= 16  # the kernel's minimum
 
 
 def in_blocks(lm: Any, device: torch.device, longest: int) -> bool:
     """Whether packed groups are computed in blocks, so that what the mask hides costs nothing.
 
-    Elsewhere a row's cost grows with the square of its length.
+    If not, the cost of a row grows with the square of its length.
 
     Args:
         lm: A transformers model.
-        device: Where it is.
-        longest: Positions of the longest group; one that fits a layer's window is seen as a whole.
+        device: Of the model.
+        longest: Positions of the longest group. On a CPU it has to fit the window of all layers.
     """
     config = lm.config.get_text_config()
-    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
-    whole = not window or kinds == {"full_attention"} or longest <= window
+    window, _ = _window(config)
     plain = lm.config._attn_implementation == BY_LAYOUT and not getattr(config, "attn_logit_softcapping", None)
-    return takes_blocks(lm, device) or (device.type == "cpu" and plain and whole)
+    return takes_blocks(lm, device) or (device.type == "cpu" and plain and (not window or longest <= window))
 
 
 def block_masks(
@@ -175,7 +175,7 @@ def block_masks(
 
     Blocks that are hidden as a whole are skipped, and no tensor of T x T numbers is kept.
     """
-    window, kinds = getattr(config, "sliding_window", None) or 0, set(getattr(config, "layer_types", None) or ())
+    window, mixed = _window(config)
     own, history = owners
 
     def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -189,19 +189,17 @@ def block_masks(
         width = positions.shape[1]
         return create_block_mask(rule, 1, None, width, width, device=positions.device)
 
-    if not window or kinds == {"full_attention"}:
+    if not window:
         return blocks(sees)
-    if "full_attention" in kinds:
-        return {"full_attention": blocks(sees), "sliding_attention": blocks(sees_near)}
-    return blocks(sees_near)
+    return {"full_attention": blocks(sees), "sliding_attention": blocks(sees_near)} if mixed else blocks(sees_near)
 
 
 def check_layers(config: Any, model: str = "the model") -> None:
-    """Raise `BadInput` where a decoder has layers that see otherwise than causally, in full or through a window."""
+    """Raise `BadInput` if a decoder has layers other than causal attention, full or in a sliding window."""
     strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if strange:
         raise BadInput(
             f"{model} has layers of kind {', '.join(sorted(strange))}, and the candidates of a context share its "
-            "computed history, which takes attention that a mask directs, full or in a window. Take a model whose "
-            "layers all have such attention."
+            "computed history, which needs attention under a mask, full or in a sliding window. Use a model with such "
+            "attention in all layers."
         )

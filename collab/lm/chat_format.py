@@ -1,12 +1,13 @@
 """From messages to token ids, append-only.
 
-Chat templates are not append-only: rendering a longer conversation again may tokenise an earlier reply in another way
-or rewrite it, and then the policy would be trained on tokens that it never sampled. So a reply enters as the ids that
-were sampled, and only what lies between two replies is taken from the template.
+Chat templates are not append-only: when a longer conversation is rendered again, an earlier reply may be rewritten or
+tokenised in another way. The policy would then be trained on tokens that it never sampled. So a reply enters as the ids
+that were sampled, and the template gives only what lies between two replies.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,6 @@ from typing import Any
 from collab.conversation import Message
 from collab.lm.inner import inner_of
 from collab.util.errors import BadInput
-
-_MARK = "~assistant~"
 
 
 class ChatFormat:
@@ -32,35 +31,34 @@ class ChatFormat:
         """Token ids of the prompt that asks for the next assistant message.
 
         Returns:
-            The ids, and the lengths of its prefixes that end with an assistant message: what an earlier request for the
-            same conversation has already computed.
+            The ids, and the lengths of the prefixes that end with an assistant message: earlier requests for the same
+            conversation have computed these.
         """
-        first = next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
-        ids = self._tokenize(self._render(messages[:first], generate=True))
+        replies = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        ends = [*replies, len(messages)]
+        opening = messages[: ends[0]]
+        ids = self._tokenize(self._render(opening))
         boundaries = []
-        for i in range(first, len(messages)):
-            message = messages[i]
-            if message.role != "assistant":
-                continue
+        for place, following in itertools.pairwise(ends):
+            message = messages[place]
             reply = list(message.token_ids) if message.token_ids else self._tokenize(message.content)
-            following = next((j for j in range(i + 1, len(messages)) if messages[j].role == "assistant"), len(messages))
             ids += reply
             boundaries.append(len(ids))
-            ids += self._between(messages[:first], messages[i + 1 : following], reply)
+            ids += self._between(opening, messages[place + 1 : following], reply)
         return ids, boundaries
 
     def encode_reply(self, text: str, cut: bool = False) -> list[int]:
-        """Token ids of a reply that is known as text, as they would have been sampled: at least one.
+        """Token ids of a reply that is known as text, as if it had been sampled; at least one.
 
         Args:
             text: The reply.
-            cut: It ran into the length limit, so that no end-of-turn token was sampled.
+            cut: Whether it was cut at the length limit, before an end-of-turn token.
         """
         ids = self._tokenize(text)
         return ids if ids and cut else [*ids, *self._end]
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The text of a reply, stripped, without special tokens and without what begins with a stop string."""
+        """The text of a reply before its first stop string, stripped and without special tokens."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text[: min((text.find(one) for one in stop if one in text), default=None)].strip()
 
@@ -72,19 +70,19 @@ class ChatFormat:
     def _between(self, opening: Sequence[Message], added: Sequence[Message], reply: list[int]) -> list[int]:
         """The ids from the end of a reply to the start of the next one.
 
-        They are what the template puts behind a marked reply; the end-of-turn token is left out where the reply already
-        holds it (it was sampled), and put in where the reply was cut.
+        They are what the template puts behind a mark in place of the reply. A sampled reply already ends with the
+        end-of-turn token, so it is left out; a reply that was cut gets it here.
         """
-        mark = _MARK
+        mark = "~assistant~"
         while any(mark in message.content for message in added):
             mark += "~"
-        text = self._render([*opening, Message("assistant", mark), *added], generate=True)
+        text = self._render([*opening, Message("assistant", mark), *added])
         ids = self._tokenize(text[text.rindex(mark) + len(mark) :])
         return ids[1:] if reply and ids and reply[-1] == ids[0] else ids
 
-    def _render(self, messages: Sequence[Message], generate: bool) -> str:
+    def _render(self, messages: Sequence[Message]) -> str:
         plain = [{"role": message.role, "content": message.content} for message in messages]
-        text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generate)
+        text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
         return text
 
     def _tokenize(self, text: str) -> list[int]:
@@ -93,11 +91,11 @@ class ChatFormat:
 
 
 def check_fits(prompt: Sequence[int], max_new_tokens: int, positions: int | None) -> None:
-    """Raise `BadInput` where a prompt is empty, or leaves too few of a model's positions for the reply."""
+    """Raise `BadInput` if a prompt is empty, or leaves too few of a model's positions for the reply."""
     if not prompt:
         raise BadInput(
-            "The conversation is rendered as no token at all, and a reply needs one to follow. Give a message that is "
-            "not empty, or a tokenizer whose chat template says who speaks next."
+            "The conversation is rendered as no token at all, and a reply has to follow at least one. Give a message "
+            "that is not empty, or a tokenizer with a chat template that says who speaks next."
         )
     if positions and len(prompt) + max_new_tokens > positions:
         raise BadInput(
@@ -107,7 +105,7 @@ def check_fits(prompt: Sequence[int], max_new_tokens: int, positions: int | None
 
 
 def end_tokens(lm: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a reply: those that a transformers model generates until, and its tokenizer's."""
+    """The tokens that end a reply: those of a transformers model's generation config, and its tokenizer's."""
     inner = inner_of(lm)
     stops = inner.generation_config.eos_token_id if inner.generation_config else None
     stops = stops if isinstance(stops, list) else [stops]

@@ -26,9 +26,9 @@ def check_model(config: ModelConfig) -> None:
     """Check everything about a model that needs no weights.
 
     Raises:
-        BadInput: `attention` is unknown or cannot run here; there is no model at `path`, or none that this project can
-            train; the wheel is missing; the tokenizer has no chat template; a layer's attention takes no mask; an
-            adapter or a tokenizer does not match its base.
+        BadInput: `attention` cannot run here; there is no model at `path`, or none that can be trained here; the wheel
+            is missing; the tokenizer has no chat template; a layer's attention takes no mask; an adapter or a tokenizer
+            does not match its base.
     """
     resolve_attention(config.attention, torch.bfloat16, resolve_device("auto"))
     if config.path is None:
@@ -37,21 +37,21 @@ def check_model(config: ModelConfig) -> None:
         return
     base, adapter = locate(config)
     try:
-        found: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+        described: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise not_a_model(config, base, error) from error
-    own_code = config.trust_remote_code and "AutoModelForCausalLM" in (getattr(found, "auto_map", None) or {})
-    if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
+    own_code = config.trust_remote_code and "AutoModelForCausalLM" in (getattr(described, "auto_map", None) or {})
+    if type(described) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
         raise BadInput(
-            f"model.path={config.path!r}: {base} is a {found.model_type} model, which does not write text from left to "
-            "right. Point model.path at a causal language model."
+            f"model.path={config.path!r}: {base} is a {described.model_type} model, which does not write text from "
+            "left to right. Point model.path at a causal language model."
         )
-    check_layers(found.get_text_config(), f"model.path={config.path!r}: {base}")
+    check_layers(described.get_text_config(), f"model.path={config.path!r}: {base}")
     _check_weights(config, base, ("model*.safetensors", "pytorch_model*.bin"))
     if adapter is not None:
         _check_weights(config, adapter, ("adapter_model.safetensors", "adapter_model.bin"))
         _check_adapter(config, base, adapter)
-    _check_tokenizer(config, base, adapter, found.get_text_config().vocab_size)
+    _check_tokenizer(config, base, adapter, described.get_text_config().vocab_size)
 
 
 def _check_weights(config: ModelConfig, source: str, patterns: Sequence[str]) -> None:
@@ -71,19 +71,19 @@ def _check_weights(config: ModelConfig, source: str, patterns: Sequence[str]) ->
                     pass
             except (SafetensorError, OSError) as error:
                 raise BadInput(
-                    f"model.path={config.path!r}: {file} cannot be read ({first_line(error)}). It is cut off, or it "
-                    "is no safetensors file. Copy the folder again."
+                    f"model.path={config.path!r}: {file} cannot be read ({first_line(error)}). It is incomplete, or "
+                    "no safetensors file. Copy the folder again."
                 ) from error
 
 
 def _check_adapter(config: ModelConfig, base: str, adapter: str) -> None:
-    """Refuse a local adapter whose weights have other names or shapes than the layers of its base."""
+    """Refuse a local adapter if its weights have other names or shapes than the layers of its base."""
     file = Path(adapter, "adapter_model.safetensors")
     if not file.is_file():
         return
     refusal = (
-        f"model.path={config.path!r}: the adapter does not match its base {base}: {{}}. Name the model that it was "
-        "trained on as base_model_name_or_path in its adapter_config.json, or train an adapter on this one."
+        f"model.path={config.path!r}: the adapter does not match its base {base}: {{}}. Set base_model_name_or_path "
+        "in its adapter_config.json to the model that it was trained on, or train an adapter on this one."
     )
     try:
         model = empty_model(config, base, attn_implementation="eager")
@@ -101,7 +101,7 @@ def _check_adapter(config: ModelConfig, base: str, adapter: str) -> None:
 
 
 def _check_tokenizer(config: ModelConfig, base: str, adapter: str | None, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids beyond the model's vocabulary, or with other ids than that of an adapter's base."""
+    """Refuse a tokenizer with ids beyond the model's vocabulary, or with other ids than an adapter's base has."""
     tokenizer = load_tokenizer(config)
     vocabulary = tokenizer.get_vocab()
     if (largest := max(vocabulary.values())) >= vocab_size:
@@ -119,8 +119,8 @@ def _check_tokenizer(config: ModelConfig, base: str, adapter: str | None, vocab_
     if changed:
         raise BadInput(
             f"model.path={config.path!r}: its tokenizer is not that of its base {base}: {len(changed)} tokens have "
-            f"other ids, for example {changed[0]!r}. Copy the base's tokenizer files there, or name the model that the "
-            "policy was trained on as base_model_name_or_path in its adapter_config.json."
+            f"other ids, for example {changed[0]!r}. Copy the base's tokenizer files there, or set "
+            "base_model_name_or_path in its adapter_config.json to the model that the policy was trained on."
         )
 
 
@@ -138,7 +138,7 @@ def check_lora(config: ModelConfig) -> None:
 def write_initial_adapter(config: ModelConfig, folder: Path) -> None:
     """Write the adapter that training starts with, without loading its model: the one at `path`, or zeros.
 
-    Zeros stand for a fresh adapter, since neither changes what the model says.
+    Zeros replace a fresh adapter, since neither has an effect on the model.
     """
     base, exported = locate(config)
     if exported is None:

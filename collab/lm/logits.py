@@ -11,7 +11,7 @@ from collab.util.errors import BadInput
 
 
 def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """What some model families do after the head: Cohere and Granite scale their logits, Gemma 2 caps them softly.
+    """The logits after the steps that some families add: Cohere and Granite scale them, Gemma 2 caps them softly.
 
     Args:
         logits: [..., V] outputs of the head.
@@ -27,7 +27,7 @@ def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def check_logits(lm: Any) -> None:
-    """Check on four tokens that a model can be computed as the engine and the update do.
+    """Check on four tokens that the engine and the update compute the model's own logits.
 
     Both call its trunk under a 4-D mask and its head on chosen positions. So the model has to take such a mask, and its
     own logits have to be `final_logits` of its head.
@@ -36,7 +36,7 @@ def check_logits(lm: Any) -> None:
         lm: A transformers causal LM, without a peft wrapper.
 
     Raises:
-        BadInput: It does not take the mask, or its logits are others.
+        BadInput: The model does not take the mask, or has other logits.
     """
     name = type(lm).__name__
     states: list[torch.Tensor] = []
@@ -50,13 +50,13 @@ def check_logits(lm: Any) -> None:
     except Exception as error:
         raise BadInput(
             f"{name} does not take the positions and the mask by which candidates share their history "
-            f"({type(error).__name__}: {error}). Take a model of another family."
+            f"({type(error).__name__}: {error}). Use a model of another family."
         ) from error
     finally:
         handle.remove()
     if (ours - own).abs().max() > 0.02 * own.abs().max():  # bf16 rounds by 0.004
         raise BadInput(
             f"{name} does something with its logits after the head that is not known here: sampling and training "
-            "would use another distribution than the model's. Take a model of another family, or add to `final_logits` "
-            "in collab/lm/logits.py what this one does."
+            "would use another distribution than the model's. Use a model of another family, or add that step to "
+            "`final_logits` in collab/lm/logits.py."
         )

@@ -1,13 +1,13 @@
 """Attention over a packed row that computes what the mask shows and skips what it hides.
 
-A row is groups, one after the other: a history and, behind it, candidates that see the history and themselves. Under a
-dense mask each of them is also multiplied with its siblings and with other groups, to be hidden. Here a group is
+A row consists of groups: a history and, behind it, candidates that see the history and themselves. Under a dense mask,
+each candidate is also multiplied with its siblings and with other groups, and the results are hidden. Here a group is
 computed in blocks without a mask: the history over itself, all candidates over the history, each candidate over itself.
-A candidate's two parts are put together by their normalisers, as between the machines of ring attention (Liu et al.
-2023): each block's kernel also returns the logsumexp of its scores, and the backward kernel, given the normaliser of
-the whole, returns the block's share of the gradient.
+The two parts of a candidate are combined by their normalisers, as between the machines of ring attention (Liu et al.
+2023): each block's kernel also returns the logsumexp of its scores. The backward kernel gets the normaliser of the
+whole and returns the block's share of the gradient.
 
-The blocks are for the CPU, whose flash kernel runs over a dense mask in full; `attention.by_layout` takes them there.
+The blocks are for the CPU, where the flash kernel computes a dense mask in full (`attention.by_layout`).
 
 Shapes: Q query heads, K key/value heads (a divisor of Q), T positions, D channels of a head.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-_PIECE = 256  # positions of a history that are computed at a time
+_PIECE = 256  # positions of a history that are computed at once
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -39,7 +39,7 @@ class PackedAttention(torch.autograd.Function):
         scale: float | None,
     ) -> torch.Tensor:
         out = torch.empty_like(query)
-        total = query.new_empty(query.shape[:3], dtype=torch.float32)  # logsumexp of the scores that a query has met
+        total = query.new_empty(query.shape[:3], dtype=torch.float32)  # logsumexp of a query's scores so far
         for q, k, causal in _blocks(ends):
             part, norm = _forward(query[:, :, q], key[:, :, k], value[:, :, k], 0.0, causal, scale=scale)
             if not causal:
@@ -67,7 +67,7 @@ class PackedAttention(torch.autograd.Function):
 
 
 def _blocks(ends: Sequence[Sequence[int]]) -> Iterator[tuple[slice, slice, bool]]:
-    """(queries, keys, whether causal) of what is not hidden: first what a position's own part has of it."""
+    """(queries, keys, whether causal) of the blocks that are not hidden; for each query, the causal block first."""
     for first, history, *candidates in ends:
         for start in range(first, history, _PIECE):
             piece = slice(start, min(start + _PIECE, history))

