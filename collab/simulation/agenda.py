@@ -1,26 +1,26 @@
-"""A simulated user that needs no language model: an agenda of things to bring up, and rules for when to do so.
+"""A simulated user without a language model: an agenda of things to bring up, and rules for when to do so.
 
-The idea is Schatzmann et al., "Agenda-Based User Simulation for Bootstrapping a POMDP Dialogue System" (NAACL 2007).
-The user opens with the topic alone. What it knows and wants is on its agenda:
+The idea is from Schatzmann et al., "Agenda-Based User Simulation for Bootstrapping a POMDP Dialogue System" (NAACL
+2007). The user opens with the topic alone. On its agenda are
 
 - the goal's notes, what the user knows in its own words (`metadata.notes`). A goal without notes has the sentences of
-  its reference instead: then pasting what the user says is the best text there can be;
+  its reference instead; then pasting what the user says is the best possible text;
 - the preferences in the goal's metadata, such as tone and length;
 - or, for a problem or a program, the items that the goal spells out (`collab.conversation.Agenda`).
 
 A question earns what it asks for (`collab.parsing.questions`):
 
-- a question about a slot (when, where, who for, what tone, ...) earns the hidden item that has it;
-- an open question ("What should it say?") earns the next item, once: the same request in other words earns nothing;
-- a question that asks the user for nothing earns nothing: world knowledge, definitions, reversed roles, offers;
-- a question whose answer is known, that was asked before, or that comes on top of `items_per_answer` others in one
-  message is needless. Interactivity counts it against the policy.
+- a question about a slot (when, where, who for, what tone, ...) earns the hidden item that fills it;
+- an open question ("What should it say?") earns the next item, once. The same request in other words earns nothing;
+- a question that asks for nothing of the user's earns nothing: world knowledge, definitions, reversed roles, offers;
+- a question is needless if its answer is known, if it was asked before, or if it comes on top of `items_per_answer`
+  others in one message. Interactivity counts it against the policy.
 
-A draft earns no content: at most the *kind* of what it misses is named. A draft that covers enough of the notes ends
-the chat. The user of a goal that spells its agenda out cannot judge the result, but knows what has not been told yet.
+A draft earns no content: the user names at most the *kind* of what it misses. A draft that covers enough of the notes
+ends the chat. With an agenda that is spelt out the user cannot judge a result, but knows which items it has not given.
 
-The user has no memory of its own. Its state is read off the conversation each time, so a history can be forked into
-any number of futures, and a finished conversation can be scored by the same reading (`read`).
+The user has no memory. It reads its state off the conversation each time (`read`), so a history can be forked into any
+number of futures, and a finished conversation can be scored by the same rules.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from numpy.random import Generator
 
 from collab.config.schema import AgendaUserConfig
 from collab.conversation import Conversation, Goal
-from collab.parsing.agenda_items import CONTENT, Item, agenda_of, form_of, manner_of, openings
+from collab.parsing.agenda_items import Item, agenda_of, form_of, manner_of, openings
 from collab.parsing.agenda_state import State, read
 from collab.randomness import RngKey
 from collab.simulation.user import UserTurn
@@ -41,8 +41,8 @@ class AgendaUser:
     """The agenda-based `UserSimulator`.
 
     Args:
-        config: Patience, generosity and what counts as satisfied.
-        max_turns: At this turn the user asks for the final text (`task.max_turns`).
+        config: Patience, items per answer, and the coverage that satisfies the user.
+        max_turns: The turn at which the user asks for the final text (`task.max_turns`).
     """
 
     def __init__(self, config: AgendaUserConfig, max_turns: int) -> None:
@@ -67,26 +67,24 @@ class AgendaUser:
     def _answer(self, goal: Goal, state: State, draws: Generator) -> str:
         items, manner = agenda_of(goal), manner_of(goal)
         if state.answered:
-            told = [
-                _pick(draws, _PREFERENCES).format(kind=_name(item), value=item.text)
-                if item.preference
-                else _as_sentence(item.text)
-                for item in (items[i] for i in state.answered)
-            ]
-            return _pick(draws, manner.leads) + " " + " ".join(told)
+            said = [_say(items[i], draws) for i in state.answered]
+            return " ".join([_pick(draws, manner.leads), *said])
         if state.drafted:
             missing = sorted({_name(items[i]) for i in range(len(items)) if i not in state.given})
             return _pick(draws, manner.unhappy).format(kind=_pick(draws, missing) if missing else "wording")
         return _pick(draws, _REACTIONS.get(state.refused, _LOST)).format(form=form_of(goal))
 
 
-def _name(item: Item) -> str:
-    """How the user names a kind of item without giving it away."""
-    return "content" if item.kind == CONTENT else item.kind.replace("_", " ")
-
-
-def _as_sentence(text: str) -> str:
+def _say(item: Item, draws: Generator) -> str:
+    text = item.text
+    if item.preference:
+        return _pick(draws, _PREFERENCES).format(kind=_name(item), value=text)
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+
+
+def _name(item: Item) -> str:
+    """The kind of an item, which does not give it away."""
+    return item.kind.replace("_", " ")
 
 
 def _pick(draws: Generator, options: Sequence[str]) -> str:
@@ -104,7 +102,7 @@ _NO_IDEA = (
     "No idea. How would that help with the {form}?",
     "That is not what the {form} is for.",
 )
-_REACTIONS: dict[str, tuple[str, ...]] = {  # to a message that earned nothing: why -> answers
+_REACTIONS = {  # why a message earned nothing -> answers
     "too many": ("One thing at a time, please.", "That is a lot at once. What do you need to know first?"),
     "known": (
         "You have that already.",

@@ -1,30 +1,26 @@
-"""What a simulated user must not do: take the assistant's part, give the goal away, stop for nothing, say nothing new.
+"""What a simulated user must not do: play the assistant, give the goal away, leave without a reason, repeat itself.
 
-Language models that play a user drift into what they were trained for. Each guard reads one message in the light of the
-goal and of the conversation; what it finds is told to the model, which tries again (`collab.simulation.llm`). The rules
-are for English. How well the guard against role confusion does is measured on messages that it was not made from:
-`python -m benchmarks.guards`, docs/users.md.
+Language models that play a user drift into the assistant's part. Each guard reads one message. If it refuses it, the
+model is told why and tries again (`collab.simulation.llm`). The rules are for English. `python -m benchmarks.guards`
+measures the guard against role confusion on held-out messages (docs/users.md).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_items import makes
-from collab.parsing.english import sentences, without_questions, words
-from collab.parsing.extraction import defines, last_program, states_answer
+from collab.parsing.agenda_state import has_result
+from collab.parsing.english import sentences, words
+from collab.parsing.extraction import defines, last_program
 
-CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
+_LEAKED = 9  # words in a row from the goal that give it away
+_COPIED = 8  # words in a row from the reference that make a long message a copy of it
+_WHOLE = 25  # words of a long message, which may be the text itself
 
-_LEAKED = 9  # words in a row, as the goal has them, from which on it counts as given away
-_COPIED = 8  # words in a row that make a message the text which is to be written
-_WHOLE = 25  # words from which on a message may be the text itself
-_DRAFT_WORDS = 8  # fewer are no draft
-
-# Offers, and what follows a service.
+# Offers help, or reports what it has done.
 _SERVES = re.compile(
     r"""
     \b(?: how \s (?:can|may|could) \s i \s (?:help|assist)
@@ -48,13 +44,13 @@ _SERVES = re.compile(
     )\b""",
     re.VERBOSE,
 )
-# Says that it is the assistant, or speaks for it.
+# Calls itself the assistant.
 _IS_ASSISTANT = re.compile(
     r"\b(?:i am|i'm) (?:\w+, )?(?:an?|the|your|only an?) (?:\w+ ){0,2}(?:ai|chatbot|assistant|bot)\b"
     r"|\byour (?:\w+ )?assistant\b|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:",
     re.MULTILINE,
 )
-# A message that begins as an answer to a request.
+# Begins as an answer to a request.
 _COMPLIES = re.compile(
     r"^\W*(?:sure|certainly|of course|absolutely|no problem|definitely|gladly|okay|ok|great|understood|got it)\b\W+"
     r"(?:here(?:'s| is| are)\b|let(?: me|'s)\b|i (?:can|will|would|'ll)\b|i'(?:ll|d)\b|the (?:\w+ ){1,3}now\b|below\b)"
@@ -63,7 +59,7 @@ _HANDS_OVER = re.compile(
     r"\bhere(?:'s| is| are) (?:a|an|the|your|one|my|some|how you|what you)\b"
     r"(?! (?:thing|problem|error|message|rest|question|part|point|data|list of what|facts?|details?|info\w*))"
 )
-# Interviewing: what the other side would like, has, or means.
+# Asks what the other side would like, has, or means.
 _INTERVIEWS = re.compile(
     r"\b(?:what|which|how) (?:\w+ ){0,3}(?:would|do|did) you (?:like|want|prefer|need|have in mind|wish)\b"
     r"|\b(?:could|can|would) you (?:please )?(?:tell me|share|provide|clarify|specify|describe|give me)"
@@ -71,7 +67,7 @@ _INTERVIEWS = re.compile(
     r"|\bplease (?:share|provide|tell me|specify|clarify) (?:\w+ ){0,2}(?:details|more|your|information|context)"
     r"|\bwhat have you (?:tried|done|got)\b|\bwhat would you (?:prefer|like)\b|\byou(?:'re| are) looking for\b"
 )
-# Teaching, praising, advising.
+# Teaches, praises, advises.
 _TEACHES = re.compile(
     r"^\W*(?:good|great|excellent|nice) (?:question|try|job|work|attempt|draft|point)\b"
     r"(?!.*\b(?:but|only|please|could)\b)"
@@ -101,21 +97,21 @@ _EXPLAINS_CODE = re.compile(
 )
 _DOCUMENT = re.compile(r"^\W*(?:dear\b|subject:|title:|to whom it may|\*\*[^*\n]{4,80}\*\*\s*\n|#+ )", re.IGNORECASE)
 _GREETS_ALL = re.compile(r"^\W*(?:hi|hello|hey) (?:all|everyone|everybody|team|neighbou?rs|friends|colleagues)\b")
-# What only stands in letters and templates.
+# Occurs in letters and templates only.
 _TEMPLATE = re.compile(
     r"\[(?:your |the |meeting |recipient(?:'s)? )?(?:name|date|title|address|signature|company|place|time)\]"
     r"|^\W*(?:best|kind|warm|kindest|warmest) regards\b|^\W*(?:sincerely|yours (?:truly|faithfully|sincerely))\b",
     re.MULTILINE,
 )
 _CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
-# A user who says what he got, or wonders, does not solve.
+# Reports its own attempt, or wonders; that is no solution.
 _OWN_ATTEMPT = re.compile(
     r"\b(?:i (?:think|guess|got|get|tried|ran|have|wrote|had|mean|would|wanted)|i'd|my|maybe|me)\b"
 )
 
 
 def role_confusion(goal: Goal, heard: str, message: str) -> bool:
-    """Whether a user's message is what the assistant would say: it serves, interviews, teaches, or does the work.
+    """Whether a user's message is what an assistant would say: it serves, interviews, teaches, or does the work.
 
     Args:
         goal: What the user wants.
@@ -137,63 +133,46 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
 
 def _is_document(goal: Goal, message: str, text: str) -> bool:
     long = len(words(message)) >= _WHOLE
-    if _TEMPLATE.search(text):
+    if _TEMPLATE.search(text) or (_DOCUMENT.search(message.lstrip()) and (long or "\n" in message.strip())):
         return True
-    if _DOCUMENT.search(message.lstrip()) and (long or "\n" in message.strip()):
-        return True
-    if _GREETS_ALL.search(text) and long:
-        return True
-    return long and longest_run(message, goal.reference) >= _COPIED
+    return long and (bool(_GREETS_ALL.search(text)) or longest_run(message, goal.reference) >= _COPIED)
 
 
 def _writes_program(heard: str, message: str) -> bool:
-    """A function or class that the assistant has not just shown: users do quote what they complain about."""
+    """Whether it has a function or class that the assistant has not just shown. Users may quote the assistant."""
     if (fenced := _CODE_FENCE.search(message)) and fenced[0].split("\n", 1)[-1] not in heard:
-        return True  # whether or not it can be parsed
+        return True  # even if it cannot be parsed
     program = last_program([message])
     return defines(program) and " ".join(program.split()) not in " ".join(heard.split())
 
 
 def leaks(goal: Goal, message: str) -> bool:
-    """Whether a message gives the goal away in its own words: a long run of the request or of what is wanted.
+    """Whether a message has a long run of words from the request, the reference or the agenda's items.
 
-    What the goal's agenda lets the user say at once is no secret.
+    The opening of the agenda is no secret.
     """
     secrets = [goal.prompt, goal.reference]
     if goal.agenda is not None:
         secrets += [item.text for item in goal.agenda.items]
-    for allowed in sentences(goal.agenda.opening) if goal.agenda is not None else ():
-        message = message.replace(allowed, " | ")
+        for allowed in sentences(goal.agenda.opening):
+            message = message.replace(allowed, " | ")
     return any(longest_run(part, secret) >= _LEAKED for secret in secrets for part in message.split(" | "))
 
 
 def longest_run(one: str, other: str) -> int:
-    """Words in a row that two texts have in common, at most."""
+    """Number of words in the longest run that two texts share."""
     a, b = words(one), words(other)
     return SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
 
 
 def stops_too_early(conversation: Conversation, satisfied: bool, patience: int) -> bool:
-    """Whether a user has no reason to leave.
-
-    Satisfied before there is anything to be satisfied with; or tired of an assistant that has not had `patience` tries.
-    """
+    """Whether a user leaves satisfied before there is any result, or gives up after fewer than `patience` replies."""
     if satisfied:
-        return not has_result(conversation.goal, conversation.assistant_texts)
+        return not any(has_result(conversation.goal, reply) for reply in conversation.assistant_texts)
     return len(conversation.turns) < patience
 
 
-def has_result(goal: Goal, replies: Sequence[str]) -> bool:
-    """Whether the assistant has produced anything of the kind that the user wants."""
-    artefact = makes(goal)
-    if artefact == "text":
-        return any(len(words(without_questions(reply))) >= _DRAFT_WORDS for reply in replies)
-    if artefact == "answer":
-        return any(map(states_answer, replies))
-    return bool(last_program(replies)) if artefact == "program" else bool(replies)
-
-
 def repeats(conversation: Conversation, message: str) -> bool:
-    """Whether the message is, but for its punctuation, one that was said in the conversation before, by either side."""
+    """Whether either side has said the same words in this conversation before."""
     said = [text for turn in conversation.turns for text in (turn.user, turn.reply.text)]
     return words(message) in map(words, said)

@@ -1,14 +1,14 @@
-"""A simulated user that a language model plays: any `ChatModel` told what it wants, who it is and how people talk.
+"""A simulated user that a language model plays: any `ChatModel`, told the goal, a persona and how people talk.
 
-The paper's user (CollabLLM, section 3.1 and appendix): in role, brief and vague at first, with preferences and small
-mistakes, in the style of its earlier turns, with a signal to end the chat, answering in JSON with its view of the
-current answer, its thought and its message. The wording here is our own. Three things are not left to the model:
+As in the paper (CollabLLM, section 3.1 and appendix) the user stays in its role, is brief and vague at first, has
+preferences, makes small mistakes, keeps its style and can end the chat. It answers in JSON with its view of the current
+answer, its thought and its message. The wording of the prompt is our own. Three things are not left to the model:
 
-- whether a message has a slip, and which persona plays, is drawn from the request's key: candidates of one context face
-  the same ones, whatever the model is and wherever it runs;
-- each message passes the guards (`collab.simulation.guards`); one that does not is asked for again, a bounded number of
-  times, and then the conversation is invalid: it ends, and counts nowhere;
-- what the assistant wrote stands behind a mark that it cannot know, so it cannot speak for the user.
+- The request's key decides whether a message has a slip, and which persona plays. So candidates of one context face the
+  same ones, whatever the model is and wherever it runs.
+- Each message has to pass the guards (`collab.simulation.guards`). The model is asked again for one that does not, a
+  bounded number of times; then the conversation ends as invalid and counts nowhere.
+- The assistant's messages stand behind a mark that it cannot know, so it cannot speak for the user.
 """
 
 from __future__ import annotations
@@ -23,25 +23,15 @@ from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Goal, Message
 from collab.parsing.agenda_items import form_of, makes
 from collab.randomness import RngKey
-from collab.simulation.guards import (
-    CONFUSION,
-    EMPTY,
-    LEAK,
-    REPEAT,
-    STOP,
-    leaks,
-    repeats,
-    role_confusion,
-    stops_too_early,
-)
+from collab.simulation.guards import leaks, repeats, role_confusion, stops_too_early
 from collab.simulation.user import UserTurn, invalid
 
 SATISFIED, GIVES_UP = "[[SATISFIED]]", "[[GIVE UP]]"
-PROBLEMS = (CONFUSION, LEAK, STOP, EMPTY, REPEAT, SHAPE, FAILED)
+CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
 
 _VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
 _SIGNAL = re.compile(r"\[\[\s*(satisfied|give\s*up)\s*\]\]", re.IGNORECASE)
-_UNFILLED = re.compile(r"<[^<>]*>")  # an entry of the form below, given back as it is
+_UNFILLED = re.compile(r"<[^<>]*>")  # a placeholder of the JSON below, given back
 
 _TASKS = {
     "text": "It is to write {form} for you.",
@@ -102,22 +92,19 @@ class LLMUser:
     """The `UserSimulator` that a `ChatModel` plays.
 
     Args:
-        config: Personas, patience, mistakes, guards and how the model is sampled.
-        max_turns: Turns of a conversation at most (`task.max_turns`).
-        model: Who plays.
-        problems: Counts what was wrong with replies, as `user_<kind>`, and the conversations lost to it, as
-            `user_invalid`.
+        config: Personas, patience, mistakes, retries and how the model is sampled.
+        max_turns: Maximum turns of a conversation (`task.max_turns`).
+        model: Plays the user.
+        problems: Counts replies that were not usable, as `user_<kind>`, and lost conversations, as `user_invalid`.
     """
-
-    paid = True
 
     def __init__(
         self, config: LLMUserConfig, max_turns: int, model: ChatModel, problems: Counter[str] | None = None
     ) -> None:
         self.config, self.max_turns, self.model = config, max_turns, model
         self.problems = Counter() if problems is None else problems
-        for kind in (*PROBLEMS, "invalid"):
-            self.problems[f"user_{kind}"] += 0  # so that every step logs every name
+        for kind in (*_REMINDERS, FAILED, "invalid"):
+            self.problems[f"user_{kind}"] += 0  # so that each step logs all names
         self._sampling = Sampling(config.max_new_tokens, config.temperature, response_format="json", adapter=False)
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
@@ -137,7 +124,7 @@ class LLMUser:
         return replace(answer.value, user=persona)
 
     def messages(self, conversation: Conversation, key: RngKey, persona: str) -> list[Message]:
-        """What the model is asked; `key` decides about the slip and the mark."""
+        """The prompt of the model. `key` decides about the slip and the mark."""
         goal, config = conversation.goal, self.config
         texts = [text for turn in conversation.turns for text in (turn.user, turn.reply.text)]
         sign = mark(key.at(role="mark", turn=0, candidate=None), *texts)
@@ -164,28 +151,28 @@ class LLMUser:
         return [Message("system", system), Message("user", asked)]
 
     def read(self, conversation: Conversation, text: str) -> UserTurn:
-        """The turn that a raw reply holds.
+        """The user's turn in a raw reply.
 
         Raises:
-            Unfit: It has not the shape, or a guard is against it.
+            Unfit: The reply has the wrong shape, or a guard refuses it.
         """
-        found = find_object(text, "message")
-        if found is None or isinstance(found["message"], dict | list):
+        answer = find_object(text, "message")
+        if answer is None or isinstance(answer["message"], dict | list):
             raise Unfit(SHAPE, _REMINDERS[SHAPE])
-        message = as_text(found["message"])
-        if _UNFILLED.fullmatch(message):
-            raise Unfit(SHAPE, _REMINDERS[SHAPE])
-        if signal := _SIGNAL.search(message):
-            satisfied = signal[1].lower() == "satisfied"
-            if stops_too_early(conversation, satisfied, self.config.patience):
-                raise Unfit(STOP, _REMINDERS[STOP])
-            return UserTurn("", "satisfied" if satisfied else "patience")
+        message = as_text(answer["message"])
         if problem := self._problem(conversation, message):
             raise Unfit(problem, _REMINDERS[problem])
+        if signal := _SIGNAL.search(message):
+            return UserTurn("", "satisfied" if signal[1].lower() == "satisfied" else "patience")
         return UserTurn(message)
 
     def _problem(self, conversation: Conversation, message: str) -> str:
         goal, heard = conversation.goal, conversation.assistant_texts
+        if _UNFILLED.fullmatch(message):
+            return SHAPE
+        if signal := _SIGNAL.search(message):
+            satisfied = signal[1].lower() == "satisfied"
+            return STOP if stops_too_early(conversation, satisfied, self.config.patience) else ""
         if not message.strip():
             return EMPTY
         if repeats(conversation, message):
@@ -197,14 +184,14 @@ class LLMUser:
         return ""
 
     def _persona(self, key: RngKey) -> str:
-        """Drawn once for a conversation; candidates of a context have it in common even where nobody wrote it down."""
+        """Draw the persona of a conversation. Candidates of a context get the same one even if it was not stored."""
         names = sorted(self.config.personas)
         draws = key.at(role="persona", turn=0, candidate=None).stream()
         return names[int(draws.integers(len(names)))] if names else ""
 
 
 def goal_text(goal: Goal) -> str:
-    """What the player of the user gets to know of a goal: never the solution of a problem, nor the program."""
+    """What the player of the user learns about a goal; never the solution of a problem or a program."""
     parts = [goal.prompt]
     agenda = goal.agenda
     if agenda is not None:
@@ -214,15 +201,13 @@ def goal_text(goal: Goal) -> str:
     elif goal.notes:
         if untold := [note for note in goal.notes if note not in goal.prompt]:
             parts.append("What you know: " + "; ".join(untold))
-    elif makes(goal) == "text":
+    else:
         parts.append(f"The text that you have in mind says: {goal.reference}")
-    told = [
-        f"{name.replace('_', ' ')}: {value}" for name, value in goal.metadata.items() if _is_preference(name, value)
+    preferences = [
+        f"{name.replace('_', ' ')}: {value}"
+        for name, value in goal.metadata.items()
+        if isinstance(value, str | int | float) and str(value).strip()
     ]
-    if told and makes(goal) == "text":
-        parts.append("Your preferences: " + "; ".join(told))
+    if preferences and makes(goal) == "text":
+        parts.append("Your preferences: " + "; ".join(preferences))
     return "\n".join(parts)
-
-
-def _is_preference(name: str, value: object) -> bool:
-    return name != "agenda" and isinstance(value, str | int | float) and bool(str(value).strip())
