@@ -1,6 +1,6 @@
 """`PolicyModule`, the base of all algorithms: turns scored groups into optimizer steps.
 
-A subclass says which replies of a group it learns from (`examples`) and what their loss is (`loss`).
+A subclass chooses which replies of a group it is trained on (`examples`) and computes their loss (`loss`).
 
 Optimisation is manual: an optimizer step may have any number of micro-batches, and a rollout several optimizer steps.
 The groups of a rollout are split into `num_minibatches` minibatches, and `epochs` passes are made over the same

@@ -22,7 +22,7 @@ CHUNK = 128  # number of tokens whose [tokens, vocabulary] logits exist at one t
 
 
 class PolicyOutput(NamedTuple):
-    """What the policy says of every candidate token. A tuple, because sharding hooks find tensors only in tuples.
+    """Output for every candidate token. A tuple, because sharding hooks find tensors only in tuples.
 
     Attributes:
         logprobs: [N] log-probs of the tokens.

@@ -1,4 +1,4 @@
-"""Metrics of the final text beside BLEU: the notes in it, what it says twice, what is pasted into it."""
+"""Metrics of the final text beside BLEU: coverage of the notes, repetition, copied parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collab.rewards.metrics import TextMetric
 _CLAUSE = re.compile(r"[;:\n]+")
 _SAME = 0.8  # two sentences say the same from this Jaccard index of their content words on
 _GRAM = 6  # words in a row that count as copied
-_LOOP = 3  # words in a row that count as said twice
+_LOOP = 3  # words in a row that count as repeated
 
 
 class _DocumentMetric(TextMetric):
@@ -31,7 +31,7 @@ class Coverage(_DocumentMetric):
 
 
 class Repetition(_DocumentMetric):
-    """Share of the final text that says something again, 0..1 (`repetition`)."""
+    """Share of the final text that repeats something, 0..1 (`repetition`)."""
 
     def of(self, text: str, conversation: Conversation) -> float:
         return repetition(text)

@@ -74,7 +74,7 @@ class Extractor(Protocol):
 
 
 class TextMetric:
-    """A metric of the final text; a subclass says which (`of`).
+    """Base of metrics of the final text; a subclass computes its metric in `of`.
 
     Args:
         finished_only: 0 for a conversation that the window cut off before there was a final text. Otherwise the last
@@ -147,8 +147,8 @@ class PassRate:
     The goal's metadata hold the tests, and as `entry_point` the function that they call.
 
     Args:
-        sandbox: "auto" takes from a program what this machine allows to take; "strict" runs no program unless
-            everything can be taken.
+        sandbox: "strict" runs no program unless the whole sandbox is available; "auto" uses the parts of it that this
+            machine supports.
 
     Attributes:
         extractor: A model that extracts the program; None uses the rules of `collab.parsing.extraction.last_program`.
@@ -184,7 +184,7 @@ class PassRate:
 class _AsksBack:
     """1 if the last message rightly asks the user back, or rightly does not; else 0.
 
-    It applies to goals whose metadata have `ambiguous` with the value of the class.
+    Applies to goals whose metadata have `ambiguous` with the value of the class.
     """
 
     ambiguous: bool

@@ -88,10 +88,10 @@ class PairwiseJudge:
             ahead, behind = (preference(self.model, messages) for messages in orders)
             lean = (ahead - behind) / 2
             return 0.5 if abs(lean) <= TIE else float(lean > 0)
-        letters = await asyncio.gather(*(self._letter(goal, messages, question) for messages in orders))
-        if None in letters:
+        one, other = await asyncio.gather(*(self._letter(goal, messages, question) for messages in orders))
+        if one is None or other is None:
             return None
-        return {("A", "B"): 1.0, ("B", "A"): 0.0}.get(tuple(letters), 0.5)
+        return {"AB": 1.0, "BA": 0.0}.get(one + other, 0.5)
 
     def _prompt(self, goal: Goal, a: Chat, b: Chat, question: str) -> list[Message]:
         wish = " ".join((goal.prompt, *(note for note in notes_of(goal) if note not in goal.prompt)))

@@ -8,7 +8,7 @@ from collab.util.errors import BadInput
 
 
 def config_dir() -> Path:
-    """The folder of Hydra's YAML files: `collab/conf` of an installed wheel, else `conf` of a clone.
+    """The folder of Hydra's YAML files: `collab/conf` of an installed wheel, or `conf` of a clone.
 
     The package's own folder comes first: a `conf` beside an installed package may belong to another package.
 

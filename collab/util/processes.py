@@ -40,8 +40,8 @@ def layout(devices: Any, nodes: int, available: int) -> tuple[Any, int]:
     wanted = len(devices) if isinstance(devices, list) else devices
     if wanted not in ("auto", on_each) or nodes not in (1, machines):
         raise BadInput(
-            f"trainer.devices ({devices}) and trainer.num_nodes ({nodes}) say otherwise than {launcher}, which has "
-            f"started {on_each} processes on each of {machines} machines. Leave both out: they are taken from it."
+            f"trainer.devices ({devices}) and trainer.num_nodes ({nodes}) contradict {launcher}, which has "
+            f"started {on_each} processes on each of {machines} machines. Leave both out: {launcher} sets them."
         )
     return (on_each if devices == "auto" else devices), machines
 

@@ -80,7 +80,7 @@ def test_processes_are_those_that_the_launcher_has_started(by, checked, monkeypa
     checked("trainer.goals_per_step=6", "trainer.devices=3", "trainer.num_nodes=2")
     for override in ("trainer.devices=2", "trainer.num_nodes=3"):
         message = refusal(checked, "trainer.goals_per_step=6", override)
-        assert f"otherwise than {by}, which has started 3 processes on each of 2 machines. Leave both out" in message
+        assert f"contradict {by}, which has started 3 processes on each of 2 machines. Leave both out" in message
 
 
 def test_several_machines_take_a_launcher(checked):
