@@ -56,7 +56,11 @@ from collab.simulation.sampler import Simulation
 from collab.util.processes import layout, rank
 from collab.util.quiet import quiet
 
-_TIMEOUT = timedelta(hours=12)  # that a process waits for the others, whose rollouts may wait for a server
+_TIMEOUT = timedelta(hours=12)  # a process waits this long for the others, whose rollouts may wait for a server
+
+Speaker = Callable[[EndpointConfig], ChatModel]
+
+_LOCAL: dict[tuple[str | None, ...], ChatModel] = {}  # engines over weights other than the policy's
 
 
 def start(config: Config) -> None:
@@ -71,8 +75,8 @@ def describe(config: Config) -> str:
     """One line: which model, in which precision, on which device, in how many processes."""
     device = resolve_device(config.trainer.accelerator)
     dtype = str(resolve_dtype(config.precision, device)).removeprefix("torch.")
-    told, processes = f"{config.model.path or config.model.name} in {dtype} on {device.type}", num_processes(config)
-    return told if processes == 1 else f"{told}, {processes} processes, {_strategy_name(config)}"
+    text, processes = f"{config.model.path or config.model.name} in {dtype} on {device.type}", num_processes(config)
+    return text if processes == 1 else f"{text}, {processes} processes, {_strategy_name(config)}"
 
 
 def data(config: Config, groups: list[Group] | None = None) -> GoalDataModule:
@@ -90,7 +94,7 @@ def stored_groups(config: Config) -> list[Group] | None:
 
 
 def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:
-    """Prompt of a goal and turn -> the context that `sampler.contexts` has; none where nothing is rolled out."""
+    """(Prompt of a goal, turn) -> its context in `sampler.contexts`; empty if nothing is rolled out."""
     if config.sampler.contexts is None or config.algorithm.data is not None:
         return {}
     groups = load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
@@ -98,8 +102,7 @@ def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:
 
 
 def endpoints(config: Config, progress: Progress) -> Endpoints:
-    """The hosted models of this run; a context manager, to be entered around all that is played."""
-
+    """The hosted models of this run: a context manager around all conversations."""
     return Endpoints(config, progress.note, rank(), num_processes(config))
 
 
@@ -115,11 +118,8 @@ def _layout(config: Config) -> tuple[Any, int]:
 
 
 def journal(config: Config) -> Journal:
-    """Where the replies of the run in `config.output_dir` are kept."""
+    """The journal of replies in `config.output_dir`."""
     return Journal(Path(config.output_dir) / JOURNAL, rank())
-
-
-Speaker = Callable[[EndpointConfig], ChatModel]
 
 
 def simulation(
@@ -134,14 +134,13 @@ def simulation(
     Args:
         config: The checked config.
         endpoints: The hosted models of the run.
-        on_conversation: Called whenever a conversation is over.
-        model: The policy that will play, None where it is no local model. Users and judges that speak with the same
-            base weights share its memory.
-        journal: Keeps what users and judges say, and the policy.
+        on_conversation: Called at the end of each conversation.
+        model: The policy; None if it is no local model. Users and judges with the same base weights share its memory.
+        journal: Stores the replies of users, judges and policy.
     """
     sampler, task = config.sampler, config.task
     problems: Counter[str] = Counter()
-    shared = _shared_weights(model)
+    shared = SharedWeights(locate(model)[0]) if model is not None and model.lora.enabled else None
 
     def make_engine(lm: Any, tokenizer: Any) -> RolloutEngine:
         engine = _engine(config, lm, tokenizer, endpoints.tell)
@@ -150,8 +149,8 @@ def simulation(
         return engine
 
     def speaker(endpoint: EndpointConfig) -> ChatModel:
-        found = chat_model(config, endpoint, endpoints, shared)
-        return found if journal is None else Journalled(found, journal)
+        chat = chat_model(config, endpoint, endpoints, shared)
+        return chat if journal is None else Journalled(chat, journal)
 
     return Simulation(
         user=_user(config, config.user, speaker, problems),
@@ -180,27 +179,27 @@ def _user(config: Config, user: Any, speaker: Speaker, problems: Counter[str]) -
 
 
 def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         name: (metric.weight, get_class(metric.target)(**metric.options))
         for name, metric in config.task.metrics.items()
     }
     judge = config.judge
-    if isinstance(judge, LLMJudgeConfig):
-        model = speaker(judge.endpoint)
-        sampling = Sampling(judge.max_new_tokens, judge.temperature, response_format="json", adapter=False)
-        rater = Judge(model, sampling, judge.retries, config.seed, problems)
-        copier = None
-        if judge.extract:
-            if judge.extractor is not None:
-                model = speaker(judge.extractor)
-            sampling = Sampling(judge.max_extracted_tokens, judge.temperature, adapter=False)
-            copier = Judge(model, sampling, judge.retries, config.seed, problems, role="extractor")
-        for _, metric in found.values():
-            if isinstance(metric, JudgedMetric):
-                metric.judge = rater
-            if hasattr(metric, "extractor"):
-                metric.extractor = copier
-    return found
+    if not isinstance(judge, LLMJudgeConfig):
+        return metrics
+    model = speaker(judge.endpoint)
+    sampling = Sampling(judge.max_new_tokens, judge.temperature, response_format="json", adapter=False)
+    rater, extractor = Judge(model, sampling, judge.retries, config.seed, problems), None
+    if judge.extract:
+        if judge.extractor is not None:
+            model = speaker(judge.extractor)
+        sampling = Sampling(judge.max_extracted_tokens, judge.temperature, adapter=False)
+        extractor = Judge(model, sampling, judge.retries, config.seed, problems, role="extractor")
+    for _, metric in metrics.values():
+        if isinstance(metric, JudgedMetric):
+            metric.judge = rater
+        if hasattr(metric, "extractor"):
+            metric.extractor = extractor
+    return metrics
 
 
 def _engine(config: Config, lm: Any, tokenizer: Any, tell: Callable[[str], None]) -> RolloutEngine:
@@ -220,11 +219,11 @@ def _local_engine(engine: EngineConfig, lm: Any, tokenizer: Any) -> RolloutEngin
 
 
 class SharedWeights:
-    """The policy's own base weights as a `ChatModel`: the engine of the rollout, which speaks with the adapter off.
+    """The policy's base weights as a `ChatModel`: the engine of the rollout with the adapter off.
 
     Attributes:
-        engine: Of the rollout, once there is one.
-        base: Where its base weights come from.
+        engine: Of the rollout, set when it is made.
+        base: Folder or hub id of the base weights.
     """
 
     def __init__(self, base: str) -> None:
@@ -232,19 +231,12 @@ class SharedWeights:
         self.base = base
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
-        assert self.engine is not None, "the rollout makes its engine before anybody speaks"
+        assert self.engine is not None, "the rollout makes its engine before the first reply"
         return await self.engine.complete(messages, replace(sampling, adapter=False), key)
 
 
-def _shared_weights(model: ModelConfig | None) -> SharedWeights | None:
-    """The policy's base weights, where it has any that training leaves alone."""
-    if model is None:
-        return None
-    return SharedWeights(locate(model)[0]) if model.lora.enabled else None
-
-
 def local_model(config: Config, endpoint: EndpointConfig) -> ModelConfig:
-    """Which weights a local endpoint speaks with."""
+    """The model of a local endpoint: the one that it names, or the base of the config's model."""
     path = endpoint.model
     if path is None and config.model.path is not None:
         path = locate(config.model)[0]
@@ -254,10 +246,9 @@ def local_model(config: Config, endpoint: EndpointConfig) -> ModelConfig:
 def chat_model(
     config: Config, endpoint: EndpointConfig, endpoints: Endpoints, shared: SharedWeights | None = None
 ) -> ChatModel:
-    """Who speaks at an endpoint: a server, or weights in this process.
+    """The model behind an endpoint: a server, or weights in this process.
 
-    Local weights are those that `endpoint.model` names, as they are, or else the base of the config's model. They are
-    read once in a process, and not at all where the policy has them.
+    A process reads local weights once, and not at all if they are `shared` with the policy.
     """
     if endpoint.kind == "http":
         return endpoints.model(endpoint)
@@ -269,21 +260,17 @@ def chat_model(
     if key not in _LOCAL:
         device = resolve_device(config.trainer.accelerator)
         lm = load_model(named, resolve_dtype(config.precision, device), device, adapter=False).eval()
-        # What speaks from here where the policy speaks from a server has the fields of the default.
+        # If the policy speaks from a server, local users and judges get an engine with default settings.
         engine = config.engine if isinstance(config.engine, LocalEngineConfig) else LocalEngineConfig()
         _LOCAL[key] = _local_engine(engine, lm, load_tokenizer(named))
     return _LOCAL[key]
 
 
 def evaluator(config: Config, endpoints: Endpoints) -> PairwiseJudge | None:
-    """Who compares the policies' conversations at the end; None where nobody does."""
+    """The judge that compares the policies' conversations at the end; None for `evaluator=none`."""
     if not isinstance(config.evaluator, PairwiseConfig):
         return None
-    model = chat_model(config, config.evaluator.endpoint, endpoints)
-    return PairwiseJudge(model, config.seed)
-
-
-_LOCAL: dict[tuple[str | None, ...], ChatModel] = {}  # engines over weights that are no policy's
+    return PairwiseJudge(chat_model(config, config.evaluator.endpoint, endpoints), config.seed)
 
 
 def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool = True) -> PolicyModule:
@@ -293,11 +280,11 @@ def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool 
     dtype = resolve_dtype(config.precision, device)
     sharding = None
     if config.strategy.name == "fsdp":
-        # Where shards of all weights are trained, they are fp32 and computing is in `dtype`.
+        # If all weights are trained, the shards are fp32, and the computation is in `dtype`.
         compute, dtype = (None, dtype) if model.lora.enabled or not adapter else (dtype, torch.float32)
         load = partial(load_model, model, dtype, device, adapter, computed_in=compute)
         sharding = Sharding(partial(load, place=torch.device("meta")), compute)
-        load = partial(load, place=torch.device("cpu"))  # where the shards are cut: a GPU need not hold it all
+        load = partial(load, place=torch.device("cpu"))  # the whole model may be too large for one GPU
     else:
         load = partial(load_model, model, dtype, device, adapter)
     algorithm, max_steps = config.algorithm, config.trainer.max_steps
@@ -328,9 +315,9 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) 
 
 
 def _slurm() -> list[SLURMEnvironment]:
-    """By default Lightning would answer SLURM's signals with checkpoints of its own, and load them unasked.
+    """Without this, Lightning answers SLURM's signals with checkpoints of its own, and loads them at the next start.
 
-    Nothing where torchrun has started the processes, which may be in a job of SLURM too.
+    Empty if torchrun started the processes, which may be in a job of SLURM too.
     """
     by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     return [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
@@ -349,15 +336,15 @@ def _strategy(config: Config) -> Strategy | str:
 
 
 def loggers(config: Config, run: str, before: int) -> list[Logger]:
-    """CSV always; W&B online with a key, offline without one. Both go on in what an earlier process logged.
+    """CSV always; W&B online with a key, offline without one. A resumed run appends to both.
 
     Args:
         config: The checked config.
-        run: Id of the run, which W&B knows it by.
-        before: Training batches that are done: their rows in the CSV file stay.
+        run: Id of the run at W&B.
+        before: Finished training batches, whose rows stay in the CSV file.
     """
     folder = Path(config.output_dir)
-    found: list[Logger] = [metrics_logger(folder, before)]
+    made: list[Logger] = [metrics_logger(folder, before)]
     if config.logger.wandb != "disabled":
         offline = config.logger.wandb == "offline" or (config.logger.wandb == "auto" and not _has_wandb_key())
         wandb_logger = WandbLogger(
@@ -371,8 +358,8 @@ def loggers(config: Config, run: str, before: int) -> list[Logger]:
         )
         # Lightning passes anonymous=None, and W&B warns of that argument whatever its value.
         wandb_logger._wandb_init.pop("anonymous", None)
-        found.append(wandb_logger)
-    return found
+        made.append(wandb_logger)
+    return made
 
 
 def _has_wandb_key() -> bool:

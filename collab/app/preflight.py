@@ -1,10 +1,8 @@
-"""What can be known before weights are read: servers; and, once torch may be imported, device, classes, model files."""
+"""Checks before any weights are read: servers, without torch; then device, classes and model files."""
 
 from __future__ import annotations
 
 import inspect
-import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,35 +11,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collab.config.endpoints import endpoints_in, engine_endpoint, hosted
-from collab.config.policies import HostedPolicy, named_policies
+from collab.config.policies import named_policies
 from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, UserConfig, VLLMEngineConfig
 from collab.util.errors import BadInput, error_text
-from collab.util.processes import layout, rank
+from collab.util.processes import layout
 from collab.util.targets import load_target
 
 if TYPE_CHECKING:
     from collab.conversation import Group
     from collab.datamodules.goals import GoalSplits
-    from collab.generation.vllm_server import VLLMServer
 
 
 def check_machine(config: Config, goals: GoalSplits, entry: str = "train", groups: Sequence[Group] = ()) -> None:
-    """What needs torch and the tokenizer to be known; reads no weights.
+    """The checks that need torch and the tokenizer; they read no weights.
 
     Args:
         config: The checked config.
         goals: Of the task.
-        entry: "train" or "evaluate". Rules of the update bind only "train".
-        groups: What `algorithm.data` holds, where it is set.
+        entry: "train", "evaluate" or "synthesize". Rules of the update hold for "train" only.
+        groups: The stored groups of `algorithm.data`, if it is set.
 
     Raises:
-        BadInput: The sandbox cannot be strict; device, precision or attention cannot be had here; the processes cannot
-            share a step's goals evenly; a class or function that the config names is not there, a metric does not take
-            its options or fit the goals, or an aggregate lacks its metric; `model.path` or one of an
-            evaluation's policies is no model, or has too few positions for a conversation; a fresh adapter does not fit
-            the model; a reference is longer than `task.max_new_tokens`; an evaluator has no texts to compare;
-            `groups` have nothing that the algorithm can
-            learn from; the server that is to decode has another model, or takes no adapters (`_check_server`).
+        BadInput: The sandbox, device, processes, classes, metrics, stored groups, models, references or the server of
+            the engine do not fit the config. The message says which and why.
     """
     from collab.datamodules.goals import check_reference_lengths
     from collab.lm.device import resolve_attention, resolve_device, resolve_dtype
@@ -68,8 +60,8 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     _check_models(config, entry)
     if isinstance(config.evaluator, PairwiseConfig) and any(makes(goal) != "text" for goal in goals.test):
         raise BadInput(
-            f"evaluator={config.evaluator.name} compares texts, and task={config.task.name} has goals that end "
-            "otherwise. Set evaluator=none."
+            f"evaluator={config.evaluator.name} compares texts, and goals of task={config.task.name} ask for something "
+            "else. Set evaluator=none."
         )
     tokenizer = load_tokenizer(config.model)
     check_reference_lengths(
@@ -78,7 +70,9 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         config.task.max_new_tokens,
     )
     if isinstance(config.engine, VLLMEngineConfig):
-        _check_server(config, config.engine, tokenizer, entry)
+        from collab.app.server_checks import check_server
+
+        check_server(config, config.engine, tokenizer, entry)
 
 
 def _check_models(config: Config, entry: str) -> None:
@@ -108,7 +102,7 @@ def _check_models(config: Config, entry: str) -> None:
 
 
 def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
-    """Ask every server for its models, and hold the budget against an estimate; without torch.
+    """Ask every server for its models, and compare the budget with an estimate; without torch.
 
     Args:
         config: The checked config.
@@ -116,7 +110,7 @@ def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
         entry: "train", "evaluate" or "synthesize".
 
     Raises:
-        BadInput: A server does not answer, refuses its key or lacks its model; the budget does not reach for a step.
+        BadInput: A server does not answer, refuses its key or lacks its model; the budget is too small for one step.
     """
     if isinstance(config.engine, VLLMEngineConfig):
         from collab.generation.vllm_server import VLLMServer
@@ -157,7 +151,7 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
     if entry == "train" and goals % processes:
         raise BadInput(
             f"trainer.goals_per_step ({goals}) must be a multiple of the number of processes ({processes}, "
-            f"{devices} on each of {nodes} machines): each takes as many goals. "
+            f"{devices} on each of {nodes} machines): each takes the same number of goals. "
             f"Set trainer.goals_per_step={(goals // processes + 1) * processes}."
         )
     updates = config.algorithm.num_minibatches if entry == "train" else 1
@@ -170,18 +164,18 @@ def _check_devices(config: Config, kind: str, entry: str) -> None:
 
 
 def _check_backend(kind: str, what: str) -> None:
-    """Raise `BadInput` where processes cannot talk to each other."""
+    """Refuse a torch whose processes cannot communicate."""
     from torch import distributed
 
     name = "nccl" if kind == "cuda" else "gloo"
     if not distributed.is_available() or not getattr(distributed, f"is_{name}_available")():
         raise BadInput(
-            f"{what}: this torch has no {name}, by which processes on {kind} devices exchange tensors. Install a torch "
-            "that has it, or run one process with strategy=auto."
+            f"{what}: this torch has no {name}, which processes on {kind} devices need to exchange tensors. Install a "
+            "torch that has it, or run one process with strategy=auto."
         )
 
 
-_METHODS = {  # what a run calls, and a class of one's own has to bring
+_METHODS = {  # methods that a run calls, and that a user's own class must have
     "user": ("respond",),
     "engine": ("complete", "clear_cache"),
     "algorithm": ("examples", "units", "loss"),
@@ -263,102 +257,8 @@ def _check_positions(config: Config, model: ModelConfig, key: str) -> None:
         )
 
 
-_SAMPLE = "Dear neighbours,\n\nthe lift (built in 1987) stands still on the 12th of May; naïve, isn't it?"
-
-
-def _check_server(config: Config, engine: VLLMEngineConfig, tokenizer: Any, entry: str) -> None:
-    """What a vLLM server can be asked before the policy is loaded: whether it could play it.
-
-    Whether its weights are those of the policy's base only log-probs can tell, before the first rollout.
-    """
-    from collab.generation.vllm_server import VLLMServer, start_command
-    from collab.lm.loading import locate
-
-    server = VLLMServer(engine_endpoint(engine))
-    served, base = server.base(), locate(config.model)[0]
-    start = f"Start a server with the policy's base, `{start_command(base, config.model.lora.r)}`."
-    ids = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
-    differs = _differs(served.root, base, config.model.trust_remote_code)
-    if not differs and server.tokenise(_SAMPLE) not in (None, ids):
-        differs = "it has another tokenizer"
-    if differs:
-        raise BadInput(
-            f"engine=vllm: the server at {server.url} has {served.name} ({served.root}), which is another base model "
-            f"than the policy's {base}: {differs}. {start}"
-        )
-    needed = config.task.max_turns * config.task.max_new_tokens
-    if served.positions is not None and needed > served.positions:
-        raise BadInput(
-            f"task.max_turns times task.max_new_tokens is {needed} tokens for the assistant alone, and the server at "
-            f"{server.url} takes sequences of {served.positions} tokens. Start it with a larger --max-model-len, or "
-            "set fewer or shorter turns."
-        )
-    sampler = config.sampler
-    whole = sampler.temperature == 1 and sampler.top_p == 1 and sampler.top_k == 0
-    if entry == "train" and not whole and not server.returns_sampled_logprobs(served, ids):
-        raise BadInput(
-            f"engine=vllm: the server at {server.url} returns log-probs of the model's whole distribution at "
-            f"temperature 1, and not of what is sampled, at sampler.temperature={sampler.temperature}. Start it with "
-            "--logprobs-mode processed_logprobs."
-        )
-    adapters = {"model": config.model} if entry == "train" else {}
-    if entry == "evaluate":
-        rows = {name: row for name, row in named_policies(config.policies).items() if not isinstance(row, HostedPolicy)}
-        models = {name: replace(config.model, path=str(row)) if row else config.model for name, row in rows.items()}
-        for name, model in models.items():
-            other, adapter = locate(model)
-            if other != base:
-                raise BadInput(
-                    f"policies: {name} has the base model {other}, and with engine=vllm all policies are adapters to "
-                    f"the one that the server has, {base}. Play {name} with engine=local."
-                )
-            if adapter is not None:
-                adapters[name] = model
-    if adapters:
-        server.check_adapters()
-    if rank() == 0:  # one is enough to try each
-        for model in adapters.values():
-            _try_adapter(server, model, Path(engine.adapters or config.output_dir).expanduser().absolute())
-
-
-def _differs(served: str, base: str, trust_remote_code: bool) -> str:
-    """By what two models differ as far as their configs tell; "" also where the server's is out of reach."""
-    from transformers import AutoConfig
-
-    if served == base:
-        return ""
-    try:
-        there, here = (AutoConfig.from_pretrained(m, trust_remote_code=trust_remote_code) for m in (served, base))
-    except (OSError, ValueError):
-        return ""
-    for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
-        theirs, ours = (getattr(c.get_text_config(), name, None) for c in (there, here))
-        if theirs != ours:
-            return f"its {name} is {theirs}, and not {ours}"
-    return ""
-
-
-def _try_adapter(server: VLLMServer, model: ModelConfig, place: Path) -> None:
-    """Load and unload an adapter of the right shape, in a folder where those of the run will be."""
-    from collab.lm.checks import write_initial_adapter
-
-    parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
-    folder = parent / f".collab-probe-{uuid.uuid4().hex[:12]}"
-    try:
-        folder.mkdir()  # not a temporary one of Python's, which the server may not be allowed to read
-        write_initial_adapter(model, folder)
-        server.load(folder.name, folder)
-        server.unload(folder.name)
-    except OSError as error:
-        raise BadInput(
-            f"engine.adapters: nothing can be written in {parent} ({error}). Name another folder."
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def targets(config: Config) -> dict[str, str]:
-    """Dotted key -> the class that it names, for all parts of a run that are chosen by config."""
+    """Dotted key -> the class that it names."""
     return {
         "task.target": config.task.target,
         "algorithm.target": config.algorithm.target,
@@ -369,6 +269,6 @@ def targets(config: Config) -> dict[str, str]:
 
 
 def users(config: Config) -> dict[str, UserConfig]:
-    """Dotted key -> user: the one of the config, and those that it is a mixture of."""
+    """Dotted key -> user: the config's, and the parts of a mixture."""
     parts: dict[str, UserConfig] = getattr(config.user, "users", {})
     return {"user": config.user, **{f"user.users.{name}": user for name, user in parts.items()}}
