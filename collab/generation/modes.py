@@ -16,16 +16,16 @@ import torch
 
 from collab.generation.drawing import Draw, by_gumbel_max, by_inverse_cdf
 
-# (first row, new tokens of each row, its filled length, its number of tokens before the padding; None: no padding)
+# (first row, new tokens of each row, start of each row, number of tokens of each row without padding or None for all)
 # -> [N, V] logits after the last token of each row
 Extend = Callable[[int, list[list[int]], Sequence[int], list[int] | None], torch.Tensor]
 
 PREFILL_CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
-_MAX_PADDING = 256  # tokens of padding for which prompts of different lengths are still read together
+_MAX_PADDING = 256  # tokens of padding at which prompts of different lengths are still read together
 
 
 class FastMode:
-    """No padding: the requests that are decoded together may, rarely, change what one of them draws."""
+    """The requests that are decoded together may, rarely, change what one of them draws."""
 
     whole_blocks = False  # keys are read up to the last position that is needed
     min_rows = 1  # of a decoding step

@@ -146,7 +146,7 @@ class VLLMEngine:
             reply = await self._http.sample(body, key.role.partition("/")[0] or "other")
         except RunStopped as error:
             if name == self._adapter:
-                raise RunStopped(f"{error} Where the server was started anew, its adapters are gone: resume.") from None
+                raise RunStopped(f"{error} If the server was started anew, its adapters are gone: resume.") from None
             raise
         self.new_tokens += len(reply.token_ids)
         return replace(reply, text=self.format.decode(reply.token_ids, sampling.stop), usage=None)

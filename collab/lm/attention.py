@@ -117,7 +117,7 @@ def additive_masks(
         ends: Of a packed row (`PackedBatch.ends`); an attribute of the mask if all of a group is within the window.
 
     Returns:
-        [N, 1, T, L], 0 where visible and the lowest number elsewhere; one for each kind of layer if they differ.
+        [N, 1, T, L], 0 for visible keys and the lowest number for others; one for each kind of layer if they differ.
     """
 
     def additive(seen: torch.Tensor) -> torch.Tensor:

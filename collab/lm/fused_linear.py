@@ -38,7 +38,7 @@ _ROWS = 32  # oneDNN picks its layout for this number of rows; other numbers giv
 class FusedLinears:
     """A context manager in which the linear layers of `lm` are fused, as the docstring of this file says.
 
-    Layers whose adapter is more than plain LoRA (DoRA, several at once, merged, with a bias) are left alone.
+    Layers with an adapter that is more than plain LoRA (DoRA, several at once, merged, with a bias) are left alone.
 
     Args:
         lm: A transformers causal LM, with or without a peft adapter.

@@ -357,7 +357,7 @@ def test_a_server_that_was_started_anew_has_lost_its_adapters(
 ) -> None:
     engine = taken_up(make_engine(server, trainee, tmp_path), trainee)
     server.adapters.clear()
-    with pytest.raises(RunStopped, match="does not exist.*Where the server was started anew, its adapters are gone"):
+    with pytest.raises(RunStopped, match="does not exist.*If the server was started anew, its adapters are gone"):
         says(engine)
 
 
