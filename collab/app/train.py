@@ -1,6 +1,6 @@
 """The main job: base and proactive on the test goals, fit, trained on the test goals, one table.
 
-`collab train --help` tells the command line. What imports torch is imported inside functions.
+`collab train --help` lists the options. What imports torch is imported inside functions.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
 
     Args:
         config: The checked config.
-        progress: Shows what is going on.
+        progress: Shows the phase and each finished conversation.
         endpoints: The hosted models of the run.
-        run: Gets the seconds that it took.
+        run: Records the time of the phase.
     """
     import lightning as L
 
@@ -88,7 +88,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
 
     started = time.monotonic()
     folder = Path(config.output_dir)
-    L.seed_everything(config.seed, workers=True, verbose=False)  # whatever was played before, training starts alike
+    L.seed_everything(config.seed, workers=True, verbose=False)  # training does not depend on what was played before
     tokenizer = load_tokenizer(config.model)
     data = build.data(config, build.stored_groups(config))
     journal = build.journal(config)
@@ -124,7 +124,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
 
 
 def conversations_per_step(config: Config, simulation: Simulation) -> int:
-    """Forward conversations that this process plays for a training batch, on average; 0 where data are stored."""
+    """Mean number of forward conversations that this process plays for a training batch; 0 with stored data."""
     from collab.app.build import num_processes
 
     if config.algorithm.data is not None:
@@ -134,7 +134,7 @@ def conversations_per_step(config: Config, simulation: Simulation) -> int:
 
 
 def where_to_go_on(folder: Path, run: RunState, progress: Progress) -> Path | None:
-    """The checkpoint of the run that training goes on from, None where it begins; those that are refused are told."""
+    """The checkpoint that training goes on from, None at the beginning; prints which checkpoints are refused."""
     from collab.callbacks.checkpoint import last_checkpoint
 
     latest, refused = last_checkpoint(folder / CHECKPOINTS, run.id)
@@ -148,7 +148,7 @@ def where_to_go_on(folder: Path, run: RunState, progress: Progress) -> Path | No
 
 
 def tidy(folder: Path, refused: Sequence[Path]) -> None:
-    """Put away what an interruption left in a run's folder: checkpoints that are refused, and what is half written."""
+    """Clean up after an interruption: rename refused checkpoints and remove files that were half written."""
     for path in refused:
         path.rename(path.with_name(f"{path.name}.refused"))
     for path in (*folder.glob(".policy*"), *folder.glob(f"{CHECKPOINTS}/*.part")):
