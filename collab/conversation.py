@@ -119,11 +119,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request, counted by the server or estimated; `completion_tokens` include the reasoning."""
+    """Tokens of one request; `completion_tokens` include the reasoning. `guessed`: the server's count was of no use."""
 
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int = 0
+    guessed: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from collab.chat.base import ChatFailed, Sampling
@@ -14,6 +14,18 @@ from collab.conversation import Message, Reply, Usage
 from collab.randomness import RngKey
 
 _THINKING = re.compile(r"\A\s*(?:<think>)?(.*?)</think>", re.DOTALL)
+_MOST_TOKENS = 10**7  # of one call: no model has so long a context
+
+# Values of `finish_reason` in lower case, by what became of the reply. After any other value it is whole.
+_CUT = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded"}
+_FILTERED = {
+    *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "spii"),
+    *("guardrail_intervened", "refusal"),
+}
+_BROKEN = {
+    *("error", "abort", "aborted", "cancelled", "canceled", "timeout", "insufficient_system_resource"),
+    "malformed_function_call",
+}
 
 
 class Filtered(ChatFailed):
@@ -21,10 +33,11 @@ class Filtered(ChatFailed):
 
     Args:
         usage: Tokens that the server counted.
+        reason: The server's `finish_reason`.
     """
 
-    def __init__(self, usage: Usage) -> None:
-        super().__init__("the server's content filter removed the reply (finish_reason: content_filter)")
+    def __init__(self, usage: Usage, reason: str = "content_filter") -> None:
+        super().__init__(f"the server's content filter removed the reply (finish_reason: {reason})")
         self.usage = usage
 
 
@@ -73,34 +86,60 @@ def read_reply(data: bytes, messages: Sequence[dict[str, str]]) -> Reply:
         messages: Messages of the request; their tokens are guessed if the server does not count them.
 
     Raises:
-        Failure: The body is no chat completion, or its text is no Unicode.
+        Failure: The body is no chat completion, its text is no Unicode, or the server broke the reply off.
         Filtered: The server's content filter removed the reply.
     """
     try:
-        body = json.loads(data)
-        choice = body["choices"][0]
-        message = choice["message"]
-        reason = choice.get("finish_reason")
-        content = _content(message["content"], reason)
-        thought = message.get("reasoning_content") or message.get("reasoning") or ""
+        choice = (body := json.loads(data))["choices"][0]
+        reason = str(choice.get("finish_reason") or "stop").lower()
+        content, thought = _content(choice["message"], reason)
         content.encode(), thought.encode()  # half a surrogate pair is valid JSON, but cannot be written to a file
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise Failure(f"an answer that is no chat completion ({data[:40]!r})") from None
     text, inside = split_reasoning(content)
     reasoning = "\n".join(part.strip() for part in (thought, inside) if part.strip())
     usage = _usage(body.get("usage"), text, reasoning, messages)
-    if reason == "content_filter":
-        raise Filtered(usage)
-    return Reply(text, finish_reason="length" if reason == "length" else "stop", usage=usage, reasoning=reasoning)
+    if reason in _FILTERED:
+        raise Filtered(usage, reason)
+    if reason in _BROKEN:
+        raise Failure(f"a reply that the server broke off (finish_reason: {reason})")
+    return Reply(text, finish_reason="length" if reason in _CUT else "stop", usage=usage, reasoning=reasoning)
 
 
-def _content(content: Any, reason: Any) -> str:
-    """The text of a message, which may be a list of parts, or null after a content filter."""
-    if isinstance(content, list):
-        return "".join([part["text"] for part in content if part["type"] == "text"])
-    if not isinstance(content, str) and reason != "content_filter":
+def _content(message: Any, reason: str) -> tuple[str, str]:
+    """(content, reasoning) of a message.
+
+    The content is a text, a part, or a list of parts. It may be missing if the model declined in `refusal`, if a filter
+    removed it, or if the reply was cut while the model was reasoning.
+    """
+    content = message.get("content")
+    if content is None:
+        content = message.get("refusal")
+    thought = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+    parts = [*_parts(thought, thought=True), *_parts(content)]
+    texts = ["".join(text for inside, text in parts if inside == kind) for kind in (False, True)]
+    if content is None:
+        whole = reason in _FILTERED | _BROKEN or (reason in _CUT and texts[1] != "")
+    else:
+        whole = isinstance(content, str) or not content or parts != []
+        whole = whole and isinstance(content, str | list | dict)
+    if not whole:
         raise TypeError
-    return content or ""
+    return texts[0], texts[1]
+
+
+def _parts(node: Any, thought: bool = False) -> Iterator[tuple[bool, str]]:
+    """The texts in a message's content, each with whether it is reasoning. Parts of other kinds are left out."""
+    if isinstance(node, str):
+        yield thought, node
+    elif isinstance(node, list):
+        for part in node:
+            yield from _parts(part, thought)
+    elif isinstance(node, dict):
+        thought = thought or any(word in str(node.get("type")) for word in ("think", "reason"))
+        name = next((name for name in ("text", "thinking", "reasoning", "refusal", "value") if name in node), None)
+        if name is not None:
+            yield from _parts(node[name], thought)
 
 
 def split_reasoning(content: str) -> tuple[str, str]:
@@ -118,22 +157,25 @@ def split_reasoning(content: str) -> tuple[str, str]:
 
 def _usage(counts: Any, text: str, reasoning: str, messages: Sequence[dict[str, str]]) -> Usage:
     """What the server counted, and guesses for counts that are missing or impossible."""
-    prompt = _count(counts, "prompt_tokens")
-    completion = _count(counts, "completion_tokens")
+    prompt = _count(counts, "prompt_tokens", at_least=1)  # each message has a frame
+    completion = _count(counts, "completion_tokens", at_least=1 if text or reasoning else 0)
     thought = _count(counts, "completion_tokens_details", "reasoning_tokens")
+    guessed = prompt is None or completion is None
     if prompt is None:
         prompt = expected_prompt(messages)
     if completion is None:
         completion = guessed_tokens(text) + guessed_tokens(reasoning)
     if thought is None or (reasoning and not thought):  # guessed by its share of the characters
         thought = round(completion * len(reasoning) / max(1, len(reasoning) + len(text)))
-    return Usage(prompt, completion, min(thought, completion))
+    return Usage(prompt, completion, min(thought, completion), guessed)
 
 
-def _count(node: Any, *names: str) -> int | None:
+def _count(node: Any, *names: str, at_least: int = 0) -> int | None:
     for name in names:
         node = node.get(name) if isinstance(node, dict) else None
-    return node if isinstance(node, int) and not isinstance(node, bool) and node >= 0 else None
+    if not isinstance(node, int | float) or isinstance(node, bool) or not at_least <= node <= _MOST_TOKENS:
+        return None
+    return int(node)  # some servers write 12.0
 
 
 def error_message(data: bytes) -> tuple[str, str]:
@@ -144,6 +186,10 @@ def error_message(data: bytes) -> tuple[str, str]:
         return "", ""  # a page of HTML says no more than its status
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
-        return " ".join(str(error).split())[:300], ""
-    message = error.get("message") or error.get("detail") or ""
-    return " ".join(str(message).split())[:300], str(error.get("code") or "")
+        return _line(error), ""
+    return _line(error.get("message") or error.get("detail") or ""), _line(error.get("code") or "")
+
+
+def _line(value: Any) -> str:
+    """A value of a server as one short line that can be printed: JSON allows half a surrogate pair."""
+    return " ".join(str(value).split())[:300].encode(errors="replace").decode()

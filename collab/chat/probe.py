@@ -76,8 +76,9 @@ def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> ht
 
 
 def _model_names(answer: httpx.Response) -> list[str]:
-    """The models that the server lists."""
+    """The models that the server lists. JSON allows half a surrogate pair in a name, which cannot be printed."""
     try:
-        return [str(model["id"]) for model in answer.json()["data"]] if answer.status_code == 200 else []
-    except (ValueError, LookupError, TypeError):
+        listed = [str(model["id"]) for model in answer.json()["data"]] if answer.status_code == 200 else []
+    except (ValueError, LookupError, TypeError, RecursionError):
         return []
+    return [name.encode(errors="replace").decode() for name in listed]

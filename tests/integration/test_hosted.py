@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fault_server import FaultServer
 from test_http import SECRET, ask, endpoint, quickly  # noqa: F401  the last is a fixture
@@ -254,6 +255,22 @@ def test_a_probe_finds_the_model():
             served_model(endpoint(server, model=None))
         with pytest.raises(BadInput, match=r"Set base_url to http://127.0.0.1:\d+/v1"):
             served_model(endpoint(server, base_url=server.url.removesuffix("/v1")))
+
+
+@pytest.mark.parametrize(
+    "body", ["[" * 10**5, "[]", '{"data": 5}', '{"data": [5]}', '{"data": {"id": 1}}', "\x00", "{}"]
+)
+def test_a_list_of_models_that_is_none_is_no_error(body: str, monkeypatch):
+    monkeypatch.setattr(httpx, "request", lambda *args, **options: httpx.Response(200, content=body.encode()))
+    assert served_model(endpoint()) == "tiny"
+    with pytest.raises(BadInput, match="does not list its models"):
+        served_model(endpoint(model=None))
+
+
+def test_a_name_that_cannot_be_printed_does_not_hide_the_others():
+    with FaultServer(models=("half \ud83d", "tiny")) as server, pytest.raises(BadInput, match="models") as refusal:
+        served_model(endpoint(server, model=None))
+    assert b"tiny" in str(refusal.value).encode()
 
 
 def test_a_probe_of_nothing_says_what_to_do():

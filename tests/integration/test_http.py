@@ -318,12 +318,15 @@ def test_a_reply_in_parts_is_their_text():
     assert read_reply(f'{{"choices": [{{"message": {{"content": {parts}}}}}]}}'.encode(), []).text == "Hello"
 
 
-def test_impossible_counts_are_replaced_by_guesses():
+def test_impossible_counts_are_replaced_by_guesses_and_a_person_hears_of_it_once():
+    told: list[str] = []
     with FaultServer(usage={"prompt_tokens": -500, "completion_tokens": -1}) as server:
-        model = HttpChatModel(endpoint(server))
+        model = HttpChatModel(endpoint(server), told.append)
         replies = ask(model, RngKey(1), RngKey(2))
     assert all(reply.usage.prompt_tokens == 14 and reply.usage.completion_tokens > 0 for reply in replies)
     assert model.ledger.total_tokens > 28
+    (line,) = told
+    assert line.startswith(f"{server.url} does not say how many tokens a call used") and "guessed" in line
 
 
 def test_a_reply_that_a_content_filter_took_away_is_a_failed_call_that_is_paid_for():
