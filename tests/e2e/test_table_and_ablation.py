@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from composing import load_config
 
 from benchmarks import ablation, table
 from benchmarks.steps import Step
-from collab.app.compose import load_config
 from collab.app.evaluate import evaluate
 from collab.app.synthesize import claim_folder, synthesize
 from collab.app.train import train

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composing import load_config
 
-from collab.app.compose import load_config
 from collab.config.checks import check
 from collab.reports.results import validate_results
 

@@ -14,31 +14,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from scripted import ModelUser
 
 from collab.chat.base import Sampling
 from collab.chat.http import HttpChatModel
 from collab.chat.probe import served_model
 from collab.config.schema import EndpointConfig, LLMUserConfig
-from collab.conversation import Conversation, Goal, Message, Score
+from collab.conversation import Conversation, Goal, Score
 from collab.randomness import RngKey
 from collab.rewards.judge import Interactivity, Judge
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, play_goals
 from collab.simulation.llm import LLMUser
-from collab.simulation.user import UserTurn
 
 pytestmark = pytest.mark.timeout(600)
-
-
-class ServedUser:
-    """Asks the server what somebody with the goal would say."""
-
-    def __init__(self, model: HttpChatModel) -> None:
-        self.model = model
-
-    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
-        asked = Message("user", f"Ask for help with this in one short sentence: {conversation.goal.prompt}")
-        return UserTurn((await self.model.complete([asked], Sampling(16), key)).text)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +55,7 @@ def endpoint(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_a_served_model_plays_user_and_policy_and_judges(endpoint: EndpointConfig) -> None:
     assert served_model(endpoint) == endpoint.model
     model = HttpChatModel(endpoint)
-    players = Players(model, ServedUser(model), Sampling(12, temperature=0.7), max_turns=2)
+    players = Players(model, ModelUser(model), Sampling(12, temperature=0.7), max_turns=2)
     metric, problems = Interactivity(), Counter[str]()
     metric.judge = Judge(model, Sampling(24, temperature=0.0, response_format="json"), 1, 1, problems)
     goals = [Goal("ferry", "A note about the ferry.", ""), Goal("kiln", "A note about the kiln.", "")]

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.cheats import Heard
-from collab.chat.base import Sampling
+from collab.chat.base import ChatFailed, ChatModel, Sampling
 from collab.conversation import Conversation, Message, Reply
 from collab.parsing.english import content_words, sentences
 from collab.randomness import RngKey
 from collab.simulation.user import UserTurn
 
-Script = Callable[[Sequence[Message], RngKey], str]
+Script = Callable[[Sequence[Message], RngKey], str | None]
 
 
 def spoken(text: str, max_new_tokens: int = 10**6) -> Reply:
@@ -32,29 +32,50 @@ class ScriptedModel:
     """A `ChatModel` that says what its script returns; it can stand where a rollout expects a `LocalEngine`.
 
     Args:
-        script: (messages, key) -> text.
+        script: (messages, key) -> text; None fails.
         lm: The model that a rollout would decode with.
         hurry: (key) -> how many times the event loop goes round before the reply is there.
+        cuts: Whether a reply ends at the limit of its tokens.
 
     Attributes:
-        requests: RngKey of every request, in the order in which they came.
+        asked: Messages, sampling and RngKey of every request, in the order in which they came.
     """
 
-    def __init__(self, script: Script, lm: Any = None, hurry: Callable[[RngKey], int] = lambda key: 0) -> None:
-        self.script, self.lm, self.hurry = script, lm, hurry
-        self.requests: list[RngKey] = []
+    def __init__(
+        self, script: Script, lm: Any = None, hurry: Callable[[RngKey], int] = lambda key: 0, cuts: bool = True
+    ) -> None:
+        self.script, self.lm, self.hurry, self.cuts = script, lm, hurry, cuts
+        self.asked: list[tuple[list[Message], Sampling, RngKey]] = []
         self.new_tokens = 0
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
-        self.requests.append(key)
+        self.asked.append((list(messages), sampling, key))
         for _ in range(self.hurry(key)):
             await asyncio.sleep(0)
-        reply = spoken(self.script(messages, key), sampling.max_new_tokens)
+        text = self.script(messages, key)
+        if text is None:
+            raise ChatFailed("gone")
+        reply = spoken(text, sampling.max_new_tokens) if self.cuts else spoken(text)
         self.new_tokens += len(reply.token_ids)
         return reply
 
+    @property
+    def requests(self) -> list[RngKey]:
+        return [key for _, _, key in self.asked]
+
     def clear_cache(self) -> None:
         pass
+
+
+def answering(*answers: str | Script | None) -> ScriptedModel:
+    """A model that gives these answers in turn, whoever asks, and the last one for ever."""
+
+    def script(messages: Sequence[Message], key: RngKey) -> str | None:
+        answer = answers[min(len(model.asked), len(answers)) - 1]
+        return answer(messages, key) if callable(answer) else answer
+
+    model = ScriptedModel(script, cuts=False)
+    return model
 
 
 class ScriptedUser:
@@ -68,6 +89,17 @@ class ScriptedUser:
         self.requests.append(key)
         turn = self.script(conversation, key)
         return UserTurn(turn) if isinstance(turn, str) else turn
+
+
+class ModelUser:
+    """A user that says whatever a chat model answers when it is asked to want the goal's prompt."""
+
+    def __init__(self, model: ChatModel) -> None:
+        self.model = model
+
+    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
+        asked = Message("user", f"Ask for help with this in one short sentence: {conversation.goal.prompt}")
+        return UserTurn((await self.model.complete([asked], Sampling(16), key)).text)
 
 
 def says(*texts: str) -> Script:

@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+from composing import load_config
 from fault_server import FaultServer
 from test_http import SECRET, ask, endpoint, quickly  # noqa: F401  the last is a fixture
 
-from collab.app.compose import load_config
 from collab.app.estimate import Calls, check_budget, describe, estimate
 from collab.chat.budget import BudgetExhausted, Ledger
 from collab.chat.cache import ReplyCache

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from fault_server import FaultServer
+from scripted import answering
 
 from collab.chat.http import HttpChatModel
 from collab.config.schema import EndpointConfig, ModelConfig
-from collab.conversation import Goal, Reply
+from collab.conversation import Goal
 from collab.generation.engine import LocalEngine
 from collab.lm.loading import load_model, load_tokenizer
 from collab.rewards.pairwise import TIE, Chat, PairwiseJudge, win_rates
@@ -126,22 +127,11 @@ def test_a_small_difference_is_a_tie(engine, monkeypatch, lean, verdict):
 
 def test_notes_that_the_prompt_does_not_contain_are_shown_once():
     goal = Goal("kiln", "A notice. Greta unloads.", "-", {"notes": ["Greta unloads", "two euros a kilo"]})
-    judge = PairwiseJudge(Scripted(), seed=1)
+    judge = PairwiseJudge(answering("T"), seed=1)
     asyncio.run(judge.compare(goal, DRAFTS, DRAFTS, "text"))
     assert len(judge.model.asked) == 2
-    for text in judge.model.asked:
+    for text in (messages[-1].content for messages, _, _ in judge.model.asked):
         assert text.count("two euros a kilo") == 1 and text.count("Greta unloads") == 1
-
-
-class Scripted:
-    """A judge's model that keeps what it was asked."""
-
-    def __init__(self):
-        self.asked = []
-
-    async def complete(self, messages, sampling, key):
-        self.asked.append(messages[-1].content)
-        return Reply("T")
 
 
 class Fixed:

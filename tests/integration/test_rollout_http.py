@@ -9,29 +9,17 @@ from typing import Any
 
 import numpy as np
 from fault_server import FAULTS, FaultServer
-from scripted import ScriptedModel, says
+from scripted import ModelUser, ScriptedModel, says
 from test_http import endpoint, quickly  # noqa: F401  the last is a fixture
 
-from collab.chat.base import ChatModel, Sampling
+from collab.chat.base import Sampling
 from collab.chat.http import HttpChatModel
-from collab.conversation import Conversation, Goal, Message
+from collab.conversation import Conversation, Goal
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, play_goals
-from collab.simulation.user import UserTurn
 
 MAX_TURNS = 2
-
-
-class ModelUser:
-    """A user that says whatever a chat model answers to the goal."""
-
-    def __init__(self, model: ChatModel) -> None:
-        self.model = model
-
-    async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
-        reply = await self.model.complete([Message("user", conversation.goal.prompt)], Sampling(8), key)
-        return UserTurn(reply.text)
 
 
 class Counted:

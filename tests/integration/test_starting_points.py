@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from composing import load_config
 from rich.console import Console
 from stepping import fit
 from test_modules import KINDS, group, weights
 from transformers import AutoTokenizer
 
 from collab.app.cli import main
-from collab.app.compose import load_config
 from collab.app.resume import RunState
 from collab.app.train import fit as fit_by_config
 from collab.callbacks.progress import Progress

@@ -5,9 +5,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from composing import load_config
 from scripted import ScriptedModel, says, spoken
 
-from collab.app.compose import load_config
 from collab.chat.base import Sampling
 from collab.config.schema import AgendaUserConfig
 from collab.conversation import Agenda, AgendaItem, Conversation, Goal

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from composing import load_config
 
 from benchmarks.cheats import (
     CHEATS,
@@ -22,7 +23,6 @@ from benchmarks.cheats import (
 )
 from benchmarks.goals import read_second
 from collab.app import build
-from collab.app.compose import load_config
 from collab.chat.base import Sampling
 from collab.chat.endpoints import Endpoints
 from collab.conversation import Message

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from composing import load_config
 
-from collab.app.compose import load_config, options
+from collab.app import compose
+from collab.app.compose import options
 from collab.app.help import EXAMPLES
 from collab.app.preflight import load_target, targets
 from collab.config import algorithms, schema
@@ -28,9 +30,9 @@ OPTIONS = [
 ]
 
 
-@functools.cache
-def composed(entry: str, override: str) -> Config:
-    missing = {  # what an option leaves to its user
+def completed(override: str) -> list[str]:
+    """An option, with what it leaves to its user."""
+    missing = {
         **dict.fromkeys(("algorithm=sft", "algorithm=dpo"), "algorithm.data=conversations.jsonl"),
         "evaluator=local": "evaluator.endpoint.model=somebody/else",
         "evaluator=pairwise": "evaluator.endpoint.base_url=http://127.0.0.1:8000/v1",
@@ -38,7 +40,33 @@ def composed(entry: str, override: str) -> Config:
         **dict.fromkeys(("judge=llm", "judge=helpfulness"), "judge.endpoint.base_url=http://127.0.0.1:8000/v1"),
     }
     named = "user=llm" if override.startswith("endpoint@") else missing.get(override.removesuffix("_small"))
-    return load_config(entry, [override, *([named] if named else [])])
+    return [override, *([named] if named else [])]
+
+
+@functools.cache
+def composed(entry: str, override: str) -> Config:
+    return load_config(entry, completed(override))
+
+
+@pytest.mark.parametrize(
+    ("entry", "overrides"),
+    [
+        ("train", []),
+        ("train", ["algorithm=grpo", "algorithm.kl_coef=0.1", "policies=[base,'a:b=c']"]),
+        ("evaluate", ["experiment=paper/doc_edit", "user=mix", "seed=3", "task.metrics.bleu.weight=2"]),
+        ("synthesize", ["judge=local", "judge.endpoint.model=x", "sampler.window=0", "name=${seed}"]),
+    ],
+)
+def test_what_tests_compose_is_what_programs_compose(entry, overrides):
+    assert load_config(entry, overrides, "here") == compose.load_config(entry, overrides, "here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ["evaluate", "synthesize"])
+@pytest.mark.parametrize("override", OPTIONS)
+def test_an_option_means_the_same_to_every_program(entry, override):
+    overrides = completed(override)
+    assert compose.load_config(entry, overrides) == compose.load_config("train", overrides)
 
 
 @pytest.mark.parametrize("entry", ["train", "evaluate"])

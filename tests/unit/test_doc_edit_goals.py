@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from composing import load_config
 
 from benchmarks.cheats import Heard
-from collab.app.compose import load_config
 from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits

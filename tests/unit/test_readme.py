@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import pytest
+from composing import load_config
 
-from collab.app.compose import load_config, options
+from collab.app.compose import options
 from collab.config.schema import Config
 from collab.datamodules.goals import load_goals
 from collab.util.paths import config_dir

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from composing import load_config
 from omegaconf import OmegaConf
 
 from collab.app.cli import main
-from collab.app.compose import load_config
 from collab.app.resume import RunState, disk_problem
 from collab.chat.base import Sampling
 from collab.chat.journal import Journal, Journalled

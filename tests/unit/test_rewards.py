@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from composing import load_config
 from scripted import (
     QUESTIONS,
     TRICKS,
@@ -19,7 +20,6 @@ from scripted import (
 )
 
 from collab.app import build
-from collab.app.compose import load_config
 from collab.chat.endpoints import Endpoints
 from collab.conversation import Candidate, Conversation, Goal, Reply
 from collab.datamodules.goals import load_splits
@@ -116,6 +116,14 @@ def test_token_penalty_counts_the_assistants_tokens_of_all_turns():
     assert assistant_tokens(conversation) == 5 + 8
     assert value(TokenPenalty(0.01), conversation) == pytest.approx(0.13)
     assert value(TokenPenalty(0.01), finished("")) == 0
+
+
+def test_a_reply_without_ids_has_tokens_too():
+    """One made by hand, or read from a file."""
+    text = " ".join(["walking"] * 40)
+    by_hand = Conversation(GOAL).with_user("Hi").with_reply(Reply(text)).with_user("And?").with_reply(Reply("多谢"))
+    assert assistant_tokens(by_hand) == 80 + 2
+    assert value(TokenPenalty(0.001), by_hand) == pytest.approx(0.082)
 
 
 def test_token_penalty_saturates_at_one():

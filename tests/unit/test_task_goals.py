@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from composing import load_config
 
-from collab.app.compose import load_config
 from collab.config.schema import TaskConfig
 from collab.conversation import Agenda, AgendaItem, Conversation, Goal, Reply
 from collab.datamodules.code import CodeGoals

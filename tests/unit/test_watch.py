@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from composing import load_config
 
-from collab.app.compose import load_config
 from collab.callbacks.watch import GamingWatch
 
 
