@@ -23,26 +23,13 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama in fp32 with SmolLM2's tokenizer and chat template, as a folder; loads in no time."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from models import tiny_lm
+    from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048, "initializer_range": 0.02}
+    tiny_lm(len(tokenizer), tie_word_embeddings=True, **sizes, **special).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

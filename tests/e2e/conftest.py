@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import string
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from commands import finished
+from models import tiny_lm, word_tokenizer
 
 from collab.reports.results import validate_results
 
-ROOT = Path(__file__).parents[2]
 ROWS = {
     "train": [("kiln", "The kiln fires on Tuesday."), ("ferry", "Ferry tickets cost two euros.")],
     "val": [("pear", "Pears are ripe in August."), ("choir", "The choir sings at noon.")],
@@ -101,10 +97,9 @@ class Runner:
             self.files.append(f"task.{split}_file={file}")
         self.training = [*SMALL, *self.files, *TRAINING]  # all overrides of a small training run
 
-    def __call__(self, script: str, folder: Path, *overrides: str) -> Run:
-        command = [sys.executable, script, *SMALL, *self.files, *overrides, f"output_dir={folder}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    def __call__(self, entry: str, folder: Path, *overrides: str) -> Run:
+        done = finished(entry, *SMALL, *self.files, *overrides, f"output_dir={folder}")
+        assert done.returncode == 0, f"{' '.join(done.args)}\n{done.stdout}\n{done.stderr}"
         return Run(folder, done.stdout)
 
 
@@ -116,23 +111,18 @@ def runner(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.fixture(scope="session")
 def trained(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`train.py`, two steps."""
-    return runner("train.py", tmp_path_factory.mktemp("run") / "first", *TRAINING)
+    return runner("train", tmp_path_factory.mktemp("run") / "first", *TRAINING)
 
 
 @pytest.fixture(scope="session")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A run of a model that says letters, and learns within four steps which ones are wanted."""
     folder = tmp_path_factory.mktemp("letters")
-    words = ["</s>", "<unk>", "user", "assistant", "system", *string.ascii_lowercase]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "
+    tokenizer = word_tokenizer(["user", "assistant", "system", *string.ascii_lowercase], template)
     tokenizer.save_pretrained(folder / "model")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = LlamaConfig(vocab_size=len(words), eos_token_id=0, initializer_range=0.5, **sizes)
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
+    sizes |= {"num_key_value_heads": None, "max_position_embeddings": None, "initializer_range": 0.5}
+    tiny_lm(len(tokenizer), eos_token_id=2, **sizes).save_pretrained(folder / "model")
     goals = Runner(folder)
     return [*goals.training, *LETTERS, f"model.path={folder / 'model'}"]

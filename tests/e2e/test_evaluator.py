@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fault_server import FaultServer  # noqa: E402
+from commands import finished
+from fault_server import FaultServer
 
 if TYPE_CHECKING:
     from conftest import Runner
@@ -18,12 +18,9 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def command(runner: Runner, model: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    from conftest import ROOT, SMALL
+    from conftest import SMALL
 
-    arguments = [*SMALL, *runner.files, f"model.path={model}", *overrides, f"output_dir={folder}"]
-    return subprocess.run(
-        [sys.executable, "evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=500
-    )
+    return finished("evaluate", *SMALL, *runner.files, f"model.path={model}", *overrides, f"output_dir={folder}")
 
 
 def test_a_server_compares_the_rows_with_the_baseline(runner: Runner, tiny_model: Path, tmp_path: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import zlib
 from collections import Counter
@@ -15,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fault_server import FaultServer  # noqa: E402
+from commands import finished, start
+from fault_server import FaultServer
 
 if TYPE_CHECKING:
     from conftest import Runner
@@ -25,7 +24,7 @@ SECRET = "sk-test-5d1f0a9c7e3b2468"
 
 
 def command(runner: Runner, model: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    from conftest import ROOT, SMALL
+    from conftest import SMALL
 
     hosted = [
         f"model.path={model}",
@@ -33,10 +32,7 @@ def command(runner: Runner, model: Path, folder: Path, *overrides: str) -> subpr
         f"cache_file={folder.parent / 'replies.sqlite'}",
     ]
     arguments = [*SMALL, *runner.files, *hosted, *overrides, f"output_dir={folder}"]
-    env = {**os.environ, "TEST_KEY": SECRET}
-    return subprocess.run(
-        [sys.executable, "evaluate.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
-    )
+    return finished("evaluate", *arguments, env={"TEST_KEY": SECRET})
 
 
 def test_a_server_is_one_more_row_and_is_asked_once(runner: Runner, tiny_model: Path, tmp_path: Path) -> None:
@@ -75,16 +71,12 @@ def test_what_is_wrong_with_a_server_is_said_before_anything_is_written(
 
 
 def test_an_estimate_takes_no_key_and_comes_before_the_refusal_of_a_budget(runner: Runner, tmp_path: Path) -> None:
-    from conftest import ROOT
-
-    hosted = ["experiment=doc_edit", "user=openai", "judge=openai", "dry_run=true", "budget.max_usd=0.001"]
-    env = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
-    command = [sys.executable, "train.py", *hosted, f"output_dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    hosted = ["experiment=doc_edit", "user=openai", "judge=openai", f"output_dir={tmp_path / 'run'}"]
+    no_key = {"OPENAI_API_KEY": None}
+    done = finished("train", *hosted, "dry_run=true", "budget.max_usd=0.001", env=no_key)
     assert "user (gpt-4o-mini): " in done.stdout and "judge (gpt-4o): " in done.stdout
     assert done.returncode == 1 and "budget.max_usd (0.001) must be at least what one training step" in done.stderr
-    command = [text for text in command if not text.startswith(("dry_run", "budget"))]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    done = finished("train", *hosted, env=no_key)
     assert done.returncode == 1 and "environment variable OPENAI_API_KEY is not set" in done.stderr
     assert not (tmp_path / "run").exists()
 
@@ -113,7 +105,7 @@ def play(call: dict[str, Any]) -> str:
 class Training:
     """`train.py` with a user and a judge at one server, nothing kept but by the run itself."""
 
-    def __init__(self, server: FaultServer, runner: Runner, model: Path) -> None:
+    def __init__(self, server: FaultServer, runner: Runner, model: Path, folder: Path) -> None:
         hosted = [
             f"{who}.endpoint.{field}"
             for who in ("user", "judge")
@@ -129,34 +121,25 @@ class Training:
             "threads=1",
         ]
         self.overrides += [f"model.path={model}", "engine.deterministic=true", "trainer.accelerator=cpu"]
-        self.said = ""
+        self.log = folder / "log"
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
-        from conftest import ROOT
+    def start(self, *overrides: str) -> Any:
+        """A process, whose words are added to the log."""
+        return start("train", overrides, self.log, {"TEST_KEY": SECRET})
 
-        pipe, env = subprocess.PIPE, {**os.environ, "TEST_KEY": SECRET}
-        return subprocess.Popen(
-            [sys.executable, "train.py", *overrides],
-            cwd=ROOT,
-            env=env,
-            text=True,
-            stdout=pipe,
-            stderr=subprocess.STDOUT,
-        )
-
-    def end(self, process: subprocess.Popen[str]) -> int:
-        self.said += process.communicate(timeout=600)[0]
-        return process.returncode
+    def run(self, *overrides: str) -> int:
+        process = self.start(*overrides)
+        process.join()
+        return process.exitcode
 
 
 def test_an_interrupted_training_pays_for_no_reply_twice_and_leaves_no_key(
     runner: Runner, tiny_model: Path, tmp_path: Path
 ) -> None:
     with FaultServer(say=play) as server:
-        training = Training(server, runner, tiny_model)
-        assert (
-            training.end(training.start(*training.overrides, "logger=csv", f"output_dir={tmp_path / 'whole'}")) == 0
-        ), training.said
+        training = Training(server, runner, tiny_model, tmp_path)
+        code = training.run(*training.overrides, "logger=csv", f"output_dir={tmp_path / 'whole'}")
+        assert code == 0, training.log.read_text()
     whole = Counter(json.dumps(call) for call in server.calls)
     total, folder, killed = whole.total(), tmp_path / "pieces", threading.Event()
 
@@ -167,15 +150,17 @@ def test_an_interrupted_training_pays_for_no_reply_twice_and_leaves_no_key(
 
     refusing = True
     with FaultServer(plan, say=play) as server:
-        training = Training(server, runner, tiny_model)
+        training = Training(server, runner, tiny_model, tmp_path)
         process = training.start(*training.overrides, f"output_dir={folder}")
         assert killed.wait(300)
         process.kill()
-        assert training.end(process) == -signal.SIGKILL
-        assert training.end(training.start(f"resume={folder}", "logger=csv")) == 1
-        assert f"go on with: python train.py resume={folder}" in training.said, training.said
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert training.run(f"resume={folder}", "logger=csv") == 1
+        said = training.log.read_text()
+        assert f"go on with: python train.py resume={folder}" in said, said
         refusing = False
-        assert training.end(training.start(f"resume={folder}", "logger=csv")) == 0, training.said
+        assert training.run(f"resume={folder}", "logger=csv") == 0, training.log.read_text()
     asked = Counter(json.dumps(call) for call, how in zip(server.calls, server.behaved, strict=True) if how == "ok")
     assert not whole - asked
     # Two may be under way to each of user and judge when it is killed, and again when it is stopped.
@@ -185,4 +170,4 @@ def test_an_interrupted_training_pays_for_no_reply_twice_and_leaves_no_key(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {".wandb", ".ckpt", ".jsonl", ".yaml", ".csv"} <= {path.suffix for path in files}
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
-    assert "Traceback" not in training.said and SECRET not in training.said
+    assert "Traceback" not in training.log.read_text()

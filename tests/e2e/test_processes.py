@@ -1,21 +1,20 @@
-"""Two processes on the CPU, launched by torchrun as a user would, against one."""
+"""Two processes on the CPU against one; by torchrun, as a user would launch them, where its part matters."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import functools
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT, TORCHRUN
+from commands import ENVIRONMENT, ROOT, TORCHRUN, joined, start, start_two
 from safetensors.torch import load_file
 
 STRATEGIES = {
@@ -27,15 +26,8 @@ STRATEGIES = {
 pytestmark = pytest.mark.timeout(600)
 
 
-def launch(processes: int) -> list[str]:
-    """What comes before a script's name."""
-    return [sys.executable, *(TORCHRUN if processes == 2 else ())]
-
-
-def run(command: list[str]) -> str:
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def launch(processes: int, entry: str, arguments: Sequence[str], log: Path) -> list[Any]:
+    return start_two(entry, arguments, log) if processes == 2 else [start(entry, arguments, log)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +53,8 @@ def overrides(letters: list[str], tmp_path_factory: pytest.TempPathFactory) -> l
 @pytest.fixture(scope="module")
 def alone(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    run([*launch(1), "train.py", *overrides, f"output_dir={folder}"])
+    log = folder.parent / "log"
+    joined(launch(1, "train", [*overrides, f"output_dir={folder}"], log), log)
     return folder
 
 
@@ -105,9 +98,12 @@ def said(folder: Path) -> list[str]:
     return sorted(f"{r['phase']} {r['policy']} {r.get('step')} {r['goal']} {r['messages']}" for r in lines)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow), "shards"])
+@pytest.mark.parametrize(
+    "strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp")), "shards"]
+)
 def test_two_processes_train_as_one_does(strategy: str, alone: Path, overrides: list[str], tmp_path: Path) -> None:
-    run([*launch(2), "train.py", *overrides, *STRATEGIES[strategy], f"output_dir={tmp_path / 'two'}"])
+    typed = [*overrides, *STRATEGIES[strategy], f"output_dir={tmp_path / 'two'}"]
+    joined(launch(2, "train", typed, tmp_path / "log"), tmp_path / "log")
     assert_same_run(tmp_path / "two", alone)
     learned, base = (metrics_of(alone, name) for name in ("trained", "base"))
     assert learned > base + 0.1
@@ -122,7 +118,7 @@ def metrics_of(folder: Path, policy: str) -> float:
     ("before", "after", "strategy"),
     [
         (1, 2, "fsdp"),
-        pytest.param(2, 1, "shards"),
+        pytest.param(2, 1, "shards", marks=pytest.mark.slow),
         pytest.param(1, 2, "ddp", marks=pytest.mark.slow),
         pytest.param(2, 1, "fsdp", marks=pytest.mark.slow),
         pytest.param(2, 2, "shards", marks=pytest.mark.slow),
@@ -132,33 +128,27 @@ def metrics_of(folder: Path, policy: str) -> float:
 def test_a_run_goes_on_with_another_number_of_processes(
     before: int, after: int, strategy: str, alone: Path, overrides: list[str], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
+    folder, log = tmp_path / "run", tmp_path / "log"
     given = {1: [], 2: STRATEGIES[strategy]}
-    command = [*launch(before), "train.py", *overrides, *given[before], f"output_dir={folder}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    processes = launch(before, "train", [*overrides, *given[before], f"output_dir={folder}"], log)
     while not (folder / "checkpoints" / "step-000002.ckpt").exists():
-        assert process.poll() is None, "it has ended before"
+        assert all(process.is_alive() for process in processes), log.read_text()
         time.sleep(0.01)
-    killed(folder)
-    process.wait()
+    for process in processes:
+        process.kill()
+        process.join()
     assert not (folder / "results.json").exists()
     strategies = given[after] or ["strategy=auto", "strategy.sharded_checkpoints=false"]
-    told = run([*launch(after), "train.py", f"resume={folder}", *strategies])
-    assert "going on from" in told and "not used" not in told
+    again = tmp_path / "again"
+    joined(launch(after, "train", [f"resume={folder}", *strategies], again), again)
+    assert "going on from" in again.read_text() and "not used" not in again.read_text()
     assert_same(*(json.loads((path / "results.json").read_text())["policies"] for path in (folder, alone)))
-
-
-def killed(folder: Path) -> None:
-    """Kill all processes of the run in a folder; those that torchrun starts have sessions of their own."""
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str(folder).encode() in (place / "cmdline").read_bytes():
-                os.kill(int(place.name), signal.SIGKILL)
 
 
 def test_a_process_that_fails_ends_all_with_its_message(overrides: list[str], tmp_path: Path) -> None:
     failing = "task.metrics.bleu.target=commands.FailsOnTheSecond"
-    command = [*launch(2), "train.py", *overrides, "strategy=fsdp", failing, f"output_dir={tmp_path / 'run'}"]
+    command = [sys.executable, *TORCHRUN, "train.py", *overrides, "strategy=fsdp", failing]
+    command.append(f"output_dir={tmp_path / 'run'}")
     process = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -172,12 +162,15 @@ def test_a_process_that_fails_ends_all_with_its_message(overrides: list[str], tm
 
 
 def test_input_that_is_refused_is_told_once(overrides: list[str], tmp_path: Path) -> None:
-    command = [*launch(2), "train.py", *overrides, "strategy=fsdp", "trainer.goals_per_step=3"]
-    done = subprocess.run(
-        [*command, f"output_dir={tmp_path / 'run'}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode != 0 and said.count("must be a multiple of the number of processes (2") == 1, said
+    log = tmp_path / "log"
+    typed = [*overrides, "strategy=fsdp", "trainer.goals_per_step=3", f"output_dir={tmp_path / 'run'}"]
+    first, second = start_two("train", typed, log)
+    first.join()
+    second.kill()  # as torchrun does; it would wait for that
+    second.join()
+    assert first.exitcode == 1
+    said = log.read_text()
+    assert said.count("must be a multiple of the number of processes (2") == 1, said
     assert not (tmp_path / "run").exists()
 
 
@@ -212,48 +205,63 @@ def with_sgd(target):
 
 
 for strategy in sys.argv[2].split(","):
-    for name in sys.argv[3:]:
-        for adapter in (True, False):
-            target, config, _ = ALGORITHMS[name]
-            config = dataclasses.replace(config, max_grad_norm=0.5)
-            sharding, made = None, "auto" if processes == 1 else "ddp"
-            if strategy == "fsdp":
-                sharding = Sharding(lambda: empty(adapter))
-                made = ShardedStrategy(processes, False, timedelta(minutes=1))
-            def load():
-                lm = moved(make_lm("Llama", adapter))
-                if strategy == "fsdp":  # what is recomputed has to be gathered again
-                    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-                return lm
+    for case in sys.argv[3:]:
+        name, adapter = case.split("-")[0], case.endswith("lora")
+        target, config, _ = ALGORITHMS[name]
+        config = dataclasses.replace(config, max_grad_norm=0.5)
+        sharding, made = None, "auto" if processes == 1 else "ddp"
+        if strategy == "fsdp":
+            sharding = Sharding(lambda: empty(adapter))
+            made = ShardedStrategy(processes, False, timedelta(minutes=1))
+        def load():
+            lm = moved(make_lm("Llama", adapter))
+            if strategy == "fsdp":  # what is recomputed has to be gathered again
+                lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            return lm
 
-            module = with_sgd(target)(config, load, None, TEMPERATURE, 3, sharding)
-            trainer, scored = fit(module, share, steps=3, devices=processes, strategy=made)
-            weights = whole({n: p.detach() for n, p in module.named_parameters() if p.requires_grad})
-            kept = {"gradients": scored.gradients, "logged": scored.logged, "weights": weights}
-            torch.save(kept, f"{sys.argv[1]}/{strategy}-{name}-{adapter}-{rank}.pt")
+        module = with_sgd(target)(config, load, None, TEMPERATURE, 3, sharding)
+        trainer, scored = fit(module, share, steps=3, devices=processes, strategy=made)
+        weights = whole({n: p.detach() for n, p in module.named_parameters() if p.requires_grad})
+        kept = {"gradients": scored.gradients, "logged": scored.logged, "weights": weights}
+        torch.save(kept, f"{sys.argv[1]}/{strategy}-{case}-{rank}.pt")
 """
 # Units of four kinds: tokens, pairs, tokens scaled over the whole rollout, replies.
-STEPPED = ("grpo_kl", "dpo", "ppo", "sft")
+STEPPED = [f"{name}-{kind}" for name in ("grpo_kl", "dpo", "ppo", "sft") for kind in ("lora", "full")]
+FEW = [("ddp", "grpo_kl-lora"), ("ddp", "sft-full"), ("fsdp", "grpo_kl-lora"), ("fsdp", "ppo-full")]
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
     """What three steps on the same scored groups make of the same policies, with one process and with two."""
-    folder = tmp_path_factory.mktemp("steps")
-    (folder / "steps.py").write_text(STEPS)
-    for processes, strategies in ((1, "alone"), (2, "ddp,fsdp")):
-        run([*launch(processes), str(folder / "steps.py"), str(folder), strategies, *STEPPED])
-    return folder
+
+    @functools.cache
+    def made(few: bool) -> Path:
+        folder = tmp_path_factory.mktemp("steps")
+        script, log = folder / "steps.py", folder / "log"
+        script.write_text(STEPS)
+        cases = {strategy: [c for s, c in FEW if s == strategy] if few else STEPPED for strategy in ("ddp", "fsdp")}
+        joined(launch(1, str(script), [str(folder), "alone", *dict.fromkeys(sum(cases.values(), []))], log), log)
+        for strategy, wanted in cases.items():
+            joined(launch(2, str(script), [str(folder), strategy, *wanted], log), log)
+        return folder
+
+    return made
 
 
-@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("algorithm", STEPPED)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("strategy", "case"),
+    [
+        pytest.param(strategy, case, marks=[] if (strategy, case) in FEW else pytest.mark.slow)
+        for strategy in ("ddp", "fsdp")
+        for case in STEPPED
+    ],
+)
 def test_processes_with_unequal_shares_of_a_step_learn_as_one_does(
-    steps: Path, strategy: str, algorithm: str, adapter: bool
+    steps: Callable[[bool], Path], strategy: str, case: str
 ) -> None:
-    files = [steps / f"{strategy}-{algorithm}-{adapter}-{rank}.pt" for rank in (0, 1)]
-    one = torch.load(steps / f"alone-{algorithm}-{adapter}-0.pt", weights_only=True)
+    folder = steps((strategy, case) in FEW)
+    files = [folder / f"{strategy}-{case}-{rank}.pt" for rank in (0, 1)]
+    one = torch.load(folder / f"alone-{case}-0.pt", weights_only=True)
     for process in (torch.load(file, weights_only=True) for file in files):
         assert len(process["gradients"]) == len(one["gradients"]) == 3
         pairs = zip([*process["gradients"], process["weights"]], [*one["gradients"], one["weights"]], strict=True)
@@ -265,5 +273,5 @@ def test_processes_with_unequal_shares_of_a_step_learn_as_one_does(
         assert max(float(gradient.abs().max()) for gradient in one["gradients"][0].values()) > 1e-3
         for found, expected in zip(process["logged"], one["logged"], strict=True):
             # Where no loss needs the KL, each process reads it off one micro-batch.
-            names = sorted(expected.keys() - ({"kl"} if algorithm in ("ppo", "sft") else set()))
+            names = sorted(expected.keys() - ({"kl"} if case.startswith(("ppo", "sft")) else set()))
             assert [found[n] for n in names] == pytest.approx([expected[n] for n in names], rel=1e-4, abs=1e-6)

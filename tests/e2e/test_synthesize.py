@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from commands import finished, start
+from composing import load_config
 
 from collab.app import build
-from collab.app.compose import load_config
 from collab.app.synthesize import claim_folder, synthesize
 from collab.conversation import Reply
 from collab.datamodules.conversations import load_groups
@@ -23,8 +22,6 @@ from collab.simulation import synthesis
 
 if TYPE_CHECKING:
     from conftest import Runner
-
-ROOT = Path(__file__).parents[2]
 
 
 def small(runner: Runner, *more: str) -> list[str]:
@@ -38,27 +35,19 @@ def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, tiny_model: Pat
     folder = tmp_path / "data"
     file = folder / "conversations.jsonl"
     overrides = small(runner, f"model.path={tiny_model}", "synthesis.num_conversations=20", "synthesis.at_once=1")
-    command = [
-        sys.executable,
-        "-m",
-        "collab",
-        "synthesize",
-        *overrides,
-        "trainer.accelerator=cpu",
-        f"output_dir={folder}",
-    ]
-    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while killed.poll() is None and not (file.is_file() and file.read_bytes().count(b"\n") >= 2):
+    command = ["synthesize", *overrides, "trainer.accelerator=cpu", f"output_dir={folder}"]
+    killed = start("collab", command, tmp_path / "log")
+    while killed.is_alive() and not (file.is_file() and file.read_bytes().count(b"\n") >= 2):
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    told, _ = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, told.decode()
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
     before = ConversationFile(file).rows
     assert 2 <= len(before) < 40 and not (folder / "dataset").exists()
     with file.open("ab") as torn:
         torn.write(b'{"conv_id": "train-kiln/19", "turns": [{"prom')
 
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    again = finished("collab", *command)
     assert again.returncode == 0, again.stderr
     rows = ConversationFile(file).rows
     assert rows[: len(before)] == before  # nothing is played twice

@@ -119,7 +119,7 @@ def test_an_offline_wandb_run_is_there(trained: Run) -> None:
 def test_the_same_seed_repeats_the_run(trained: Run, runner: Runner, tmp_path: Path) -> None:
     from conftest import TRAINING
 
-    again = runner("train.py", tmp_path / "again", *TRAINING)
+    again = runner("train", tmp_path / "again", *TRAINING)
     assert again.results["policies"] == trained.results["policies"]
     assert again.results["difference"] == trained.results["difference"]
     assert again.transcripts == trained.transcripts
@@ -131,7 +131,7 @@ def test_the_same_seed_repeats_the_run(trained: Run, runner: Runner, tmp_path: P
 @pytest.fixture(scope="module")
 def evaluated(trained: Run, runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
     policies = f"policies=[base,proactive,'mine:{trained.folder / 'policy'}']"
-    return runner("evaluate.py", tmp_path_factory.mktemp("evaluation") / "run", policies)
+    return runner("evaluate", tmp_path_factory.mktemp("evaluation") / "run", policies)
 
 
 def test_a_policy_scores_as_it_did_behind_its_training(evaluated: Run, trained: Run) -> None:

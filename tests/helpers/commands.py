@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
+import socket
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,19 @@ _PLACES = (ROOT, ROOT / "tests" / "helpers", ROOT / "tests" / "integration")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, _PLACES))}
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["collab.app.build", "collab.callbacks.progress", "collab.callbacks.export"])
+_FORKSERVER.set_forkserver_preload(
+    [
+        *("collab.app.cli", "collab.app.build", "collab.app.train", "collab.app.evaluate", "collab.app.synthesize"),
+        *("collab.callbacks.progress", "collab.callbacks.export", "collab.rewards.metrics", "transformers", "peft"),
+        *("transformers.models.llama.modeling_llama", "lightning.pytorch.loggers.wandb", "wandb", "datasets"),
+    ]
+)
 
 
-def start(entry: str, overrides: Sequence[str], log: Path) -> Any:
+def start(entry: str, overrides: Sequence[str], log: Path, env: Mapping[str, str | None] | None = None) -> Any:
     """`python ENTRY.py OVERRIDES` as a `multiprocessing.Process`; what it says is appended to `log`."""
-    process = _FORKSERVER.Process(target=_main, args=(entry, list(overrides), str(log)))
+    target = (entry, list(overrides), str(log), str(log), str(ROOT), dict(env or {}))
+    process = _FORKSERVER.Process(target=_main, args=target)
     process.start()
     return process
 
@@ -32,6 +43,45 @@ def run(entry: str, overrides: Sequence[str], log: Path) -> int:
     process = start(entry, overrides, log)
     process.join()
     return process.exitcode
+
+
+def start_two(entry: str, overrides: Sequence[str], log: Path) -> list[Any]:
+    """A command in two processes that find each other, as torchrun starts them; without what torchrun itself does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    common = {**address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
+    ranks = ({**common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+    return [start(entry, overrides, log, env) for env in ranks]
+
+
+def joined(processes: Sequence[Any], log: Path) -> None:
+    """Wait for all, which have to end well."""
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * len(processes), log.read_text()
+
+
+def finished(
+    entry: str, *arguments: str, cwd: Path = ROOT, env: Mapping[str, str | None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A whole command, with what it has written.
+
+    Args:
+        entry: Of `ENTRY.py`; "collab" for the console command; or the path of another script.
+        arguments: As typed.
+        cwd: Where it is typed.
+        env: Changes of the environment; None takes a variable away.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = (f"{folder}/{name}" for name in ("out", "err"))
+        target = (entry, list(arguments), out, err, str(cwd), dict(env or {}))
+        process = _FORKSERVER.Process(target=_main, args=target)
+        process.start()
+        process.join(500)
+        assert process.exitcode is not None, f"{entry} {' '.join(arguments)} does not end"
+        said = [Path(file).read_text(encoding="utf-8", errors="replace") for file in (out, err)]
+    return subprocess.CompletedProcess([entry, *arguments], process.exitcode, *said)
 
 
 class Early:
@@ -51,11 +101,24 @@ class FailsOnTheSecond(Early):
         return await super().__call__(conversation)
 
 
-def _main(entry: str, overrides: list[str], log: str) -> None:
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = [f"{entry}.py", *overrides]
-    from collab.app.cli import main
+def _main(entry: str, arguments: list[str], out: str, err: str, cwd: str, env: dict[str, str | None]) -> None:
+    for descriptor, path in ((1, out), (2, err)):
+        with open(path, "ab", buffering=0) as file:
+            os.dup2(file.fileno(), descriptor)
+    os.chdir(cwd)
+    sys.path += map(str, _PLACES)
+    for name, value in env.items():
+        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+    if entry.endswith(".py"):
+        sys.argv = [entry, *arguments]
+        runpy.run_path(entry, run_name="__main__")
+    elif entry == "collab":
+        sys.argv = ["collab", *arguments]
+        from collab.__main__ import main as console
 
-    main(entry)
+        console()
+    else:
+        sys.argv = [f"{entry}.py", *arguments]
+        from collab.app.cli import main
+
+        main(entry)
