@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 from typing import Any
@@ -174,6 +175,23 @@ def test_a_call_that_nobody_waits_for_any_more_is_counted_and_kept(tmp_path):
         again = HttpChatModel(endpoint(server), cache=cache)
         assert len(ask(again, *(RngKey(number) for number in range(5)))) == 5
         assert len(server.calls) == 5 and again.ledger.of("other").cached == 5
+
+
+def test_a_failure_that_nobody_waits_for_is_not_logged(caplog):
+    with FaultServer(lambda number, call: "401", seconds=0.2) as server:
+        model = HttpChatModel(endpoint(server))
+
+        async def stopped() -> None:
+            call = asyncio.create_task(model.complete(ASKED, SHORT, RngKey(1)))
+            await asyncio.sleep(0.1)
+            call.cancel()
+
+        asyncio.run(stopped())
+        asyncio.run(model.close())
+        assert len(server.calls) == 1
+    time.sleep(0.1)
+    gc.collect()
+    assert not caplog.records
 
 
 def test_a_call_fails_after_all_retries():
