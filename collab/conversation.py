@@ -117,6 +117,12 @@ class Message:
     token_ids: tuple[int, ...] | None = None
 
 
+def guessed_tokens(text: str) -> int:
+    """A guess of a text's tokens: one for four characters of ASCII, and one for each other character."""
+    ascii = len(text.encode("ascii", "ignore"))
+    return -(-ascii // 4) + len(text) - ascii
+
+
 @dataclass(frozen=True)
 class Usage:
     """Tokens of one request; `completion_tokens` include the reasoning. `guessed`: the server's count was of no use."""
@@ -152,10 +158,10 @@ class Reply:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens without reasoning: of the sampled ids, or by the server's count."""
-        if self.usage is None:
-            return len(self.token_ids)
-        return self.usage.completion_tokens - self.usage.reasoning_tokens
+        """Number of tokens without reasoning: by the server's count, of the sampled ids, or guessed from the text."""
+        if self.usage is not None:
+            return self.usage.completion_tokens - self.usage.reasoning_tokens
+        return len(self.token_ids) or guessed_tokens(self.text)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Reply:

@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from collab.chat.budget import price
-from collab.chat.completions import guessed_tokens
 from collab.config.policies import HostedPolicy, named_policies
 from collab.config.schema import (
     Config,
@@ -25,6 +24,7 @@ from collab.config.schema import (
     PairwiseConfig,
     UserConfig,
 )
+from collab.conversation import guessed_tokens
 from collab.rewards.judge import JudgedMetric
 from collab.simulation.schedule import candidates_at, context_turns
 from collab.util.errors import BadInput

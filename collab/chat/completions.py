@@ -10,7 +10,7 @@ from typing import Any
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.retries import Failure
 from collab.config.schema import EndpointConfig
-from collab.conversation import Message, Reply, Usage
+from collab.conversation import Message, Reply, Usage, guessed_tokens
 from collab.randomness import RngKey
 
 _THINKING = re.compile(r"\A\s*(?:<think>)?(.*?)</think>", re.DOTALL)
@@ -65,12 +65,6 @@ def request_body(
 def seed_of(key: RngKey) -> int:
     """A seed for servers, 31 bits: a function of the whole key."""
     return int.from_bytes(key.digest(4), "little") >> 1
-
-
-def guessed_tokens(text: str) -> int:
-    """A guess of a text's tokens: one for four characters of ASCII, and one for each other character."""
-    ascii = len(text.encode("ascii", "ignore"))
-    return -(-ascii // 4) + len(text) - ascii
 
 
 def expected_prompt(messages: Sequence[dict[str, str]]) -> int:
@@ -165,7 +159,8 @@ def _usage(counts: Any, text: str, reasoning: str, messages: Sequence[dict[str, 
         prompt = expected_prompt(messages)
     if completion is None:
         completion = guessed_tokens(text) + guessed_tokens(reasoning)
-    if thought is None or (reasoning and not thought):  # guessed by its share of the characters
+    if thought is None or (reasoning and not thought) or (text and thought >= completion):
+        # Guessed by its share of the characters.
         thought = round(completion * len(reasoning) / max(1, len(reasoning) + len(text)))
     return Usage(prompt, completion, min(thought, completion), guessed)
 

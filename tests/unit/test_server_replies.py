@@ -167,3 +167,9 @@ def test_counts_that_can_be_are_taken():
     usage = read({"content": "hi"}, usage={"prompt_tokens": 9.0, "completion_tokens": 2}).usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.guessed) == (9, 2, False)
     assert read({"content": ""}, usage={"prompt_tokens": 9, "completion_tokens": 0}).usage.guessed is False
+
+
+def test_a_reply_is_never_all_reasoning():
+    usage = {"prompt_tokens": 9, "completion_tokens": 8, "completion_tokens_details": {"reasoning_tokens": 30}}
+    reply = read({"content": "hi", "reasoning": "hmhmhm"}, usage=usage)
+    assert (reply.usage.reasoning_tokens, reply.num_tokens) == (6, 2)
