@@ -59,6 +59,7 @@ from collab.util.processes import connected, leave_together, rank
 
 Run = Callable[[Config], None]
 
+_PLACES = ("output_dir", "hydra.run.dir", "hydra.sweep.dir")  # fields that name the folder of a run or sweep
 _FIRST_SPEAKS = 20.0  # seconds that rank 0 gets to print an error before the others do
 
 
@@ -182,9 +183,15 @@ def _composer(entry: str, args: argparse.Namespace) -> Iterator[Callable[..., Di
 
 
 def check_sweep(entry: str, args: argparse.Namespace) -> Sweep:
-    """Step 1 of the module's docstring for all jobs of a sweep. Adds the folder of the sweep to `args.overrides`."""
+    """Step 1 of the module's docstring for all jobs of a sweep. Puts the folder of the sweep into `args.overrides`."""
     with _composer(entry, args) as composed_of:
         overrides = parse(args.overrides)
+        places = [one for one in overrides if one.key_or_group in _PLACES]
+        if len(places) > 1 or any(one.is_sweep_override() for one in places):
+            raise BadInput(
+                f"{' '.join(str(one.input_line) for one in places)}: a sweep has one folder, and each of its jobs a "
+                "folder in it. Name one: output_dir=FOLDER."
+            )
         configs = []
         if not any(one.key_or_group == "hydra/sweeper" for one in overrides):  # another sweeper makes its own jobs
             jobs = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
@@ -192,8 +199,11 @@ def check_sweep(entry: str, args: argparse.Namespace) -> Sweep:
         if any(config.resume for config in configs):
             raise BadInput("resume goes on with one run, and -m starts several. Resume each job: resume=FOLDER.")
         fixed = [str(one.input_line) for one in overrides if not one.is_sweep_override()]
-        place = str(composed_of(fixed, with_hydra=True).hydra.sweep.dir)
-    args.overrides = [*args.overrides, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would get another name
+        folders = composed_of(fixed, with_hydra=True).hydra
+        single = places and places[0].key_or_group != "hydra.sweep.dir"  # it names the folder of a single run
+        place = str(folders.run.dir if single else folders.sweep.dir)
+    others = [text for text, one in zip(args.overrides, overrides, strict=True) if one not in places]
+    args.overrides = [*others, f"hydra.sweep.dir={quoted(place)}"]  # elsewhere it would get another name
     flags = ["--config-name", args.config_name] if args.config_name else []
     flags += ["--config-dir", args.config_dir] if args.config_dir else []
     return Sweep([sys.executable, *program(entry), *flags], Path(place), len(configs))

@@ -1,4 +1,4 @@
-"""The command line as one types it: help, refusals, runs and sweeps. Commands run in processes of their own."""
+"""The command line as one types it: help, refusals, runs and sweeps."""
 
 import json
 import os
@@ -7,35 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import run
 
 from collab.__main__ import COMMANDS
+from collab.app.cli import main
 from collab.app.compose import load_config
 from collab.config.schema import Config
 from collab.util.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import json, os, signal, sys
-from collab.app.cli import main
-from collab.util.errors import BadInput
-
-def run(config):
-    with open("ran.jsonl", "a") as file:
-        file.write(json.dumps({"seed": config.seed, "dir": config.output_dir, "lr": config.algorithm.lr}) + "\\n")
-    if config.seed == 2:
-        raise BadInput("seed two is refused.")
-    if config.seed == 3:
-        sys.exit(5)
-    if config.seed == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if config.seed == 5:
-        raise RuntimeError("a defect")
-    if config.seed == 6:
-        raise KeyboardInterrupt
-    assert "torch" not in sys.modules
-
-main("train", run)
-"""
+PROGRAM = ROOT / "tests" / "helpers" / "program.py"
 
 
 def command(*arguments, cwd, program=ROOT / "train.py"):
@@ -46,10 +27,20 @@ def command(*arguments, cwd, program=ROOT / "train.py"):
 
 
 @pytest.fixture
-def program(tmp_path):
-    path = tmp_path / "program.py"
-    path.write_text(PROGRAM)
-    return path
+def typed(tmp_path, monkeypatch, capsys):
+    """`python train.py ARGUMENTS` in this process and an empty folder; with `run` instead of a training."""
+
+    def call(*arguments, run=run):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        code = 0
+        try:
+            main("train", run)
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return call
 
 
 def ran(folder):
@@ -99,17 +90,8 @@ def test_the_console_command_lists_its_commands_and_knows_a_typo(tmp_path):
     assert done.returncode == 0 and "No hosted model takes part" in done.stdout
 
 
-def test_help_names_what_one_can_type_and_imports_no_torch(tmp_path):
-    probe = tmp_path / "probe.py"
-    probe.write_text(
-        "import sys\nfrom collab.app.cli import main\nsys.argv[1:] = ['--help']\nmain('train')\n"
-        "print(sorted({'torch', 'transformers', 'lightning', 'datasets', 'peft'} & set(sys.modules)))\n"
-    )
-    done = command(cwd=tmp_path, program=probe)
-    assert done.returncode == 0, done.stderr
-    *shown, heavy = done.stdout.strip().splitlines()
-    assert heavy == "[]"
-    text = "\n".join(shown)
+def test_help_names_what_one_can_type(typed):
+    text = typed("--help").stdout
     assert "\n  paper/doc_edit\n" in text and "\n  doc_edit\n" in text
     assert "llama31_8b | smollm2" in text and "schema_" not in text
     assert "candidates per context" in text  # a doc line of the schema
@@ -165,16 +147,16 @@ def test_an_override_that_does_not_fit_is_told_in_one_message(overrides, said):
         (["-m", "seed=1,2", "model=smollm2,smolm2"], "Did you mean smollm2?"),
     ],
 )
-def test_bad_input_ends_with_one_message_and_leaves_no_folder(arguments, said, tmp_path):
-    done = command(*arguments, cwd=tmp_path)
+def test_bad_input_ends_with_one_message_and_leaves_no_folder(arguments, said, typed, tmp_path):
+    done = typed(*arguments, run=None)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and said in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_has_one_folder_with_its_resolved_config(program, tmp_path):
-    done = command("experiment=doc_edit", "seed=7", "algorithm.lr=0.5", cwd=tmp_path, program=program)
+def test_a_run_has_one_folder_with_its_resolved_config(tmp_path):
+    done = command("experiment=doc_edit", "seed=7", "algorithm.lr=0.5", cwd=tmp_path, program=PROGRAM)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "doc_edit").iterdir()
     assert folder.name.endswith("-seed7")
@@ -185,8 +167,8 @@ def test_a_run_has_one_folder_with_its_resolved_config(program, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir"])
-def test_the_folder_can_be_named_either_way(key, program, tmp_path):
-    done = command("seed=7", f"{key}=mine", cwd=tmp_path, program=program)
+def test_the_folder_can_be_named_either_way(key, typed, tmp_path):
+    done = typed("seed=7", f"{key}=mine")
     assert done.returncode == 0, done.stderr
     assert ran(tmp_path)[0]["dir"] == str(tmp_path / "mine")
     assert not (tmp_path / "outputs").exists()
@@ -196,16 +178,16 @@ def test_the_folder_can_be_named_either_way(key, program, tmp_path):
     ("seed", "code", "said"),
     [(2, 1, "error: seed two is refused."), (5, 1, "RuntimeError: a defect"), (6, 130, "Interrupted.")],
 )
-def test_how_a_run_ends(seed, code, said, program, tmp_path):
-    done = command(f"seed={seed}", cwd=tmp_path, program=program)
+def test_how_a_run_ends(seed, code, said, typed):
+    done = typed(f"seed={seed}")
     assert done.returncode == code
     assert said in done.stderr
     assert ("Traceback" in done.stderr) == (seed == 5)  # a defect keeps its trace
 
 
-def test_a_sweep_goes_on_past_failed_jobs_and_tells_them(program, tmp_path):
+def test_a_sweep_goes_on_past_failed_jobs_and_tells_them(tmp_path):
     # flags may stand between overrides; seed 2 is refused, seed 4 is killed
-    done = command("algorithm.lr=0.5", "-m", "seed=2,4,7", cwd=tmp_path, program=program)
+    done = command("algorithm.lr=0.5", "-m", "seed=2,4,7", cwd=tmp_path, program=PROGRAM)
     assert done.returncode == 1
     assert [job["seed"] for job in ran(tmp_path)] == [2, 4, 7]
     assert len({job["dir"] for job in ran(tmp_path)}) == 3
@@ -217,20 +199,36 @@ def test_a_sweep_goes_on_past_failed_jobs_and_tells_them(program, tmp_path):
     assert "error: seed two is refused." in done.stderr and "Traceback" not in done.stderr
 
 
-def test_job_k_of_a_sweep_is_the_run_that_one_types_alone(program, tmp_path):
-    assert command("-m", "seed=7,8", "name=x", cwd=tmp_path, program=program).returncode == 0
-    assert command("seed=8", "name=x", cwd=tmp_path, program=program).returncode == 0
+def test_job_k_of_a_sweep_is_the_run_that_one_types_alone(typed, tmp_path):
+    assert command("-m", "seed=7,8", "name=x", cwd=tmp_path, program=PROGRAM).returncode == 0
+    assert typed("seed=8", "name=x").returncode == 0
     (swept,) = tmp_path.glob("multirun/*/1-x-seed8/config.yaml")
     (alone,) = tmp_path.glob("outputs/x/*-seed8/config.yaml")
     different = set(swept.read_text().splitlines()) ^ set(alone.read_text().splitlines())
     assert {line.split(":")[0] for line in different} == {"output_dir"}
 
 
-def test_hydras_own_flags_work(program, tmp_path):
-    done = command("--cfg", "job", "--resolve", "seed=7", cwd=tmp_path, program=program)
+@pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir"])
+def test_a_sweep_has_its_jobs_in_the_folder_that_is_named(key, tmp_path):
+    done = command("-m", "seed=7,8", f"{key}=mine/of_${{name}}", "name=x", cwd=tmp_path, program=PROGRAM)
+    assert done.returncode == 0, done.stderr
+    folders = [str(tmp_path / "mine" / "of_x" / job) for job in ("0-x-seed7", "1-x-seed8")]
+    assert [job["dir"] for job in ran(tmp_path)] == folders
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "ran.jsonl"}
+
+
+@pytest.mark.parametrize("places", [("output_dir=a,b",), ("output_dir=a", "hydra.sweep.dir=b")])
+def test_a_sweep_has_one_folder(places, typed, tmp_path):
+    done = typed("-m", "seed=7,8", *places)
+    assert done.returncode == 1 and f"error: {' '.join(places)}: a sweep has one folder" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_hydras_own_flags_work(typed, tmp_path):
+    done = typed("--cfg", "job", "--resolve", "seed=7")
     assert done.returncode == 0, done.stderr
     assert "seed: 7" in done.stdout and "-seed7" in done.stdout
-    assert list(tmp_path.iterdir()) == [program]
+    assert not list(tmp_path.iterdir())
 
 
 def test_load_config_gives_the_schema():
