@@ -185,9 +185,9 @@ def test_how_a_run_ends(seed, code, said, typed):
     assert ("Traceback" in done.stderr) == (seed == 5)  # a defect keeps its trace
 
 
-def test_a_sweep_goes_on_past_failed_jobs_and_tells_them(tmp_path):
+def test_a_sweep_goes_on_past_failed_jobs_and_job_k_is_the_run_that_one_types_alone(typed, tmp_path):
     # flags may stand between overrides; seed 2 is refused, seed 4 is killed
-    done = command("algorithm.lr=0.5", "-m", "seed=2,4,7", cwd=tmp_path, program=PROGRAM)
+    done = command("algorithm.lr=0.5", "-m", "seed=2,4,7", "name=x", cwd=tmp_path, program=PROGRAM)
     assert done.returncode == 1
     assert [job["seed"] for job in ran(tmp_path)] == [2, 4, 7]
     assert len({job["dir"] for job in ran(tmp_path)}) == 3
@@ -197,13 +197,9 @@ def test_a_sweep_goes_on_past_failed_jobs_and_tells_them(tmp_path):
     for line, seed, ending in zip(lines, (2, 4, 7), ("exit status 1", "signal 9", "finished"), strict=True):
         assert f"seed={seed}" in line and ending in line
     assert "error: seed two is refused." in done.stderr and "Traceback" not in done.stderr
-
-
-def test_job_k_of_a_sweep_is_the_run_that_one_types_alone(typed, tmp_path):
-    assert command("-m", "seed=7,8", "name=x", cwd=tmp_path, program=PROGRAM).returncode == 0
-    assert typed("seed=8", "name=x").returncode == 0
-    (swept,) = tmp_path.glob("multirun/*/1-x-seed8/config.yaml")
-    (alone,) = tmp_path.glob("outputs/x/*-seed8/config.yaml")
+    assert typed("algorithm.lr=0.5", "seed=7", "name=x").returncode == 0
+    (swept,) = tmp_path.glob("multirun/*/2-x-seed7/config.yaml")
+    (alone,) = tmp_path.glob("outputs/x/*-seed7/config.yaml")
     different = set(swept.read_text().splitlines()) ^ set(alone.read_text().splitlines())
     assert {line.split(":")[0] for line in different} == {"output_dir"}
 

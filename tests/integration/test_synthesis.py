@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from composing import load_config
 from scripted import ScriptedModel, ScriptedUser
 
-from collab.app.compose import load_config
+from collab.app.cli import main
 from collab.app.synthesize import claim_folder
 from collab.chat.base import Sampling
 from collab.config.checks import check
@@ -28,7 +29,6 @@ from collab.simulation.user import UserTurn, invalid
 from collab.util.errors import BadInput
 from collab.util.files import only_writer
 
-ROOT = Path(__file__).parents[2]
 GOAL = Goal("mill", "A note.", "We meet at noon.", {"title": "the walk", "tone": "warm"})
 USUAL, PROACTIVE = "Be brief.", "Ask first."
 WORTH = {"usual": (1, 3, 2), "proactive": (2, 0)}  # what candidates are worth, by their number in their half
@@ -378,16 +378,17 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path):
         pass
 
 
-PROGRAM = """
-from collab.app.cli import main
-main("synthesize", lambda config: print("ran", config.seed))
-"""
+def test_the_command_refuses_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
 
-
-def test_the_command_refuses_before_anything_is_written(tmp_path):
     def command(*arguments):
-        typed = [sys.executable, "-c", PROGRAM, "experiment=doc_edit", "output_dir=data", *arguments]
-        return subprocess.run(typed, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        monkeypatch.setattr(sys, "argv", ["collab", "experiment=doc_edit", "output_dir=data", *arguments])
+        code = 0
+        try:
+            main("synthesize", lambda config: print("ran", config.seed))
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     first = command()
     assert (first.returncode, first.stdout) == (0, "ran 1\n"), first.stderr
