@@ -86,6 +86,7 @@ class HttpChatModel:
         self._answered = 0.0  # when the server last answered any call, by `time.monotonic`
         self._silence_reported = False  # since then
         self._json_mode = True  # until the server refuses it
+        self._guesses_reported = False
         self._closing = False
         self._under_way: set[concurrent.futures.Future[Reply]] = set()
 
@@ -192,6 +193,12 @@ class HttpChatModel:
             raise self._refusal(response, data)
         reply = self.read(data, body)
         self._json_mode = self._json_mode and not refused
+        if reply.usage is not None and reply.usage.guessed and not self._guesses_reported:
+            self._guesses_reported = True
+            self._tell(
+                f"{self.endpoint.base_url} does not say how many tokens a call used, or says what cannot be: they are "
+                "guessed from the length of the texts, and what is spent is an estimate."
+            )
         return reply
 
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any], most: Usage) -> tuple[httpx.Response, bytes]:
