@@ -10,13 +10,12 @@ import logging
 import os
 from collections.abc import Generator
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput
+from collab.util.network import transport
 
 _REAL_KEY = 12  # characters; a shorter key is a placeholder ("EMPTY"), which replies may contain
 
@@ -66,33 +65,5 @@ def client_options(endpoint: EndpointConfig) -> dict[str, Any]:
     """
     _key(endpoint)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise it logs a line for each call
-    try:
-        certificates = httpx.create_ssl_context()
-    except OSError as error:
-        name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "SSL_CERT_FILE")
-        raise BadInput(
-            f"The environment variable {name} ({os.environ.get(name)}) must name certificates that can be read: "
-            f"{error.strerror or error}. Correct it, or unset it to use those of the package certifi."
-        ) from None
-    host = urlsplit(endpoint.base_url).hostname or ""
-    options: dict[str, Any] = {
-        "auth": _Bearer(endpoint),
-        "timeout": httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout, pool=None),
-        "verify": certificates,
-        "trust_env": not proxy_bypass(host),  # httpx would set up a proxy even if NO_PROXY exempts this server
-    }
-    try:
-        httpx.Client(**options).close()
-    except (ImportError, ValueError, httpx.InvalidURL):
-        # Only the schemes are shown: an address may hold a password.
-        proxies = " or ".join(
-            f"{name.upper()}_PROXY ({url.partition('://')[0]}://...)"
-            for name, url in sorted(getproxies().items())
-            if name in ("all", "http", "https")
-        )
-        raise BadInput(
-            f"The proxy in {proxies} cannot be used for {endpoint.base_url}: it must be http://HOST:PORT, or "
-            "socks5://HOST:PORT with the package socksio (pip install socksio). Correct or unset the environment "
-            f"variable, or add {host} to NO_PROXY."
-        ) from None
-    return options
+    timeout = httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout, pool=None)
+    return {"auth": _Bearer(endpoint), "timeout": timeout, **transport(endpoint.base_url)}

@@ -11,6 +11,7 @@ from collab.chat.completions import error_message
 from collab.chat.connection import client_options, scrubbed
 from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput
+from collab.util.network import proxy_of
 
 
 def served_model(endpoint: EndpointConfig) -> str:
@@ -68,6 +69,8 @@ def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> ht
         return httpx.request(method, url, **client_options(endpoint), **body)
     except httpx.HTTPError as error:
         problem = type(error).__name__
+    if variable := proxy_of(url)[0]:
+        problem += f", through the proxy in {variable}"
     # Raised out here, so that it has no httpx exception as its context: that knows the request and its key.
     raise BadInput(
         f"Nothing answers at {url} ({problem}). Start the server, or correct base_url: it is what comes before "

@@ -17,6 +17,7 @@ from collab.chat.cache import ReplyCache
 from collab.chat.completions import read_reply, seed_of, split_reasoning
 from collab.chat.http import HttpChatModel
 from collab.chat.limits import TokenLimit
+from collab.chat.probe import served_model
 from collab.config.schema import EndpointConfig
 from collab.conversation import Message, Reply
 from collab.randomness import RngKey
@@ -275,22 +276,73 @@ def test_a_key_that_is_missing_or_cannot_be_sent_is_refused_by_the_name_of_its_v
     assert not value.strip() or value not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTP_PROXY"])
-def test_a_proxy_that_cannot_be_used_is_named_without_its_password(monkeypatch, name):
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setenv(name, "socks5://me:password@127.0.0.1:9")
-    with pytest.raises(BadInput, match=rf"{name.upper()} \(socks5://...\) .* add 127.0.0.1 to NO_PROXY") as refusal:
-        HttpChatModel(endpoint())
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+PROXY_OF = {
+    "ALL_PROXY": "http",
+    "all_proxy": "https",
+    "HTTP_PROXY": "http",
+    "http_proxy": "http",
+    "HTTPS_PROXY": "https",
+}
+
+
+@pytest.mark.parametrize("address", ["socks5://me:password@127.0.0.1:9", "ftp://me:password@a", "http://password:x"])
+@pytest.mark.parametrize("name", PROXY_OF)
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(monkeypatch, no_proxies, name, address):
+    monkeypatch.setenv(name, address)
+    with pytest.raises(BadInput, match=rf"{name} \({address[:3]}\w*://...\) .* add 127.0.0.1 to NO_PROXY") as refusal:
+        HttpChatModel(endpoint(base_url=f"{PROXY_OF[name]}://127.0.0.1:9/v1"))
     assert "password" not in str(refusal.value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with FaultServer() as server:
         assert isinstance(ask(HttpChatModel(endpoint(server)))[0], Reply)
 
 
-def test_certificates_that_cannot_be_read_are_named(monkeypatch):
-    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
-    with pytest.raises(BadInput, match=r"SSL_CERT_FILE \(/nonexistent\) .* No such file or directory"):
+@pytest.mark.parametrize("exempt", ["127.0.0.1", "127.0.0.1:{port}", "*", "fe80::/10,[::1,127.0.0.1"])
+@pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
+def test_a_server_that_no_proxy_names_is_asked_without_the_proxy(monkeypatch, no_proxies, name, exempt):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with FaultServer() as server:
+        monkeypatch.setenv(name, exempt.format(port=server.port))
+        assert isinstance(ask(HttpChatModel(endpoint(server)))[0], Reply)
+        assert served_model(endpoint(server)) == "tiny"
+
+
+def test_entries_of_no_proxy_do_not_matter_without_a_proxy(monkeypatch, no_proxies):
+    monkeypatch.setenv("NO_PROXY", "fe80::/10,[::1,:x")
+    with FaultServer() as server:
+        assert isinstance(ask(HttpChatModel(endpoint(server)))[0], Reply)
+
+
+def test_a_proxy_is_used_and_one_that_does_not_answer_is_named(monkeypatch, no_proxies):
+    with FaultServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1").removeprefix("http://"))  # without a scheme
+        assert isinstance(ask(HttpChatModel(endpoint(base_url="http://model.invalid/v1")))[0], Reply)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(BadInput, match=r"model.invalid/v1/models \(\w+, through the proxy in http_proxy\)"):
+        served_model(endpoint(base_url="http://model.invalid/v1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("SSL_CERT_FILE", "No such file or directory"), ("SSL_CERT_DIR", "no such folder")]
+)
+def test_certificates_that_cannot_be_read_are_named(monkeypatch, name, why):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv(name, "/nonexistent")
+    with pytest.raises(BadInput, match=rf"{name} \(/nonexistent\) .* {why}"):
+        HttpChatModel(endpoint())
+
+
+def test_a_file_without_certificates_is_named(monkeypatch, tmp_path):
+    (tmp_path / "empty.pem").write_text("nothing")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
+    with pytest.raises(BadInput, match=r"SSL_CERT_FILE \(.*empty.pem\) must name certificates"):
         HttpChatModel(endpoint())
 
 

@@ -1,0 +1,88 @@
+"""The network as the environment describes it: proxies, certificates, and whether a server answers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from collab.util.errors import BadInput
+
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # in the order in which httpx takes them
+_AWAY = (407, 502, 503, 504)  # statuses of a proxy that has not reached the server
+
+
+def transport(url: str) -> dict[str, Any]:
+    """Keyword arguments for a client or a request of httpx: certificates and proxy of the environment.
+
+    httpx itself reads no variable of proxies: it refuses entries of NO_PROXY that it does not know, proxy or not.
+
+    Raises:
+        BadInput: Certificates cannot be read, or a proxy cannot be used; names the variable.
+    """
+    variable, problem = next((name for name in _CERTIFICATES if os.environ.get(name)), ""), ""
+    folders = os.environ.get(variable, "").split(os.pathsep) if variable == "SSL_CERT_DIR" else []
+    if folders and not any(map(os.path.isdir, folders)):
+        problem = "no such folder"
+    try:
+        certificates = httpx.create_ssl_context()
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise BadInput(
+            f"The environment variable {variable} ({os.environ.get(variable)}) must name certificates that can be "
+            f"read: {problem}. Correct it, or unset it to use those of the package certifi."
+        )
+    variable, proxy = proxy_of(url)
+    options: dict[str, Any] = {"verify": certificates, "trust_env": False, "proxy": proxy}
+    try:
+        httpx.Client(**options).close()
+    except (ImportError, ValueError, httpx.InvalidURL):
+        # Only the scheme is shown: an address may hold a password.
+        raise BadInput(
+            f"The proxy in the environment variable {variable} ({str(proxy).partition('://')[0]}://...) cannot be used "
+            f"for {url}: it must be http://HOST:PORT, or socks5://HOST:PORT with the package socksio (pip install "
+            f"socksio). Correct or unset {variable}, or add {urlsplit(url).hostname} to NO_PROXY."
+        ) from None
+    return options
+
+
+def proxy_of(url: str) -> tuple[str, str | None]:
+    """(Variable, address) of the proxy for `url`; ("", None) if there is none or NO_PROXY exempts the server."""
+    parts, proxies = urlsplit(url), getproxies()
+    if parts.hostname is None or proxy_bypass(parts.netloc):
+        return "", None
+    for scheme in (parts.scheme, "all"):
+        if address := proxies.get(scheme):
+            names = (f"{scheme}_proxy", f"{scheme}_proxy".upper())
+            variable = next((name for name in names if os.environ.get(name)), names[1])
+            return variable, address if "://" in address else f"http://{address}"
+    return "", None
+
+
+def unreachable(url: str, seconds: float) -> str:
+    """Why no server answers at `url` in time; "" if one does, with whatever status.
+
+    Raises:
+        BadInput: As `transport`.
+    """
+    options, found = transport(url), list[str]()
+
+    def ask() -> None:
+        try:
+            status = httpx.head(url, timeout=seconds, **options).status_code
+            found.append(f"HTTP {status}" if status in _AWAY else "")
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            found.append(type(error).__name__)
+
+    # In a thread, since the timeouts of httpx leave out the name server.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    problem = found[0] if found else f"no answer within {seconds:g} s"
+    variable, _ = proxy_of(url)
+    return f"{problem}, through the proxy in {variable}" if problem and variable else problem
