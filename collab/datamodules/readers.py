@@ -21,6 +21,7 @@ from typing import Any
 
 from collab.datamodules.rows import Row, checked
 from collab.util.errors import BadInput, first_line
+from collab.util.hub import look_for
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<split>[^:]+))?")
 _FILE_SUFFIXES = {".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz"}  # never part of a hub name
@@ -144,6 +145,7 @@ def _saved_rows(folder: Path, split: str, key: str) -> _Placed:
 
 
 def _hub_rows(name: str, split: str, key: str) -> _Placed:
+    look_for(name)
     import datasets
 
     with quiet_datasets():

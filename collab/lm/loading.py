@@ -27,6 +27,7 @@ from collab.lm.device import resolve_attention
 from collab.lm.lora import add_adapter, make_lean
 from collab.lm.smollm2 import cached_folder, smollm2_folder
 from collab.util.errors import BadInput, first_line
+from collab.util.hub import look_for
 from collab.util.paths import is_model_folder
 
 
@@ -151,6 +152,8 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
             f"model.path={config.path!r} is no model folder: it has neither config.json nor adapter_config.json. Point "
             "it at a folder that `save_pretrained` or a run wrote, or at a Hugging Face id."
         )
+    if not folder.exists():
+        look_for(path)
     try:
         adapter_config = find_adapter_config_file(path)
         base = json.loads(Path(adapter_config).read_text())["base_model_name_or_path"] if adapter_config else path
@@ -163,6 +166,8 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
     # An adapter that was trained on the wheel's model names the cache folder of the machine that it was trained on.
     if Path(base).name == cached_folder().name and not Path(base).is_dir():
         base = str(smollm2_folder())
+    if not Path(base).exists():
+        look_for(base)
     return base, path
 
 
