@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -20,6 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from collab.app.resume import JOURNAL
+from collab.app.wandb_mode import wandb_mode
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress
 from collab.chat.base import ChatModel, Sampling
@@ -336,7 +335,7 @@ def _strategy(config: Config) -> Strategy | str:
 
 
 def loggers(config: Config, run: str, before: int) -> list[Logger]:
-    """CSV always; W&B online with a key, offline without one. A resumed run appends to both.
+    """CSV always, and W&B as `wandb_mode` says. A resumed run appends to both.
 
     Args:
         config: The checked config.
@@ -345,14 +344,14 @@ def loggers(config: Config, run: str, before: int) -> list[Logger]:
     """
     folder = Path(config.output_dir)
     made: list[Logger] = [metrics_logger(folder, before)]
-    if config.logger.wandb != "disabled":
-        offline = config.logger.wandb == "offline" or (config.logger.wandb == "auto" and not _has_wandb_key())
+    mode, _ = wandb_mode(config.logger.wandb)
+    if mode != "disabled":
         wandb_logger = WandbLogger(
             project=config.logger.project,
             name=folder.name,
             id=run,
             save_dir=folder,
-            offline=offline,
+            offline=mode == "offline",
             config=asdict(config),
             settings={"silent": True, "console": "off"},
         )
@@ -360,14 +359,3 @@ def loggers(config: Config, run: str, before: int) -> list[Logger]:
         wandb_logger._wandb_init.pop("anonymous", None)
         made.append(wandb_logger)
     return made
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

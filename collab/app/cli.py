@@ -261,6 +261,9 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
         check_machine(config, splits, entry, groups)
         if entry == "train":
             from collab.app.build import stored_contexts
+            from collab.app.wandb_mode import wandb_mode
+
+            wandb_mode(config.logger.wandb)
 
             stored_contexts(config)
 

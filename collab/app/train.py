@@ -32,6 +32,7 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 def train(config: Config) -> None:
     """Train a policy; writes everything into `config.output_dir`."""
     from collab.app import build
+    from collab.app.wandb_mode import wandb_mode
     from collab.callbacks.progress import Progress
 
     folder = Path(config.output_dir)
@@ -42,6 +43,8 @@ def train(config: Config) -> None:
     ):
         build.start(config)
         progress.console.print(build.describe(config), markup=False)
+        if why := wandb_mode(config.logger.wandb)[1]:
+            progress.note(f"{why}. The run is logged offline; afterwards, `wandb sync {folder}/wandb/offline-run-*`.")
         for name in ("base", "proactive"):
             play_row(config, name, None, progress, endpoints, run)
         if "fit" not in run.seconds:

@@ -1,0 +1,94 @@
+"""Whether a run is logged to W&B online, offline or not at all: by the config, the environment and `wandb login`."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from typing import Any
+
+import wandb
+from wandb.sdk import wandb_setup
+from wandb.sdk.lib import wbauth
+
+from collab.util.errors import BadInput, first_line
+from collab.util.network import unreachable
+from collab.util.processes import rank
+
+_SECONDS = 10.0  # to wait for the server, in all
+
+
+@functools.cache
+def wandb_mode(wanted: str) -> tuple[str, str]:
+    """("online", "offline" or "disabled", why it is not online although there is a key, or "").
+
+    W&B's own settings (`WANDB_MODE`, `wandb offline`) may only restrict what the config wants. With a key, the first
+    process asks the server whether it takes it, for 10 s at most; the others, which log nothing, are offline.
+
+    Args:
+        wanted: `logger.wandb`.
+
+    Raises:
+        BadInput: W&B refuses its own settings; certificates or proxy of the environment cannot be used; for "online",
+            there is no key that the server takes.
+    """
+    if wanted == "disabled":
+        return "disabled", ""
+    settings = _settings()
+    if settings.mode == "disabled":
+        return "disabled", ""
+    if wanted == "offline" or settings.mode in ("offline", "dryrun") or rank() > 0:
+        return "offline", ""
+    url = str(settings.base_url)
+    problem, key = "there is none", None
+    try:
+        # As `wandb.login` looks for it: the environment, netrc, the settings. Asks nobody and changes nothing.
+        key = wbauth.authenticate_session(host=url, source="collab", prompt=False, update_session=False)
+        if key is not None:
+            if away := _unreachable(url, key):
+                return "offline", away
+            return "online", ""
+    except wandb.Error as error:
+        problem = first_line(error)
+    if wanted == "online":
+        raise BadInput(
+            f"logger.wandb=online needs a key that {url} takes: {problem}. Run `wandb login`, set WANDB_API_KEY, or "
+            "set logger.wandb=offline."
+        )
+    return "offline", "" if problem == "there is none" else f"{url} does not take the key: {problem}"
+
+
+def _settings() -> Any:
+    """W&B's settings, from its environment and its files."""
+    try:
+        return wandb_setup.singleton().settings
+    except (ValueError, wandb.Error) as error:
+        lines = " ".join(str(error).split())
+        raise BadInput(
+            f"W&B refuses its own settings: {lines[:300]}. Correct the variables WANDB_... of the environment, or set "
+            "logger.wandb=disabled."
+        ) from error
+
+
+def _unreachable(url: str, key: wbauth.Auth) -> str:
+    """Why the server cannot be asked; "" if it takes the key. Raises `wandb.Error` if it refuses the key."""
+    began = time.monotonic()
+    if problem := unreachable(url, _SECONDS / 2):
+        return f"{url} cannot be reached: {problem}"
+    answers: list[wandb.Error | None] = []
+
+    def ask() -> None:
+        try:
+            key.verify()
+            answers.append(None)
+        except wandb.Error as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_SECONDS - (time.monotonic() - began))
+    if not answers:
+        return f"{url} does not say within {_SECONDS:g} s whether it takes the key"
+    if answers[0] is not None:
+        raise answers[0]
+    return ""

@@ -1,0 +1,167 @@
+"""Whether a run is logged to W&B online: what the config, W&B's own settings, the key and the server say."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import wandb
+from composing import load_config
+
+from collab.app.build import loggers
+from collab.app.wandb_mode import wandb_mode
+from collab.util.errors import BadInput
+
+KEY = "k" * 40
+
+
+class WandbServer:
+    """A server that takes every key, or refuses every one."""
+
+    def __init__(self, status: int) -> None:
+        asked = self.asked = list[str]()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                asked.append(self.path)
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                data = json.dumps({"data": {"viewer": {"id": "me", "username": "me", "teams": {"edges": []}}}}).encode()
+                self.send_response(status if self.path == "/graphql" else 200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if self.command == "POST":
+                    self.wfile.write(data)
+
+            do_HEAD = do_POST = answer
+
+            def log_message(self, *details: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> WandbServer:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A home without settings and keys; W&B reads both once for each process."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    wandb_mode.cache_clear()
+    yield
+    wandb.teardown()
+    wandb_mode.cache_clear()
+
+
+def save_key(url: str) -> None:
+    """As `wandb login` writes it."""
+    Path(os.environ["NETRC"]).write_text(f"machine {urlsplit(url).netloc}\n  login user\n  password {KEY}\n")
+
+
+def test_a_key_that_wandb_login_has_saved_is_found_whichever_server_it_is_for(monkeypatch) -> None:
+    with WandbServer(200) as server:
+        save_key(server.url)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        assert wandb_mode("auto") == wandb_mode("online") == ("online", "")
+        assert "/graphql" in server.asked
+
+
+def test_the_server_is_known_from_the_settings_of_wandb_too() -> None:
+    with WandbServer(200) as server:
+        save_key(server.url)
+        Path("wandb").mkdir()
+        Path("wandb/settings").write_text(f"[default]\nbase_url = {server.url}\n")
+        assert wandb_mode("auto") == ("online", "")
+
+
+def test_without_a_key_nobody_is_asked(monkeypatch) -> None:
+    with WandbServer(200) as server:
+        save_key("https://another.server")
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        assert wandb_mode("auto") == ("offline", "")
+        with pytest.raises(BadInput, match=rf"logger.wandb=online needs a key that {server.url} takes: there is none"):
+            wandb_mode("online")
+        assert not server.asked
+
+
+@pytest.mark.parametrize("wanted", ["auto", "online"])
+def test_without_the_network_a_run_with_a_key_is_offline(wanted: str, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert wandb_mode(wanted) == ("offline", "http://127.0.0.1:9 cannot be reached: ConnectError")
+
+
+def test_a_server_that_says_nothing_is_waited_for_for_ten_seconds_at_most(monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        began = time.monotonic()
+        mode, why = wandb_mode("auto")
+        assert (mode, "cannot be reached" in why) == ("offline", True) and time.monotonic() - began < 10.5
+
+
+@pytest.mark.parametrize(("key", "said"), [(KEY, "401"), ("short", "API key must have")])
+def test_a_key_that_is_refused_is_told_before_the_run(key: str, said: str, monkeypatch) -> None:
+    with WandbServer(401) as server:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        mode, why = wandb_mode("auto")
+        assert mode == "offline" and why.startswith(f"{server.url} does not take the key: ") and said in why
+        with pytest.raises(BadInput, match=f"logger.wandb=online needs a key .*{said}.* Run `wandb login`"):
+            wandb_mode("online")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "online", "offline"])
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("disabled", "disabled"), ("offline", "offline"), ("dryrun", "offline")]
+)
+def test_the_mode_of_wandb_may_restrict_the_config(mode: str, expected: str, wanted: str, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert wandb_mode(wanted) == ("disabled" if mode == "disabled" else "offline", "")
+
+
+def test_the_command_wandb_disabled_counts_too() -> None:
+    Path("wandb").mkdir()
+    Path("wandb/settings").write_text("[default]\nmode = disabled\n")
+    assert wandb_mode("auto") == ("disabled", "")
+
+
+def test_a_mode_that_there_is_not_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(BadInput, match="W&B refuses its own settings: .*mode Input should be 'online'"):
+        wandb_mode("auto")
+    assert wandb_mode("disabled") == ("disabled", "")
+
+
+def test_a_run_that_is_disabled_writes_no_folder_of_wandb(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for logger in loggers(load_config("train", ["experiment=doc_edit"], str(tmp_path / "run")), "id", 0):
+        logger.log_metrics({"a": 1.0}, 0)
+        logger.finalize("success")
+    assert not list(tmp_path.rglob("*-run-*"))
