@@ -17,6 +17,7 @@ from collab.conversation import Goal
 from collab.datamodules.readers import read_rows
 from collab.datamodules.rows import COMPLETION, PROMPT, Layout, goal_of, layout_of
 from collab.util.errors import BadInput
+from collab.util.processes import rank
 from collab.util.targets import load_target
 
 SPLITS = ("train", "val", "test")
@@ -177,7 +178,7 @@ def check_disjoint(splits: Mapping[str, list[Goal]]) -> None:
 
 
 def check_reference_lengths(goals: Iterable[Goal], count_tokens: Callable[[str], int], max_new_tokens: int) -> None:
-    """Refuse references that are longer than a reply of the policy may be.
+    """Say which references are longer than a reply of the policy may be; refuse the goals if most of them are.
 
     Args:
         goals: Of all splits.
@@ -185,11 +186,19 @@ def check_reference_lengths(goals: Iterable[Goal], count_tokens: Callable[[str],
         max_new_tokens: `task.max_new_tokens`.
 
     Raises:
-        BadInput: A reference is longer; the message names the longest one and the limit that would do.
+        BadInput: More than half of the references are longer; the message names the limit that would do for all.
     """
-    length, longest = max(((count_tokens(goal.reference), goal.id) for goal in goals), default=(0, ""))
-    if length > max_new_tokens:
-        raise BadInput(
-            f"The reference of goal '{longest}' has {length} tokens, but task.max_new_tokens ({max_new_tokens}) must "
-            f"be at least the longest reference: no reply could match it. Set task.max_new_tokens={length} or more."
-        )
+    lengths = sorted(((count_tokens(goal.reference), goal.id) for goal in goals), reverse=True)
+    longer = [(length, name) for length, name in lengths if length > max_new_tokens]
+    if not longer:
+        return
+    shown = ", ".join(f"'{name}' ({length} tokens)" for length, name in longer[:3])
+    problem = (
+        f"{len(longer)} of {len(lengths)} references are longer than task.max_new_tokens ({max_new_tokens}), so that "
+        f"no reply can match them: {shown}{', ...' if len(longer) > 3 else ''}."
+    )
+    way = f"Set task.max_new_tokens={longer[0][0]} or more."
+    if 2 * len(longer) > len(lengths):
+        raise BadInput(f"{problem} {way}")
+    if rank() == 0:
+        print(f"note: {problem} {way}", flush=True)

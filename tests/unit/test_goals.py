@@ -288,12 +288,17 @@ def test_splits_that_share_a_goal_are_refused():
     check_disjoint({"train": [tea], "val": [Goal("other", tea.prompt, "Another text.")]})
 
 
-def test_reference_longer_than_a_reply_is_refused_with_the_value_to_set():
+def test_references_longer_than_a_reply_are_said_with_the_value_to_set_and_refused_where_most_are(capsys):
     goals = [Goal("tea", "p", "one two three"), Goal("cat", "p", "one two three four five"), Goal("sea", "p", "one")]
     check_reference_lengths(goals, lambda text: len(text.split()), 5)
+    assert not capsys.readouterr().out
+    check_reference_lengths(goals, lambda text: len(text.split()), 4)
+    said = capsys.readouterr().out
+    assert said.startswith("note: 1 of 3 references are longer than task.max_new_tokens (4)")
+    assert "'cat' (5 tokens)" in said and said.endswith("Set task.max_new_tokens=5 or more.\n")
     with pytest.raises(BadInput) as caught:
-        check_reference_lengths(goals, lambda text: len(text.split()), 4)
-    for part in ("'cat' has 5 tokens", "task.max_new_tokens (4)", "Set task.max_new_tokens=5"):
+        check_reference_lengths(goals, lambda text: len(text.split()), 2)
+    for part in ("2 of 3 references", "'cat' (5 tokens), 'tea' (3 tokens)", "Set task.max_new_tokens=5 or more"):
         assert part in str(caught.value)
 
 
