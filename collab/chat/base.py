@@ -11,6 +11,8 @@ from collab.conversation import Message, Reply
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
+CONTEXT_FULL = "context_full"  # why a conversation ends that has become longer than a model reads
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -54,6 +56,10 @@ class Sampling:
 
 class ChatFailed(Exception):
     """A call got no reply, after all retries."""
+
+
+class ContextFull(ChatFailed):
+    """The conversation, with the longest reply that is allowed, does not fit the model's positions."""
 
 
 class ChatModel(Protocol):

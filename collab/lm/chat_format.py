@@ -1,24 +1,43 @@
-"""From messages to token ids, append-only.
+"""From messages to token ids, append-only; only the chat template makes control tokens.
 
 Chat templates are not append-only: when a longer conversation is rendered again, an earlier reply may be rewritten or
 tokenised in another way. The policy would then be trained on tokens that it never sampled. So a reply enters as the ids
 that were sampled, and the template gives only what lies between two replies.
+
+A message may spell a control token, such as `<|im_end|>`, which would end its turn and could open another one. So the
+template and the tokenizer see a character of the private use area in place of each such spelling, and what stands
+between two control tokens of the template is tokenised as ordinary text. A conversation without such spellings is
+tokenised in one piece.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import Any
 
+from collab.chat.base import ContextFull
 from collab.conversation import Message
 from collab.lm.inner import inner_of
-from collab.util.errors import BadInput
+from collab.util.errors import BadInput, first_line
+
+_PRIVATE = (0xE000, 0xF900), (0xF0000, 0xFFFFE)  # ranges of code points that no script uses
+_PROBES = [
+    Message("system", "40817"),
+    Message("user", "29553"),
+    Message("assistant", "73519"),
+    Message("user", "61142"),
+]  # what they say is recognised in a rendering
 
 
 class ChatFormat:
     """Renders conversations for one tokenizer.
+
+    Where the template refuses system messages or leaves them out, the system message is put in front of the first user
+    message, with an empty line between them.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template and an end-of-turn token.
@@ -26,6 +45,7 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self._spelt_in = lru_cache(4096)(self._find_control)
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Token ids of the prompt that asks for the next assistant message.
@@ -33,15 +53,18 @@ class ChatFormat:
         Returns:
             The ids, and the lengths of the prefixes that end with an assistant message: earlier requests for the same
             conversation have computed these.
+
+        Raises:
+            BadInput: The chat template cannot render the messages.
         """
         replies = [i for i, message in enumerate(messages) if message.role == "assistant"]
         ends = [*replies, len(messages)]
         opening = messages[: ends[0]]
-        ids = self._tokenize(self._render(opening))
+        ids = self._tokens(opening)
         boundaries = []
         for place, following in itertools.pairwise(ends):
             message = messages[place]
-            reply = list(message.token_ids) if message.token_ids else self._tokenize(message.content)
+            reply = list(message.token_ids) if message.token_ids else self.encode_text(message.content)
             ids += reply
             boundaries.append(len(ids))
             ids += self._between(opening, messages[place + 1 : following], reply)
@@ -54,18 +77,60 @@ class ChatFormat:
             text: The reply.
             cut: Whether it was cut at the length limit, before an end-of-turn token.
         """
-        ids = self._tokenize(text)
+        ids = self.encode_text(text)
         return ids if ids and cut else [*ids, *self._end]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text alone, none of them a control token."""
+        return self._ordinary(text) if self._spelt_in(text) else self._tokenize(text)
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """The text of a reply before its first stop string, stripped and without special tokens."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text[: min((text.find(one) for one in stop if one in text), default=None)].strip()
 
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of the prompt that asks for the next assistant message, as the template writes it."""
+        if messages and messages[0].role == "system" and self.folds_system:
+            system, *rest = messages
+            user, *rest = rest or [Message("user", "")]
+            messages = [replace(user, content=f"{system.content}\n\n{user.content}"), *rest]
+        return self._template(messages)
+
+    @cached_property
+    def folds_system(self) -> bool:
+        """Whether the template refuses system messages, or leaves them out."""
+        self._template(_PROBES[1:2])
+        try:
+            return _PROBES[0].content not in self._template(_PROBES[:2])
+        except BadInput:
+            return True
+
+    @cached_property
+    def control(self) -> frozenset[int]:
+        """The ids that only the template may make: special tokens, and added tokens by which it marks turns."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {index for index, token in added.items() if token.special}
+        frame, _, _ = self.render(_PROBES).rpartition(_PROBES[-1].content)
+        written = {i for i, token in added.items() if token.content.strip() and token.content in frame}
+        return frozenset(special | written | set(self.tokenizer.all_special_ids))
+
+    @property
+    def end(self) -> int | None:
+        """The control token that the template puts behind a reply; None if it puts ordinary text there."""
+        return next((index for index in self._end if index in self.control), None)
+
     @cached_property
     def _end(self) -> list[int]:
         """The end-of-turn token."""
-        return self._between([Message("user", "?")], [], [])[:1]
+        ids = self._between([Message("user", "?")], [], [])
+        place = self._end_in(ids)
+        return ids[place : place + 1]
+
+    def _end_in(self, ids: list[int]) -> int:
+        """The place of the end-of-turn token in what the template puts behind a reply; white space may come first."""
+        place = next((i for i, index in enumerate(ids) if index in self.control), 0)
+        return 0 if self.tokenizer.decode(ids[:place]).strip() else place
 
     def _between(self, opening: Sequence[Message], added: Sequence[Message], reply: list[int]) -> list[int]:
         """The ids from the end of a reply to the start of the next one.
@@ -73,40 +138,141 @@ class ChatFormat:
         They are what the template puts behind a mark in place of the reply. A sampled reply already ends with the
         end-of-turn token, so it is left out; a reply that was cut gets it here.
         """
-        mark = "~assistant~"
+        mark = "~73519~"  # no letters, since a template may change their case
         while any(mark in message.content for message in added):
             mark += "~"
-        text = self._render([*opening, Message("assistant", mark), *added])
-        ids = self._tokenize(text[text.rindex(mark) + len(mark) :])
-        return ids[1:] if reply and ids and reply[-1] == ids[0] else ids
+        ids = self._tokens([*opening, Message("assistant", mark), *added], mark)
+        place = self._end_in(ids)
+        return ids[place + 1 :] if reply and ids and reply[-1] == ids[place] else ids
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _tokens(self, messages: Sequence[Message], mark: str = "") -> list[int]:
+        """The ids of a prompt, or of what follows the last `mark` in it."""
+        hidden, spelt = self._hide(messages)
+        text = self.render(hidden)
+        if mark:
+            if mark not in text:
+                raise BadInput(f"The chat template of {self._name} leaves out a reply, or changes it.")
+            text = text[text.rindex(mark) + len(mark) :]
+        if not spelt:
+            return self._tokenize(text)
+        ids: list[int] = []
+        done = 0
+        for start, end, index in self._find_control(text):
+            ids += [*self._ordinary(_shown(text[done:start], spelt), within=done > 0), index]
+            done = end
+        return ids + self._ordinary(_shown(text[done:], spelt), within=done > 0)
+
+    def _template(self, messages: Sequence[Message]) -> str:
         plain = [{"role": message.role, "content": message.content} for message in messages]
-        text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+        try:
+            text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program, and may fail in any way
+            roles = ", ".join(message.role for message in messages)
+            raise BadInput(
+                f"The chat template of {self._name} cannot render a conversation of {roles}: {first_line(error)}. "
+                "Mend the template, or take a tokenizer with another one."
+            ) from error
         return text
 
-    def _tokenize(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    @property
+    def _name(self) -> str:
+        return self.tokenizer.name_or_path or type(self.tokenizer).__name__
+
+    # --- text apart from control tokens ----------------------------------------------------------------------------
+
+    def _tokenize(self, text: str, **options: Any) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
         return ids
+
+    def _find_control(self, text: str) -> tuple[tuple[int, int, int], ...]:
+        """(start, end, id) of each control token in the tokenizer's own reading of a text."""
+        tokenizer = self.tokenizer
+        if not tokenizer.is_fast:  # it has no offsets
+            names = {tokenizer.convert_ids_to_tokens(index): index for index in self.control}
+            pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+            return tuple((*match.span(), names[match[0]]) for match in re.finditer(pattern, text))
+        read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = ((*span, index) for index, span in zip(read["input_ids"], read["offset_mapping"], strict=True))
+        unknown, name = tokenizer.unk_token_id, tokenizer.unk_token  # text beyond the vocabulary becomes it, too
+        return tuple(
+            (start, end, index)
+            for start, end, index in found
+            if index in self.control and (index != unknown or text[start:end].strip() == name)
+        )
+
+    def _hide(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+        """The messages with a character for each spelling of a control token, and character -> spelling."""
+        if not any(self._spelt_in(message.content) for message in messages):
+            return messages, {}
+        used = set().union(*(message.content for message in messages))
+        free = (chr(code) for area in _PRIVATE for code in range(*area) if chr(code) not in used)
+        names: dict[str, str] = {}  # spelling -> character
+        hidden = []
+        for message in messages:
+            text, done = "", 0
+            for start, end, _ in self._spelt_in(message.content):
+                spelling = message.content[start:end].strip()  # a token may take in the white space around it
+                start = message.content.index(spelling, start)
+                if spelling not in names:
+                    names[spelling] = next(free)
+                text += message.content[done:start] + names[spelling]
+                done = start + len(spelling)
+            hidden.append(replace(message, content=text + message.content[done:]))
+        return hidden, {character: spelling for spelling, character in names.items()}
+
+    def _ordinary(self, text: str, within: bool = False) -> list[int]:
+        """The ids of a text in which nothing is read as a control token.
+
+        Args:
+            text: The text.
+            within: Whether it follows a control token. Some tokenizers put a space in front of a text's beginning.
+        """
+        if within and self._spaces_beginning:
+            head, whole = self._ordinary("\n"), self._ordinary(f"\n{text}")
+            if whole[: len(head)] == head:
+                return whole[len(head) :]
+        ids = self._tokenize(text, split_special_tokens=True)
+        if self.control.isdisjoint(set(ids) - {self.tokenizer.unk_token_id}):
+            return ids
+        # Not marked as special, or a word of the vocabulary: such a spelling is cut behind its first character.
+        cuts = [end - len(text[start:end].lstrip()) + 1 for start, end, _ in self._spelt_in(text)]
+        parts = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
+        if len(parts) == 1 or "" in parts[1:]:  # a token of one character cannot be cut
+            return [index for index in ids if index not in self.control]
+        return [*self._ordinary(parts[0], within), *(i for part in parts[1:] for i in self._ordinary(part, True))]
+
+    @cached_property
+    def _spaces_beginning(self) -> bool:
+        end = self.tokenizer.eos_token or ""
+        return self._tokenize(f"{end}a") != self._tokenize(end) + self._tokenize("a")
+
+
+def _shown(text: str, spelt: dict[str, str]) -> str:
+    return "".join(spelt.get(character, character) for character in text)
 
 
 def check_fits(prompt: Sequence[int], max_new_tokens: int, positions: int | None) -> None:
-    """Raise `BadInput` if a prompt is empty, or leaves too few of a model's positions for the reply."""
+    """Refuse a prompt after which a model cannot write a whole reply.
+
+    Raises:
+        BadInput: The prompt is empty.
+        ContextFull: It leaves too few of the model's positions for the reply.
+    """
     if not prompt:
         raise BadInput(
             "The conversation is rendered as no token at all, and a reply has to follow at least one. Give a message "
             "that is not empty, or a tokenizer with a chat template that says who speaks next."
         )
     if positions and len(prompt) + max_new_tokens > positions:
-        raise BadInput(
+        raise ContextFull(
             f"A conversation of {len(prompt)} tokens plus max_new_tokens={max_new_tokens} does not fit the model's "
             f"{positions} positions. Lower task.max_turns or task.max_new_tokens."
         )
 
 
 def end_tokens(lm: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a reply: those of a transformers model's generation config, and its tokenizer's."""
+    """The tokens that end a reply: of a transformers model's generation config, of its tokenizer and its template."""
     inner = inner_of(lm)
     stops = inner.generation_config.eos_token_id if inner.generation_config else None
     stops = stops if isinstance(stops, list) else [stops]
-    return {stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None}
+    return {stop for stop in (*stops, tokenizer.eos_token_id, ChatFormat(tokenizer).end) if stop is not None}
