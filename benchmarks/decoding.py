@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.measure import TEMPERATURE, Figures, Setting, compare, exactly, seconds
 from collab.conversation import Message
+from collab.generation.engine import LocalEngine
 from collab.randomness import RngKey
 
 SYSTEM = "You are an editor. Ask the user short clarifying questions. Use the user's facts to write the text."
@@ -33,8 +34,9 @@ def _rate(setting: Setting, work: Callable[[], Any]) -> Callable[[], float]:
     return lambda: setting.requests * setting.tokens / seconds(work)
 
 
-def _engine(setting: Setting) -> Callable[[], float]:
-    asked, sampling, engine = chats(setting.requests), exactly(setting.tokens), setting.engine()
+def engine_rate(setting: Setting, engine: LocalEngine | None = None) -> Callable[[], float]:
+    """Measures the tokens/s of an engine, by default of `setting.engine()`."""
+    asked, sampling, engine = chats(setting.requests), exactly(setting.tokens), engine or setting.engine()
 
     def work() -> None:
         engine.clear_cache()
@@ -67,7 +69,7 @@ def decode_vs_generate(setting: Setting) -> Figures:
             )
         assert out.shape[1] == batch.shape[1] + setting.tokens
 
-    return compare(setting, _engine(setting), _rate(setting, generate))
+    return compare(setting, engine_rate(setting), _rate(setting, generate))
 
 
 def decode_vs_vllm(setting: Setting) -> Figures:
@@ -80,7 +82,7 @@ def decode_vs_vllm(setting: Setting) -> Figures:
         took = peer.ask("decode", prompts=prompts, tokens=setting.tokens, temperature=TEMPERATURE)["seconds"]
         return setting.requests * setting.tokens / took
 
-    return compare(setting, _engine(setting), vllm)
+    return compare(setting, engine_rate(setting), vllm)
 
 
 def decode_vs_floor(setting: Setting) -> Figures:
@@ -96,7 +98,7 @@ def decode_vs_floor(setting: Setting) -> Figures:
                 for linear in linears:
                     linear(inputs[linear.in_features])
 
-    return compare(setting, _engine(setting), _rate(setting, products))
+    return compare(setting, engine_rate(setting), _rate(setting, products))
 
 
 def decode_vs_continuous_batching(setting: Setting) -> Figures:
@@ -123,6 +125,6 @@ def decode_vs_continuous_batching(setting: Setting) -> Figures:
         assert [len(found.generated_tokens) for found in out.values()] == [setting.tokens] * setting.requests
 
     try:
-        return compare(setting, _engine(setting), _rate(setting, continuous))
+        return compare(setting, engine_rate(setting), _rate(setting, continuous))
     finally:
         setting.stock_lm.destroy_cached_continuous_batching_manager()

@@ -72,7 +72,7 @@ class Setting:
         return str(self.dtype).removeprefix("torch.")
 
     def engine(self) -> LocalEngine:
-        return LocalEngine(self.lm, self.tokenizer)
+        return LocalEngine(self.lm, self.tokenizer, max(64, self.requests))
 
     def peer(self, environment: str | None, script: str, **arguments: Any) -> Peer:
         """A peer that has just been started; None as `environment` is this very interpreter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from update_sides import TEMPERATURE, draw, measured
@@ -11,17 +12,26 @@ from wire import answer
 def start(model: str, dtype: str, device: str, checkpointing: bool, history: int, candidates: int, tokens: int) -> Any:
     import torch
 
-    from collab.config.algorithms import GRPOConfig
     from collab.config.schema import ModelConfig
-    from collab.conversation import Reply
     from collab.lm.loading import load_model
+
+    torch.manual_seed(0)
+    config = ModelConfig(name="benchmark", path=model, gradient_checkpointing=checkpointing)
+    lm = load_model(config, getattr(torch, dtype), torch.device(device))
+    update, trained = update_of(lm, history, candidates, tokens)
+    return {"versions": ""}, {"update": lambda: measured(update, trained, device)}
+
+
+def update_of(lm: Any, history: int, candidates: int, tokens: int) -> tuple[Callable[[], None], list[Any]]:
+    """One update of a model, and the parameters that it trains."""
+    import torch
+
+    from collab.config.algorithms import GRPOConfig
+    from collab.conversation import Reply
     from collab.modules.base import Example
     from collab.modules.grpo import GRPO
     from collab.modules.packing import pack
 
-    torch.manual_seed(0)
-    config = ModelConfig(name="benchmark", path=model, gradient_checkpointing=checkpointing)
-    lm: Any = load_model(config, getattr(torch, dtype), torch.device(device))
     module = GRPO(GRPOConfig(), lambda: lm, None, TEMPERATURE, max_steps=1)
     module.configure_model()
     policy = module.policy
@@ -45,8 +55,7 @@ def start(model: str, dtype: str, device: str, checkpointing: bool, history: int
         output = policy(packed)
         (module.loss([chosen], packed, output, None) / module.units(chosen)).backward()
 
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    return {"versions": ""}, {"update": lambda: measured(update, trained, device)}
+    return update, [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
 
 if __name__ == "__main__":

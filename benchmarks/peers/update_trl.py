@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from update_sides import TEMPERATURE, draw, measured
@@ -23,15 +24,34 @@ def start(
     from importlib.metadata import version
 
     import torch
-    from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
 
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    update, trained = update_of(lm, tokenizer, history, candidates, tokens, rank, alpha, device, checkpointing)
+    return {"versions": f"trl {version('trl')}"}, {"update": lambda: measured(update, trained, device)}
+
+
+def update_of(
+    lm: Any,
+    tokenizer: Any,
+    history: int,
+    candidates: int,
+    tokens: int,
+    rank: int,
+    alpha: int,
+    device: str,
+    checkpointing: bool = False,
+) -> tuple[Callable[[], None], list[Any]]:
+    """One update of a model without an adapter, and the parameters that it trains."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import GRPOConfig, GRPOTrainer
+
     trainer = GRPOTrainer(
         model=lm,
-        processing_class=AutoTokenizer.from_pretrained(model),
+        processing_class=tokenizer,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),  # never called: nothing is generated
         train_dataset=Dataset.from_list([{"prompt": "nothing"}] * candidates),
         peft_config=LoraConfig(
@@ -44,7 +64,7 @@ def start(
             max_completion_length=tokens,
             temperature=TEMPERATURE,
             gradient_checkpointing=checkpointing,
-            bf16=dtype == "bfloat16",
+            bf16=lm.dtype == torch.bfloat16,
             use_cpu=device == "cpu",
             report_to="none",
             seed=0,
@@ -72,8 +92,7 @@ def start(
     def update() -> None:
         trainer.accelerator.backward(trainer.compute_loss(policy, inputs))
 
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    return {"versions": f"trl {version('trl')}"}, {"update": lambda: measured(update, trained, device)}
+    return update, [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
 
 if __name__ == "__main__":

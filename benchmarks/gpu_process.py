@@ -1,0 +1,171 @@
+"""What the parts of the GPU check share: where they run, processes that can be ended, and figures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        name: What was measured.
+        value: A number or a word; None if it could not be measured.
+        unit: Of a number.
+        ok: Whether a check holds; None if nothing is checked.
+        note: What is checked, or why there is no value.
+    """
+
+    name: str
+    value: float | str | None
+    unit: str = ""
+    ok: bool | None = None
+    note: str = ""
+
+    def text(self) -> str:
+        value = "-" if self.value is None else f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
+        return f"{value} {self.unit}".strip()
+
+
+@dataclass(frozen=True)
+class Check:
+    """Where and how the parts run.
+
+    Attributes:
+        device: cpu or cuda. On a CPU all models are tiny, and so is all else: a rehearsal.
+        scratch: A folder for all that the check writes; its `weights.txt` says which weights the default model has.
+        fork: Start training runs by a fork, which saves a rehearsal their imports.
+    """
+
+    device: str
+    scratch: str
+    fork: bool = False
+
+    @property
+    def tiny(self) -> bool:
+        return self.device == "cpu"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.scratch)
+
+    def size(self, name: str) -> str:
+        """The key of `gpu_models.SIZES` to use for a size."""
+        return "tiny" if self.tiny else name
+
+    def random_weights(self) -> bool:
+        return "random" in (self.folder / "weights.txt").read_text(encoding="utf-8")
+
+
+class Child:
+    """A process whose output goes to the end of a file.
+
+    Args:
+        command: What follows `python`.
+        log: That file.
+        variables: Environment variables to set.
+        work: If given, the process is a fork that calls this instead of `command`.
+        group: Give the process a group of its own, which `kill` ends.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        variables: Mapping[str, str] | None = None,
+        work: Callable[[], Any] | None = None,
+        group: bool = False,
+    ) -> None:
+        self._group, self._code = group, None
+        self._popen: subprocess.Popen[bytes] | None = None
+        environment = {**os.environ, **(variables or {})}
+        if work is not None:
+            self.pid = os.fork()
+            if not self.pid:
+                _forked(work, log, environment, group)
+            return
+        with log.open("ab") as file:
+            self._popen = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
+                start_new_session=group,
+            )
+        self.pid = self._popen.pid
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        if self._popen is not None:
+            return self._popen.poll()
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def wait(self, seconds: float = 3600) -> int | None:
+        """The exit status; None if it still runs after that time."""
+        end = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.poll()
+
+    def kill(self) -> None:
+        """End it at once, with its group if it has one; what it has started elsewhere stays."""
+        kill = os.killpg if self._group else os.kill
+        if self._group or self.poll() is None:
+            try:
+                kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.wait(30)
+
+
+def _forked(work: Callable[[], Any], log: Path, environment: Mapping[str, str], group: bool) -> None:
+    """The life of a forked process."""
+    code = 1
+    try:
+        if group:
+            os.setsid()
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.environ.update(environment)
+        work()
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def tried(name: str, figures: Callable[[], Iterable[Figure]]) -> Iterator[Figure]:
+    """The figures of one step; an exception becomes a failed figure, and the steps after it go on."""
+    try:
+        yield from figures()
+    except Exception as error:
+        traceback.print_exc()
+        yield Figure(name, None, ok=False, note=what(error))
+
+
+def what(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
