@@ -169,7 +169,8 @@ class PolicyModule(L.LightningModule):
             self.trainer.model.require_backward_grad_sync = False
         sums = dict.fromkeys(("loss", "kl", "kl_tokens", "entropy", "tokens", "gap", "gap_tokens"), 0.0)
         norms: list[float] = []
-        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        optimizer: Any = self.optimizers()
+        rate = optimizer.param_groups[0]["lr"]
         # A minibatch is a run of neighbouring groups, so the number of ranks does not change which groups are in it.
         count = self.config.num_minibatches
         cuts = [len(batch.groups) * number // count for number in range(count + 1)]
@@ -181,8 +182,16 @@ class PolicyModule(L.LightningModule):
         first = True
         for minibatch in minibatches * self.config.epochs:
             total = over_ranks(self.trainer, [sum(map(self.units, minibatch))])[0]
-            norms.append(self._update(minibatch, total, first, sums) if total else 0.0)
-            first = first and not total
+            if total:
+                norms.append(self._update(minibatch, total, first, sums))
+                first = False
+            else:
+                norms.append(0.0)
+                optimizer.zero_grad()
+                # Without gradients this changes nothing. torch warns if the first step is that of the schedule.
+                optimizer.optimizer.step()
+            # By the progress of the run, not by the updates that had something to learn from.
+            self.lr_schedulers().step()  # type: ignore[union-attr]
         self.policy.eval()
         left_out = self.left_out(batch.groups)
         ours = [*sums.values(), len(examples), len(batch.groups), *left_out.values()]
@@ -245,7 +254,6 @@ class PolicyModule(L.LightningModule):
                 torch.distributed.all_reduce(parameter.grad)
         norm = clip_grad_norm_(trained, self.config.max_grad_norm or math.inf)
         optimizer.step()
-        self.lr_schedulers().step()  # type: ignore[union-attr]
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def passes(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], PackedBatch]]:

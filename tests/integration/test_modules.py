@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -398,6 +399,19 @@ def test_the_learning_rate_follows_the_steps() -> None:
 
     fit(make("grpo", lr=0.1, warmup_steps=2, schedule="linear", max_steps=6), groups(), 6, [Rates()])
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dpo"])
+@pytest.mark.parametrize("flat", [{0}, {1, 2, 3}, {0, 1, 3, 4}])
+def test_the_schedule_reaches_its_end_whatever_steps_have_nothing_to_learn_from(kind: str, flat: set[int]) -> None:
+    def per_step(step: int) -> list[Group]:
+        return [group(1, FLAT)] if step in flat else [group(1, REWARDS[0])]
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lr_scheduler.*")
+        trainer, scored = fit(make(kind, lr=0.6, schedule="linear", max_steps=6), per_step, 6)
+    assert [logged["lr"] for logged in scored.logged] == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert trainer.global_step == len(scored.gradients) == 6 - len(flat)
 
 
 def test_a_step_without_spread_changes_nothing() -> None:

@@ -1,0 +1,132 @@
+"""Leaves out goals and stored contexts that are too long for a model, before a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from collab.app import preflight
+from collab.app.build import local_model
+from collab.config.policies import named_policies
+from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig
+from collab.conversation import Conversation, Goal, Message
+from collab.datamodules.goals import SPLITS, GoalSplits, load_splits
+from collab.lm.chat_format import ChatFormat
+from collab.lm.loading import load_tokenizer, num_positions
+from collab.parsing.agenda_items import openings
+from collab.randomness import RngKey
+from collab.simulation.llm import LLMUser
+from collab.util.errors import BadInput
+
+_SHOWN = 5  # names in a message
+_FRAME = 256  # tokens that a template may write around the messages of a prompt
+
+
+class Room:
+    """Whether a prompt leaves room for a reply in a model's positions.
+
+    Args:
+        model: Whose tokenizer and positions count.
+        max_new_tokens: Of a reply.
+    """
+
+    def __init__(self, model: ModelConfig, max_new_tokens: int) -> None:
+        self.max_new_tokens, self.positions = max_new_tokens, num_positions(model)
+        self._model = model
+
+    def holds(self, messages: Sequence[Message]) -> bool:
+        if self.positions is None:
+            return True
+        # A token has a byte or more, so short texts need not be tokenised.
+        size = sum(len(message.content.encode()) for message in messages)
+        if size + _FRAME + self.max_new_tokens <= self.positions:
+            return True
+        return len(self._format.encode(messages)[0]) + self.max_new_tokens <= self.positions
+
+    @cached_property
+    def _format(self) -> ChatFormat:
+        return ChatFormat(load_tokenizer(self._model))
+
+
+def goals_that_fit(config: Config, splits: GoalSplits | None = None) -> tuple[GoalSplits, list[str]]:
+    """The goals of the task without those of which no conversation can begin.
+
+    Such a goal makes each of the user's first messages too long for a local policy, or the prompt of a local model that
+    plays the user too long for that model.
+
+    Args:
+        config: The checked config.
+        splits: All goals of the task, if they are known.
+
+    Returns:
+        The goals, and a line about those that are left out of a split.
+
+    Raises:
+        BadInput: No goal of a split is left.
+    """
+    splits = splits or load_splits(config.task)
+    can_begin = _beginnings(config)
+    kept: dict[str, list[Goal]] = {}
+    notes = []
+    for split in SPLITS:
+        given: list[Goal] = getattr(splits, split)
+        kept[split] = [goal for goal in given if can_begin(goal)]
+        if len(kept[split]) == len(given):
+            continue
+        names = [goal.id for goal in given if goal not in kept[split]]
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        why = (
+            f"{len(names)} of the {len(given)} {split} goals can never fit: their first prompt and a reply are longer "
+            f"than the positions of the model that reads them: {shown}"
+        )
+        if not kept[split]:
+            raise BadInput(f"{why}. Shorten the goals, lower task.max_new_tokens, or take a model with more positions.")
+        notes.append(f"{why}. They are left out.")
+    return GoalSplits(**kept), notes
+
+
+def contexts_that_fit(config: Config, contexts: dict[Any, Conversation]) -> dict[Any, Conversation]:
+    """The stored contexts to which the policy can reply. A warning says how many are left out."""
+    room = Room(config.model, config.task.max_new_tokens)
+    kept = {place: context for place, context in contexts.items() if room.holds(context.messages())}
+    if left_out := len(contexts) - len(kept):
+        rank_zero_warn(
+            f"sampler.contexts: {left_out} of the {len(contexts)} contexts are left out: with a reply they are longer "
+            f"than the {room.positions} positions of the model. The policy plays its own in their place."
+        )
+    return kept
+
+
+def _beginnings(config: Config) -> Callable[[Goal], bool]:
+    """Goal -> whether a conversation about it can begin with one of the users, for all local policies."""
+    task = config.task
+    rows = named_policies(config.policies).values() or [None]
+    rooms = [
+        Room(replace(config.model, path=str(row)) if row else config.model, task.max_new_tokens)
+        for row in rows
+        if row is None or isinstance(row, Path)
+    ]
+    instruction = [Message("system", task.system_prompt)] if task.system_prompt else []
+
+    def heard(goal: Goal) -> bool:
+        prompts = [[*instruction, Message("user", text)] for text in openings(goal)]
+        return all(any(room.holds(prompt) for prompt in prompts) for room in rooms)
+
+    def speaker(user: Any) -> Callable[[Goal], bool] | None:
+        if isinstance(user, AgendaUserConfig):
+            return heard
+        if isinstance(user, LLMUserConfig) and user.endpoint.kind == "local":
+            room = Room(local_model(config, user.endpoint), user.max_new_tokens)
+            nobody: Any = None
+            player = LLMUser(user, task.max_turns, nobody)
+            return lambda goal: room.holds(player.messages(Conversation(goal), RngKey(config.seed, goal=goal.id), ""))
+        return None
+
+    parts = {key: user for key, user in preflight.users(config).items() if not hasattr(user, "users")}
+    known = [speaker(user) for user in parts.values()]
+    return lambda goal: any(one is None or one(goal) for one in known)
