@@ -18,10 +18,12 @@ def look_for(name: str) -> None:
     Raises:
         BadInput: Certificates or proxy of the environment cannot be used.
     """
-    _say(f"{name} is not on this machine by that path: looking for it on the Hugging Face hub.")
     from huggingface_hub import constants
 
-    if constants.is_offline_mode():
+    offline = constants.is_offline_mode()
+    what = "an earlier download from the Hugging Face hub" if offline else "it on the Hugging Face hub"
+    _say(f"{name} is no path on this machine: looking for {what}.")
+    if offline:
         return
     if problem := unreachable(constants.ENDPOINT, _SECONDS):
         _say(f"{constants.ENDPOINT} cannot be reached ({problem}): only earlier downloads are used.")

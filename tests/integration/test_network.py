@@ -61,9 +61,17 @@ def test_a_wrong_name_without_the_network_is_told_at_once(what: str, monkeypatch
         else:
             load_groups("someone/wrong", "")
     said, *more = capsys.readouterr().out.splitlines()
-    assert said == "note: someone/wrong is not on this machine by that path: looking for it on the Hugging Face hub."
+    assert said == "note: someone/wrong is no path on this machine: looking for it on the Hugging Face hub."
     assert more == ["note: http://127.0.0.1:9 cannot be reached (ConnectError): only earlier downloads are used."]
     assert time.monotonic() - began < 10
+
+
+def test_a_machine_that_is_said_to_be_offline_asks_nobody(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    look_for("someone/goals")
+    said = "note: someone/goals is no path on this machine: looking for an earlier download from the Hugging Face hub.\n"
+    assert capsys.readouterr().out == said
 
 
 def test_a_proxy_that_cannot_be_used_is_named_before_the_hub_is_asked(monkeypatch) -> None:
