@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check -c 
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test fast test-vllm lint types bench cheats table ablation clean
+.PHONY: help install quickstart test fast test-vllm lint types bench gpu-check cheats table ablation clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ types: $(STAMP) ## install, check types
 
 bench: $(STAMP) ## install, measure speed against peers (installed into benchmarks/.envs, 7 GB), write the table
 	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python benchmarks/run.py --write $(ARGS)
+
+gpu-check: ## with the Python at hand, prove on a GPU what only a GPU can, in ten minutes (docs/results/gpu.md)
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
 cheats: $(STAMP) ## install, play scripted tricks and an honest script against the user of doc_edit, and the base model
 	$(BIN)/python benchmarks/cheats.py $(ARGS)

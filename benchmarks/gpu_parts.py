@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import csv
+import dataclasses
 import gc
 import importlib.metadata
 import importlib.util
@@ -47,15 +48,22 @@ def prepare(check: Check) -> Figures:
     (check.folder / "weights.txt").write_text(weights, encoding="utf-8")
     yield Figure("default model", weights)
     if check.device == "cuda":
-        yield Figure("device", torch.cuda.get_device_name())
-        yield Figure("memory", torch.cuda.get_device_properties(0).total_memory / 1e9, "GB")
-        yield Figure("CUDA", str(torch.version.cuda))
-        yield Figure("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+        yield from tried("device", _gpu)
     else:
         yield Figure("device", f"CPU, {torch.get_num_threads()} threads")
     yield Figure("Python", platform.python_version())
     for name in ("torch", "transformers", "lightning", "peft", "tokenizers", "numpy", "trl", "flash-attn", "vllm"):
         yield Figure(name, _version(name) or "not installed")
+
+
+def _gpu() -> Figures:
+    import torch
+    from torch.cuda import nccl
+
+    yield Figure("device", torch.cuda.get_device_name())
+    yield Figure("memory", torch.cuda.get_device_properties(0).total_memory / 1e9, "GB")
+    yield Figure("CUDA", str(torch.version.cuda))
+    yield Figure("NCCL", ".".join(map(str, nccl.version())))
 
 
 def _version(name: str) -> str | None:
@@ -276,7 +284,7 @@ def losses(check: Check) -> Figures:
 
     config = ModelConfig(name="check")
 
-    def on(device: str, dtype: Any = torch.float32, blocks: bool = True) -> tuple[float, float, Any]:
+    def on(device: str, dtype: Any, blocks: bool, sampled: Any = None) -> tuple[float, float, Any]:
         torch.manual_seed(0)
         lm = load_model(config, dtype, torch.device(device))
         with torch.no_grad():
@@ -285,14 +293,14 @@ def losses(check: Check) -> Figures:
                     noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
                     parameter.copy_(1e-3 * noise)
         history, candidates, tokens = (20, 3, 8) if check.tiny else (256, 4, 64)
-        return grpo_loss(lm, history, candidates, tokens, blocks)
+        return grpo_loss(lm, history, candidates, tokens, blocks, sampled)
 
-    loss, norm, logprobs = on("cpu")
+    loss, norm, logprobs = on("cpu", torch.float32, True)
     yield Figure("GRPO on the CPU in fp32: loss", loss)
     cases = {"by blocks": (torch.float32, True), "dense mask": (torch.float32, False), "bf16": (torch.bfloat16, True)}
 
     def compared(name: str, dtype: Any, blocks: bool) -> Figures:
-        found = on(check.device, dtype, blocks)
+        found = on(check.device, dtype, blocks, logprobs)
         exact = dtype == torch.float32
         apart = float((found[2] - logprobs).abs().max())
         ok = (apart <= LOGPROB_TOLERANCE, abs(found[0] - loss) <= LOSS_TOLERANCE, None)
@@ -308,11 +316,21 @@ def losses(check: Check) -> Figures:
             yield from tried(name, lambda name=name, d=dtype, b=blocks: compared(name, d, b))
 
 
-def grpo_loss(lm: Any, history: int, candidates: int, tokens: int, blocks: bool) -> tuple[float, float, Any]:
-    """GRPO's loss on replies that are always the same, the norm of its gradient, and the log-probs on the CPU."""
+def grpo_loss(
+    lm: Any, history: int, candidates: int, tokens: int, blocks: bool, sampled: Any = None
+) -> tuple[float, float, Any]:
+    """GRPO's loss on replies that are always the same, the norm of its gradient, and the log-probs on the CPU.
+
+    The log-probs at sampling time are near `sampled`, or near the model's own if that is None.
+    """
     import torch
 
     policy, module, group, packed = _grpo(lm, history, candidates, tokens)
+    if sampled is None:
+        with torch.no_grad():
+            sampled = policy(packed).logprobs
+    noise = 0.1 * torch.randn(len(packed.targets), generator=torch.Generator().manual_seed(3))
+    packed = dataclasses.replace(packed, sampled_logprobs=(sampled.float().cpu() + noise).to(lm.device))
     with _dense(not blocks):
         output = policy(packed)
         loss = module.loss([group], packed, output, None) / module.units(group)
@@ -337,14 +355,12 @@ def _grpo(lm: Any, history: int, candidates: int, tokens: int) -> tuple[Any, Any
     assert policy is not None
     policy.train()
     draw = torch.Generator().manual_seed(2)
-    prompt = tuple(torch.randint(5, 49_000, (history,), generator=draw).tolist())
 
-    def reply(number: int) -> Reply:
-        ids = torch.randint(5, 49_000, (tokens,), generator=draw).tolist()
-        sampled = (-10.8 + 0.1 * torch.randn(tokens, generator=draw)).tolist()  # about what random weights say
-        return Reply("", tuple(ids), tuple(sampled), "length", prompt)
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(5, 49_000, (count,), generator=draw).tolist())
 
-    replies = tuple(map(reply, range(candidates)))
+    prompt = ids(history)
+    replies = tuple(Reply("", ids(tokens), (-10.8,) * tokens, "length", prompt) for _ in range(candidates))
     weights = tuple(1.0 - 2.0 * (n % 2) + 0.25 * n for n in range(candidates))
     return policy, module, Example(replies, weights), pack([replies], 0.7).to(lm.device)
 
@@ -668,18 +684,24 @@ def memory(check: Check) -> Figures:
         taken = allocated(peak=True) - before
         yield compared(f"rollout of 32 rows of {length} tokens", taken, expected.rollout - expected.between)
 
-    def largest(name: str, work: Any, start: int, end: int, unit: str) -> Figures:
-        fits, count, told = 0, start, "the last that was tried"
-        while count <= end:
-            fresh()
-            try:
-                work(count)
-            except torch.OutOfMemoryError:
-                told = f"{count} run out of memory"
-                break
-            fits, count = count, 2 * count
+    def fits(work: Any, count: int) -> bool:
         fresh()
-        yield Figure(name, fits, unit, ok=fits > 0, note=told)
+        try:
+            work(count)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def largest(name: str, work: Any, start: int, end: int, unit: str) -> Figures:
+        good, bad = 0, start
+        while bad <= end and fits(work, bad):
+            good, bad = bad, 2 * bad
+        told = f"{bad} were not tried" if bad > end else f"{bad} do not fit"
+        if good and bad <= end:
+            middle = (good + bad) // 2
+            good, told = (middle, told) if fits(work, middle) else (good, f"{middle} do not fit")
+        fresh()
+        yield Figure(name, good, unit, ok=good > 0, note=told)
 
     yield from tried("update", update)
     yield from tried("rollout", rolled)
