@@ -55,13 +55,14 @@ def random_lm(
     from transformers import AutoModelForCausalLM
 
     from collab.config.schema import LoraConfig
+    from collab.lm.loading import checkpoint_activations
     from collab.lm.lora import add_adapter, make_lean
 
     torch.manual_seed(0)
     with torch.device(device):
         lm: Any = AutoModelForCausalLM.from_config(llama_config(size), dtype=dtype, **options)
     if checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(lm)
     if lora:
         lm = add_adapter(lm, LoraConfig(), size)
         make_lean(lm)

@@ -124,7 +124,9 @@ def gpu_tests(check: Check) -> Figures:
         report = check.folder / f"tests{number}.xml"
         options = ["--collect-only"] if check.tiny else [f"--junitxml={report}", f"--timeout={TEST_SECONDS}"]
         places = [f"tests/{name}" for name in names]
-        command = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *options, *places]
+        # A deprecation in an image's versions must not hide what a test says.
+        common = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-W", "default::FutureWarning"]
+        command = ["-m", "pytest", *common, *options, *places]
         log = check.folder / f"tests{number}.log"
         running.append((names, report, log, Child(command, log)))
     for names, report, log, child in running:

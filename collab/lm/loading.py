@@ -98,7 +98,7 @@ def load_model(
     if attention == "flash_attention_2":
         model.set_attn_implementation(FLASH_WHERE_UNMASKED)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     if exported is not None:
         if empty:
             adapter_config = peft.PeftConfig.from_pretrained(exported)
@@ -115,6 +115,13 @@ def load_model(
             model = add_adapter(model, config.lora, base)
     make_lean(model)
     return cast(torch.nn.Module, model.to(place).eval())
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Have a transformers model compute activations again in the backward pass, in training mode."""
+    # Its name until transformers 5.22 is deprecated in 5.23.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def empty_model(config: ModelConfig, base: str, **options: Any) -> Any:

@@ -179,4 +179,5 @@ def test_the_code_runs_on_the_versions_of_a_gpu_machine(tmp_path: Path) -> None:
     unpack(site, tmp_path / "unpacked")
     variables["PYTHONPATH"] = str(tmp_path / "unpacked")
     files = ("unit/test_losses.py", "unit/test_config.py", "integration/test_engine.py", "integration/test_update.py")
-    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in files))
+    options = ("-q", "-p", "no:cacheprovider", "-W", "default::FutureWarning")
+    run(python, "-m", "pytest", *options, *(f"tests/{name}" for name in files))
