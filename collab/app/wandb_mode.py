@@ -29,8 +29,7 @@ def wandb_mode(wanted: str) -> tuple[str, str]:
         wanted: `logger.wandb`.
 
     Raises:
-        BadInput: W&B refuses its own settings; certificates or proxy of the environment cannot be used; for "online",
-            there is no key that the server takes.
+        BadInput: W&B refuses its own settings; for "online", there is no key that the server takes.
     """
     if wanted == "disabled":
         return "disabled", ""
@@ -73,7 +72,11 @@ def _settings() -> Any:
 def _unreachable(url: str, key: wbauth.Auth) -> str:
     """Why the server cannot be asked; "" if it takes the key. Raises `wandb.Error` if it refuses the key."""
     began = time.monotonic()
-    if problem := unreachable(url, _SECONDS / 2):
+    try:
+        problem = unreachable(url, _SECONDS / 2)
+    except BadInput as error:  # proxy or certificates; no reason to refuse the run
+        return str(error).removesuffix(".")
+    if problem:
         return f"{url} cannot be reached: {problem}"
     answers: list[wandb.Error | None] = []
 

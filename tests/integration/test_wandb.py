@@ -116,6 +116,13 @@ def test_without_the_network_a_run_with_a_key_is_offline(wanted: str, monkeypatc
     assert wandb_mode(wanted) == ("offline", "http://127.0.0.1:9 cannot be reached: ConnectError")
 
 
+def test_a_proxy_that_cannot_be_used_is_named_and_the_run_is_offline(monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:password@127.0.0.1:9")
+    mode, why = wandb_mode("auto")
+    assert mode == "offline" and "ALL_PROXY (socks5://...) cannot be used for https://" in why and "word" not in why
+
+
 def test_a_server_that_says_nothing_is_waited_for_for_ten_seconds_at_most(monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with socket.create_server(("127.0.0.1", 0)) as listening:
