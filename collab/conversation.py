@@ -192,7 +192,7 @@ class Conversation:
         turns: Finished turns.
         pending: The user message that the assistant must answer next.
         ended_by: Reason of the end: "" (not ended), "satisfied", "patience", "max_turns", "window", or "invalid: ..."
-            if the user or a policy over HTTP failed.
+            if the user or a policy over HTTP failed, or the conversation became too long ("invalid: context_full").
         user: Name of the user or persona, if there are several.
     """
 

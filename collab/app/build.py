@@ -39,7 +39,6 @@ from collab.config.schema import (
 from collab.conversation import Conversation, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import load_groups
-from collab.datamodules.goals import load_splits
 from collab.datamodules.offline import tokenise
 from collab.generation.base import RolloutEngine
 from collab.lm.chat_format import ChatFormat
@@ -79,9 +78,11 @@ def describe(config: Config) -> str:
 
 
 def data(config: Config, groups: list[Group] | None = None) -> GoalDataModule:
-    """The task's goals, and the stored groups to train on, if there are any."""
+    """The task's goals, without those that are too long, and the stored groups to train on, if there are any."""
+    from collab.app.too_long import goals_that_fit
+
     trainer = config.trainer
-    return GoalDataModule(load_splits(config.task), trainer.goals_per_step, trainer.max_steps, config.seed, groups)
+    return GoalDataModule(goals_that_fit(config)[0], trainer.goals_per_step, trainer.max_steps, config.seed, groups)
 
 
 def stored_groups(config: Config) -> list[Group] | None:
@@ -93,11 +94,16 @@ def stored_groups(config: Config) -> list[Group] | None:
 
 
 def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:
-    """(Prompt of a goal, turn) -> its context in `sampler.contexts`; empty if nothing is rolled out."""
+    """(Prompt of a goal, turn) -> its context in `sampler.contexts`, without those that are too long.
+
+    Empty if nothing is rolled out.
+    """
+    from collab.app.too_long import contexts_that_fit
+
     if config.sampler.contexts is None or config.algorithm.data is not None:
         return {}
     groups = load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
-    return {(group.context.goal.prompt, group.context.turn): group.context for group in groups}
+    return contexts_that_fit(config, {(one.context.goal.prompt, one.context.turn): one.context for one in groups})
 
 
 def endpoints(config: Config, progress: Progress) -> Endpoints:
@@ -309,11 +315,11 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) 
         inference_mode=False,
         deterministic="warn" if config.trainer.deterministic else False,
         default_root_dir=config.output_dir,
-        plugins=[CheckpointFiles(), *_slurm()],
+        plugins=[CheckpointFiles(), *slurm_environment()],
     )
 
 
-def _slurm() -> list[SLURMEnvironment]:
+def slurm_environment() -> list[SLURMEnvironment]:
     """Without this, Lightning answers SLURM's signals with checkpoints of its own, and loads them at the next start.
 
     Empty if torchrun started the processes, which may be in a job of SLURM too.

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from collab.chat.base import ChatModel, Sampling
+from collab.chat.base import ChatModel, ContextFull, Sampling
 from collab.conversation import Message
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
@@ -137,7 +137,7 @@ def converse(engine: ChatModel, options: ChatOptions, console: Console) -> None:
             try:
                 with console.status("thinking"):
                     reply = runner.run(engine.complete(prompt, sampling, key))
-            except BadInput as error:  # the conversation is too long for the model
+            except (BadInput, ContextFull) as error:
                 console.print(f"{error} Or type /reset to begin anew.", style="red", markup=False, highlight=False)
                 continue
             messages = [*prompt, Message("assistant", reply.text, reply.token_ids or None)]

@@ -14,7 +14,7 @@ from collab.config.endpoints import endpoints_in, engine_endpoint, hosted
 from collab.config.policies import named_policies
 from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, UserConfig, VLLMEngineConfig
 from collab.util.errors import BadInput, error_text
-from collab.util.processes import layout
+from collab.util.processes import layout, rank
 from collab.util.targets import load_target
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def check_machine(config: Config, goals: GoalSplits, entry: str = "train", groups: Sequence[Group] = ()) -> None:
-    """The checks that need torch and the tokenizer; they read no weights.
+    """The checks that need torch and the tokenizer; they read no weights. Prints what the chat template does, and goals
+    that are too long.
 
     Args:
         config: The checked config.
@@ -32,12 +33,15 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         groups: The stored groups of `algorithm.data`, if it is set.
 
     Raises:
-        BadInput: The sandbox, device, processes, classes, metrics, stored groups, models, references or the server of
-            the engine do not fit the config. The message says which and why.
+        BadInput: The sandbox, device, processes, classes, metrics, stored groups, models, chat templates, goals,
+            references or the server of the engine do not fit the config. The message says which and why.
     """
+    from collab.app.too_long import goals_that_fit
     from collab.datamodules.goals import check_reference_lengths
+    from collab.lm.chat_format import ChatFormat
     from collab.lm.device import resolve_attention, resolve_device, resolve_dtype
     from collab.lm.loading import load_tokenizer
+    from collab.lm.template_trial import try_template
     from collab.parsing.agenda_items import makes
     from collab.sandbox.run import check_strict
     from collab.util.quiet import quiet
@@ -58,15 +62,20 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
 
         build.module(config, config.model, None).check_data(groups)
     _check_models(config, entry)
+    tokenizer = load_tokenizer(config.model)
+    goals, notes = goals_that_fit(config, goals)
+    if rank() == 0:
+        for note in (f"chat template: {try_template(tokenizer)}", *notes):
+            print(note, flush=True)
     if isinstance(config.evaluator, PairwiseConfig) and any(makes(goal) != "text" for goal in goals.test):
         raise BadInput(
             f"evaluator={config.evaluator.name} compares texts, and goals of task={config.task.name} ask for something "
             "else. Set evaluator=none."
         )
-    tokenizer = load_tokenizer(config.model)
+    count_tokens = ChatFormat(tokenizer).encode_text
     check_reference_lengths(
         [*goals.train, *goals.val, *goals.test],
-        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        lambda text: len(count_tokens(text)),
         config.task.max_new_tokens,
     )
     if isinstance(config.engine, VLLMEngineConfig):

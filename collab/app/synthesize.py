@@ -65,13 +65,15 @@ def synthesize(config: Config) -> None:
 
 def _synthesize(config: Config) -> None:
     from collab.app import build
+    from collab.app.too_long import goals_that_fit
     from collab.callbacks.progress import Progress
 
     build.start(config)
     folder = Path(config.output_dir)
     goals = load_splits(config.task).train
     numbers = range(config.synthesis.num_conversations)
-    wanted = [(goal, number) for goal in goals[: config.synthesis.num_goals] for number in numbers]
+    playable = goals_that_fit(config)[0].train
+    wanted = [(goal, number) for goal in playable[: config.synthesis.num_goals] for number in numbers]
     store = ConversationFile(folder / CONVERSATIONS)
     finished = {row["conv_id"] for row in store.rows}
     missing = [(goal, number) for goal, number in wanted if conversation_id(goal, number) not in finished]

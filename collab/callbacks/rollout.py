@@ -144,9 +144,9 @@ class RolloutCallback(L.Callback):
             raise RunStopped(
                 f"{lost:.0f} of the {futures:.0f} {what} have no score, more than "
                 f"trainer.max_invalid={self.simulation.max_invalid} allows. Of the {counts.futures} on this process, "
-                f"{counts.invalid} are invalid and {counts.unscored} lack a part of the reward. Unusable replies of "
-                f"users and judges so far: {problems or 'none'}. Use another user or judge, or set "
-                "trainer.max_invalid=1 to continue anyway.",
+                f"{counts.invalid} are invalid ({counts.context_full} too long for a model) and {counts.unscored} lack "
+                f"a part of the reward. Unusable replies of users and judges so far: {problems or 'none'}. Use another "
+                "user or judge, or set trainer.max_invalid=1 to continue anyway.",
                 everywhere=True,
             )
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -28,7 +29,7 @@ from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from collab.chat import retries
-from collab.chat.base import ChatFailed, Sampling
+from collab.chat.base import ChatFailed, ContextFull, Sampling
 from collab.chat.budget import Ledger
 from collab.chat.cache import ReplyCache, name_of
 from collab.chat.completions import Filtered, error_message, expected_prompt, read_reply, request_body
@@ -44,6 +45,11 @@ T = TypeVar("T")
 
 _GRACE = 10.0  # seconds that calls under way get when the run ends
 _FOR_EVERYONE = (429, 502, 503, 529)  # the server is overloaded or away; 529 is Anthropic's status for it
+_TOO_LONG = re.compile(  # how OpenAI, vLLM, SGLang, llama.cpp, TGI and Anthropic refuse a prompt that they cannot read
+    r"context[ _-]?(?:length|size|window)|maximum (?:model|input|allowed) length|(?:prompt|input)s? (?:is|are) too long"
+    r"|tokens` \+ `?max_new_tokens",
+    re.IGNORECASE,
+)
 _REFUSED = (401, 402, 403, 404)  # the server would refuse any request of this run
 
 
@@ -243,6 +249,8 @@ class HttpChatModel:
         text = f"answers HTTP {status}: {message or 'no message'}"
         if status in _REFUSED or passing:
             return RunStopped(f"{self.endpoint.base_url} {text}. Check key, model and account of this endpoint.")
+        if _TOO_LONG.search(f"{message} {code}"):
+            return ContextFull(f"{self.endpoint.base_url} {text}")
         if text not in self._refusals:
             self._refusals.add(text)
             self._tell(f"{self.endpoint.base_url} {text}")

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import json_repair
 
-from collab.chat.base import ChatFailed, ChatModel, Sampling
+from collab.chat.base import CONTEXT_FULL, ChatFailed, ChatModel, ContextFull, Sampling
 from collab.conversation import Message
 from collab.randomness import RngKey
 
@@ -47,7 +47,8 @@ class Answer(Generic[T]):
     Attributes:
         value: What `read` made of the accepted reply; None if all were rejected.
         replies: All raw replies, in order.
-        problems: The kind of problem of each rejected reply, in order; `FAILED` if there was no reply.
+        problems: The kind of problem of each rejected reply, in order; `FAILED` if there was no reply,
+            `CONTEXT_FULL` if the prompt was too long for one.
     """
 
     value: T | None
@@ -79,8 +80,8 @@ async def ask(
     for number in range(1 + retries):
         try:
             reply = await model.complete(asked, sampling, key if not number else key.at(role=f"{key.role}/{number}"))
-        except ChatFailed:  # the model has retried already
-            problems.append(FAILED)
+        except ChatFailed as error:  # the model has retried already
+            problems.append(CONTEXT_FULL if isinstance(error, ContextFull) else FAILED)
             break
         replies.append(reply.text)
         try:

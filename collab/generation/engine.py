@@ -86,6 +86,7 @@ class LocalEngine:
 
     Attributes:
         new_tokens: Number of tokens decoded since the engine was made.
+        positions: Maximum tokens of a conversation; None for no limit.
         rows: Keys and values of running requests.
         prefixes: Kept keys and values.
         graphs: CUDA graphs of decoding steps.
@@ -114,7 +115,7 @@ class LocalEngine:
         use_by_layout(inner)
         check_logits(inner)
         self._stops = end_tokens(lm, tokenizer)
-        self._limit = getattr(self._config, "max_position_embeddings", None)
+        self.positions = getattr(self._config, "max_position_embeddings", None)
         self.rows = KVRows(self._config.num_hidden_layers, self._mode.whole_blocks)
         self.prefixes = PrefixCache(cache_bytes)
         self.graphs = StepGraphs()
@@ -129,10 +130,11 @@ class LocalEngine:
         """One reply; see `ChatModel`.
 
         Raises:
-            BadInput: The prompt is empty or does not fit the model's positions; the model's logits are not finite.
+            BadInput: The prompt is empty; the model's logits are not finite.
+            ContextFull: Prompt and `max_new_tokens` do not fit the model's positions.
         """
         prompt, boundaries = self.format.encode(messages)
-        check_fits(prompt, sampling.max_new_tokens, self._limit)
+        check_fits(prompt, sampling.max_new_tokens, self.positions)
         boundaries = self._mode.boundaries(prompt, boundaries)
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(tuple(prompt), boundaries, sampling, key.stream(), done))
@@ -315,7 +317,7 @@ class LocalEngine:
         hidden: torch.Tensor = self._trunk(
             input_ids=ids,
             # Padding may lie behind the model's last position.
-            position_ids=positions.clamp(max=self._limit - 1) if self._limit else positions,
+            position_ids=positions.clamp(max=self.positions - 1) if self.positions else positions,
             attention_mask=mask,
             past_key_values=self.rows.cache,
             use_cache=True,

@@ -134,7 +134,8 @@ class VLLMEngine:
         """One reply; see `ChatModel`. The server gets a seed made from `key`.
 
         Raises:
-            BadInput: The prompt is empty, or too long for the server.
+            BadInput: The prompt is empty.
+            ContextFull: Prompt and `max_new_tokens` are more than the server reads.
             ChatFailed: No reply after all retries, or the server refuses this request.
             RunStopped: The server is down for too long, or refuses everything.
         """

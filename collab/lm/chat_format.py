@@ -85,16 +85,18 @@ class ChatFormat:
         return self._ordinary(text) if self._spelt_in(text) else self._tokenize(text)
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The text of a reply before its first stop string, stripped and without special tokens."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        """The text of a reply before its first stop string, stripped and without control tokens."""
+        said = [index for index in ids if index not in self.control]
+        text: str = self.tokenizer.decode(said, skip_special_tokens=True)
         return text[: min((text.find(one) for one in stop if one in text), default=None)].strip()
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text of the prompt that asks for the next assistant message, as the template writes it."""
         if messages and messages[0].role == "system" and self.folds_system:
             system, *rest = messages
-            user, *rest = rest or [Message("user", "")]
-            messages = [replace(user, content=f"{system.content}\n\n{user.content}"), *rest]
+            if not rest or rest[0].role != "user":
+                return self._template([replace(system, role="user"), *rest])
+            messages = [replace(rest[0], content=f"{system.content}\n\n{rest[0].content}"), *rest[1:]]
         return self._template(messages)
 
     @cached_property
@@ -118,7 +120,7 @@ class ChatFormat:
     @property
     def end(self) -> int | None:
         """The control token that the template puts behind a reply; None if it puts ordinary text there."""
-        return next((index for index in self._end if index in self.control), None)
+        return next((index for index in self._end if self._ends(index)), None)
 
     @cached_property
     def _end(self) -> list[int]:
@@ -129,8 +131,12 @@ class ChatFormat:
 
     def _end_in(self, ids: list[int]) -> int:
         """The place of the end-of-turn token in what the template puts behind a reply; white space may come first."""
-        place = next((i for i, index in enumerate(ids) if index in self.control), 0)
+        place = next((i for i, index in enumerate(ids) if self._ends(index)), 0)
         return 0 if self.tokenizer.decode(ids[:place]).strip() else place
+
+    def _ends(self, index: int) -> bool:
+        unknown = self.tokenizer.unk_token_id  # also what a word beyond the vocabulary becomes
+        return index in self.control and (index != unknown or index == self.tokenizer.eos_token_id)
 
     def _between(self, opening: Sequence[Message], added: Sequence[Message], reply: list[int]) -> list[int]:
         """The ids from the end of a reply to the start of the next one.
@@ -139,7 +145,7 @@ class ChatFormat:
         end-of-turn token, so it is left out; a reply that was cut gets it here.
         """
         mark = "~73519~"  # no letters, since a template may change their case
-        while any(mark in message.content for message in added):
+        while any(mark in message.content for message in (*opening, *added)):
             mark += "~"
         ids = self._tokens([*opening, Message("assistant", mark), *added], mark)
         place = self._end_in(ids)

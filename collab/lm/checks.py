@@ -19,6 +19,7 @@ from collab.lm.device import resolve_attention, resolve_device
 from collab.lm.loading import empty_model, load_tokenizer, locate, not_a_model
 from collab.lm.lora import add_adapter
 from collab.lm.smollm2 import cached_folder, verified_gguf
+from collab.lm.template_trial import try_template
 from collab.util.errors import BadInput, first_line
 
 
@@ -27,14 +28,14 @@ def check_model(config: ModelConfig) -> None:
 
     Raises:
         BadInput: `attention` cannot run here; there is no model at `path`, or none that can be trained here; the wheel
-            is missing; the tokenizer has no chat template; a layer's attention takes no mask; an adapter or a tokenizer
-            does not match its base.
+            is missing; the tokenizer has no chat template, or one that fails its trial; a layer's attention takes no
+            mask; an adapter or a tokenizer does not match its base.
     """
     resolve_attention(config.attention, torch.bfloat16, resolve_device("auto"))
     if config.path is None:
         if not cached_folder().is_dir():
             verified_gguf()
-        return
+        return  # its template is known
     base, adapter = locate(config)
     try:
         described: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
@@ -101,14 +102,20 @@ def _check_adapter(config: ModelConfig, base: str, adapter: str) -> None:
 
 
 def _check_tokenizer(config: ModelConfig, base: str, adapter: str | None, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids beyond the model's vocabulary, or with other ids than an adapter's base has."""
-    tokenizer = load_tokenizer(config)
+    """Refuse a tokenizer with ids beyond the model's vocabulary, with other ids than an adapter's base has, or with a
+    chat template that fails its trial.
+    """
+    tokenizer: Any = load_tokenizer(config)
     vocabulary = tokenizer.get_vocab()
     if (largest := max(vocabulary.values())) >= vocab_size:
         raise BadInput(
             f"model.path={config.path!r}: the tokenizer {type(tokenizer).__name__} has ids up to {largest}, and the "
             f"model {base} has {vocab_size} tokens. Use the tokenizer files that the model was trained with."
         )
+    try:
+        try_template(tokenizer, vocab_size)
+    except BadInput as error:
+        raise BadInput(f"model.path={config.path!r}: {error}") from error
     if adapter is None:
         return
     try:

@@ -35,7 +35,7 @@ def try_template(tokenizer: Any, vocab_size: int | None = None) -> str:
             f"The chat template does not say who speaks: {headers[0]!r} stands in front of messages of the user and of "
             "the assistant alike."
         )
-    asks = text[spans[-1][1] :]
+    asks = text[spans[-1][1] :].lstrip(" ")
     if headers[0].startswith(asks.strip()) and headers[0] != asks.strip():
         raise BadInput(
             f"The chat template does not open the assistant's reply: {headers[0]!r} stands before earlier replies, "

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from collab.chat.base import ChatModel, Sampling
+from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Answer, Unfit, ask, fence, mark
 from collab.conversation import Conversation, Goal, Message
 from collab.parsing.answers import CHECKER
@@ -96,7 +96,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         self._extracting: dict[tuple[str, ...], asyncio.Task[Answer[str]]] = {}  # extractions in progress
-        for kind in (SHAPE, FAILED, "missing", *((INVENTED,) if self.role == "extractor" else ())):
+        for kind in (SHAPE, FAILED, CONTEXT_FULL, "missing", *((INVENTED,) if self.role == "extractor" else ())):
             self.problems[f"{self.role}_{kind}"] += 0  # so that every step logs every name
 
     async def score(self, what: str, task: str, goal: Goal, *, material: str, name: str, texts: list[str]) -> Judged:

@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from collab.chat.base import ChatFailed, ChatModel, Sampling
+from collab.chat.base import ChatFailed, ChatModel, ContextFull, Sampling
 from collab.chat.structured import fence, mark
 from collab.conversation import INVALID, Goal, Message
 from collab.generation.engine import LocalEngine
+from collab.lm.chat_format import check_fits
 from collab.parsing.agenda_items import notes_of
 from collab.parsing.english import without_questions
 from collab.randomness import RngKey
@@ -85,7 +86,10 @@ class PairwiseJudge:
         """1 if the first is better, 0 if the second is, 0.5 for a tie; None if there is no verdict."""
         orders = [self._prompt(goal, first, second, question), self._prompt(goal, second, first, question)]
         if isinstance(self.model, LocalEngine):
-            ahead, behind = (preference(self.model, messages) for messages in orders)
+            try:
+                ahead, behind = (preference(self.model, messages) for messages in orders)
+            except ContextFull:
+                return None
             lean = (ahead - behind) / 2
             return 0.5 if abs(lean) <= TIE else float(lean > 0)
         one, other = await asyncio.gather(*(self._letter(goal, messages, question) for messages in orders))
@@ -114,8 +118,9 @@ class PairwiseJudge:
 
 
 def preference(engine: LocalEngine, messages: Sequence[Message]) -> float:
-    """log P(A) - log P(B) of the next token, in nats."""
+    """log P(A) - log P(B) of the next token, in nats; raises `ContextFull` if the messages are too long."""
     ids, _ = engine.format.encode(messages)
+    check_fits(ids, 1, engine.positions)
     letters = [engine.tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in "AB"]
     with torch.inference_mode():
         prompt = torch.tensor([ids], device=engine.lm.device)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from collab.chat.base import ChatFailed, ChatModel, Sampling
+from collab.chat.base import CONTEXT_FULL, ChatFailed, ChatModel, ContextFull, Sampling
 from collab.conversation import Conversation, Goal, Reply
 from collab.randomness import RngKey
 from collab.simulation.user import UserSimulator, invalid
@@ -75,6 +75,8 @@ async def play(
             return conversation
         try:
             conversation = conversation.with_reply(await _reply(players, conversation, key))
+        except ContextFull:
+            return conversation.with_end(invalid(CONTEXT_FULL))
         except ChatFailed:
             return conversation.with_end(invalid("policy"))
 
@@ -123,11 +125,17 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: i
 
 
 async def sample_candidates(players: Players, context: Conversation, group_size: int, key: RngKey) -> list[Reply]:
-    """`group_size` independent responses to one context; fewer if a policy over HTTP failed."""
+    """`group_size` independent responses to one context; fewer if a policy over HTTP failed.
+
+    Raises:
+        ContextFull: The context is too long for the policy.
+    """
 
     async def sample(candidate: int) -> Reply | None:
         try:
             return await _reply(players, context, key.at(candidate=candidate))
+        except ContextFull:
+            raise
         except ChatFailed:
             return None
 

@@ -17,11 +17,11 @@ import re
 from collections import Counter
 from dataclasses import replace
 
-from collab.chat.base import ChatModel, Sampling
+from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark
 from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Goal, Message
-from collab.parsing.agenda_items import form_of, makes
+from collab.parsing.agenda_items import form_of, makes, preferences_of
 from collab.randomness import RngKey
 from collab.simulation.guards import leaks, repeats, role_confusion, stops_too_early
 from collab.simulation.user import UserTurn, invalid
@@ -103,7 +103,7 @@ class LLMUser:
     ) -> None:
         self.config, self.max_turns, self.model = config, max_turns, model
         self.problems = Counter() if problems is None else problems
-        for kind in (*_REMINDERS, FAILED, "invalid"):
+        for kind in (*_REMINDERS, FAILED, CONTEXT_FULL, "invalid"):
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
         self._sampling = Sampling(config.max_new_tokens, config.temperature, response_format="json", adapter=False)
 
@@ -203,11 +203,7 @@ def goal_text(goal: Goal) -> str:
             parts.append("What you know: " + "; ".join(untold))
     else:
         parts.append(f"The text that you have in mind says: {goal.reference}")
-    preferences = [
-        f"{name.replace('_', ' ')}: {value}"
-        for name, value in goal.metadata.items()
-        if isinstance(value, str | int | float) and str(value).strip()
-    ]
+    preferences = [f"{name.replace('_', ' ')}: {value}" for name, value in preferences_of(goal).items()]
     if preferences and makes(goal) == "text":
         parts.append("Your preferences: " + "; ".join(preferences))
     return "\n".join(parts)

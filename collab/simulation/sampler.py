@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from collab.chat.base import Sampling
+from collab.chat.base import CONTEXT_FULL, ContextFull, Sampling
 from collab.chat.journal import Journal
 from collab.config.schema import SamplerConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Scored
@@ -17,7 +17,7 @@ from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, draw_context, play_goals, sample_candidates
 from collab.simulation.multiturn import as_group, multiturn_reward
 from collab.simulation.schedule import candidates_at, context_turn, context_turns
-from collab.simulation.user import UserSimulator
+from collab.simulation.user import UserSimulator, invalid
 
 
 @dataclass
@@ -28,11 +28,13 @@ class LostCounts:
         futures: All conversations, played or not.
         invalid: Those in which the user or the policy failed, and those that could not begin.
         unscored: Valid ones without a reward, because some metric had no value.
+        context_full: Those of the invalid ones that became longer than a model reads.
     """
 
     futures: int = 0
     invalid: int = 0
     unscored: int = 0
+    context_full: int = 0
 
     @property
     def lost(self) -> int:
@@ -42,12 +44,14 @@ class LostCounts:
         for conversation, score in scored:
             self.futures += 1
             self.invalid += not conversation.valid
+            self.context_full += conversation.ended_by == invalid(CONTEXT_FULL)
             self.unscored += conversation.valid and score.reward is None
         return self
 
-    def count_unplayed(self, futures: int) -> None:
+    def count_unplayed(self, futures: int, context_full: bool = False) -> None:
         self.futures += futures
         self.invalid += futures
+        self.context_full += futures * context_full
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class Simulation:
     async def group(
         self, engine: Any, goal: Goal, system_prompt: str, step: int, number: int, lost: LostCounts
     ) -> Group:
-        """The scored candidates of one goal; no candidates if no context could be played.
+        """The scored candidates of one goal; no candidates if no context could be played, or if it is too long.
 
         Args:
             engine: Plays the policy.
@@ -137,11 +141,16 @@ class Simulation:
             context = replace(stored, goal=goal)
         else:
             context = await draw_context(players, goal, system_prompt, turn, key.at(split=f"context/{number}"))
-        if context.pending is None:  # the user failed each time
-            lost.count_unplayed(self.sampler.group_size * self.futures)
+        if context.pending is None:  # user or policy failed each time
+            full = context.ended_by == invalid(CONTEXT_FULL)
+            lost.count_unplayed(self.sampler.group_size * self.futures, full)
             return Group(context, ())
         size = self.candidates_at(context.turn)
-        replies = await sample_candidates(players, context, size, key)
+        try:
+            replies = await sample_candidates(players, context, size, key)
+        except ContextFull:
+            lost.count_unplayed(self.futures * size, context_full=True)
+            return Group(context, ())
         candidates = await self.scored(players, context, replies, key)
         lost.count_unplayed(self.futures * (size - len(replies)))
         for candidate in candidates:

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from collab.conversation import Candidate, Conversation, Goal
+from collab.chat.base import CONTEXT_FULL, ContextFull
+from collab.conversation import Candidate, Conversation, Goal, Reply
 from collab.randomness import RngKey
-from collab.simulation.conversation_loop import play, sample_candidates
+from collab.simulation.conversation_loop import Players, play, sample_candidates
 from collab.simulation.multiturn import as_group
 from collab.simulation.sampler import Simulation
+from collab.simulation.user import invalid
 
 
 class SynthesisedTurn(NamedTuple):
@@ -38,7 +40,7 @@ class SynthesisedTurn(NamedTuple):
 
 @dataclass(frozen=True)
 class Synthesised:
-    """A whole conversation; `ended_by` as in `Conversation`."""
+    """A whole conversation; `ended_by` as in `Conversation`, or "context_full" behind its last scored turn."""
 
     turns: tuple[SynthesisedTurn, ...]
     ended_by: str
@@ -66,15 +68,17 @@ async def synthesise(
     while conversation.pending is not None:
         turn_key = key.at(round=conversation.turn)
         size = simulation.candidates_at(conversation.turn)
-        replies = await sample_candidates(players, conversation, size - size // 2, turn_key)
         prompted = replace(conversation, system_prompt=proactive_prompt)
         proactive_key = turn_key.at(split=f"{key.split}/proactive")
-        replies += await sample_candidates(players, prompted, size // 2, proactive_key)
-        candidates = await simulation.scored(players, conversation, replies, turn_key)
+        usual = await _sample(players, conversation, size - size // 2, turn_key)
+        proactive = await _sample(players, prompted, size // 2, proactive_key) or []
+        candidates = await simulation.scored(players, conversation, [*(usual or []), *proactive], turn_key)
         scored = as_group(conversation, candidates).candidates
         if not scored:
-            return None
-        turns.append(SynthesisedTurn(conversation, candidates, size // 2))
+            ends = {future.ended_by for candidate in candidates for future in candidate.futures}
+            too_long = usual is None or ends == {invalid(CONTEXT_FULL)}
+            return Synthesised(tuple(turns), CONTEXT_FULL) if turns and too_long else None
+        turns.append(SynthesisedTurn(conversation, candidates, len(proactive)))
         best = max(scored, key=lambda candidate: candidate.mr or 0.0)
         answered = conversation.with_reply(best.reply)
         if simulation.sampler.window:
@@ -82,6 +86,14 @@ async def synthesise(
         else:  # no future was played, so the user is asked now
             conversation = await play(players, answered, turn_key, until_context=answered.turn)
     return Synthesised(tuple(turns), conversation.ended_by) if conversation.valid else None
+
+
+async def _sample(players: Players, context: Conversation, size: int, key: RngKey) -> list[Reply] | None:
+    """As `sample_candidates`; None if the context is too long."""
+    try:
+        return await sample_candidates(players, context, size, key)
+    except ContextFull:
+        return None
 
 
 def _follow(answered: Conversation, best: Candidate) -> Conversation:

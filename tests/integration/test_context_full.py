@@ -198,7 +198,7 @@ def test_a_run_with_a_goal_that_can_never_fit_and_one_that_grows_too_long(tmp_pa
     done = finished(
         "train.py",
         *("experiment=doc_edit", f"model.path={tmp_path / 'model'}", "trainer.accelerator=cpu", "precision=fp32"),
-        *("task.max_turns=3", "task.max_new_tokens=40", "trainer.max_steps=2", "trainer.goals_per_step=3", "seed=3"),
+        *("task.max_turns=3", "task.max_new_tokens=40", "trainer.max_steps=2", "trainer.goals_per_step=2", "seed=3"),
         *("sampler.group_size=2", "evaluation.num_conversations=1", "callbacks=quiet", "trainer.max_invalid=1"),
         *(*files, f"output_dir={tmp_path / 'run'}"),
     )

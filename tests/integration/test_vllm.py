@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from composing import load_config
+from models import tiny_lm, word_tokenizer
 from tiny_vllm import TinyVLLM
-from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from collab.app.compose import load_config
 from collab.app.preflight import check_hosted, check_machine
 from collab.callbacks.rollout import policy_logprobs
-from collab.chat.base import Sampling
+from collab.chat.base import ContextFull, Sampling
 from collab.config.checks import check
 from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig
 from collab.conversation import Message, Reply
@@ -41,29 +40,18 @@ KEY = RngKey(3, role="policy")
 def make_tokenizer(*more: str) -> PreTrainedTokenizerFast:
     """Whole words, those of the check, for a vocabulary that costs nothing."""
     words = sorted({word for message in CHECK_CONVERSATION for word in re.findall(r"\w+|[^\w\s]+", message.content)})
-    names = ["<unk>", "<s>", "</s>", "system", *dict.fromkeys(["user", "assistant", *words, *more])]
-    backend = Tokenizer(WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
-    backend.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
-    tokenizer.chat_template = (
+    template = (
         "{% for m in messages %}<s>{{ m.role }} {{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<s>assistant {% endif %}"
     )
-    return tokenizer
+    return word_tokenizer(["system", "user", "assistant", *words, *more], template)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int, layers: int = 2) -> Path:
     """A random model whose distributions are far from uniform."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=1024, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        num_hidden_layers=layers,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(folder)
+    fields = {"max_position_embeddings": 1024, "initializer_range": 0.3, "num_hidden_layers": layers}
+    lm = tiny_lm(len(tokenizer), seed=seed, bos_token_id=1, eos_token_id=2, pad_token_id=2, **fields)
+    lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -187,7 +175,7 @@ def test_ends_and_stop_strings(server: TinyVLLM, trainee: Trainee, tmp_path: Pat
 
 def test_what_does_not_fit_the_server_is_refused(server: TinyVLLM, trainee: Trainee, tmp_path: Path) -> None:
     engine = make_engine(server, trainee, tmp_path)
-    with pytest.raises(BadInput, match="plus max_new_tokens=1020 does not fit the model's 1024 positions"):
+    with pytest.raises(ContextFull, match="plus max_new_tokens=1020 does not fit the model's 1024 positions"):
         says(engine, max_new_tokens=1020)
 
 

@@ -84,7 +84,8 @@ def test_what_was_said_is_still_there(tokenizer: Any) -> None:
 
 def test_a_stored_reply_holds_one_end_of_turn_and_that_is_the_last(tokenizer: Any) -> None:
     form = ChatFormat(tokenizer)
-    (end,) = set(form.encode_reply("ok")) & set(controls(tokenizer, form.encode_reply("ok")))
+    (end,) = controls(tokenizer, form.encode_reply("the"))
+    assert form.decode(form.encode_reply("the")) == "the"
     for text in forgeries(tokenizer):
         ids = form.encode_reply(f"ok{text} more")
         assert controls(tokenizer, ids) == [end] == ids[-1:]
@@ -113,6 +114,13 @@ def test_the_reply_of_a_policy_that_spells_the_end_of_turn_stays_ordinary(smollm
     known, _ = form.encode(chat("a", text, "c"))
     sampled = [*chat("a"), Message("assistant", text, (*SPELT, tokenizer.eos_token_id)), Message("user", "c")]
     assert known == form.encode(sampled)[0] and known[: len(opening) + 8] == [*opening, *SPELT, tokenizer.eos_token_id]
+
+
+def test_a_system_message_that_says_what_marks_a_reply_stays_where_it_is(smollm2: Path) -> None:
+    """The template of Mistral puts the system message into the last user message, behind the reply."""
+    tokenizer = tokenizers(smollm2)["mistral"]
+    ids, _ = ChatFormat(tokenizer).encode(chat("a", "b", "c", system="~73519~"))
+    assert tokenizer.decode(ids).count("~73519~") == 2 and ids.count(tokenizer.eos_token_id) == 1
 
 
 def test_a_space_that_the_tokenizer_puts_first_stays_out_of_the_middle(smollm2: Path) -> None:

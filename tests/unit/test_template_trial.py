@@ -42,7 +42,7 @@ def tokenizer(known: dict[str, Any]) -> Any:
         ("mistral", ["system role kept", "earlier turns change", "end with </s>"]),
         ("llama2", ["system role kept", "messages verbatim", "end with </s>"]),
         ("phi", ["system role kept", "end with <|end|>"]),
-        ("words", ["system role kept", "end with </s>", "prompts end with ' </s> assistant '"]),
+        ("words", ["system role kept", "end with </s>", "prompts end with '</s> assistant '"]),
     ],
 )
 def test_what_a_template_does_is_said_in_a_line(known: dict[str, Any], name: str, says: list[str]) -> None:
