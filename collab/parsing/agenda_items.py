@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +13,6 @@ from collab.parsing.manners import MANNERS, OPENINGS, OPENINGS_WITHOUT_TOPIC, Ma
 from collab.parsing.questions import slots_of
 
 CONTENT = "content"
-_NOT_PREFERENCES = frozenset({"title", "form", "notes", "cues"})
 _PREFERENCE_CUES = {  # preference -> words by which a question asks for it, slots among them (`questions.SLOTS`)
     "tone": "tone style mood voice formal informal casual friendly humorous sound feel",
     "audience": "audience reader readers recipient read aimed target addressed",
@@ -84,11 +84,24 @@ def agenda_of(goal: Goal) -> list[Item]:
     cues = goal.metadata.get("cues") or ()
     content = [Item(CONTENT, note, cues[i] if i < len(cues) else None) for i, note in enumerate(notes_of(goal))]
     preferences = [
-        Item(key, str(value), f"{key} {_PREFERENCE_CUES.get(key, '')}")
-        for key, value in goal.metadata.items()
-        if key not in _NOT_PREFERENCES and value
+        Item(name, value, f"{name} {_PREFERENCE_CUES.get(name, '')}") for name, value in preferences_of(goal).items()
     ]
     return content + preferences
+
+
+def preferences_of(goal: Goal) -> dict[str, str]:
+    """What the user prefers: the metadata with the names of preferences, and all in the metadata's `preferences`.
+
+    Other metadata are for the task, such as a key for scoring. The user never tells them.
+    """
+    own = goal.metadata.get("preferences")
+    named = {key: value for key, value in goal.metadata.items() if key in _PREFERENCE_CUES}
+    named |= own if isinstance(own, Mapping) else {}
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in named.items()
+        if value and not isinstance(value, Mapping)
+    }
 
 
 def topic_of(goal: Goal) -> str:

@@ -21,12 +21,13 @@ from collab.chat.base import Sampling
 from collab.config.schema import AgendaUserConfig
 from collab.conversation import Conversation, Goal
 from collab.datamodules.goals import load_goals
-from collab.parsing.agenda_items import agenda_of, form_of, notes_of, topic_of
+from collab.parsing.agenda_items import agenda_of, form_of, notes_of, preferences_of, topic_of
 from collab.parsing.agenda_state import coverage, covers, distinct_questions, read
 from collab.parsing.english import content_words, sentences, stem
 from collab.randomness import RngKey
 from collab.simulation.agenda import AgendaUser
 from collab.simulation.conversation_loop import Players, play
+from collab.simulation.llm import goal_text
 
 SENTENCES = (
     "Bring a red cup.",
@@ -89,6 +90,19 @@ def shipped_goals() -> list[Goal]:
 def test_agenda_is_the_sentences_then_the_preferences():
     assert [item.text for item in agenda_of(GOAL)] == [*SENTENCES, "cheerful", "people next door", "about 22 words"]
     assert [item.kind for item in agenda_of(GOAL)] == ["content"] * 4 + ["tone", "audience", "length"]
+
+
+def test_only_preferences_are_told_to_the_user():
+    secret = {"scoring_key": "XY-1", "rubric": ["XY-2"], "source": "XY-3", "tests": "XY-4", "difficulty": 5}
+    own = {"preferences": {"colour": "red", "avoid": ["puns", "slang"]}}
+    goal = replace(GOAL, metadata={**secret, **GOAL.metadata, **own})
+    told = {"tone": "cheerful", "audience": "people next door", "length": "about 22 words"}
+    told |= {"colour": "red", "avoid": "puns, slang"}
+    assert preferences_of(goal) == told
+    assert {item.kind: item.text for item in agenda_of(goal) if item.preference} == told
+    for text in (goal_text(goal), *(item.text for item in agenda_of(goal))):
+        assert "XY" not in text and "5" not in text and "scoring" not in text
+    assert all(f"{name}: {value}" in goal_text(goal) for name, value in told.items())
 
 
 def test_opening_names_the_topic_and_the_form_and_nothing_of_the_agenda():
