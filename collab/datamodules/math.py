@@ -12,6 +12,7 @@ from collab.datamodules.goals import TaskGoals
 from collab.datamodules.math_templates import NAMES, TEMPLATES, Template
 from collab.datamodules.rows import Layout, Row, derived_id, scattered, text_of
 from collab.parsing.answers import CHECKER
+from collab.parsing.plain_values import boxed_content
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
 
@@ -58,7 +59,7 @@ class MathGoals(TaskGoals):
         return generated(TEMPLATES[split], split, self.size, self.seed)
 
     def completed(self, goal: Goal, where: str) -> Goal:
-        reference = boxed(goal.reference) or goal.reference
+        reference = boxed_content(goal.reference) or goal.reference
         _check_answer(reference, where)
         agenda = (goal.agenda or agenda_of_problem(goal.prompt, str(goal.metadata.get("type", "")))).entry()
         return replace(goal, reference=reference, metadata={**goal.metadata, "agenda": agenda})
@@ -122,25 +123,9 @@ def statements(problem: str) -> list[str]:
     return [re.sub(r"\x00(\d+)\x00\x01?", lambda found: kept[int(found[1])], part) for part in parts if part]
 
 
-def boxed(solution: str) -> str:
-    r"""What the last `\boxed{}` of a solution holds; "" without one."""
-    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
-    if start < 0:
-        return ""
-    rest = solution[start:].removeprefix("\\boxed").removeprefix("\\fbox").lstrip()
-    if not rest.startswith("{"):
-        return rest[:1]  # `\boxed 5`
-    depth = 0
-    for index, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:index].strip()
-    return ""
-
-
 def _from_math(row: Row, where: str) -> Goal:
     problem, solution = text_of(row, "problem", where), text_of(row, "solution", where)
-    answer = boxed(solution)
+    answer = boxed_content(solution)
     if not answer:
         raise BadInput(f"{where}: the solution holds no \\boxed{{}} with an answer. Box it, or leave the row out.")
     _check_answer(answer, where)

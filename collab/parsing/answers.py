@@ -1,11 +1,9 @@
-"""Are two mathematical answers the same? math-verify decides, in a process of its own.
+"""Whether two answers are the same. Plain ones are compared exactly; for others math-verify decides, in a process.
 
 There are two reasons for the process. math-verify limits its time by alarms, which Python allows in the main thread
 only and which would hold up all conversations. And a policy may write `9^{9^{9^9}}`, whose power is computed in C,
 where alarms do not arrive. The kernel ends the process when an answer takes too much CPU time, and the next answer
 starts a new process. Wall time would depend on the load of the machine.
-
-This file is also the program of that process, so it imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -15,9 +13,10 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
-MEMORY = 4 * 2**30  # bytes of address space
+from collab.parsing.plain_values import Value, boxed_content, stated_value, tidy, value_of, word_of
 
 _PERCENT = re.compile(r"\\?%")
 _NO_PROSE = re.compile(r"\\(?:text\w*|mathrm|mbox|begin|end|operatorname)\{[^}]*\}")
@@ -25,6 +24,8 @@ _NO_PROSE = re.compile(r"\\(?:text\w*|mathrm|mbox|begin|end|operatorname)\{[^}]*
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|[A-Za-z]{3}(?=\s+\w)|(?<=[\w)}\]$]\s)[A-Za-z]{3}(?![A-Za-z]))")
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _AMOUNT = re.compile(r"([-+$\d.,/ ]*\d)\s*[A-Za-z ]+\.?")  # a number and its unit
+# Dates, ranges, amounts in two units, ratios of three, lists in words: math-verify would take them for a calculation.
+_MISREAD = re.compile(r"\d\s*([-/:])\s*\d+\s*\1\s*\d|\d\s*[\u2010-\u2015]\s*\d|\d\s*(?!\bx\b)[A-Za-z]{2,}\.?,?\s+\d")
 
 
 class AnswerChecker:
@@ -41,25 +42,42 @@ class AnswerChecker:
 
     def same(self, reference: str, answer: str) -> bool:
         """Whether the answer at the end of a text equals the reference. False if it is too costly to read."""
-        return bool(self._ask(reference, answer))
+        return bool(self._compare(reference, answer))
 
     def decide(self, reference: str, answer: str) -> bool | None:
-        """As `same`, but None if math-verify cannot tell: one of them is not mathematics, or is too costly."""
-        equal = self._ask(reference, answer)
+        """As `same`, but None if no rule can tell: one of them is not mathematics, or is too costly."""
+        equal = self._compare(reference, answer)
         if equal is False and not self.readable(reference):
             return None
         return equal
 
     def readable(self, reference: str) -> bool:
         """Whether answers can be compared with this reference."""
-        return bool(self._ask(reference, None))
+        if plain_reference(reference) is not None:
+            return True
+        if "\\" not in reference and _MISREAD.search(tidy(reference)):
+            return False
+        return bool(self._ask(boxed(reference), None))
+
+    def _compare(self, reference: str, answer: str) -> bool | None:
+        wanted = plain_reference(reference)
+        if wanted is None:
+            return self._ask(boxed(reference), _without_marks(answer))
+        stated = stated_value(answer, wanted.kind)
+        if stated is not None and wanted.equals(stated):
+            return True
+        if stated is not None and (wanted.kind != "word" or boxed_content(answer) is not None):
+            return False
+        if wanted.kind == "time":  # math-verify would divide the hours by the minutes
+            return None
+        return self._ask(boxed(wanted.latex if wanted.kind == "number" else reference), _without_marks(answer))
 
     def _ask(self, *request: str | None) -> Any:
         with self._lock:
             process = self._process
             if process is None or process.poll() is not None:
                 # -P: do not import from the folder of this file
-                command = [sys.executable, "-P", __file__, str(self.cpu_seconds)]
+                command = [sys.executable, "-P", str(_PROCESS), str(self.cpu_seconds)]
                 process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
                 self._process = process
             assert process.stdin is not None and process.stdout is not None
@@ -78,41 +96,17 @@ class AnswerChecker:
             return None
 
 
+_PROCESS = Path(__file__).with_name("math_verify_process.py")
 CHECKER = AnswerChecker()  # one process for all metrics and data
 
 
-def serve(cpu_seconds: float) -> None:
-    """Answer the requests of standard input until it ends. A request is a line with a JSON list `[reference, text]`."""
-    import logging
-    import os
-    import resource
-    import signal
+def plain_reference(reference: str) -> Value | None:
+    """The reference as a plain value; None if it is mathematics, or cannot be read."""
+    return value_of(reference) or word_of(reference)
 
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # so that nothing a library prints counts as a reply
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of standard input ends the process
-    logging.disable(logging.CRITICAL)
-    from math_verify import parse, verify
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # its signal ends the process
-        reference, text = json.loads(line)
-        result: bool | None
-        try:
-            wanted = parse(boxed(reference), parsing_timeout=None)
-            if text is None:
-                # What math-verify does not understand stays a text. Repeating decimals are compared as texts.
-                result = any(not isinstance(one, str) for one in wanted) or "\\overline" in reference
-            else:
-                given = parse(_PERCENT.sub("", text), parsing_timeout=None)
-                result = verify(wanted, given, timeout_seconds=None) if given else None
-        except (MemoryError, RecursionError):
-            result = False
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        replies.write(json.dumps(result) + "\n")
-        replies.flush()
+def _without_marks(text: str) -> str:
+    return _PERCENT.sub("", tidy(text)).replace("\\$", "")
 
 
 def boxed(reference: str) -> str:
@@ -120,13 +114,9 @@ def boxed(reference: str) -> str:
 
     Letters side by side would be factors, so a single word goes into `\\text{}`. Other prose gives an empty box.
     """
-    answer = _PERCENT.sub("", reference).strip()
+    answer = _without_marks(reference).strip()
     if _WORD.fullmatch(answer):
         answer = f"\\text{{{answer}}}"
     elif _PROSE.search(_NO_PROSE.sub("", answer)):
         answer = amount[1] if (amount := _AMOUNT.fullmatch(answer)) else ""
     return f"\\boxed{{{answer}}}"
-
-
-if __name__ == "__main__":
-    serve(float(sys.argv[1]))

@@ -4,12 +4,18 @@ import asyncio
 import os
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from collab.conversation import Conversation, Goal, Reply
 from collab.parsing.answers import CHECKER, AnswerChecker, boxed
+from collab.parsing.extraction import last_answer
+from collab.parsing.plain_values import stated_value, value_of
 from collab.rewards.metrics import Accuracy
 
 
@@ -65,6 +71,177 @@ def test_a_reference_has_to_be_readable(reference, readable):
     assert CHECKER.readable(reference) is readable
 
 
+THOUSAND = [
+    "1,000",
+    "1 000",
+    "1\u2009000",
+    "1\u202f000",
+    "1'000",
+    "1’000",
+    r"1{,}000",
+    r"1\,000",
+    "1_000",
+    "1000.00",
+    "1e3",
+]
+
+
+@pytest.mark.parametrize(
+    "shown", [*THOUSAND, r"\$1,000", "$1,000", "1,000 $", "US$1,000", "€1.000,00", "1,000 dollars"]
+)
+@pytest.mark.parametrize("sentence", ["It costs {} in total.", "The answer is {}.", "**{}**", "({})", r"\boxed{{{}}}"])
+def test_a_thousand_is_a_thousand_however_it_is_written(shown, sentence):
+    assert CHECKER.same("1 000", sentence.format(shown)) is True
+    assert CHECKER.same("1 001", sentence.format(shown)) is False
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "same"),
+    [
+        ("36", r"The answer is \$36.", True),
+        ("36", "The answer is $36, which is more than $30.", True),
+        ("36", r"The answer is $\$36$.", True),
+        ("-36", "That is -$36.", True),
+        ("36", "It is 36 EUR.", True),
+        ("36", "It is Rs. 36/month.", True),
+        ("-3", "The answer is \u22123.", True),
+        ("-3", "The answer is \u20133.", True),
+        ("-3", "The answer is \u20143.", True),
+        ("-3", "It is minus 3.", True),
+        ("-3", "The answer is 3.", False),
+        ("5", "It is +5.", True),
+        ("-1/2", r"**-\frac{1}{2}**", True),
+        ("-0.5", "It is -½.", True),
+        ("2", "That is 5 - 3 = 2.", True),
+        ("-3", "It is 5 - 3", False),
+        ("2 3/4", "The answer is 2 3/4.", True),
+        ("2 3/4", r"\boxed{2\frac34}", True),
+        ("2 3/4", r"It is $2\tfrac{3}{4}$.", True),
+        ("2 3/4", "It is 2¾ cups.", True),
+        ("2 3/4", "2.75", True),
+        ("2 3/4", r"\boxed{\frac{11}{4}}", True),
+        ("2 3/4", "It is 3/4.", False),
+        ("2 3/4", "It is 2.", False),
+        ("-2 1/2", "It is -2.5.", True),
+        ("3/4", "It is ¾.", True),
+        ("1/3", "It is 0.333333.", True),
+        ("1/3", "It is 0.33.", False),
+        (r"0.\overline{3}", r"\boxed{\frac13}", True),
+        ("25%", "25 percent", True),
+        ("25%", "It is 0.25.", True),
+        ("0.25", r"\boxed{25\%}", True),
+        ("25%", "It is 26%.", False),
+        ("300000", "3 × 10^5", True),
+        ("300000", "3 × 10⁵", True),
+        ("3e5", r"\boxed{3 \times 10^{5}}", True),
+        ("0.00003", r"It is $3\cdot 10^{-5}$.", True),
+        ("1e-3", "0.001", True),
+        ("1000000", "It is 1 million.", True),
+        ("12 m^2", "12 m²", True),
+        ("12", "The area is 12 m^2.", True),
+        ("12 km/h", "12 km/h", True),
+        ("12 cm", r"\boxed{12\text{ cm}}", True),
+        ("45°", r"It is $45^\circ$.", True),
+        ("84", "The answer is: `84`", True),
+        ("84", "The answer is ８４.", True),  # wide digits
+        ("84", "It is ≈84", True),
+        ("0.1234567", "0.1234568", False),
+        ("12345678901234567890", "It is 12345678901234567891.", False),
+        ("7", "The answer is not 6 but 7.", True),
+        ("6:30", "The answer is 6:30.", True),
+        ("6:30", "It starts at 6:30 pm.", True),
+        ("6:30", "It is 0.2", False),
+        ("6:30", "It is 6:31", False),
+        ("6:30", "It is 18:30", False),
+        ("6:30 pm", "It is 18:30.", True),
+        ("6:30 p.m.", r"\boxed{6:30\text{ PM}}", True),
+        ("6:30 pm", "It is 6:30 am.", False),
+        ("6 pm", "It begins at 6:00 p.m.", True),
+        ("3:2", "The ratio is 6:4.", True),
+        ("B", "The answer is B.", True),
+        ("B", "The answer is (B).", True),
+        ("B", "The answer is **B**.", True),
+        ("B", "Option B", True),
+        ("B", "(B)", True),
+        ("B", "B) 36 rolls", True),
+        ("B", r"The answer is $\textbf{(B)}$.", True),
+        ("B", r"\boxed{\text{B}}", True),
+        (r"\text{(B)}", "It must be option (B).", True),
+        ("B", "The answer is C.", False),
+        ("B", "A is wrong. The correct choice is: C", False),
+        ("A", "The answer is a bit more than 3.", False),
+        ("84", "I get an answer by taking all the trays of the bakery, every one of them, and then 7 * 12 = 84.", True),
+        ("Monday", "The answer is Monday.", True),
+        ("Monday", "The answer is Tuesday.", False),
+    ],
+)
+def test_plain_answers_are_the_same_in_all_their_forms(reference, answer, same):
+    assert last_answer([answer]) and CHECKER.same(reference, answer) is same
+    assert CHECKER.readable(reference)
+
+
+@pytest.mark.parametrize(
+    "reference", ["2024-01-05", "1/5/2024", "3\u20135", "5 ft 6 in", "3 or 4", "1:2:3", "\u200b", "half past six"]
+)
+def test_a_reference_that_would_be_misread_is_refused(reference):
+    assert CHECKER.readable(reference) is False
+
+
+def shown_forms(number: Fraction) -> list[str]:
+    sign, whole, part = "-" * (number < 0), int(abs(number)), abs(number) % 1
+    forms = [
+        f"{number.numerator}/{number.denominator}",
+        rf"{sign}\frac{{{abs(number.numerator)}}}{{{number.denominator}}}",
+    ]
+    if whole and part:
+        forms += [f"{sign}{whole} {part}", rf"{sign}{whole}\frac{{{part.numerator}}}{{{part.denominator}}}"]
+    if not 10**12 % number.denominator:
+        decimal = f"{Decimal(abs(number.numerator)) / number.denominator:,f}"
+        forms += [
+            f"{sign}{decimal}",
+            f"{sign}{decimal.replace(',', '')}",
+            f"\u2212{decimal}" if sign else f"+{decimal}",
+        ]
+        forms += [f"{sign}{decimal.replace(',', gap)}" for gap in (" ", "\u2009", "'", r"\,", "{,}")]
+        forms += [f"{sign}${decimal}", rf"\${sign}{decimal}", f"{sign}{decimal} €"]
+    return forms
+
+
+NUMBERS = st.one_of(
+    st.integers(-(10**9), 10**9).map(Fraction),
+    st.builds(Fraction, st.integers(-(10**6), 10**6), st.sampled_from([2, 4, 5, 8, 100, 1000])),
+    st.builds(Fraction, st.integers(-999, 999), st.integers(1, 99)),
+)
+SENTENCES = [
+    "The answer is {}.",
+    "So it is {}",
+    r"\boxed{{{}}}",
+    r"It is $\boxed{{{}}}$, of 90.",
+    "**{}**",
+    "Answer: `{}`",
+    "{}",
+]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(NUMBERS, NUMBERS, st.data())
+def test_a_number_equals_itself_in_every_form_and_no_other(number, other, data):
+    reference = data.draw(st.sampled_from(shown_forms(number)))
+    answer = data.draw(st.sampled_from(SENTENCES)).format(data.draw(st.sampled_from(shown_forms(other))))
+    assert CHECKER.decide(reference, answer) is (number == other), (reference, answer)
+    own = data.draw(st.sampled_from(SENTENCES)).format(data.draw(st.sampled_from(shown_forms(number))))
+    assert CHECKER.decide(reference, own) is True, (reference, own)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(), st.text())
+def test_any_text_is_read_without_an_error(reference, answer):
+    for text in (reference, answer):
+        assert stated_value(text, "number") is None or stated_value(text, "number").kind == "number"
+    value = value_of(reference)
+    assert value is None or value.equals(value_of(reference))
+
+
 def test_a_reference_is_read_whole():
     assert boxed("3, 4") == r"\boxed{3, 4}"
     assert boxed("12 euros") == r"\boxed{12}"
@@ -85,7 +262,7 @@ def test_an_answer_that_is_too_costly_is_wrong_and_holds_nobody_up():
 
     assert asyncio.run(both()) is False
     assert len(ticks) > 10  # the event loop went round all the while
-    assert checker.same("7", "7") is True  # by a new process
+    assert checker.same("x + 7", r"\boxed{7 + x}") is True  # by a new process
 
 
 def children() -> set[int]:
@@ -101,7 +278,7 @@ def test_a_checker_serves_threads_and_survives_its_process():
     before, checker = children(), AnswerChecker()
     found = [None] * 8
     threads = [
-        threading.Thread(target=lambda i=i: found.__setitem__(i, checker.same(str(i), f"It is {i % 4}.")))
+        threading.Thread(target=lambda i=i: found.__setitem__(i, checker.same(f"x + {i}", rf"\boxed{{{i % 4} + x}}")))
         for i in range(8)
     ]
     for thread in threads:
@@ -112,7 +289,7 @@ def test_a_checker_serves_threads_and_survives_its_process():
     (pid,) = children() - before
     os.kill(pid, 9)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert checker.same("7", "7") is True
+    assert checker.same("x + 7", r"\boxed{7 + x}") is True
 
 
 def test_accuracy_is_of_the_last_answer_that_was_stated():
