@@ -1,6 +1,8 @@
 """What counts as a final answer and as a program in what an assistant says."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from collab.parsing.extraction import defines, last_answer, last_program, outside_code, states_answer
 
@@ -23,6 +25,10 @@ def fenced(code: str, mark: str = "```", language: str = "python") -> str:
         ("How many trays are there, 7 or 8?", False),
         ("I will work it out.", False),
         ("", False),
+        ("Option B.", True),
+        ("(B)", True),
+        ("**B**", True),
+        ("I think A and B are alike.", False),
     ],
 )
 def test_a_message_states_an_answer(reply, states):
@@ -70,6 +76,98 @@ def test_a_program_with_the_entry_point_is_preferred_to_an_example_of_its_use():
     assert last_program([fenced(DOUBLE)], "add") == DOUBLE  # it will fail, and it is what there is
     changed = ADD.replace("a + b", "b + a")
     assert last_program([fenced(ADD), fenced(changed), use], "add") == changed
+
+
+DOCUMENTED = 'def f():\n    """Doc.\n\n    ```python\n    x = 1\n    ```\n    """\n    return 1\n'
+LAMBDA = "f = lambda x: x\n"
+USE = "y = f(2)\nprint(y)\n"
+TWICE = "def f(x):\n    return double(x)\n"
+AREA = "def area(r):\n    return math.pi * r\n"
+
+
+def quoted(text: str, mark: str = "> ") -> str:
+    return "".join(f"{mark}{line}\n" for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("reply", "entry_point", "program"),
+    [
+        (fenced(ADD).replace("\n", "\r\n"), "", ADD),
+        (fenced(DOCUMENTED), "f", DOCUMENTED),
+        (fenced(DOCUMENTED, "~~~"), "f", DOCUMENTED),
+        (fenced(DOCUMENTED) + "Use it so:\n" + fenced(USE), "f", DOCUMENTED),
+        (fenced(LAMBDA) + fenced(USE), "f", LAMBDA),
+        (fenced("class f:\n    pass\n") + fenced("x = f()\n"), "f", "class f:\n    pass\n"),
+        (fenced("if True:\n    def f(): pass\n") + fenced("x = f()\n"), "f", "if True:\n    def f(): pass\n"),
+        (fenced(LAMBDA) + fenced(f"from solution import f\n{USE}"), "f", LAMBDA),
+        (fenced("import math\n") + "Then:\n" + fenced(AREA), "area", f"import math\n\n{AREA}"),
+        (fenced("import os\n") + fenced(ADD), "add", ADD),  # it needs no os
+        (fenced(DOUBLE) + fenced(TWICE), "f", f"{DOUBLE}\n{TWICE}"),
+        (fenced(TWICE) + fenced(DOUBLE), "f", f"{DOUBLE}\n{TWICE}"),
+        (f"```python\n{ADD}``` done\n", "", ADD),
+        (f"```python\n{ADD}``` done\nAnd:\n{fenced(DOUBLE)}", "add", ADD),
+        (f"~~~ python\n{ADD}~~~ end\nSo.", "", ADD),
+        (quoted(fenced(ADD)), "", ADD),
+        (quoted(quoted(fenced(ADD))) + "Thanks.", "", ADD),
+        (quoted(fenced(ADD), ">"), "", ADD),
+        (f"```python title=\"a.py\" {{1}}\n{ADD}```", "", ADD),
+        (f"1. Take\n   - ```py\n     {ADD.replace(chr(10), chr(10) + '     ')}\n     ```", "", ADD),
+        (f"Here: ```python\n{ADD}```\n", "", ADD),
+        (f"````markdown\nHi\n{fenced(ADD)}````\n", "", ADD),
+        (f"```bash\npip install x\n```\n{fenced(ADD)}", "", ADD),
+        (f"```python\n{ADD}\nThis adds two numbers.", "", ADD),  # never closed
+        (f"```python\n{ADD}\n```python\nadd(1, 2)\n```", "", ADD),
+        ("```\nx = \'\'\'a\n   \nb\'\'\'\n```", "", "x = \'\'\'a\n   \nb\'\'\'\n"),
+        ("Take this:\nf = lambda x: x\nIt is short.", "f", LAMBDA),
+    ],
+)  # fmt: skip
+def test_a_program_is_read_in_every_kind_of_block(reply, entry_point, program):
+    assert last_program([reply], entry_point) == program
+
+
+TEXTS = st.lists(
+    st.sampled_from(
+        ["```", "```python", "``` done", "~~~", "    ```", "> ```", "", "   ", "A word.", "\u2028", "x = 1"]
+    ),
+    max_size=6,
+).map("\n".join)
+PROGRAMS = st.lists(
+    st.one_of(
+        TEXTS.map(lambda text: f'def f(x):\n    """Doc.\n\n{text}\n    """\n    return x\n'),
+        TEXTS.map(lambda text: f"TEXT = '''{text}'''\n"),
+        st.text().map(lambda text: f"x = {text!r}\n"),
+        st.sampled_from([ADD, DOUBLE, LAMBDA, "class A:\n\n    x = 1\n", "# ```\n"]),
+    ),
+    max_size=4,
+).map(lambda parts: "".join(["import os\n", *parts]))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(PROGRAMS, st.data())
+def test_a_fenced_program_comes_back_as_it_was(program, data):
+    mark = data.draw(st.sampled_from(["```", "````", "~~~"]))
+    block = f"{mark}{data.draw(st.sampled_from(['', 'python', ' py']))}\n{program}{mark}\n"
+    if data.draw(st.booleans()):
+        block = "".join(f"> {line}\n" for line in block.split("\n")[:-1])
+    reply = data.draw(st.sampled_from(["", "Sure!\n\n"])) + block + data.draw(st.sampled_from(["", "\nIt works.\n"]))
+    if data.draw(st.booleans()):
+        reply = reply.replace("\n", "\r\n")
+    assert last_program([reply]) == program
+    assert "import os" not in outside_code(reply)
+
+
+@pytest.mark.parametrize("entry_point", ["", "area"])
+def test_imports_of_a_block_of_their_own_are_kept_whatever_is_asked_for(entry_point):
+    reply = fenced("import math\n") + fenced(AREA)
+    assert last_program([reply], entry_point) == f"import math\n\n{AREA}"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text() | TEXTS)
+def test_any_message_is_read_without_an_error(reply):
+    program = last_program([reply], "f")
+    assert program == "" or program.endswith("\n")
+    outside_code(reply)
 
 
 def test_defines_looks_at_the_top_level():
