@@ -40,7 +40,7 @@ class AbgCoqaGoals(TaskGoals):
 
 def _from_abg_coqa(row: Row, where: str) -> Goal:
     label = row["ambiguity"]
-    if label not in _LABELS:
+    if not isinstance(label, str) or label not in _LABELS:
         raise BadInput(f"{where}: ambiguity is {kind_of(label)}; it must be one of {', '.join(_LABELS)}.")
 
     def text(column: str, name: str) -> str:

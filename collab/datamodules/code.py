@@ -80,7 +80,7 @@ def _from_bigcodebench(row: Row, where: str) -> Goal:
     _function(program, text_of(row, "entry_point", where), where)
     description = _START.sub("", prompt)
     marks = [found.start() for found in _PARAGRAPH.finditer(description)]
-    opening, *sentences = _sentences(description[: marks[0]] if marks else description)
+    opening, *sentences = _sentences(description[: marks[0]] if marks else description) or ["I need a function."]
     items = [AgendaItem("behaviour", sentence) for sentence in sentences]
     for begin, end in zip(marks, [*marks[1:], len(description)], strict=True):
         text = " ".join(description[begin:end].split())

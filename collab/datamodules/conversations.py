@@ -23,8 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score, Turn
-from collab.datamodules.readers import read_rows
-from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, Row, checked, field_of, id_of, metadata_of, missing
+from collab.datamodules.readers import path_of, read_rows
+from collab.datamodules.rows import (
+    COMPLETION,
+    METADATA,
+    PROMPT,
+    Row,
+    checked,
+    field_of,
+    id_of,
+    kind_of,
+    metadata_of,
+    missing,
+)
 from collab.datamodules.synthesis_folder import CONVERSATIONS, DATASET
 from collab.util.errors import BadInput
 
@@ -48,7 +59,7 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
         BadInput: Nothing can be read there; a field is missing or of another kind; user and assistant do not take
             turns, or the user's message is not the last; no response has a score. Names the row and the turn.
     """
-    folder = Path(source).expanduser()
+    folder = path_of(source, key)
     if (folder / DATASET).is_dir():
         source = folder / DATASET
     elif (folder / CONVERSATIONS).is_file():
@@ -147,7 +158,8 @@ def _flat(row: Row, where: str, system_prompt: str) -> Iterator[_Scored]:
 
 
 def _goal(row: Row, name: str, where: str) -> Goal:
-    return Goal(name, str(row.get(PROMPT) or ""), str(row.get(COMPLETION) or ""), metadata_of(row, where))
+    prompt, reference = ("" if row.get(n) is None else field_of(row, n, where) for n in (PROMPT, COMPLETION))
+    return Goal(name, prompt, reference, metadata_of(row, where))
 
 
 def _context(messages: Sequence[Any], goal: Goal, system_prompt: str, where: str) -> Conversation:
@@ -210,6 +222,11 @@ def _scores(response: Row, where: str) -> tuple[Score, ...]:
 
 
 def _number(value: Any, what: str) -> float | None:
-    """A number as a float; None for null and NaN."""
-    number = math.nan if value is None else float(checked(value, "a number", what))
+    """A number as a float; None for null and NaN. Raises `BadInput` for an infinite one, e.g. 1e400."""
+    try:
+        number = math.nan if value is None else float(checked(value, "a number", what))
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
+    if math.isinf(number):
+        raise BadInput(f"{what} is {kind_of(value)}; it must be finite, or null if there is none. Fix it.")
     return None if math.isnan(number) else number

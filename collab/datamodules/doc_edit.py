@@ -38,7 +38,7 @@ def _article(row: Row, where: str) -> Goal | None:
         return None
     try:
         _newest_first(row)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise BadInput(
             f"{where}: timestamp is {row['timestamp']!r}; it must be a date like 2020-12-24 06:04:27."
         ) from error

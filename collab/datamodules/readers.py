@@ -43,7 +43,7 @@ def read_rows(source: str | Path, split: str, key: str) -> Iterator[tuple[str, R
     Raises:
         BadInput: Nothing can be read there, there is no such split, or a row is no object.
     """
-    path = Path(source).expanduser()
+    path = path_of(source, key)
     if path.is_file():
         placed = _READERS.get(path.suffix, _jsonl_rows)(path)
     elif path.is_dir():
@@ -55,6 +55,18 @@ def read_rows(source: str | Path, split: str, key: str) -> Iterator[tuple[str, R
         placed = _hub_rows(hub["name"], hub["split"] or split, key)
     for place, row in placed:
         yield f"{source}, {place}", checked(row, "an object", f"{source}, {place}")
+
+
+def path_of(source: str | Path, key: str) -> Path:
+    """The path that `source` is if it is one; raises `BadInput` if the system cannot even look for it."""
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder without permission, an unknown ~user
+        raise BadInput(
+            f"{str(source)[:80]!r} cannot be looked for ({first_line(error)[:120]}). Check the path ({key})."
+        ) from error
+    return path
 
 
 def json_lines(content: bytes, path: Path) -> _Placed:
@@ -126,7 +138,7 @@ def _parquet_rows(path: Path) -> _Placed:
 
     try:
         return _numbered(parquet.ParquetFile(path).read().to_pylist())
-    except (OSError, ArrowException) as error:
+    except (OSError, ArrowException, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as Parquet ({first_line(error)}). Write it again.") from error
 
 

@@ -4,7 +4,7 @@ A row in the project's own form has the fields that the ecosystem uses:
 
 - `single_turn_prompt`: what the user wants, in one message. Text, required.
 - `single_turn_completion`: the reference: the text, answer or program that the user is after. Text, required.
-- `single_turn_metadata`: preferences and descriptions. A mapping, or a JSON string of one; optional. Its `notes`, a
+- `single_turn_metadata`: descriptions and preferences. A mapping, or a JSON string of one; optional. Its `notes`, a
   list of texts, are what the user knows; `cues`, one text for each note, are words that a question can ask for it by.
 - `id`: text or a whole number, unique within the split; optional. Without it, an id is derived from prompt and
   completion.
@@ -25,6 +25,7 @@ from typing import Any
 
 from collab.conversation import Goal
 from collab.util.errors import BadInput
+from collab.util.text import is_blank
 
 PROMPT = "single_turn_prompt"
 COMPLETION = "single_turn_completion"
@@ -86,17 +87,41 @@ def goal_of(row: Row, where: str, layouts: Sequence[Layout] = ()) -> Goal:
     name = derived_id(prompt, reference) if row.get("id") is None else id_of(row, "id", where)
     goal = Goal(name, prompt, reference, metadata_of(row, where))
     _check_notes(goal, where)
-    try:
-        _ = goal.agenda
-    except BadInput as error:
-        raise BadInput(f"{where}: field {METADATA}: {error}") from error
+    _check_title(goal, where)
+    _check_agenda(goal, where)
     return goal
+
+
+def _check_title(goal: Goal, where: str) -> None:
+    preferences = goal.metadata.get("preferences", {})
+    checked(preferences, "an object", f"{where}: field {METADATA}: preferences")
+    for name in ("title", "form"):
+        value = goal.metadata.get(name, "")
+        if not isinstance(value, str) or (value.strip() and is_blank(value)):
+            raise BadInput(
+                f"{where}: field {METADATA}: {name} is {kind_of(value)}; it must be text that can be read. Fix it, or "
+                "leave it out."
+            )
+
+
+def _check_agenda(goal: Goal, where: str) -> None:
+    if isinstance(goal.metadata.get("agenda", {}), Mapping):
+        try:
+            agenda = goal.agenda
+        except BadInput as error:
+            raise BadInput(f"{where}: field {METADATA}: {error}") from error
+        if agenda is None or not any(map(is_blank, (agenda.opening, *(item.text for item in agenda.items)))):
+            return
+    raise BadInput(
+        f"{where}: field {METADATA}: agenda is {kind_of(goal.metadata['agenda'])}; it must be an object, and its texts "
+        "must not be empty. Fix it, or leave it out."
+    )
 
 
 def _check_notes(goal: Goal, where: str) -> None:
     for name in ("notes", "cues"):
         value = goal.metadata.get(name, [])
-        if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        if not isinstance(value, list) or not all(isinstance(text, str) and not is_blank(text) for text in value):
             raise BadInput(
                 f"{where}: field {METADATA}: {name} is {kind_of(value)}; it must be a list of texts, none empty, e.g. "
                 '["doors open at six"]. Fix it, or leave it out.'
@@ -139,7 +164,7 @@ def field_of(row: Row, name: str, where: str, kind: str = "text", why: str = "")
 def text_of(row: Row, name: str, where: str, why: str = "Every goal needs it.") -> str:
     """The text in a row's field, stripped; raises `BadInput` if it is missing, empty or no text."""
     text = field_of(row, name, where, why=why).strip()
-    if not text:
+    if is_blank(text):
         raise BadInput(f"{where}: field {name} is empty. {why} Fill it in or remove the row.")
     return text
 
@@ -149,13 +174,13 @@ def id_of(row: Row, name: str, where: str) -> str:
     value = row.get(name)
     if value is None:
         raise missing(row, name, where)
-    if type(value) not in (str, int) or not str(value).strip():
+    if type(value) not in (str, int) or is_blank(str(value)):
         raise BadInput(f"{where}: field {name} is {kind_of(value)}; it must be text or a whole number. Fix it.")
     return str(value).strip()
 
 
 def metadata_of(row: Row, where: str) -> dict[str, Any]:
-    """The field `single_turn_metadata` as a mapping without nulls; raises `BadInput` if it is no mapping."""
+    """The field `single_turn_metadata` without nulls; raises `BadInput` unless a JSON object can hold it."""
     value = row.get(METADATA)
     if isinstance(value, str):
         try:
@@ -165,7 +190,23 @@ def metadata_of(row: Row, where: str) -> dict[str, Any]:
                 f"{where}: field {METADATA} is text that is not JSON ({error}); it must be an object, or a JSON string "
                 'of one, e.g. {"tone": "friendly"}.'
             ) from error
-    return {} if value is None else _without_nulls(checked(value, "an object", f"{where}: field {METADATA}"))
+    if value is None:
+        return {}
+    found = _without_nulls(checked(value, "an object", f"{where}: field {METADATA}"))
+    for name, entry in found.items():
+        _check_storable(entry, f"{where}: field {METADATA}: {name}")
+    return found
+
+
+def _check_storable(value: Any, what: str) -> None:
+    """Refuse what strict JSON cannot hold: numbers that are not finite, and text with half of a character."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode()
+    except ValueError as error:
+        raise BadInput(
+            f"{what} is {kind_of(value)}; it must have finite numbers and whole characters only. Fix it, or leave it "
+            "out."
+        ) from error
 
 
 def _without_nulls(value: Any) -> Any:
