@@ -24,6 +24,7 @@ The program is in this process too, so in principle it can reach everything here
 import builtins
 import functools
 import itertools
+import linecache
 import operator
 import os
 import sys
@@ -40,6 +41,7 @@ from types import FunctionType, ModuleType
 globals()["__builtins__"] = dict(vars(builtins))  # the program cannot change what the functions below use
 
 PROGRAM, TESTS = "__program__", "__tests__"  # names of their modules; neither is __main__, so neither starts by itself
+FILE = "<program>"
 DETAIL_CHARACTERS = 4000
 
 MODULES = (unittest, unittest.case, unittest.loader, unittest.result, unittest.suite, unittest.util, builtins)
@@ -281,7 +283,10 @@ def main():
         modules[PROGRAM] = modules["__main__"] = program
         before = snapshot(used)
         vars(program)["__builtins__"] = builtins  # not ours: these can be mocked
-        exec(compile(source, "<program>", "exec", dont_inherit=True), vars(program))
+        # The program has no file; `inspect.getsource` and tracebacks look for its lines here.
+        vars(program)["__file__"] = FILE
+        linecache.cache[FILE] = len(source), None, source.splitlines(keepends=True), FILE
+        exec(compile(source, FILE, "exec", dont_inherit=True), vars(program))
         check_unchanged(before, used)
         check_kept_apart(vars(program))
         if traced():

@@ -131,6 +131,37 @@ def task_func():
 """,
         tests="def check(f):\n    amount, steps = f()\n    assert amount == 3 and list(steps) == [1, 2]\n",
     ),
+    "reads its own source": dict(
+        program="""
+import ast, doctest, inspect, os, sys, traceback
+def double(x):
+    '''Twice x.
+
+    >>> double(2)
+    4
+    '''
+    return 2 * x
+class Box:
+    pass
+halve = lambda x: x / 2
+def task_func():
+    assert inspect.getsource(double).endswith("    return 2 * x\\n"), inspect.getsource(double)
+    assert inspect.getsource(Box) == "class Box:\\n    pass\\n"
+    assert inspect.getsource(halve) == "halve = lambda x: x / 2\\n"
+    assert "def task_func" in inspect.getsource(sys.modules[__name__])
+    assert inspect.getsourcelines(Box)[1] == 10 and os.path.basename(__file__)
+    assert ast.parse(inspect.getsource(double)).body[0].name == "double"
+    assert doctest.testmod(sys.modules[__name__]) == (0, 1)
+    try: 1 / 0
+    except ZeroDivisionError: assert "try: 1 / 0" in traceback.format_exc()
+    return os.listdir(".")
+""",
+        tests="""
+import inspect
+def check(f):
+    assert f() == [] and "def task_func" in inspect.getsource(f)
+""",
+    ),
     "a server of its own": dict(
         program="""
 import socket
