@@ -179,6 +179,7 @@ import dataclasses, os, sys, torch
 from datetime import timedelta
 from stepping import fit, whole
 from test_update import ALGORITHMS, TEMPERATURE, make_groups, make_lm, moved
+from collab.lm.loading import checkpoint_activations
 from collab.modules.sharding import Sharding, ShardedStrategy
 
 processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -216,7 +217,7 @@ for strategy in sys.argv[2].split(","):
         def load():
             lm = moved(make_lm("Llama", adapter))
             if strategy == "fsdp":  # what is recomputed has to be gathered again
-                lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                checkpoint_activations(lm)
             return lm
 
         module = with_sgd(target)(config, load, None, TEMPERATURE, 3, sharding)

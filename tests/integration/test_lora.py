@@ -12,6 +12,7 @@ from peft.tuners import lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.conversation import Reply
+from collab.lm.loading import checkpoint_activations
 from collab.lm.lora import LeanLoraLinear, make_lean
 from collab.modules.packing import pack
 from collab.modules.policy import Policy
@@ -77,7 +78,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     for checkpointing in (False, True):
         policy = Policy(lean(make_lm()), with_reference=False)
         if checkpointing:
-            policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(policy.lm)
             policy.lm.enable_input_require_grads()
         policy.train()
         reply = Reply("", (5, 9, 2), (-1.0, -1.0, -1.0), "stop", (3, 1, 4, 1))

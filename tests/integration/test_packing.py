@@ -13,6 +13,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from collab.conversation import Reply
+from collab.lm.loading import checkpoint_activations
 from collab.modules import policy as policy_module
 from collab.modules.packing import PackedBatch, micro_batches, pack, packed_length
 from collab.modules.policy import Policy
@@ -127,7 +128,7 @@ def test_gradient_checkpointing_changes_nothing(adapter: bool) -> None:
     batch = pack(GROUPS, 0.7)
     policy = Policy(lm, with_reference=False)
     expected = gradients(lm, policy(batch).logprobs.sum())
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(lm)
     calls: list[int] = []
     attention = next(module for name, module in lm.named_modules() if name.endswith("layers.0.self_attn"))
     attention.register_forward_hook(lambda *_: calls.append(1))

@@ -45,7 +45,7 @@ def trl_arguments(folder: Path) -> dict[str, Any]:
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "per_device_train_batch_size": 12,
     }
 
