@@ -16,8 +16,8 @@ from collab.config.policies import named_policies
 from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig
 from collab.conversation import Conversation, Goal, Message
 from collab.datamodules.goals import SPLITS, GoalSplits, load_splits
+from collab.lm import loading
 from collab.lm.chat_format import ChatFormat
-from collab.lm.loading import load_tokenizer, num_positions
 from collab.parsing.agenda_items import openings
 from collab.randomness import RngKey
 from collab.simulation.llm import LLMUser
@@ -36,7 +36,7 @@ class Room:
     """
 
     def __init__(self, model: ModelConfig, max_new_tokens: int) -> None:
-        self.max_new_tokens, self.positions = max_new_tokens, num_positions(model)
+        self.max_new_tokens, self.positions = max_new_tokens, loading.num_positions(model)
         self._model = model
 
     def holds(self, messages: Sequence[Message]) -> bool:
@@ -50,7 +50,7 @@ class Room:
 
     @cached_property
     def _format(self) -> ChatFormat:
-        return ChatFormat(load_tokenizer(self._model))
+        return ChatFormat(loading.load_tokenizer(self._model))
 
 
 def goals_that_fit(config: Config, splits: GoalSplits | None = None) -> tuple[GoalSplits, list[str]]:
