@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from collab.parsing.english import questions, without_questions
+from collab.parsing.plain_values import stated_value
 
 _FENCE = re.compile(
     r"(?P<quote>(?:[ \t]*> ?)*)(?P<indent>[ \t]*)(?:(?:[-*+]|\d+[.)])[ \t]+)?"
     r"(?:(?P<mark>```+|~~~+)(?P<info>.*)|[^`]*[^`\s][ \t]+(?P<late>```+)\w*)"  # late: "Like this: ```python"
 )
-_EXPLICIT = re.compile(
-    r"\\(?:boxed|fbox)\b|\b(?i:answer)\b|\b(?i:option|choice)(?:\s+is)?\s*:?\s*\(?[A-Z]\b|\A\W*\(?[A-Z]\)?\W*\Z|(?<!\w)\([A-Z]\)"
-)
+_EXPLICIT = re.compile(r"\\(?:boxed|fbox)\b|\banswer\b", re.IGNORECASE)
 _CODE_BEGINS = re.compile(r"(?:async def|def|class|import|from|@)\b|@\w|\w+\s*=\s*lambda\b")
 _MOST_LINES = 300  # of a message without fences; the search for a program takes time quadratic in them
 _MOST_ENDS = 30  # lines that are tried as the end of one block
@@ -39,7 +38,9 @@ class _Block:
 def states_answer(reply: str) -> bool:
     """Whether a message has a box, the word "answer", the letter of a choice or, if it asks nothing, a number."""
     statement = without_questions(reply)
-    return bool(_EXPLICIT.search(statement)) or (not questions(reply) and any(c.isnumeric() for c in statement))
+    if _EXPLICIT.search(statement) or stated_value(statement, "choice"):
+        return True
+    return not questions(reply) and any(character.isnumeric() for character in statement)
 
 
 def last_answer(replies: Sequence[str]) -> str:

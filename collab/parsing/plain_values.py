@@ -139,7 +139,8 @@ _DECIMAL = (
     r"(?:\.?\\overline\s*\{(?P<repeats>\d+)\})?"
 )
 _POWER = (
-    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\w|\.\d)|\s*[*x]\s*10\s*(?:\^|\*\*)\s*\{?\s*(?P<power>[-+]?\d{1,3})\s*\}?)"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\w|\.\d)"
+    r"|\s*[*x]\s*10\s*(?:\^|\*\*)\s*[{(]?\s*(?P<power>[-+]?\d{1,3})\s*[})]?)"
 )
 _NUMBER = (
     rf"(?P<sign>{_SIGN})?(?:{_MONEY}\s?)?(?P<inner>(?<=[{_CURRENCY}\s])-)?(?:"
@@ -150,7 +151,7 @@ _NUMBER = (
 _FUNCTIONS = r"(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|pi|and|mod|theta|alpha|beta|gamma|lambda|sigma|or)\b)"
 _KNOWN = (
     r"[cmk]m|[mk]g|lbs?|oz|ft|in|yd|mi|sec|min|hrs?|ms|[mc][lL]|mph|kph|km/h|m/s|[kM]?Hz|[kM]W|k?Wh|kJ|[KMGT]B|rad|"
-    r"USD|EUR|GBP|JPY|CHF|INR|CAD|AUD|(?<=\s)[mgshlLWJNVKCF]"  # without a space, 3m is a product
+    r"st|nd|rd|th|USD|EUR|GBP|JPY|CHF|INR|CAD|AUD|(?<=\s)[mgshlLWJNVKCF]"  # without a space, 3m is a product
 )
 _UNIT = rf"(?:{_FUNCTIONS}(?:[A-Za-z]{{4,}}|(?<=\s)[A-Za-z]{{3}}|{_KNOWN})(?![A-Za-z])\.?(?:\s*\^\s*\{{?[23]\}}?)?)"
 _UNITS = rf"(?:\s*{_UNIT}(?:\s*/\s*{_UNIT}|\s+(?:of|a|an|per)\s+{_UNIT}|\s+{_UNIT})*)"
@@ -242,13 +243,16 @@ _CHOSEN = (
     ),
     re.compile(r"(?:\(\s*([A-Z])\s*\)|\b([A-Z]))\s+(?:is|would be)\s+(?:the\s+)?(?:right|correct|best|answer)\b"),
     re.compile(r"\A\W*(?:\(\s*([A-Z])\s*\)|([A-Z])\b)(?:\s*[).:]\s.*)?\W*\Z", re.DOTALL),
-    re.compile(r"\(\s*([A-Z])\s*\)()"),
+    re.compile(r"(?:\bis|'s|\bwith|\bchoose|\bpick|\bselect)\s+(?:\(\s*([A-Z])\s*\)|([A-Z])(?=\s*(?:[.,;!]|\Z)))"),
+    re.compile(r"(?<!\w)\(\s*([A-Z])\s*\)()"),
 )
 _STATED_WORD = re.compile(
     r"\banswer\b(?:\s+is)?\s*[:=]?[\s\"'“‘$]*((?:no|[A-Za-z]{3,})(?:[ -][A-Za-z]+)*)", re.IGNORECASE
 )
 _OPERATOR_BEFORE = re.compile(r"(?:[*+/^\\_{<>|×÷!]|[\w)\]}]\s*-|[\d]\s*:)\s*\(?\s*\Z")
-_OPERATOR_AFTER = re.compile(r"\s*\)?\s*(?:[*^+={(<>|\\]|/(?!\s*(?:[a-z]{3}|[hs]\b))|-\s*[\d(\\]|:\d|\.\d|-\d)")
+_OPERATOR_AFTER = re.compile(
+    r"\s*\)?\s*(?:[*^+={<>|\\]|\((?!\s*[A-Za-z]{2})|/(?!\s*(?:[a-z]{3}|[hs]\b))|-\s*[\d(\\]|:\d|\.\d|-\d)"
+)
 
 
 def stated_value(text: str, kind: str) -> Value | None:
