@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_process import ROOT, Check, Child, Figure
+from benchmarks.gpu_process import ROOT, Check, Child, Figure, what
 
 FILE = ROOT / "benchmarks" / "gpu.json"
 PAGE = ROOT / "docs" / "results" / "gpu.md"
@@ -99,7 +99,7 @@ class Outcome:
 
 def run_part(name: str, part: Part, limit: float, check: Check) -> Outcome:
     """Run a part in a process of its own and print its figures as they come."""
-    lines, log = check.folder / f"{name}.jsonl", check.folder / f"{name}.log"
+    lines, log = check.folder / f"part-{name}.jsonl", check.folder / f"part-{name}.log"
     lines.touch()
     log.touch()
     setting = json.dumps(asdict(check))
@@ -154,13 +154,14 @@ def shown(part: str, figure: Figure) -> str:
     return f"{part}: {figure.name}: {figure.text()}{verdict}{note}"
 
 
-def run_all(parts: Mapping[str, Part], check: Check, minutes: float, out: Path, typed: str) -> list[Outcome]:
-    """Run all parts within the time; `out` is written after each."""
+def run_all(parts: Mapping[str, Part], check: Check, minutes: float, out: Path, typed: str) -> dict[str, Any]:
+    """Run all parts within the time; what is then in `out`, which is written after each."""
     from benchmarks.steps import commit
 
     started = time.monotonic()
     end = started + 60 * minutes - _RESERVE
     outcomes: list[Outcome] = []
+    found: dict[str, Any] = {}
     for name, part in {"prepare": PREPARE, **parts}.items():
         left = end - time.monotonic()
         if left < min(LEAST, part.seconds):
@@ -168,13 +169,17 @@ def run_all(parts: Mapping[str, Part], check: Check, minutes: float, out: Path, 
             print(f"{name}: skipped: no time was left", flush=True)
         else:
             print(f"-- {name}: {part.what}; at most {min(part.seconds, left):.0f} s", flush=True)
-            outcomes.append(run_part(name, part, min(part.seconds, left), check))
+            try:
+                outcomes.append(run_part(name, part, min(part.seconds, left), check))
+            except Exception as error:  # of this process; the other parts are to run all the same
+                outcomes.append(Outcome(name, "failed", reason=what(error)))
+                print(f"{name}: failed: {what(error)}", flush=True)
         os.environ["COLLAB_CACHE"] = str(check.folder / "cache")  # what `prepare` has made
         facts = {figure.name: figure.text() for figure in outcomes[0].figures}
-        found: dict[str, Any] = {"machine": facts, "commit": commit(), "command": typed, "rehearsal": check.tiny}
+        found = {"machine": facts, "commit": commit(), "command": typed, "rehearsal": check.tiny}
         found |= {"seconds": time.monotonic() - started, "parts": [asdict(outcome) for outcome in outcomes]}
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return outcomes
+    return found
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -224,11 +229,12 @@ def main(argv: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -
             sys.path[1:1] = site
             importlib.import_module("collab.app.build")
         typed = shlex.join(["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)])
-        outcomes = run_all(chosen, check, args.minutes, args.out, typed)
+        out = args.out or (scratch / "rehearsal.json" if check.tiny else FILE)
+        found = run_all(chosen, check, args.minutes, out, typed)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    print(table(json.loads(args.out.read_text(encoding="utf-8"))))
-    return int(any(outcome.state in ("failed", "stopped") for outcome in outcomes))
+    print(table(found))
+    return int(any(part["state"] in ("failed", "stopped") for part in found["parts"]))
 
 
 def _use_site(site: Path, scratch: Path) -> list[str]:

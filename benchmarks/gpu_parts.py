@@ -169,7 +169,7 @@ def _short_goals(check: Check) -> list[str]:
     """Overrides for goals whose references have a few words, so that replies may be short."""
     files = []
     for split, titles in (("train", ("kiln", "ferry", "pear")), ("val", ("choir",)), ("test", ("bakery",))):
-        file = check.folder / f"{split}.jsonl"
+        file = check.folder / f"goals-{split}.jsonl"
         records = [
             {
                 "id": f"{split}-{title}",
