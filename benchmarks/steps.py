@@ -37,7 +37,7 @@ SETTING = (
     "trainer.val_every=6",
 )
 GRPO = ("algorithm=grpo_small", "algorithm.lr=1.2e-3", "algorithm.epochs=3")  # likewise
-_POLL = 0.2  # seconds between two looks at what runs
+POLL = 0.2  # seconds between two looks at what runs
 _TAIL = 15  # lines of the log of a step that failed
 
 
@@ -226,7 +226,7 @@ def run_steps(steps: Sequence[Step], folder: Path, jobs: int) -> dict[str, dict[
                         waiting.remove(step)
                         alone = not running and not waiting
                         running[step.name] = _Running(step, folder, cores() if alone else max(1, cores() // jobs))
-                time.sleep(_POLL)
+                time.sleep(POLL)
                 for name in [name for name, one in running.items() if one.process.poll() is not None]:
                     one = running.pop(name)
                     if one.close():

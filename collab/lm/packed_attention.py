@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-_PIECE = 256  # positions of a history that are computed at once
+PIECE = 256  # positions of a history that are computed at once
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -69,8 +69,8 @@ class PackedAttention(torch.autograd.Function):
 def _blocks(ends: Sequence[Sequence[int]]) -> Iterator[tuple[slice, slice, bool]]:
     """(queries, keys, whether causal) of the blocks that are not hidden; for each query, the causal block first."""
     for first, history, *candidates in ends:
-        for start in range(first, history, _PIECE):
-            piece = slice(start, min(start + _PIECE, history))
+        for start in range(first, history, PIECE):
+            piece = slice(start, min(start + PIECE, history))
             yield piece, piece, True
             if start > first:
                 yield piece, slice(first, start), False

@@ -108,7 +108,7 @@ async def run_program(
     async with _slot():
         folder = tempfile.mkdtemp(prefix="collab-sandbox-")
         try:
-            answer = await _supervised(request | {"folder": folder})
+            answer = await supervised(request | {"folder": folder})
         finally:
             _remove(folder)
     if "refused" in answer:
@@ -164,7 +164,7 @@ def _imported(tests: ast.Module) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-async def _supervised(request: dict[str, Any]) -> dict[str, Any]:
+async def supervised(request: dict[str, Any]) -> dict[str, Any]:
     """The supervisor's answer; when this returns or is cancelled, its process and all below it have ended."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

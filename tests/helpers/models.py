@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 # Weights are wide enough that what is said before moves the log-probs visibly.
 SIZES: dict[str, Any] = {
@@ -30,7 +30,7 @@ def tiny_lm(vocabulary: int, family: str = "Llama", *, seed: int = 0, bias: floa
 
     Args:
         vocabulary: Number of tokens.
-        family: Of the classes of transformers, `<family>ForCausalLM`.
+        family: Of the configs of transformers, `<family>Config`.
         seed: Of the weights.
         bias: Standard deviation of all biases, which are 0 otherwise.
         fields: Of its config, beyond and instead of `SIZES`; None leaves one to the family.
@@ -41,7 +41,7 @@ def tiny_lm(vocabulary: int, family: str = "Llama", *, seed: int = 0, bias: floa
     config = config_class(**{name: value for name, value in given.items() if value is not None})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        lm = getattr(transformers, f"{family}ForCausalLM")(config)
+        lm = AutoModelForCausalLM.from_config(config)
         for name, parameter in lm.named_parameters():
             if bias and name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=bias)

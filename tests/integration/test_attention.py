@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from models import tiny_lm
 from torch.nn.attention.flex_attention import create_mask
 from torch.nn.attention.flex_attention import flex_attention as plain_flex_attention
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import LlamaConfig, MistralConfig
 from transformers.integrations import flex_attention
 
 from collab.conversation import Reply
 from collab.lm import attention as attention_module
 from collab.lm import packed_attention
 from collab.lm.attention import additive_masks, block_masks, by_layout, in_blocks, takes_blocks
+from collab.lm.loading import checkpoint_activations
 from collab.lm.packed_attention import PackedAttention
 from collab.modules import policy as policy_module
 from collab.modules.packing import PackedBatch, pack
@@ -52,7 +54,7 @@ def gradients(out: torch.Tensor, given: list[torch.Tensor]) -> list[torch.Tensor
 def test_blocks_give_what_the_dense_mask_gives(
     dtype: torch.dtype, heads: int, kv_heads: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_attention, "_PIECE", piece)
+    monkeypatch.setattr(packed_attention, "PIECE", piece)
     given = inputs(heads, kv_heads, dtype)
     exact = [x.detach().float().requires_grad_() for x in given]
     query, key, value = exact
@@ -109,20 +111,19 @@ def test_a_policy_computes_with_it_where_it_would_with_sdpa(
     attention: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
-    forward = packed_attention._forward
+    computed = PackedAttention.apply
 
-    def count(*args: Any, **kwargs: Any) -> Any:
+    def count(*args: Any) -> Any:
         counted.append(1)
-        return forward(*args, **kwargs)
+        return computed(*args)
 
-    monkeypatch.setattr(packed_attention, "_forward", count)
-    config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
-    lm = LlamaForCausalLM(config)
+    monkeypatch.setattr(PackedAttention, "apply", count)
+    lm = tiny_lm(9)
     if attention:
         lm.set_attn_implementation(attention)
     policy = Policy(lm, with_reference=False)
     policy(pack([[Reply("", (1, 2, 3), (-1.0, -1.0, -1.0), "stop", (4, 5))]], 1.0))
-    assert len(counted) == 3 * expected  # layers; the history, the candidate over it and over itself
+    assert len(counted) == expected  # layers
 
 
 def test_groups_that_fit_the_window_are_computed_in_blocks_in_a_row_that_does_not() -> None:
@@ -165,13 +166,8 @@ def reply(history: int, length: int) -> Reply:
 
 
 def flex_policy(device: str, **fields: Any) -> Policy:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        config = LlamaConfig(
-            vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=1024, **fields,
-        )  # fmt: skip
-        return Policy(LlamaForCausalLM(config).to(device), with_reference=False)
+    lm = tiny_lm(64, seed=3, hidden_size=64, max_position_embeddings=1024, initializer_range=0.02, **fields)
+    return Policy(lm.to(device), with_reference=False)
 
 
 def test_log_probs_by_blocks_are_those_under_the_dense_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +190,7 @@ def test_a_gpu_learns_by_blocks_what_it_learns_under_the_dense_mask(
 ) -> None:
     policy = flex_policy("cuda").train()
     if checkpointing:
-        policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(policy.lm)
         policy.train()
     batch = pack([[reply(150, 6), reply(150, 40)], [reply(20, 7)]], 0.7).to(torch.device("cuda"))
     found = []

@@ -13,16 +13,17 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from models import tiny_lm, word_tokenizer
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from collab.app import chat as terminal
 from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, last_checkpoint
@@ -33,31 +34,19 @@ from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter, c
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score
 from collab.util.errors import BadInput
 
-WORDS = ["<s>", "</s>", "<unk>", "user", "assistant", "system", "hi", "there", "be", "brief", *"abcdefghij"]
+WORDS = ["user", "assistant", "system", "hi", "there", "be", "brief", *"abcdefghij"]
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
+    return word_tokenizer(WORDS, TEMPLATE)
 
 
-def tiny_lm() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=1.0,  # sharp enough that greedy replies depend on what was said before
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
+def speaker() -> Any:
+    """Sharp enough that greedy replies depend on what was said before."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": None, "max_position_embeddings": 64, "initializer_range": 1.0}
+    return tiny_lm(len(WORDS) + 3, eos_token_id=2, **sizes)
 
 
 def talk(goal: str, *lengths: int, ended_by: str = "window") -> Conversation:
@@ -101,7 +90,7 @@ class Tiny(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.policy = torch.nn.Module()
-        self.policy.lm = tiny_lm()
+        self.policy.lm = speaker()
         self.tokenizer = tiny_tokenizer()
         self.seen: list[int] = []
 
@@ -457,7 +446,7 @@ def test_export_takes_the_last_policy_when_nothing_was_validated(tmp_path):
 def run_folder(tmp_path_factory) -> Path:
     """A run's output folder with an exported policy."""
     folder = tmp_path_factory.mktemp("run")
-    tiny_lm().save_pretrained(folder / "policy")
+    speaker().save_pretrained(folder / "policy")
     tiny_tokenizer().save_pretrained(folder / "policy")
     (folder / ".hydra").mkdir()
     (folder / ".hydra/config.yaml").write_text("task:\n  system_prompt: be brief\n")

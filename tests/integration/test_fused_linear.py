@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import peft
 import pytest
 import torch
+from models import tiny_lm, with_adapter
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.lm.fused_linear import FusedLinears, linear_groups
 
@@ -21,22 +20,8 @@ needs_bf16 = pytest.mark.skipif(
 
 
 def make_lm(dtype: torch.dtype = torch.bfloat16, adapter: bool = True, **fields: Any) -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=11, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, attention_bias=True, initializer_range=0.2,
-    )  # fmt: skip
-    lm: Any = LlamaForCausalLM(config).to(dtype)
-    for name, parameter in lm.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.3)
-    if adapter:
-        options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **fields}
-        lm = peft.get_peft_model(lm, peft.LoraConfig(task_type="CAUSAL_LM", **options))
-        for name, parameter in lm.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    return lm.eval()
+    lm = tiny_lm(11, attention_bias=True, bias=0.3).to(dtype)
+    return with_adapter(lm, 0.1, **fields) if adapter else lm
 
 
 @torch.no_grad()

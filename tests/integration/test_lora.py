@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import peft
 import pytest
 import torch
+from models import tiny_lm, with_adapter
 from peft.tuners import lora
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.conversation import Reply
 from collab.lm.loading import checkpoint_activations
@@ -21,18 +20,8 @@ IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
 
 
 def make_lm(dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=11, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, attention_bias=True, mlp_bias=True,
-        initializer_range=0.2,
-    )  # fmt: skip
-    options = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.5, "target_modules": "all-linear", **fields}
-    lm = peft.get_peft_model(LlamaForCausalLM(config).to(dtype), peft.LoraConfig(task_type="CAUSAL_LM", **options))
-    for name, parameter in lm.named_parameters():
-        if "lora_B" in name:  # with its bias, where it has one
-            torch.nn.init.normal_(parameter, std=0.1)
-    return lm.eval()
+    lm = tiny_lm(11, attention_bias=True, mlp_bias=True).to(dtype)
+    return with_adapter(lm, 0.1, **{"lora_dropout": 0.5, **fields})
 
 
 def lean(lm: Any) -> Any:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import peft
 import pytest
 import torch
+from models import tiny_lm, with_adapter
 from stepping import fit
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab.callbacks.checkpoint import BatchCheckpoint
 from collab.config.algorithms import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
@@ -39,26 +38,8 @@ KINDS: dict[str, tuple[Any, Any]] = {
 
 def make_lm(adapter: bool = True) -> Any:
     """A tiny random Llama, under a fresh adapter (which changes nothing yet)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.2,
-            tie_word_embeddings=True,
-        )
-        lm: Any = LlamaForCausalLM(config)
-        if adapter:
-            lora = peft.LoraConfig(
-                task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.5, target_modules="all-linear"
-            )
-            lm = peft.get_peft_model(lm, lora)
-    return lm.eval()
+    lm = tiny_lm(VOCABULARY, tie_word_embeddings=True)
+    return with_adapter(lm, lora_dropout=0.5) if adapter else lm
 
 
 def make(kind: str, adapter: bool = True, max_steps: int = 4, **fields: Any) -> PolicyModule:

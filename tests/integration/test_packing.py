@@ -7,10 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import peft
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from models import tiny_lm, with_adapter
 
 from collab.conversation import Reply
 from collab.lm.loading import checkpoint_activations
@@ -21,34 +20,8 @@ from collab.modules.policy import Policy
 VOCABULARY = 97
 
 
-def llama(**changes: Any) -> LlamaForCausalLM:
-    """Random, and sharp enough that every token of the history moves the log-probs visibly."""
-    fields = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.2,
-        **changes,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**fields)).eval()
-
-
-def with_adapter(lm: Any, dropout: float = 0.0, learned: bool = True) -> Any:
-    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        adapted = peft.get_peft_model(lm, lora)
-        if learned:
-            for name, parameter in adapted.named_parameters():
-                if "lora_B" in name:
-                    torch.nn.init.normal_(parameter, std=0.2)
-    return adapted.eval()
+def llama(**changes: Any) -> Any:
+    return tiny_lm(VOCABULARY, **changes)
 
 
 def group(prompt_length: int, lengths: Sequence[int], seed: int = 0) -> list[Reply]:
@@ -112,7 +85,7 @@ def test_logprobs_and_entropies_are_those_of_separate_sequences(groups: list[lis
 @pytest.mark.parametrize("adapter", [True, False])
 def test_gradients_are_those_of_separate_sequences(adapter: bool, attention: str) -> None:
     lm: Any = llama(attn_implementation=attention)
-    lm = with_adapter(lm) if adapter else lm
+    lm = with_adapter(lm, 0.2) if adapter else lm
     policy = Policy(lm, with_reference=False)
     weights = torch.randn(sum(len(r.token_ids) for g in GROUPS for r in g), generator=torch.Generator().manual_seed(3))
     packed = gradients(lm, (policy(pack(GROUPS, 0.7)).logprobs * weights).sum())
@@ -124,7 +97,7 @@ def test_gradients_are_those_of_separate_sequences(adapter: bool, attention: str
 @pytest.mark.parametrize("adapter", [True, False])
 def test_gradient_checkpointing_changes_nothing(adapter: bool) -> None:
     lm: Any = llama()
-    lm = with_adapter(lm) if adapter else lm
+    lm = with_adapter(lm, 0.2) if adapter else lm
     batch = pack(GROUPS, 0.7)
     policy = Policy(lm, with_reference=False)
     expected = gradients(lm, policy(batch).logprobs.sum())
@@ -140,7 +113,7 @@ def test_gradient_checkpointing_changes_nothing(adapter: bool) -> None:
 @pytest.mark.parametrize("adapter", [True, False])  # a frozen head and one that learns
 def test_the_size_of_chunks_changes_nothing(adapter: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     lm: Any = llama()
-    lm = with_adapter(lm) if adapter else lm
+    lm = with_adapter(lm, 0.2) if adapter else lm
     policy, batch = Policy(lm, with_reference=False), pack(GROUPS, 0.7)
     whole = policy(batch)
     expected = gradients(lm, whole.logprobs.square().sum())
@@ -153,21 +126,7 @@ def test_the_size_of_chunks_changes_nothing(adapter: bool, monkeypatch: pytest.M
 
 
 def test_a_model_that_caps_its_logits_is_capped_here_too() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        lm = Gemma2ForCausalLM(
-            Gemma2Config(
-                vocab_size=VOCABULARY,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=8,
-                initializer_range=0.3,
-                final_logit_softcapping=2.0,
-            )
-        ).eval()
+    lm = tiny_lm(VOCABULARY, "Gemma2", head_dim=8, initializer_range=0.3, final_logit_softcapping=2.0)
     logprobs = Policy(lm, with_reference=False)(pack(GROUPS, 0.7)).logprobs
     torch.testing.assert_close(logprobs, separate(lm, GROUPS, 0.7)[0], atol=1e-5, rtol=0)
 
@@ -333,7 +292,7 @@ def test_without_an_explicit_mask_candidates_would_lose_their_history(
 
 def test_the_reference_of_an_adapter_is_the_base() -> None:
     base = llama()
-    policy = Policy(with_adapter(copy.deepcopy(base)), with_reference=True)
+    policy = Policy(with_adapter(copy.deepcopy(base), 0.2), with_reference=True)
     assert policy.reference is None
     batch = pack(GROUPS, 0.7)
     with torch.no_grad():
@@ -364,7 +323,7 @@ def test_without_a_reference_there_is_no_copy() -> None:
 
 
 def test_dropout_is_off_even_in_training_mode() -> None:
-    lm = with_adapter(llama(attention_dropout=0.5), dropout=0.5)
+    lm = with_adapter(llama(attention_dropout=0.5), 0.2, lora_dropout=0.5)
     batch = pack(GROUPS, 0.7)
     with torch.no_grad():
         expected = Policy(lm, with_reference=False).eval()(batch).logprobs

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from composing import load_config
 
-from collab.app.compose import load_config
 from collab.app.preflight import check_machine
 from collab.config.schema import Config
 from collab.datamodules.goals import load_splits
@@ -253,7 +253,7 @@ def test_a_strict_sandbox_that_cannot_be_had_is_refused(checked, monkeypatch):
         assert request["strict"]
         return {"refused": "it cannot be given a pid namespace of its own here"}
 
-    monkeypatch.setattr(run, "_supervised", without_namespaces)
+    monkeypatch.setattr(run, "supervised", without_namespaces)
     checked("experiment=doc_edit")
     with pytest.raises(BadInput, match="pid namespace.*sandbox=auto"):
         checked("experiment=doc_edit", "sandbox=strict")

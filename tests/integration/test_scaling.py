@@ -90,9 +90,9 @@ def test_a_command_composes(entry, arguments, monkeypatch, capsys):
 def test_within_slurm_torchrun_has_the_say(monkeypatch):
     for name, value in {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "collab"}.items():
         monkeypatch.setenv(name, value)
-    assert len(build._slurm()) == 1  # else Lightning takes every process for the one that SLURM has started
+    assert len(build.slurm_environment()) == 1  # else Lightning takes every process for the one that SLURM has started
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
-    assert build._slurm() == []
+    assert build.slurm_environment() == []
 
 
 def figures(row):

@@ -41,7 +41,7 @@ sys.exit(os.path.exists(os.path.dirname(folder) + "/broken"))
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_POLL", 0.005)
+    monkeypatch.setattr(steps, "POLL", 0.005)
     monkeypatch.setattr(steps, "cores", lambda: 4)
 
 
