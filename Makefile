@@ -7,9 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test fast test-vllm lint types bench gpu-check cheats table ablation clean
+.PHONY: help install quickstart test test-all fast test-vllm lint types bench gpu-check cheats table ablation clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +25,14 @@ quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stag
 	$(BIN)/python evaluate.py experiment=doc_edit "policies=[base,proactive,sft:$$run/sft/policy,mr:$$run/mr/policy]" \
 	  output_dir=$$run/table
 
-test: $(STAMP) ## install, run the tests in two processes (ARGS='...' is passed to pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+test: $(STAMP) ## install, run the tests in two processes: 5 minutes (ARGS='...' is passed to pytest)
+	$(PYTEST) $(ARGS)
 
-fast: $(STAMP) ## install, run the tests that need no model and no server: two minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/unit $(ARGS)
+test-all: $(STAMP) ## install, run the tests with all that are marked slow: half an hour
+	$(PYTEST) -m 'not gpu and not vllm' $(ARGS)
+
+fast: $(STAMP) ## install, run the tests that need no model and no server: one minute
+	$(PYTEST) tests/unit $(ARGS)
 
 test-vllm: $(STAMP) ## install, test engine=vllm against a real server (installed into benchmarks/.envs, 3.5 GB; minutes)
 	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python -m pytest -m vllm -s tests/real_vllm $(ARGS)

@@ -158,7 +158,7 @@ def test_an_interrupted_training_pays_for_no_reply_twice_and_leaves_no_key(
         assert process.exitcode == -signal.SIGKILL
         assert training.run(f"resume={folder}", "logger=csv") == 1
         said = training.log.read_text()
-        assert f"go on with: python train.py resume={folder}" in said, said
+        assert f"Go on with: python train.py resume={folder}" in said, said
         refusing = False
         assert training.run(f"resume={folder}", "logger=csv") == 0, training.log.read_text()
     asked = Counter(json.dumps(call) for call, how in zip(server.calls, server.behaved, strict=True) if how == "ok")

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
+from composing import load_config
 from locked_in import SECRET_VALUE, kernel_gives_namespaces, run_as
 
-from collab.app.compose import load_config
 from collab.config.checks import check
 from collab.sandbox.run import run_program
 from collab.util.errors import BadInput
@@ -678,8 +678,15 @@ def test_what_a_program_leaves_behind_is_gone(verdict, user, folder):
     assert os.listdir(folder) == ["secret"]
 
 
+def test_programs_leave_no_process_and_no_file(verdict, folder):
+    """Those above, the bad ones among them."""
+    verdict("me", "check")
+    assert all(found["left"] == [] for found in verdict.done.values())
+    assert os.listdir(folder) == ["secret"]
+
+
+@pytest.mark.slow
 def test_200_programs_leave_no_process_and_no_file(verdict, folder):
-    """Those above, the bad ones among them, and as many more as it takes."""
     verdict("me", "check")
     before = sum(len(found) - 2 for found in verdict.done.values())  # without "strict" and "left"
     more = run_as("me", {f"{n}": HONEST["check"] for n in range(before, 200)}, folder)
