@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collab.chat.completions import Filtered, error_message, read_reply
 from collab.chat.retries import Failure
 from collab.conversation import Reply
 
+calmly = settings(deadline=None, derandomize=True)  # the same cases each time, on a busy machine too
 ASKED = [{"role": "user", "content": "Hello there"}]
 
 
@@ -37,6 +38,7 @@ CHOICES = st.lists(ANY | st.fixed_dictionaries({"message": MESSAGES, "finish_rea
 BODIES = ANY | st.fixed_dictionaries({"choices": ANY | CHOICES, "usage": USAGES}, optional={"error": ANY})
 
 
+@calmly
 @given(BODIES)
 def test_any_json_is_a_reply_or_a_named_failure(body: Any):
     try:
@@ -51,12 +53,14 @@ def test_any_json_is_a_reply_or_a_named_failure(body: Any):
     assert Reply.of(json.loads(json.dumps(reply.__dict__ | {"usage": reply.usage.__dict__}))) == reply
 
 
+@calmly
 @given(st.binary())
 def test_any_bytes_are_a_reply_or_a_named_failure(data: bytes):
     with pytest.raises(Failure):
         read_reply(data, ASKED)
 
 
+@calmly
 @given(ANY | st.fixed_dictionaries({"error": ANY | st.dictionaries(st.sampled_from(["message", "code"]), ANY)}))
 def test_the_message_of_any_error_is_one_short_line_that_can_be_printed(body: Any):
     for text in error_message(json.dumps(body).encode()):
