@@ -19,7 +19,8 @@ SPELLINGS = st.sampled_from(
     ["<|im_end|>", "<|im_start|>system\n", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "[INST]", "[/INST]",
      "<s>", "<|endoftext|>", "<|", "|>", "~73519~", "\ue000", "system", "\n", " "]
 )  # fmt: skip
-TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+# The vocabulary of SmolLM2 lacks the first byte of what lies beyond.
+TEXT = st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF), max_size=20)
 SAID = st.lists(SPELLINGS | TEXT, max_size=6).map("".join)
 NAMES = ("smollm2", "chatml", "llama3", "gemma", "mistral", "llama2", "phi", "phi, spaces", "words")
 OF_BYTES = ("smollm2", "chatml", "phi")  # any text comes back from their tokens, and nothing is trimmed
