@@ -186,8 +186,8 @@ def table(found: Mapping[str, Any]) -> str:
     """What gpu.json holds, in Markdown."""
     rows = ["| part | figure | value | check |", "|---|---|---:|---|"]
     for part in found["parts"]:
-        what = f"{part['state']}, {part['seconds']:.0f} s"
-        rows.append(f"| **{part['name']}** | {part['reason'].replace('|', '/')} | {what} | |")
+        ended = f"{part['state']}, {part['seconds']:.0f} s"
+        rows.append(f"| **{part['name']}** | {part['reason'].replace('|', '/')} | {ended} | |")
         for line in part["figures"]:
             figure = Figure(**line)
             verdict = {None: "", True: "ok", False: "**failed**"}[figure.ok]
@@ -218,8 +218,7 @@ def main(argv: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -
         PAGE.write_text(page(json.loads(Path(args.page).read_text(encoding="utf-8"))), encoding="utf-8")
         return 0
     chosen = {name: parts[name] for name in args.only} if args.only else parts
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that parts are ended and the scratch is removed
-    scratch = Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    before, scratch = dict(os.environ), Path(tempfile.mkdtemp(prefix="gpu-check-"))
     try:
         site = _use_site(Path(args.site), scratch) if args.site else []
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *site, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -232,6 +231,8 @@ def main(argv: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -
         out = args.out or (scratch / "rehearsal.json" if check.tiny else FILE)
         found = run_all(chosen, check, args.minutes, out, typed)
     finally:
+        os.environ.clear()
+        os.environ |= before
         shutil.rmtree(scratch, ignore_errors=True)
     print(table(found))
     return int(any(part["state"] in ("failed", "stopped") for part in found["parts"]))
@@ -274,4 +275,5 @@ def _parser(parts: Mapping[str, Part]) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that parts are ended and the scratch is removed
     sys.exit(main())
