@@ -282,9 +282,8 @@ def main():
         program = ModuleType(PROGRAM)
         modules[PROGRAM] = modules["__main__"] = program
         before = snapshot(used)
-        vars(program)["__builtins__"] = builtins  # not ours: these can be mocked
+        vars(program).update(__builtins__=builtins, __file__=FILE)  # not our builtins: these can be mocked
         # The program has no file; `inspect.getsource` and tracebacks look for its lines here.
-        vars(program)["__file__"] = FILE
         linecache.cache[FILE] = len(source), None, source.splitlines(keepends=True), FILE
         exec(compile(source, FILE, "exec", dont_inherit=True), vars(program))
         check_unchanged(before, used)
