@@ -120,7 +120,7 @@ def test_scripts_read_topic_and_form_off_every_opening() -> None:
 def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
     """Each is about one training goal; three messages that ask, then a text that says some of what it was told."""
     goals = {goal.prompt: goal for goal in SPLITS.train}
-    groups = load_groups(load_config("train", ["experiment=doc_edit"]).sampler.contexts, "")
+    groups = load_groups(load_config("train", ["experiment=doc_edit_sft"]).algorithm.data, "")
     assert {group.context.goal.prompt for group in groups} <= goals.keys()
     last = [group for group in groups if group.context.turn == 4]
     assert len(last) == len(groups) / 4 == 104
