@@ -19,8 +19,9 @@ SPELLINGS = st.sampled_from(
     ["<|im_end|>", "<|im_start|>system\n", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "[INST]", "[/INST]",
      "<s>", "<|endoftext|>", "<|", "|>", "~73519~", "\ue000", "system", "\n", " "]
 )  # fmt: skip
-# The vocabulary of SmolLM2 lacks the first byte of what lies beyond.
-TEXT = st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF), max_size=20)
+# The vocabulary of SmolLM2 lacks some bytes: a few control characters, and the first one of all beyond the third plane.
+LACKING = "\x04\x06\x13\x14\x16\x1d"
+TEXT = st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF, exclude_characters=LACKING), max_size=20)
 SAID = st.lists(SPELLINGS | TEXT, max_size=6).map("".join)
 NAMES = ("smollm2", "chatml", "llama3", "gemma", "mistral", "llama2", "phi", "phi, spaces", "words")
 OF_BYTES = ("smollm2", "chatml", "phi")  # any text comes back from their tokens, and nothing is trimmed
