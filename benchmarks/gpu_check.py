@@ -154,7 +154,9 @@ def shown(part: str, figure: Figure) -> str:
     return f"{part}: {figure.name}: {figure.text()}{verdict}{note}"
 
 
-def run_all(parts: Mapping[str, Part], check: Check, minutes: float, out: Path, typed: str) -> dict[str, Any]:
+def run_all(
+    parts: Mapping[str, Part], check: Check, minutes: float, out: Path, typed: str, patience: float
+) -> dict[str, Any]:
     """Run all parts within the time; what is then in `out`, which is written after each."""
     from benchmarks.steps import commit
 
@@ -163,14 +165,14 @@ def run_all(parts: Mapping[str, Part], check: Check, minutes: float, out: Path, 
     outcomes: list[Outcome] = []
     found: dict[str, Any] = {}
     for name, part in {"prepare": PREPARE, **parts}.items():
-        left = end - time.monotonic()
-        if left < min(LEAST, part.seconds):
+        left, limit = end - time.monotonic(), part.seconds * patience
+        if left < min(LEAST, limit):
             outcomes.append(Outcome(name, "skipped", reason="no time was left"))
             print(f"{name}: skipped: no time was left", flush=True)
         else:
-            print(f"-- {name}: {part.what}; at most {min(part.seconds, left):.0f} s", flush=True)
+            print(f"-- {name}: {part.what}; at most {min(limit, left):.0f} s", flush=True)
             try:
-                outcomes.append(run_part(name, part, min(part.seconds, left), check))
+                outcomes.append(run_part(name, part, min(limit, left), check))
             except Exception as error:  # of this process; the other parts are to run all the same
                 outcomes.append(Outcome(name, "failed", reason=what(error)))
                 print(f"{name}: failed: {what(error)}", flush=True)
@@ -229,7 +231,7 @@ def main(argv: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -
             importlib.import_module("collab.app.build")
         typed = shlex.join(["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)])
         out = args.out or (scratch / "rehearsal.json" if check.tiny else FILE)
-        found = run_all(chosen, check, args.minutes, out, typed)
+        found = run_all(chosen, check, args.minutes, out, typed, args.patience)
     finally:
         os.environ.clear()
         os.environ |= before
