@@ -263,6 +263,8 @@ def _parser(parts: Mapping[str, Part]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is a rehearsal with tiny models")
     parser.add_argument("--only", type=names, metavar="PART,PART", help="run these parts alone")
+    patience = "factor of the parts' limits, for a machine that does other work too; 1 if left out"
+    parser.add_argument("--patience", type=float, default=1, metavar="X", help=patience)
     parser.add_argument("--minutes", type=float, default=10, help="for all; 10 if left out")
     parser.add_argument(
         "--out", type=Path, default=FILE, metavar="FILE", help="where the figures go; benchmarks/gpu.json"
