@@ -266,9 +266,8 @@ def _parser(parts: Mapping[str, Part]) -> argparse.ArgumentParser:
     patience = "factor of the parts' limits, for a machine that does other work too; 1 if left out"
     parser.add_argument("--patience", type=float, default=1, metavar="X", help=patience)
     parser.add_argument("--minutes", type=float, default=10, help="for all; 10 if left out")
-    parser.add_argument(
-        "--out", type=Path, default=FILE, metavar="FILE", help="where the figures go; benchmarks/gpu.json"
-    )
+    out = "where the figures go; if left out, benchmarks/gpu.json, and nowhere on a CPU"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=out)
     parser.add_argument("--site", metavar="DIR", help="parts that --collect made, for packages that are not installed")
     parser.add_argument("--collect", metavar="DIR", help="gather the wheels that a bare image lacks, and end")
     parser.add_argument("--page", metavar="FILE", help="make docs/results/gpu.md from a gpu.json, and end")
