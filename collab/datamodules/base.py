@@ -121,8 +121,8 @@ class GoalDataModule(lightning.LightningDataModule):
     def _loader(self, items: Sequence[Any], batch_size: int) -> DataLoader[GoalBatch]:
         padded = cast("Dataset[Any]", [*items, *[None] * (-len(items) % self.world_size)])
         sampler: DistributedSampler[Any] | None = None
-        if self.world_size > 1:  # without one, Lightning would add a sampler that shuffles the training goals
-            assert self.trainer is not None
+        # Under ddp and fsdp, in one process too, Lightning would add a sampler that shuffles the training goals.
+        if self.trainer is not None:
             sampler = DistributedSampler(padded, self.world_size, self.trainer.global_rank, shuffle=False)
         return DataLoader(padded, batch_size, collate_fn=_batch, sampler=sampler)
 

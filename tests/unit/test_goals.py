@@ -419,6 +419,14 @@ def test_processes_share_a_step_evenly():
     assert [step[r::2] for r in range(2) for step in whole] == [*shares[0], *shares[1]]
 
 
+def test_one_process_under_ddp_trains_in_the_order_of_the_schedule():
+    from torch.utils.data import DistributedSampler
+
+    loader = module(world_size=1).train_dataloader()
+    assert ids(loader) == ids(module().train_dataloader())
+    assert isinstance(loader.sampler, DistributedSampler)  # Lightning replaces any other by one that shuffles
+
+
 @pytest.mark.parametrize(
     ("count", "batches"), [(70, [[35], [35]]), (3, [[2], [1]]), (1, [[1], [0]]), (129, [[64, 1], [64, 0]])]
 )
