@@ -200,7 +200,7 @@ def test_seeds_and_goals_are_both_drawn_and_pairs_are_kept() -> None:
     ("arguments", "said"),
     [
         (["output_dir=here"], "output_dir=here: the script sets this itself"),
-        (["trainer.max_step=2"], "there is no field trainer.max_step. Did you mean trainer.max_steps?"),
+        (["trainer.max_step=2"], "There is no field trainer.max_step. Did you mean trainer.max_steps?"),
         (["--output", "a=b"], "must have nothing but letters, digits"),
     ],
 )

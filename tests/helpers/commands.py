@@ -107,6 +107,7 @@ def _main(entry: str, arguments: list[str], out: str, err: str, cwd: str, env: d
             os.dup2(file.fileno(), descriptor)
     os.chdir(cwd)
     sys.path += map(str, _PLACES)
+    os.environ.pop("WANDB_SERVICE", None)  # of the process that runs the tests, which may have ended it
     for name, value in env.items():
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
     if entry.endswith(".py"):
