@@ -33,7 +33,7 @@ class TranscriptWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(self.path)
         self._written: Counter[tuple[Any, ...]] = Counter()  # lines of earlier processes, by their place
-        for path in self.path.parent.glob("transcripts*.jsonl"):
+        for path in filter(Path.is_file, self.path.parent.glob("transcripts*.jsonl")):
             lines = path.read_bytes().splitlines(keepends=True)
             self._written.update(_place(json.loads(line)) for line in lines if line.endswith(b"\n"))
 
