@@ -43,12 +43,12 @@ def read_asked() -> dict[str, list[str]]:
 
 
 def best_order(goal: Goal, messages: Sequence[str]) -> tuple[str, ...]:
-    """The three messages, in order, that bring most to light with the fewest needless questions."""
+    """The three messages, in order, that bring most to light with the fewest surplus questions."""
     orders = ((first, *later) for first in messages[:_FIRST] for later in itertools.permutations(messages[_FIRST:], 2))
 
     def value(order: Sequence[str]) -> float:
         state = read(goal, order)
-        return len(state.given) - 0.5 * state.needless
+        return len(state.given) - 0.5 * state.surplus
 
     return max(orders, key=value)
 

@@ -81,7 +81,9 @@ def _start(setting: Setting, contexts: int, candidates: int) -> _Start:
 
     async def draw() -> list[list[Reply]]:
         keys = (RngKey(1, goal=goal.id) for goal in goals)
-        return [await sample_candidates(players, chat, candidates, key) for chat, key in zip(chats, keys, strict=True)]
+        return [
+            await sample_candidates(players, chat, candidates, key) or [] for chat, key in zip(chats, keys, strict=True)
+        ]
 
     return _Start(engine, chats, asyncio.run(draw()))
 

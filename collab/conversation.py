@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from collab.util.errors import BadInput
@@ -101,7 +102,7 @@ class Goal:
         """What the user knows: the entry `notes` of the metadata, or empty."""
         return tuple(self.metadata.get("notes") or ())
 
-    @property
+    @cached_property  # read for each question of each message
     def agenda(self) -> Agenda | None:
         """The agenda in the metadata; None if notes and preferences are the agenda."""
         entry = self.metadata.get("agenda")

@@ -35,7 +35,7 @@ class State:
         answered: The items that the last message earned.
         asked: Readings of the pertinent questions, those that asked the user for something new.
         num_questions: Number of all questions.
-        needless: Number of questions that asked for something known, were asked before, or were too many in a message.
+        surplus: Number of questions that asked for something known, were asked before, or were too many in a message.
         open_used: Whether an open question was answered. Only one is.
         refused: Why the last message earned nothing: a rule of `Reading.why`, "known" or "no wish". "" if it asked
             nothing.
@@ -49,7 +49,7 @@ class State:
     answered: tuple[int, ...] = ()
     asked: tuple[Reading, ...] = ()
     num_questions: int = 0
-    needless: int = 0
+    surplus: int = 0
     open_used: bool = False
     refused: str = ""
     drafted: bool = False
@@ -73,11 +73,11 @@ def _read_reply(goal: Goal, state: State, reply: str, items_per_answer: int) -> 
     items = agenda_of(goal)
     answered: list[int] = []
     asked, open_used = list(state.asked), state.open_used
-    refused, needless = "", 0
+    refused, surplus = "", 0
     readings = read_questions(goal, reply)
     for reading in readings:
         if len(answered) == items_per_answer:
-            needless += 1  # it stays unanswered, so it may be asked again
+            surplus += 1  # it stays unanswered, so it may be asked again
             continue
         if not reading.asks:
             refused = refused or reading.why
@@ -89,7 +89,7 @@ def _read_reply(goal: Goal, state: State, reply: str, items_per_answer: int) -> 
         earned = hidden[: items_per_answer - len(answered)]
         before = any(_alike(reading.meaning, earlier.meaning) for earlier in asked)
         if before or (not earned and (concerns or (as_open and open_used))):
-            needless += 1
+            surplus += 1
             refused = refused or "known"
             continue
         open_used = open_used or as_open
@@ -104,7 +104,7 @@ def _read_reply(goal: Goal, state: State, reply: str, items_per_answer: int) -> 
         answered=tuple(answered),
         asked=tuple(asked),
         num_questions=state.num_questions + len(readings),
-        needless=state.needless + needless,
+        surplus=state.surplus + surplus,
         open_used=open_used,
         refused="" if answered else refused,
         drafted=drafted,
@@ -278,7 +278,7 @@ def has_result(goal: Goal, reply: str) -> bool:
     if artefact == "text":
         return len(words(without_questions(reply))) >= _DRAFT_WORDS
     if artefact == "answer":
-        return states_answer(reply)
+        return states_answer(reply, goal.reference)
     return artefact == "reply" or bool(last_program([reply]))
 
 

@@ -12,17 +12,18 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from collab.parsing.english import questions, without_questions
-from collab.parsing.plain_values import stated_value
+from collab.parsing.plain_values import stated_value, value_of
 
 _FENCE = re.compile(
-    r"(?P<quote>(?:[ \t]*> ?)*)(?P<indent>[ \t]*)(?:(?:[-*+]|\d+[.)])[ \t]+)?"
+    r"(?P<quote>(?:(?:[ \t]*>)++ ?)?+)(?P<indent>[ \t]*)(?:(?:[-*+]|\d+[.)])[ \t]+)?"
     r"(?:(?P<mark>```+|~~~+)(?P<info>.*)|[^`]*[^`\s][ \t]+(?P<late>```+)\w*)"  # late: "Like this: ```python"
 )
 _EXPLICIT = re.compile(r"\\(?:boxed|fbox)\b|\banswer\b", re.IGNORECASE)
 _CODE_BEGINS = re.compile(r"(?:async def|def|class|import|from|@)\b|@\w|\w+\s*=\s*lambda\b")
-_MOST_LINES = 300  # of a message without fences; the search for a program takes time quadratic in them
+_MOST_LINES = 100  # of a message without fences; the search for a program takes time cubic in them
 _MOST_ENDS = 30  # lines that are tried as the end of one block
 
 
@@ -35,17 +36,23 @@ class _Block:
     body: str
 
 
-def states_answer(reply: str) -> bool:
-    """Whether a message has a box, the word "answer", the letter of a choice or, if it asks nothing, a number."""
+def states_answer(reply: str, reference: str = "") -> bool:
+    """Whether a message has a box, the word "answer" or, if it asks nothing, a number.
+
+    Where the reference is the letter of a choice, a letter that is chosen is an answer too.
+    """
     statement = without_questions(reply)
-    if _EXPLICIT.search(statement) or stated_value(statement, "choice"):
+    if _EXPLICIT.search(statement):
+        return True
+    wanted = value_of(reference)
+    if wanted is not None and wanted.kind == "choice" and stated_value(statement, "choice"):
         return True
     return not questions(reply) and any(character.isnumeric() for character in statement)
 
 
-def last_answer(replies: Sequence[str]) -> str:
-    """The latest message that states an answer, without its questions; "" if none does."""
-    return next((without_questions(reply) for reply in reversed(replies) if states_answer(reply)), "")
+def last_answer(replies: Sequence[str], reference: str = "") -> str:
+    """The latest message that states an answer (`states_answer`), without its questions; "" if none does."""
+    return next((without_questions(reply) for reply in reversed(replies) if states_answer(reply, reference)), "")
 
 
 def last_program(replies: Sequence[str], entry_point: str = "") -> str:
@@ -70,8 +77,9 @@ def outside_code(reply: str) -> str:
     return "\n".join(lines)
 
 
+@lru_cache(maxsize=256)  # a program is parsed for each question that is asked about it
 def parsed(program: str) -> ast.Module | None:
-    """The syntax tree of a Python program; None if it cannot be parsed."""
+    """The syntax tree of a Python program, which nobody may change; None if it cannot be parsed."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about invalid escapes in strings
             return ast.parse(program)

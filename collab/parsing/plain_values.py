@@ -233,7 +233,7 @@ def _fraction(found: re.Match[str]) -> tuple[Fraction, int]:
 
 # --- what a message states -------------------------------------------------------------------------------------------
 
-_NAMED = re.compile(r"\banswer\b", re.IGNORECASE)
+_NAMED = re.compile(r"(?<!\bto )\banswer\b", re.IGNORECASE)  # not "to answer your question"
 _NEAR = 60  # characters from the word "answer" to the answer
 _CHOSEN = (
     re.compile(

@@ -220,7 +220,8 @@ class JudgedAccuracy(JudgedMetric):
     """As `collab.rewards.metrics.Accuracy`, but the judge decides where math-verify cannot."""
 
     async def __call__(self, conversation: Conversation) -> float | Judged | None:
-        reference, answer = conversation.goal.reference, last_answer(conversation.assistant_texts)
+        reference = conversation.goal.reference
+        answer = last_answer(conversation.assistant_texts, reference)
         if not answer:
             return 0.0
         decided = await asyncio.to_thread(CHECKER.decide, reference, answer)

@@ -67,6 +67,12 @@ def _checked_number(name: str, value: float) -> float:
     return value
 
 
+def _checked_items(value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadInput(f"items_per_answer ({value!r}) must be a whole number of at least 1. Set it to one.")
+    return value
+
+
 class Extractor(Protocol):
     """Copies the final document or program out of a conversation."""
 
@@ -135,7 +141,7 @@ class Accuracy:
     """
 
     async def __call__(self, conversation: Conversation) -> float | None:
-        answer = last_answer(conversation.assistant_texts)
+        answer = last_answer(conversation.assistant_texts, conversation.goal.reference)
         if not answer:
             return 0.0
         return float(await asyncio.to_thread(CHECKER.same, conversation.goal.reference, answer))
@@ -244,11 +250,7 @@ class AgendaInteractivity:
     """
 
     def __init__(self, items_per_answer: int = 2, needless_cost: float = 0.5) -> None:
-        if not isinstance(items_per_answer, int) or isinstance(items_per_answer, bool) or items_per_answer < 1:
-            raise BadInput(
-                f"items_per_answer ({items_per_answer!r}) must be a whole number of at least 1. Set it to one."
-            )
-        self.items_per_answer = items_per_answer
+        self.items_per_answer = _checked_items(items_per_answer)
         self.needless_cost = _checked_number("needless_cost", needless_cost)
 
     async def __call__(self, conversation: Conversation) -> float | None:
@@ -269,10 +271,16 @@ class PertinentQuestions:
     """Share of the assistant's questions that ask the user for something new, 0..1; None if it asks nothing.
 
     It is meant to be watched: give it weight 0.
+
+    Args:
+        items_per_answer: That of the simulated user.
+
+    Raises:
+        BadInput: It is not a whole number of at least 1.
     """
 
     def __init__(self, items_per_answer: int = 2) -> None:
-        self.items_per_answer = items_per_answer
+        self.items_per_answer = _checked_items(items_per_answer)
 
     async def __call__(self, conversation: Conversation) -> float | None:
         state = read(conversation.goal, conversation.assistant_texts, self.items_per_answer)

@@ -97,12 +97,12 @@ async def play_goals(
 async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: int, key: RngKey) -> Conversation:
     """Play on-policy until the user has opened turn `turn`: a context `t^h_j`.
 
-    If the user ends the chat before that, `_CONTEXT_TRIES - 1` others are played at once, and the first in order that
-    reaches the turn is the context. If none does, the context is the last turn that the last valid one opened. If all
-    of them failed, nothing is `pending` in the result.
+    If the user ends the chat before that, `_CONTEXT_TRIES - 1` others are played side by side, all to their end. The first
+    in order that reaches the turn is the context. If none does, the context is the last turn of the last valid one
+    that has any. If all of them failed, nothing is `pending` in the result.
 
     Raises:
-        BadInput: The user left at once, each time.
+        BadInput: The user left each valid conversation before its first message.
     """
 
     def attempt(sample: int) -> Coroutine[Any, Any, Conversation]:
@@ -118,28 +118,31 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: i
     valid = [conversation for conversation in played if conversation.valid]
     if not valid:
         return played[-1]
-    if not valid[-1].turns:
-        raise BadInput(f"The simulated user left {_CONTEXT_TRIES} times before saying anything (goal {goal.id}).")
-    *earlier, last = valid[-1].turns
-    return replace(valid[-1], turns=tuple(earlier), pending=last.user, ended_by="")
+    begun = [conversation for conversation in valid if conversation.turns]
+    if not begun:
+        raise BadInput(f"The simulated user left {len(valid)} times before saying anything (goal {goal.id}).")
+    *earlier, last = begun[-1].turns
+    return replace(begun[-1], turns=tuple(earlier), pending=last.user, ended_by="")
 
 
-async def sample_candidates(players: Players, context: Conversation, group_size: int, key: RngKey) -> list[Reply]:
+async def sample_candidates(
+    players: Players, context: Conversation, group_size: int, key: RngKey
+) -> list[Reply] | None:
     """`group_size` independent responses to one context; fewer if a policy over HTTP failed.
 
-    Raises:
-        ContextFull: The context is too long for the policy.
+    None if the context is too long for the policy.
     """
 
-    async def sample(candidate: int) -> Reply | None:
+    async def sample(candidate: int) -> Reply | ChatFailed:
         try:
             return await _reply(players, context, key.at(candidate=candidate))
-        except ContextFull:
-            raise
-        except ChatFailed:
-            return None
+        except ChatFailed as failure:
+            return failure
 
-    return [reply for reply in await asyncio.gather(*map(sample, range(group_size))) if reply is not None]
+    found = await asyncio.gather(*map(sample, range(group_size)))
+    if any(isinstance(entry, ContextFull) for entry in found):
+        return None
+    return [entry for entry in found if isinstance(entry, Reply)]
 
 
 async def _reply(players: Players, conversation: Conversation, key: RngKey) -> Reply:

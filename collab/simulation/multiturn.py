@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from statistics import fmean
 
 from collab.conversation import Candidate, Conversation, Group, Reply, Score
 from collab.randomness import RngKey
@@ -58,7 +59,7 @@ async def multiturn_reward(
         samples = range(num_samples if window else 1)
         futures, scores = zip(*await asyncio.gather(*(future(candidate, s) for s in samples)), strict=True)
         rewards = [score.reward for score in scores if score.reward is not None]
-        return Candidate(candidates[candidate], futures, scores, mr=sum(rewards) / len(rewards) if rewards else None)
+        return Candidate(candidates[candidate], futures, scores, mr=fmean(rewards) if rewards else None)
 
     return list(await asyncio.gather(*map(estimate, range(len(candidates)))))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from collab.chat.base import CONTEXT_FULL, ContextFull, Sampling
+from collab.chat.base import CONTEXT_FULL, Sampling
 from collab.chat.journal import Journal
 from collab.config.schema import SamplerConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Scored
@@ -143,12 +143,11 @@ class Simulation:
             context = await draw_context(players, goal, system_prompt, turn, key.at(split=f"context/{number}"))
         if context.pending is None:  # user or policy failed each time
             full = context.ended_by == invalid(CONTEXT_FULL)
-            lost.count_unplayed(self.sampler.group_size * self.futures, full)
+            lost.count_unplayed(self.candidates_at(turn) * self.futures, full)
             return Group(context, ())
         size = self.candidates_at(context.turn)
-        try:
-            replies = await sample_candidates(players, context, size, key)
-        except ContextFull:
+        replies = await sample_candidates(players, context, size, key)
+        if replies is None:
             lost.count_unplayed(self.futures * size, context_full=True)
             return Group(context, ())
         candidates = await self.scored(players, context, replies, key)

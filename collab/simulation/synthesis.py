@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from collab.chat.base import CONTEXT_FULL, ContextFull
-from collab.conversation import Candidate, Conversation, Goal, Reply
+from collab.chat.base import CONTEXT_FULL
+from collab.conversation import Candidate, Conversation, Goal
 from collab.randomness import RngKey
-from collab.simulation.conversation_loop import Players, play, sample_candidates
+from collab.simulation.conversation_loop import play, sample_candidates
 from collab.simulation.multiturn import as_group
 from collab.simulation.sampler import Simulation
 from collab.simulation.user import invalid
@@ -70,8 +70,8 @@ async def synthesise(
         size = simulation.candidates_at(conversation.turn)
         prompted = replace(conversation, system_prompt=proactive_prompt)
         proactive_key = turn_key.at(split=f"{key.split}/proactive")
-        usual = await _sample(players, conversation, size - size // 2, turn_key)
-        proactive = await _sample(players, prompted, size // 2, proactive_key) or []
+        usual = await sample_candidates(players, conversation, size - size // 2, turn_key)
+        proactive = await sample_candidates(players, prompted, size // 2, proactive_key) or []
         candidates = await simulation.scored(players, conversation, [*(usual or []), *proactive], turn_key)
         scored = as_group(conversation, candidates).candidates
         if not scored:
@@ -86,14 +86,6 @@ async def synthesise(
         else:  # no future was played, so the user is asked now
             conversation = await play(players, answered, turn_key, until_context=answered.turn)
     return Synthesised(tuple(turns), conversation.ended_by) if conversation.valid else None
-
-
-async def _sample(players: Players, context: Conversation, size: int, key: RngKey) -> list[Reply] | None:
-    """As `sample_candidates`; None if the context is too long."""
-    try:
-        return await sample_candidates(players, context, size, key)
-    except ContextFull:
-        return None
 
 
 def _follow(answered: Conversation, best: Candidate) -> Conversation:

@@ -259,7 +259,7 @@ def test_a_policy_that_fails_spoils_its_conversation_alone() -> None:
     talks = [asyncio.run(play(played, Conversation(GOAL), KEY.at(sample=sample))) for sample in (0, 1)]
     assert [talk.valid for talk in talks] == [True, False] and talks[1].ended_by == "invalid: policy"
     context = Conversation(GOAL).with_user("hi")
-    assert len(asyncio.run(sample_candidates(played, context, 3, KEY))) == 2
+    assert len(asyncio.run(sample_candidates(played, context, 3, KEY)) or ()) == 2
 
 
 def test_a_context_that_the_user_always_spoils_has_nothing_pending() -> None:

@@ -418,7 +418,7 @@ def test_a_question_that_asks_for_nothing_of_the_users_earns_nothing_and_hears_s
 
 def test_a_slot_that_no_item_has_is_pertinent_and_earns_nothing():
     state = read(GOAL, ["How much does it cost?"])
-    assert (state.given, state.pertinent, state.needless, state.refused) == ((), 1, 0, "no wish")
+    assert (state.given, state.pertinent, state.surplus, state.refused) == ((), 1, 0, "no wish")
 
 
 BREAD = Goal("bread", "A flyer.", "Bring an apron. We knead until noon. Ask Ana.", {"title": "the bread class"})
@@ -491,10 +491,10 @@ def test_a_slot_that_was_asked_for_earns_another_item_only_by_a_word_of_it(repli
         ("How much does it cost?", "And how much does it cost?"),  # nobody knows
     ],
 )
-def test_a_repeated_question_never_earns_and_is_needless(first, again):
+def test_a_repeated_question_never_earns_and_is_surplus(first, again):
     before, after_ = read(TWO_DAYS, [first]), read(TWO_DAYS, [first, again])
     assert after_.given == before.given
-    assert (after_.pertinent, after_.needless, after_.refused) == (before.pertinent, before.needless + 1, "known")
+    assert (after_.pertinent, after_.surplus, after_.refused) == (before.pertinent, before.surplus + 1, "known")
 
 
 MANY = [
@@ -506,7 +506,7 @@ MANY = [
 @pytest.mark.parametrize("question", MANY)
 def test_a_question_for_more_than_two_slots_earns_nothing_of_any_shipped_goal(question):
     states = [read(goal, [question]) for goal in shipped_goals()]
-    assert {(state.given, state.pertinent, state.needless, state.refused) for state in states} == {
+    assert {(state.given, state.pertinent, state.surplus, state.refused) for state in states} == {
         ((), 0, 0, "too many")
     }
 
@@ -554,7 +554,7 @@ def test_question_asked_twice_in_a_message_counts_once():
 
 
 @pytest.mark.parametrize(
-    ("replies", "counts"),  # all, pertinent, needless
+    ("replies", "counts"),  # all, pertinent, surplus
     [
         ((), (0, 0, 0)),
         ((OPEN,), (1, 1, 0)),
@@ -571,14 +571,14 @@ def test_question_asked_twice_in_a_message_counts_once():
         (("Here is a text without a question.",), (0, 0, 0)),
     ],
 )
-def test_questions_are_pertinent_needless_or_neither(replies, counts):
+def test_questions_are_pertinent_surplus_or_neither(replies, counts):
     state = read(GOAL, replies)
-    assert (state.num_questions, state.pertinent, state.needless) == counts
+    assert (state.num_questions, state.pertinent, state.surplus) == counts
 
 
-@pytest.mark.parametrize(("items_per_answer", "needless"), [(1, 2), (2, 1), (3, 0)])
-def test_questions_beyond_items_per_answer_are_needless(items_per_answer, needless):
-    assert read(GOAL, [" ".join(SLOTS)], items_per_answer).needless == needless
+@pytest.mark.parametrize(("items_per_answer", "surplus"), [(1, 2), (2, 1), (3, 0)])
+def test_questions_beyond_items_per_answer_are_surplus(items_per_answer, surplus):
+    assert read(GOAL, [" ".join(SLOTS)], items_per_answer).surplus == surplus
 
 
 # --- how particular questions are ------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_a_thousand_is_a_thousand_however_it_is_written(shown, sentence):
     ],
 )
 def test_plain_answers_are_the_same_in_all_their_forms(reference, answer, same):
-    assert last_answer([answer]) and CHECKER.same(reference, answer) is same
+    assert last_answer([answer], reference) and CHECKER.same(reference, answer) is same
     assert CHECKER.readable(reference)
 
 

@@ -25,14 +25,28 @@ def fenced(code: str, mark: str = "```", language: str = "python") -> str:
         ("How many trays are there, 7 or 8?", False),
         ("I will work it out.", False),
         ("", False),
-        ("Option B.", True),
-        ("(B)", True),
-        ("**B**", True),
-        ("I think A and B are alike.", False),
     ],
 )
 def test_a_message_states_an_answer(reply, states):
     assert states_answer(reply) is states
+
+
+@pytest.mark.parametrize(
+    ("reply", "states"),
+    [("Option B.", True), ("(B)", True), ("**B**", True), ("Go with C.", True), ("I think A and B are alike.", False)],
+)
+def test_a_letter_is_an_answer_where_a_choice_is_asked_for(reply, states):
+    assert states_answer(reply, "B") is states
+    assert not states_answer(reply, "84") and not states_answer(reply)
+    assert bool(last_answer([reply], "B")) is states and not last_answer([reply], "84")
+
+
+@pytest.mark.timeout(20)
+def test_a_line_of_quote_marks_takes_no_time():
+    """As a policy may write it: the time once doubled with each mark."""
+    line = "> " * 2000
+    assert outside_code(line) == line and outside_code(f"{line}x") == f"{line}x"
+    assert last_program(["> > ```python\n> > x = 1\n> > ```"]) == "x = 1\n"
 
 
 def test_the_last_answer_is_that_of_the_latest_message_that_states_one():
