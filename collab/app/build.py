@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from collab.app.resume import JOURNAL
+from collab.app.too_long import contexts_that_fit, goals_that_fit
 from collab.app.wandb_mode import wandb_mode
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress
@@ -43,7 +44,7 @@ from collab.datamodules.offline import tokenise
 from collab.generation.base import RolloutEngine
 from collab.lm.chat_format import ChatFormat
 from collab.lm.device import resolve_device, resolve_dtype
-from collab.lm.loading import load_model, load_tokenizer, locate, num_positions
+from collab.lm.loading import load_model, load_tokenizer, local_model, locate, num_positions
 from collab.modules.base import PolicyModule
 from collab.modules.sharding import CheckpointFiles, ShardedStrategy, Sharding
 from collab.randomness import RngKey
@@ -79,8 +80,6 @@ def describe(config: Config) -> str:
 
 def data(config: Config, groups: list[Group] | None = None) -> GoalDataModule:
     """The task's goals, without those that are too long, and the stored groups to train on, if there are any."""
-    from collab.app.too_long import goals_that_fit
-
     trainer = config.trainer
     return GoalDataModule(goals_that_fit(config)[0], trainer.goals_per_step, trainer.max_steps, config.seed, groups)
 
@@ -98,8 +97,6 @@ def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:
 
     Empty if nothing is rolled out.
     """
-    from collab.app.too_long import contexts_that_fit
-
     if config.sampler.contexts is None or config.algorithm.data is not None:
         return {}
     groups = load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
@@ -240,14 +237,6 @@ class SharedWeights:
         return await self.engine.complete(messages, replace(sampling, adapter=False), key)
 
 
-def local_model(config: Config, endpoint: EndpointConfig) -> ModelConfig:
-    """The model of a local endpoint: the one that it names, or the base of the config's model."""
-    path = endpoint.model
-    if path is None and config.model.path is not None:
-        path = locate(config.model)[0]
-    return replace(config.model, name=path or config.model.name, path=path)
-
-
 def chat_model(
     config: Config, endpoint: EndpointConfig, endpoints: Endpoints, shared: SharedWeights | None = None
 ) -> ChatModel:
@@ -257,7 +246,7 @@ def chat_model(
     """
     if endpoint.kind == "http":
         return endpoints.model(endpoint)
-    named = local_model(config, endpoint)
+    named = local_model(config.model, endpoint)
     base, adapter = locate(named)
     if shared is not None and adapter is None and base == shared.base:
         return shared

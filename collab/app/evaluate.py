@@ -11,13 +11,13 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.config.endpoints import policy_endpoint
-from collab.config.policies import HostedPolicy, named_policies
+from collab.config.policies import HostedPolicy, named_policies, policy_model
 from collab.config.schema import Config, ModelConfig
 from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise
@@ -93,7 +93,7 @@ def play_row(
         policy = endpoints.model(policy_endpoint(config, row))
         module = HostedPolicyModule()
     else:
-        model = replace(config.model, path=str(row)) if row else config.model
+        model = policy_model(config, row)
         module = build.module(config, model, load_tokenizer(model), adapter=False)
         module.needs_reference = False  # nothing is trained
     advance = endpoints.shown_by(progress.advance)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collab.config.endpoints import endpoints_in, engine_endpoint, hosted
-from collab.config.policies import named_policies
-from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, UserConfig, VLLMEngineConfig
+from collab.config.endpoints import endpoints_in, engine_endpoint, hosted, users
+from collab.config.policies import named_policies, policy_model
+from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, VLLMEngineConfig
 from collab.util.errors import BadInput, error_text
 from collab.util.processes import layout, rank
 from collab.util.targets import load_target
@@ -87,13 +86,14 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
 def _check_models(config: Config, entry: str) -> None:
     """The files of every model that this process loads; reads no weights."""
     from collab.lm.checks import check_lora, check_model
+    from collab.lm.loading import local_model
 
     check_model(config.model)
     _check_positions(config, config.model, "model.path")
     for key, endpoint in endpoints_in(config).items():
         if endpoint.kind == "local" and endpoint.model is not None:
             try:
-                check_model(replace(config.model, path=endpoint.model))
+                check_model(local_model(config.model, endpoint))
             except BadInput as error:
                 raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
     if entry == "train":
@@ -102,7 +102,7 @@ def _check_models(config: Config, entry: str) -> None:
         for name, row in named_policies(config.policies).items():
             if not isinstance(row, Path):
                 continue
-            model = replace(config.model, path=str(row))
+            model = policy_model(config, row)
             try:
                 check_model(model)
             except BadInput as error:
@@ -275,9 +275,3 @@ def targets(config: Config) -> dict[str, str]:
         "engine.target": config.engine.target,
         **{f"task.metrics.{name}.target": metric.target for name, metric in config.task.metrics.items()},
     }
-
-
-def users(config: Config) -> dict[str, UserConfig]:
-    """Dotted key -> user: the config's, and the parts of a mixture."""
-    parts: dict[str, UserConfig] = getattr(config.user, "users", {})
-    return {"user": config.user, **{f"user.users.{name}": user for name, user in parts.items()}}

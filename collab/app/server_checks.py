@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from collab.config.endpoints import engine_endpoint
-from collab.config.policies import HostedPolicy, named_policies
+from collab.config.policies import HostedPolicy, named_policies, policy_model
 from collab.config.schema import Config, ModelConfig, VLLMEngineConfig
 from collab.generation.vllm_server import VLLMServer, start_command
 from collab.lm.checks import write_initial_adapter
@@ -69,7 +68,7 @@ def _adapters(config: Config, entry: str, base: str) -> list[ModelConfig]:
     for name, row in named_policies(config.policies).items():
         if isinstance(row, HostedPolicy):
             continue
-        model = replace(config.model, path=str(row)) if row else config.model
+        model = policy_model(config, row)
         other, adapter = locate(model)
         if other != base:
             raise BadInput(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from collab.app import preflight
-from collab.app.build import local_model
-from collab.config.policies import named_policies
+from collab.config.endpoints import users
+from collab.config.policies import named_policies, policy_model
 from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig
 from collab.conversation import Conversation, Goal, Message
 from collab.datamodules.goals import SPLITS, GoalSplits, load_splits
@@ -107,9 +105,7 @@ def _beginnings(config: Config) -> Callable[[Goal], bool]:
     task = config.task
     rows = named_policies(config.policies).values() or [None]
     rooms = [
-        Room(replace(config.model, path=str(row)) if row else config.model, task.max_new_tokens)
-        for row in rows
-        if row is None or isinstance(row, Path)
+        Room(policy_model(config, row), task.max_new_tokens) for row in rows if row is None or isinstance(row, Path)
     ]
     instruction = [Message("system", task.system_prompt)] if task.system_prompt else []
 
@@ -121,12 +117,11 @@ def _beginnings(config: Config) -> Callable[[Goal], bool]:
         if isinstance(user, AgendaUserConfig):
             return heard
         if isinstance(user, LLMUserConfig) and user.endpoint.kind == "local":
-            room = Room(local_model(config, user.endpoint), user.max_new_tokens)
+            room = Room(loading.local_model(config.model, user.endpoint), user.max_new_tokens)
             nobody: Any = None
             player = LLMUser(user, task.max_turns, nobody)
             return lambda goal: room.holds(player.messages(Conversation(goal), RngKey(config.seed, goal=goal.id), ""))
         return None
 
-    parts = {key: user for key, user in preflight.users(config).items() if not hasattr(user, "users")}
-    known = [speaker(user) for user in parts.values()]
+    known = [speaker(user) for user in users(config).values() if not hasattr(user, "users")]
     return lambda goal: any(one is None or one(goal) for one in known)

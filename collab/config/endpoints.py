@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from collab.config.fields import nodes
 from collab.config.policies import HostedPolicy, named_policies
-from collab.config.schema import Config, EndpointConfig, ServerConfig, VLLMEngineConfig
+from collab.config.schema import Config, EndpointConfig, ServerConfig, UserConfig, VLLMEngineConfig
 
 # Where a model is asked and how often: a reply does not depend on them.
 ENDPOINT_LIMITS = (
@@ -35,6 +35,12 @@ def endpoints_in(config: Config) -> dict[str, EndpointConfig]:
     return {
         key: node for key, node in nodes(config) if isinstance(node, EndpointConfig) and key != "evaluation.endpoint"
     }
+
+
+def users(config: Config) -> dict[str, UserConfig]:
+    """Dotted key -> user: the config's, and the parts of a mixture."""
+    parts: dict[str, UserConfig] = getattr(config.user, "users", {})
+    return {"user": config.user, **{f"user.users.{name}": user for name, user in parts.items()}}
 
 
 def engine_endpoint(engine: VLLMEngineConfig) -> EndpointConfig:

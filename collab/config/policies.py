@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from collab.config.schema import Config, ModelConfig
 from collab.util.paths import is_model_folder
 
 _HOSTED_ROW = re.compile(r"(?:(?P<name>[^:@]+):)?(?P<model>[^@]+)@(?P<url>https?://.+)")
@@ -27,6 +28,11 @@ def named_policies(policies: Sequence[str]) -> dict[str, Path | HostedPolicy | N
     `outputs/doc_edit/RUN/policy` is RUN.
     """
     return dict(map(_read, policies))
+
+
+def policy_model(config: Config, row: Path | None) -> ModelConfig:
+    """The model of a row: the folder's, or the config's for None; with the config's other settings."""
+    return config.model if row is None else replace(config.model, path=str(row))
 
 
 def policy_problems(policies: Sequence[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
-from collab.config.schema import ModelConfig
+from collab.config.schema import EndpointConfig, ModelConfig
 from collab.lm.attention import FLASH_WHERE_UNMASKED
 from collab.lm.device import resolve_attention
 from collab.lm.lora import add_adapter, make_lean
@@ -176,6 +177,14 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
     if not Path(base).exists():
         look_for(base)
     return base, path
+
+
+def local_model(model: ModelConfig, endpoint: EndpointConfig) -> ModelConfig:
+    """The model of a local endpoint, with the settings of `model`: the one that it names, or the base of `model`."""
+    path = endpoint.model
+    if path is None and model.path is not None:
+        path = locate(model)[0]
+    return replace(model, name=path or model.name, path=path)
 
 
 def not_a_model(config: ModelConfig, source: str, error: Exception) -> BadInput:
