@@ -40,6 +40,7 @@ from collab.config.schema import (
 from collab.conversation import Conversation, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import load_groups
+from collab.datamodules.goals import load_splits
 from collab.datamodules.offline import tokenise
 from collab.generation.base import RolloutEngine
 from collab.lm.chat_format import ChatFormat
@@ -78,10 +79,11 @@ def describe(config: Config) -> str:
     return text if processes == 1 else f"{text}, {processes} processes, {_strategy_name(config)}"
 
 
-def data(config: Config, groups: list[Group] | None = None) -> GoalDataModule:
+def data(config: Config, entry: str, groups: list[Group] | None = None) -> GoalDataModule:
     """The task's goals, without those that are too long, and the stored groups to train on, if there are any."""
+    goals, _ = goals_that_fit(config, load_splits(config.task), entry)
     trainer = config.trainer
-    return GoalDataModule(goals_that_fit(config)[0], trainer.goals_per_step, trainer.max_steps, config.seed, groups)
+    return GoalDataModule(goals, trainer.goals_per_step, trainer.max_steps, config.seed, groups)
 
 
 def stored_groups(config: Config) -> list[Group] | None:

@@ -84,7 +84,7 @@ def play_row(
 
     started = time.monotonic()
     prompt = config.task.proactive_prompt if name == "proactive" else config.task.system_prompt
-    data = build.data(config)
+    data = build.data(config, run.entry)
     count = config.evaluation.num_conversations
     policy: ChatModel | None = None
     model: ModelConfig | None = None

@@ -62,7 +62,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         build.module(config, config.model, None).check_data(groups)
     _check_models(config, entry)
     tokenizer = load_tokenizer(config.model)
-    goals, notes = goals_that_fit(config, goals)
+    goals, notes = goals_that_fit(config, goals, entry)
     if rank() == 0:
         for note in (f"chat template: {try_template(tokenizer)}", *notes):
             print(note, flush=True)

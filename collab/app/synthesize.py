@@ -70,9 +70,9 @@ def _synthesize(config: Config) -> None:
 
     build.start(config)
     folder = Path(config.output_dir)
-    goals = load_splits(config.task).train
+    goals = load_splits(config.task)
     numbers = range(config.synthesis.num_conversations)
-    playable = goals_that_fit(config)[0].train
+    playable = goals_that_fit(config, goals, "synthesize")[0].train
     wanted = [(goal, number) for goal in playable[: config.synthesis.num_goals] for number in numbers]
     store = ConversationFile(folder / CONVERSATIONS)
     finished = {row["conv_id"] for row in store.rows}
@@ -94,7 +94,7 @@ def _synthesize(config: Config) -> None:
             "No conversation could be scored: in each there is a turn in which some metric of task.metrics never "
             "had a value. See what that metric needs."
         )
-    place = {goal.id: index for index, goal in enumerate(goals)}
+    place = {goal.id: index for index, goal in enumerate(goals.train)}
     rows = sorted(store.rows, key=lambda row: (place[origin(row)[0]], origin(row)[1]))
     if missing or not (folder / DATASET).is_dir():
         save_dataset(rows, folder / DATASET)

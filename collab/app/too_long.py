@@ -13,7 +13,7 @@ from collab.config.endpoints import users
 from collab.config.policies import named_policies, policy_model
 from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig
 from collab.conversation import Conversation, Goal, Message
-from collab.datamodules.goals import SPLITS, GoalSplits, load_splits
+from collab.datamodules.goals import SPLITS, GoalSplits
 from collab.lm import loading
 from collab.lm.chat_format import ChatFormat
 from collab.parsing.agenda_items import openings
@@ -51,41 +51,46 @@ class Room:
         return ChatFormat(loading.load_tokenizer(self._model))
 
 
-def goals_that_fit(config: Config, splits: GoalSplits | None = None) -> tuple[GoalSplits, list[str]]:
-    """The goals of the task without those of which no conversation can begin.
+def goals_that_fit(config: Config, goals: GoalSplits, entry: str) -> tuple[GoalSplits, list[str]]:
+    """The goals without those about which no conversation can begin.
 
     Such a goal makes each of the user's first messages too long for a local policy, or the prompt of a local model that
     plays the user too long for that model.
 
     Args:
         config: The checked config.
-        splits: All goals of the task, if they are known.
+        goals: Of the task.
+        entry: "train", "evaluate" or "synthesize". Only an evaluation plays `config.policies`.
 
     Returns:
-        The goals, and a line about those that are left out of a split.
+        The goals, and a line for each split from which some are left out.
 
     Raises:
         BadInput: No goal of a split is left.
     """
-    splits = splits or load_splits(config.task)
-    can_begin = _beginnings(config)
-    kept: dict[str, list[Goal]] = {}
+    can_begin = _beginnings(config, entry)
+    splits: dict[str, list[Goal]] = {}
     notes = []
     for split in SPLITS:
-        given: list[Goal] = getattr(splits, split)
-        kept[split] = [goal for goal in given if can_begin(goal)]
-        if len(kept[split]) == len(given):
+        kept, left_out = splits.setdefault(split, []), list[str]()
+        given: list[Goal] = getattr(goals, split)
+        for goal in given:
+            if can_begin(goal):
+                kept.append(goal)
+            else:
+                left_out.append(goal.id)
+        if not left_out:
             continue
-        names = [goal.id for goal in given if goal not in kept[split]]
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        why = (
-            f"{len(names)} of the {len(given)} {split} goals can never fit: their first prompt and a reply are longer "
-            f"than the positions of the model that reads them: {shown}"
+        names = ", ".join(left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
+        notes.append(
+            f"{len(left_out)} of {len(given)} {split} goals are left out ({names}): their first prompt and a reply are "
+            "longer than the positions of the model that reads them."
         )
-        if not kept[split]:
-            raise BadInput(f"{why}. Shorten the goals, lower task.max_new_tokens, or take a model with more positions.")
-        notes.append(f"{why}. They are left out.")
-    return GoalSplits(**kept), notes
+        if not kept:
+            raise BadInput(
+                f"{notes[-1]} Shorten the goals, lower task.max_new_tokens, or take a model with more positions."
+            )
+    return GoalSplits(**splits), notes
 
 
 def contexts_that_fit(config: Config, contexts: dict[Any, Conversation]) -> dict[Any, Conversation]:
@@ -100,10 +105,10 @@ def contexts_that_fit(config: Config, contexts: dict[Any, Conversation]) -> dict
     return kept
 
 
-def _beginnings(config: Config) -> Callable[[Goal], bool]:
+def _beginnings(config: Config, entry: str) -> Callable[[Goal], bool]:
     """Goal -> whether a conversation about it can begin with one of the users, for all local policies."""
     task = config.task
-    rows = named_policies(config.policies).values() or [None]
+    rows = named_policies(config.policies).values() if entry == "evaluate" else [None]
     rooms = [
         Room(policy_model(config, row), task.max_new_tokens) for row in rows if row is None or isinstance(row, Path)
     ]

@@ -93,7 +93,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     folder = Path(config.output_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)  # training does not depend on what was played before
     tokenizer = load_tokenizer(config.model)
-    data = build.data(config, build.stored_groups(config))
+    data = build.data(config, run.entry, build.stored_groups(config))
     journal = build.journal(config)
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, config.model, journal)

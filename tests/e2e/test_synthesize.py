@@ -93,7 +93,7 @@ def test_the_real_model_makes_data_that_it_can_learn_from(
         # Read back as text, the history has the very ids that the policy was conditioned on.
         assert group.candidates[0].reply.prompt_ids == usual.prompt_ids
         assert len(turn.candidates[-1].reply.prompt_ids) > len(usual.prompt_ids)  # sampled under the proactive prompt
-    batches = list(build.data(training, stored).train_dataloader())
+    batches = list(build.data(training, "train", stored).train_dataloader())
     assert len(batches) == training.trainer.max_steps and all(
         len(batch.groups) == training.trainer.goals_per_step for batch in batches
     )
