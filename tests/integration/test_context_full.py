@@ -203,7 +203,7 @@ def test_a_run_with_a_goal_that_can_never_fit_and_one_that_grows_too_long(tmp_pa
         *(*files, f"output_dir={tmp_path / 'run'}"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of the 4 train goals can never fit" in done.stdout and "train-1. They are left out." in done.stdout
+    assert "1 of 4 train goals are left out (train-1): their first prompt and a reply are longer" in done.stdout
     assert "chat template: system role kept" in done.stdout
     logged = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()
     names, *rows = [line.split(",") for line in logged]
