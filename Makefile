@@ -23,7 +23,7 @@ quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stag
 	$(BIN)/python train.py experiment=doc_edit_sft output_dir=$$run/sft $$short && \
 	$(BIN)/python train.py experiment=doc_edit model.path=$$run/sft/policy output_dir=$$run/mr $$short && \
 	$(BIN)/python evaluate.py experiment=doc_edit "policies=[base,proactive,sft:$$run/sft/policy,mr:$$run/mr/policy]" \
-	  output_dir=$$run/table
+	  output_dir=$$run/table evaluation.num_conversations=1
 
 test: $(STAMP) ## install, run the tests in two processes: 5 minutes (ARGS='...' is passed to pytest)
 	$(PYTEST) $(ARGS)

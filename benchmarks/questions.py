@@ -74,16 +74,18 @@ def main() -> None:
             if not row["held_out"] and decide(row) != row["asks_user"]:
                 kind = "missed" if row["asks_user"] else "taken"
                 print(f"{kind}: {row['task']}, {row['policy']}: {row['question']}")
-    print("| questions | held out | asks | precision | recall | other half | precision | recall |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| questions | held out | asks | precision | recall | other half | asks | precision | recall |")
+    print("| --- |" + " ---: |" * 8)
     groups = defaultdict(list)
     for row in rows:
         for name in ("all", f"task {row['task']}", row["policy"]):
             groups[name].append(row)
     for name in sorted(groups, key=lambda name: (name != "all", not name.startswith("task"), name)):
         held, other = ([row for row in groups[name] if row["held_out"] is half] for half in (True, False))
-        cells = [f"{len(held)}", f"{sum(row['asks_user'] for row in held)}", *(f"{rate:.2f}" for rate in rates(held))]
-        cells += [f"{len(other)}", *(f"{rate:.2f}" for rate in rates(other))]
+        cells: list[str] = []
+        for half in (held, other):
+            asks = sum(row["asks_user"] for row in half)
+            cells += [f"{len(half)}", f"{asks}", *(f"{rate:.2f}" for rate in rates(half))]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

@@ -81,7 +81,7 @@ class BatchCheckpoint(Checkpoint):
         # Saving takes all processes.
         together = isinstance(exception, RunStopped) and (exception.everywhere or trainer.world_size == 1)
         if together and trainer.training and self._saved != self._step:
-            # When Lightning loads a checkpoint it counts the last batch, which it has already counted here.
+            # Lightning has counted the last batch, and counts it again when it loads this checkpoint.
             loop = trainer.fit_loop.epoch_loop
             loop._batches_that_stepped -= 1
             try:

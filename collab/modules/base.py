@@ -188,9 +188,9 @@ class PolicyModule(L.LightningModule):
             else:
                 norms.append(0.0)
                 optimizer.zero_grad()
-                # Without gradients this changes nothing. torch warns if the first step is that of the schedule.
+                # Without gradients this changes nothing. torch warns if the schedule steps before the optimizer.
                 optimizer.optimizer.step()
-            # By the progress of the run, not by the updates that had something to learn from.
+            # The schedule follows the run: it also advances at minibatches that had nothing to learn from.
             self.lr_schedulers().step()  # type: ignore[union-attr]
         self.policy.eval()
         left_out = self.left_out(batch.groups)
