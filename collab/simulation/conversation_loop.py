@@ -97,9 +97,9 @@ async def play_goals(
 async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: int, key: RngKey) -> Conversation:
     """Play on-policy until the user has opened turn `turn`: a context `t^h_j`.
 
-    If the user ends the chat before that, `_CONTEXT_TRIES - 1` others are played side by side, all to their end. The first
-    in order that reaches the turn is the context. If none does, the context is the last turn of the last valid one
-    that has any. If all of them failed, nothing is `pending` in the result.
+    If the user ends the chat before that, `_CONTEXT_TRIES - 1` others are played side by side, all to their end, and
+    the first in order that reaches the turn is the context. If none does, the context is the last turn of the last
+    valid one that has any. If all of them failed, nothing is `pending` in the result.
 
     Raises:
         BadInput: The user left each valid conversation before its first message.
