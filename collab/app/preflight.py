@@ -29,7 +29,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         config: The checked config.
         goals: Of the task.
         entry: "train", "evaluate" or "synthesize". Rules of the update hold for "train" only.
-        groups: The stored groups of `algorithm.data`, if it is set.
+        groups: The stored groups of `algorithm.data`, if it is set. Responses that are too long for the model do not count.
 
     Raises:
         BadInput: The sandbox, device, processes, classes, metrics, stored groups, models, chat templates, goals,
@@ -37,9 +37,10 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     """
     from collab.app.too_long import goals_that_fit
     from collab.datamodules.goals import check_reference_lengths
+    from collab.datamodules.offline import tokenise
     from collab.lm.chat_format import ChatFormat
     from collab.lm.device import resolve_attention, resolve_device, resolve_dtype
-    from collab.lm.loading import load_tokenizer
+    from collab.lm.loading import load_tokenizer, num_positions
     from collab.lm.template_trial import try_template
     from collab.parsing.agenda_items import makes
     from collab.sandbox.run import check_strict
@@ -56,12 +57,14 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     _check_classes(config)
     _check_metrics(config, goals)
     _check_aggregates(config)
+    _check_models(config, entry)
+    tokenizer = load_tokenizer(config.model)
+    format = ChatFormat(tokenizer)
     if groups:
         from collab.app import build
 
-        build.module(config, config.model, None).check_data(groups)
-    _check_models(config, entry)
-    tokenizer = load_tokenizer(config.model)
+        groups = tokenise(groups, format, num_positions(config.model))
+        build.module(config, config.model, tokenizer).check_data(groups)
     goals, notes = goals_that_fit(config, goals, entry)
     if rank() == 0:
         for note in (f"chat template: {try_template(tokenizer)}", *notes):
@@ -71,10 +74,9 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             f"evaluator={config.evaluator.name} compares texts, and goals of task={config.task.name} ask for something "
             "else. Set evaluator=none."
         )
-    count_tokens = ChatFormat(tokenizer).encode_text
     check_reference_lengths(
         [*goals.train, *goals.val, *goals.test],
-        lambda text: len(count_tokens(text)),
+        lambda text: len(format.encode_text(text)),
         config.task.max_new_tokens,
     )
     if isinstance(config.engine, VLLMEngineConfig):

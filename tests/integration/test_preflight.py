@@ -11,6 +11,7 @@ from composing import load_config
 
 from collab.app.preflight import check_machine
 from collab.config.schema import Config
+from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
 from collab.lm import device, loading
 from collab.sandbox import run
@@ -25,7 +26,9 @@ def checked(tiny_model, monkeypatch):
     def check(*overrides: str, entry: str = "train") -> Config:
         given = [f"model.path={tiny_model}", "trainer.accelerator=cpu", "precision=fp32", *overrides]
         config = load_config(entry, given)
-        check_machine(config, load_splits(config.task), entry)
+        data = config.algorithm.data
+        groups = [] if data is None else load_groups(data, config.task.system_prompt)
+        check_machine(config, load_splits(config.task), entry, groups)
         return config
 
     return check
@@ -246,6 +249,24 @@ def test_every_policy_of_an_evaluation_is_looked_at_first(checked, tiny_model, t
     assert message.startswith("policies: bad cannot be played.") and "holds no weights" in message
     assert f"policies ({short}) has 100 positions" in refusal(checked, f"policies=[{short}]", entry="evaluate")
     checked(f"policies=[bad:{empty}]")  # training names its own
+
+
+def test_stored_responses_that_are_too_long_count_for_nothing(checked, tmp_path):
+    goal = {"single_turn_prompt": "Write a notice.", "single_turn_completion": "We bake.", "single_turn_metadata": {}}
+    history = [{"role": "user", "content": "Write a notice for us."}]
+
+    def written(name: str, *responses: tuple[str, float]) -> str:
+        rows = [{**goal, "conv_id": "c", "prompt": history, "completion": said, "score": mr} for said, mr in responses]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return f"algorithm.data={tmp_path / name}"
+
+    short, better, long = ("We bake.", 0.1), ("We bake bread.", 0.6), ("rye " * 3000, 0.9)
+    with warnings.catch_warnings(record=True) as caught:
+        checked(written("most.jsonl", short, better, long))
+    assert "1 of 3 responses are left out" in str(caught[0].message)
+    with pytest.warns(UserWarning, match="1 of 2 responses are left out"):
+        assert "none has two candidates with a score" in refusal(checked, written("one.jsonl", short, long))
+    assert "no response and its history fit the 2048 positions" in refusal(checked, written("none.jsonl", long))
 
 
 def test_a_strict_sandbox_that_cannot_be_had_is_refused(checked, monkeypatch):
