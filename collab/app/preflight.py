@@ -29,7 +29,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         config: The checked config.
         goals: Of the task.
         entry: "train", "evaluate" or "synthesize". Rules of the update hold for "train" only.
-        groups: The stored groups of `algorithm.data`, if it is set. Responses that are too long for the model do not count.
+        groups: The stored groups of `algorithm.data`, if it is set. Responses that are too long do not count.
 
     Raises:
         BadInput: The sandbox, device, processes, classes, metrics, stored groups, models, chat templates, goals,
