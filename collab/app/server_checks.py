@@ -14,8 +14,9 @@ from collab.config.policies import HostedPolicy, named_policies, policy_model
 from collab.config.schema import Config, ModelConfig, VLLMEngineConfig
 from collab.generation.vllm_server import VLLMServer, start_command
 from collab.lm.checks import write_initial_adapter
-from collab.lm.loading import locate
+from collab.lm.loading import UNREADABLE, locate
 from collab.util.errors import BadInput
+from collab.util.hub import look_for
 from collab.util.processes import rank
 
 _SAMPLE = "Dear neighbours,\n\nthe lift (built in 1987) stands still on the 12th of May; naïve, isn't it?"
@@ -85,8 +86,10 @@ def _differs(served: str, base: str, trust_remote_code: bool) -> str:
     if served == base:
         return ""
     try:
+        if not (Path(served).is_absolute() or Path(served).is_dir()):
+            look_for(served)
         there, here = (AutoConfig.from_pretrained(m, trust_remote_code=trust_remote_code) for m in (served, base))
-    except (OSError, ValueError):
+    except UNREADABLE:
         return ""
     for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
         theirs, ours = (getattr(c.get_text_config(), name, None) for c in (there, here))

@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from collab.config.schema import ModelConfig
 from collab.lm.attention import check_layers
 from collab.lm.device import resolve_attention, resolve_device
-from collab.lm.loading import empty_model, load_tokenizer, locate, not_a_model
+from collab.lm.loading import UNREADABLE, empty_model, load_tokenizer, locate, not_a_model
 from collab.lm.lora import add_adapter
 from collab.lm.smollm2 import cached_folder, verified_gguf
 from collab.lm.template_trial import try_template
@@ -39,7 +39,7 @@ def check_model(config: ModelConfig) -> None:
     base, adapter = locate(config)
     try:
         described: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise not_a_model(config, base, error) from error
     own_code = config.trust_remote_code and "AutoModelForCausalLM" in (getattr(described, "auto_map", None) or {})
     if type(described) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
@@ -120,7 +120,7 @@ def _check_tokenizer(config: ModelConfig, base: str, adapter: str | None, vocab_
         return
     try:
         expected = AutoTokenizer.from_pretrained(base, trust_remote_code=config.trust_remote_code).get_vocab()
-    except (OSError, ValueError, KeyError):
+    except UNREADABLE:
         return  # the base has no tokenizer of its own
     changed = [token for token, index in expected.items() if vocabulary.get(token) != index]
     if changed:

@@ -31,6 +31,8 @@ from collab.util.errors import BadInput, first_line
 from collab.util.hub import look_for
 from collab.util.paths import is_model_folder
 
+UNREADABLE = (OSError, ValueError, KeyError)  # what transformers raises if it cannot read a model or a tokenizer
+
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`; an adapter folder without one uses that of its base.
@@ -42,7 +44,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     source = adapter if adapter and Path(adapter, "tokenizer_config.json").is_file() else base
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise BadInput(
             f"model.path={config.path!r}: no tokenizer could be loaded from {source} ({first_line(error)}). A policy "
             "needs its tokenizer's files beside its weights: save them there with `tokenizer.save_pretrained`."
@@ -167,7 +169,7 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
         base = json.loads(Path(adapter_config).read_text())["base_model_name_or_path"] if adapter_config else path
         if not isinstance(base, str):
             raise ValueError(f"base_model_name_or_path is {base!r}, and has to name the adapter's base")
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise not_a_model(config, path, error) from error
     if not adapter_config:
         return path, None

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from composing import load_config
+from huggingface_hub import constants
 from models import tiny_lm, word_tokenizer
 from tiny_vllm import TinyVLLM
 from tokenizers.models import WordLevel
@@ -32,6 +34,7 @@ from collab.lm.loading import load_model, load_tokenizer
 from collab.modules.policy import Policy
 from collab.randomness import RngKey
 from collab.util.errors import BadInput, RunStopped
+from collab.util.hub import look_for
 
 HELLO = [Message("system", "Be brief."), Message("user", "Hello, can you help me with a note?")]
 KEY = RngKey(3, role="policy")
@@ -424,6 +427,29 @@ def test_another_base_is_refused_as_far_as_can_be_seen(
     shuffled.backend_tokenizer.model = WordLevel(words, unk_token="<unk>")
     with TinyVLLM(make_model(shuffled, folder / "shuffled", 0)) as server:
         assert "it has another tokenizer" in early(checked, server)
+
+
+def test_a_base_that_cannot_be_read_here_is_not_compared(
+    checked: Callable[..., None],
+    server: TinyVLLM,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = tmp_path_factory.mktemp("broken")
+    (broken / "config.json").write_text('{"model_type": "llama", "rope_parameters": {"rope_type": "yarn"}}')
+    for place in (broken, Path("/no/such/folder")):
+        server.folder = place
+        checked(server)
+        assert "note:" not in capsys.readouterr().out
+    server.folder = Path("someone/base")
+    look_for.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    checked(server)
+    assert time.monotonic() - began < 20  # the hub's own client retries for longer
+    assert "note: someone/base is no path on this machine: looking for it on" in capsys.readouterr().out
 
 
 def test_rows_of_an_evaluation_are_adapters_to_the_one_base(
