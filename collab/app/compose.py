@@ -124,19 +124,20 @@ def _explain(error: Exception, overrides: Sequence[Override], groups: Mapping[st
 def _no_field(key: str, config: Any, groups: Mapping[str, Sequence[str]]) -> str:
     """That there is no field `key`, which was meant, and which there are beside it."""
     place, _, name = key.rpartition(".")
-    known = [*groups, *(other for other, _ in _entries(config))]
+    known = [*groups, *(other for other, _ in _entries(config) if other != key)]  # + has added it
     meant = [other for other in known if other.rpartition(".")[2] == name][:3]  # the right field in the wrong place
     meant = meant or difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
     parent = OmegaConf.select(config, place) if place else config
+    beside = [str(other) for other in parent if other != name]
     if place == "task.metrics":  # OmegaConf cannot add to a dict of schemas from the command line
         valid = "A new metric is written in a YAML file of conf/task or conf/experiment."
     elif not is_dataclass(OmegaConf.get_type(parent)):
         valid = f"To add it, write +{key}=VALUE."
     elif place:
-        valid = f"Fields of {place}: {', '.join(parent)}."
+        valid = f"Fields of {place}: {', '.join(beside)}."
     else:
-        valid = f"Groups: {', '.join(groups)}. Fields: {', '.join(name for name in parent if name not in groups)}."
+        valid = f"Groups: {', '.join(groups)}. Fields: {', '.join(other for other in beside if other not in groups)}."
     return f"There is no field {key}.{hint} {valid} `--cfg job` prints all fields."
 
 

@@ -104,7 +104,7 @@ def test_help_names_what_one_can_type(typed):
         (["sampler.grup_size=4"], ["no field sampler.grup_size", "Did you mean sampler.group_size?", "num_samples"]),
         (["group_size=4"], ["no field group_size", "Did you mean sampler.group_size?"]),
         (["modle=smollm2"], ["Did you mean model?", "Groups: algorithm"]),
-        (["+foo=1"], ["no field foo"]),
+        (["+foo=1"], ["no field foo. Groups: "]),
         (["++sampler.foo=1"], ["no field sampler.foo", "group_size"]),
         (["algorithm.clip_epsilon=0.1"], ["no field algorithm.clip_epsilon", "Fields of algorithm: ", "beta"]),
         (["task.metrics.bleu.options.x=1"], ["To add it, write +task.metrics.bleu.options.x=VALUE"]),
