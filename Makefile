@@ -47,16 +47,16 @@ types: $(STAMP) ## install, check types
 bench: $(STAMP) ## install, measure speed against peers (installed into benchmarks/.envs, 7 GB), write the table
 	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python benchmarks/run.py --write $(ARGS)
 
-gpu-check: ## with the Python at hand, prove on a GPU what only a GPU can, in ten minutes (docs/results/gpu.md)
+gpu-check: ## with the Python at hand, try on a GPU what only a GPU can prove: runs for at most ten minutes, the most telling parts first (docs/results/gpu.md)
 	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
 cheats: $(STAMP) ## install, play scripted tricks and an honest script against the user of doc_edit, and the base model
 	$(BIN)/python benchmarks/cheats.py $(ARGS)
 
-table: $(STAMP) ## install, run every algorithm on doc_edit from synthesis to evaluation, write docs/results.md; goes on where it was stopped
+table: $(STAMP) ## install, run every algorithm on doc_edit from synthesis to evaluation, write docs/results/table.md; goes on where it was stopped
 	$(BIN)/python benchmarks/table.py --write $(ARGS)
 
-ablation: $(STAMP) ## install, train with several windows and parts of the reward, write docs/ablation.md; goes on where it was stopped
+ablation: $(STAMP) ## install, train with several windows and parts of the reward, write docs/results/ablation.md; goes on where it was stopped
 	$(BIN)/python benchmarks/ablation.py --write $(ARGS)
 
 clean: ## delete .venv, peers, builds and caches; outputs/ stays

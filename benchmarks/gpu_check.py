@@ -1,4 +1,4 @@
-"""Everything that only a GPU can prove, in one command of at most ten minutes.
+"""Everything that only a GPU can prove, in one command that runs for at most ten minutes, the most telling parts first.
 
     python benchmarks/gpu_check.py                       # all parts, on the GPU; writes benchmarks/gpu.json
     python benchmarks/gpu_check.py --only train,engine-8b
@@ -7,7 +7,8 @@
     python benchmarks/gpu_check.py --site DIR            # with those wheels, beside the image's own packages
 
 Each part is a process of its own with a time limit. What it measures is printed as it goes and kept when it fails or is
-stopped. A part that the time does not suffice for is skipped. The exit status is 1 if a part failed.
+stopped. A part that there is no time for is skipped. The exit status is 1 if a part failed, and 3 if none failed and
+some were skipped.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_process import ROOT, Check, Child, Figure, what
+from benchmarks.gpu.process import ROOT, Check, Child, Figure, last_lines, what
+from benchmarks.steps import commit, ended_by_sigterm
+from collab.util.files import write_json
 
 FILE = ROOT / "benchmarks" / "gpu.json"
 PAGE = ROOT / "docs" / "results" / "gpu.md"
 LEAST = 20.0  # seconds; with less no part is started
+SKIPPED = 3  # exit status if no part failed and some were skipped
+MEASURED = "## Measured\n"  # of PAGE; what follows is made from FILE
 _RESERVE = 3.0  # seconds for the end
 _TAIL = 25  # lines of the log of a part that failed
 
@@ -45,34 +49,33 @@ class Part:
     Attributes:
         what: For the table.
         seconds: Its limit.
-        target: Of the function, as `module:function`.
+        target: Its function, as `module:function`.
+        arguments: What the function gets after the `Check`.
     """
 
     what: str
     seconds: float
     target: str
+    arguments: tuple[str, ...] = ()
 
 
-def _part(name: str, seconds: float, what: str) -> Part:
-    return Part(what, seconds, f"benchmarks.gpu_parts:{name}")
-
-
-PREPARE = _part("prepare", 100, "device, versions, default model")
+PREPARE = Part("device, versions, default model", 100, "benchmarks.gpu.machine:prepare")
+_ENGINE, _UPDATE = "benchmarks.gpu.decoding:engine", "benchmarks.gpu.update:update"
 PARTS: dict[str, Part] = {  # the most telling first
-    "environment": _part("environment", 60, "requirements, imports, speed of the device"),
-    "tests": _part("gpu_tests", 140, "the tests marked gpu"),
-    "train": _part("train", 130, "quick start in small, and losses against the CPU's"),
-    "losses": _part("losses", 60, "GRPO's loss on fixed replies against the CPU's"),
-    "engine-135m": _part("engine_135m", 80, "tokens/s, 135M"),
-    "engine-8b": _part("engine_8b", 100, "tokens/s, 8B of random weights"),
-    "update-8b": _part("update_8b", 70, "LoRA update, 8B of random weights"),
-    "strategies": _part("strategies", 120, "DDP and FSDP, killed and resumed"),
-    "memory": _part("memory", 100, "memory at 8B against docs/scaling.md"),
-    "rollout": _part("rollout", 60, "a rollout step, 8B of random weights"),
-    "update-0.5b": _part("update_05b", 50, "LoRA update, 0.5B of random weights"),
-    "engine-0.5b": _part("engine_05b", 60, "tokens/s, 0.5B of random weights"),
-    "engine-1.5b": _part("engine_15b", 60, "tokens/s, 1.5B of random weights"),
-    "vllm": _part("vllm", 150, "a vLLM server on the GPU"),
+    "environment": Part("requirements, imports, speed of the device", 60, "benchmarks.gpu.machine:environment"),
+    "tests": Part("the tests marked gpu", 140, "benchmarks.gpu.machine:gpu_tests"),
+    "train": Part("quick start in small, and losses against the CPU's", 130, "benchmarks.gpu.training:train"),
+    "losses": Part("GRPO's loss on fixed replies against the CPU's", 60, "benchmarks.gpu.update:losses"),
+    "engine-135m": Part("tokens/s, 135M", 80, _ENGINE, ("135m",)),
+    "engine-8b": Part("tokens/s, 8B of random weights", 100, _ENGINE, ("8b",)),
+    "update-8b": Part("LoRA update, 8B of random weights", 70, _UPDATE, ("8b",)),
+    "strategies": Part("DDP and FSDP, killed and resumed", 120, "benchmarks.gpu.training:strategies"),
+    "memory": Part("memory at 8B against docs/scaling.md", 100, "benchmarks.gpu.memory:memory"),
+    "rollout": Part("a rollout step, 8B of random weights", 60, "benchmarks.gpu.decoding:rollout"),
+    "update-0.5b": Part("LoRA update, 0.5B of random weights", 50, _UPDATE, ("0.5b",)),
+    "engine-0.5b": Part("tokens/s, 0.5B of random weights", 60, _ENGINE, ("0.5b",)),
+    "engine-1.5b": Part("tokens/s, 1.5B of random weights", 60, _ENGINE, ("1.5b",)),
+    "vllm": Part("a vLLM server on the GPU", 150, "benchmarks.gpu.training:vllm"),
 }
 
 
@@ -87,6 +90,8 @@ class Outcome:
         seconds: That it took.
         reason: Why it did not pass.
         log: The end of what it printed, unless it passed.
+        commit: Of this repository when it ran.
+        command: With which it ran.
     """
 
     name: str
@@ -95,6 +100,8 @@ class Outcome:
     seconds: float = 0.0
     reason: str = ""
     log: str = ""
+    commit: str = ""
+    command: str = ""
 
 
 def run_part(name: str, part: Part, limit: float, check: Check) -> Outcome:
@@ -102,12 +109,10 @@ def run_part(name: str, part: Part, limit: float, check: Check) -> Outcome:
     lines, log = check.folder / f"part-{name}.jsonl", check.folder / f"part-{name}.log"
     lines.touch()
     log.touch()
-    setting = json.dumps(asdict(check))
-    command = ["benchmarks/gpu_check.py", "--part", part.target, "--setting", setting, "--lines", str(lines)]
+    call, setting = [part.target, *part.arguments], json.dumps(asdict(check))
+    command = ["benchmarks/gpu_check.py", "--part", *call, "--setting", setting, "--lines", str(lines)]
     started = time.monotonic()
-    child = Child(
-        command, log, work=(lambda: child_main(part.target, check, lines)) if check.fork else None, group=True
-    )
+    child = Child(command, log, work=(lambda: child_main(call, check, lines)) if check.fork else None, group=True)
     outcome, code, read = Outcome(name, "passed"), None, 0
     try:
         while True:
@@ -128,21 +133,21 @@ def run_part(name: str, part: Part, limit: float, check: Check) -> Outcome:
     if code is None:
         outcome.state, outcome.reason = "stopped", f"at its limit of {limit:.0f} s"
     elif code:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        outcome.state, outcome.reason = "failed", f"ended with {code}: {' '.join(last)[:300]}"
+        outcome.state, outcome.reason = "failed", f"ended with {code}: {last_lines(log)[:300]}"
     elif wrong:
         outcome.state, outcome.reason = "failed", "; ".join(wrong)
     if outcome.state != "passed":
-        outcome.log = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])
+        outcome.log = last_lines(log, _TAIL)
         print(f"{name}: {outcome.state}: {outcome.reason}\n{outcome.log}", flush=True)
     return outcome
 
 
-def child_main(target: str, check: Check, lines: Path) -> None:
-    """The life of a part's process."""
+def child_main(call: Sequence[str], check: Check, lines: Path) -> None:
+    """The life of a part's process; `call` is the part's target and its arguments."""
+    target, *arguments = call
     module, _, function = target.partition(":")
     with lines.open("a", encoding="utf-8") as file:
-        for figure in getattr(importlib.import_module(module), function)(check):
+        for figure in getattr(importlib.import_module(module), function)(check, *arguments):
             file.write(json.dumps(asdict(figure)) + "\n")
             file.flush()
 
@@ -154,34 +159,41 @@ def shown(part: str, figure: Figure) -> str:
     return f"{part}: {figure.name}: {figure.text()}{verdict}{note}"
 
 
-def run_all(
-    parts: Mapping[str, Part], check: Check, minutes: float, out: Path, typed: str, patience: float
-) -> dict[str, Any]:
-    """Run all parts within the time; what is then in `out`, which is written after each."""
-    from benchmarks.steps import commit
-
-    started = time.monotonic()
-    end = started + 60 * minutes - _RESERVE
-    outcomes: list[Outcome] = []
-    found: dict[str, Any] = {}
+def run_all(parts: Mapping[str, Part], check: Check, minutes: float, patience: float) -> Iterator[Outcome]:
+    """Run `prepare` and all parts within the time."""
+    end = time.monotonic() + 60 * minutes - _RESERVE
     for name, part in {"prepare": PREPARE, **parts}.items():
         left, limit = end - time.monotonic(), part.seconds * patience
         if left < min(LEAST, limit):
-            outcomes.append(Outcome(name, "skipped", reason="no time was left"))
             print(f"{name}: skipped: no time was left", flush=True)
-        else:
-            print(f"-- {name}: {part.what}; at most {min(limit, left):.0f} s", flush=True)
-            try:
-                outcomes.append(run_part(name, part, min(limit, left), check))
-            except Exception as error:  # of this process; the other parts are to run all the same
-                outcomes.append(Outcome(name, "failed", reason=what(error)))
-                print(f"{name}: failed: {what(error)}", flush=True)
+            yield Outcome(name, "skipped", reason="no time was left")
+            continue
+        print(f"-- {name}: {part.what}; at most {min(limit, left):.0f} s", flush=True)
+        try:
+            outcome = run_part(name, part, min(limit, left), check)
+        except Exception as error:  # of this process; the other parts are to run all the same
+            print(f"{name}: failed: {what(error)}", flush=True)
+            outcome = Outcome(name, "failed", reason=what(error))
+        yield outcome
         os.environ["COLLAB_CACHE"] = str(check.folder / "cache")  # what `prepare` has made
-        facts = {figure.name: figure.text() for figure in outcomes[0].figures}
-        found = {"machine": facts, "commit": commit(), "command": typed, "rehearsal": check.tiny}
-        found |= {"seconds": time.monotonic() - started, "parts": [asdict(outcome) for outcome in outcomes]}
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return found
+
+
+def merged(outcomes: Sequence[Outcome], earlier: Mapping[str, Any], rehearsal: bool) -> dict[str, Any]:
+    """What gpu.json holds after these outcomes.
+
+    Parts of an earlier file stay if it is of the same machine, unless they are here and were not skipped.
+    """
+    machine = {
+        figure.name: figure.text() for outcome in outcomes if outcome.name == "prepare" for figure in outcome.figures
+    }
+    parts = {outcome.name: asdict(outcome) for outcome in outcomes}
+    if earlier and machine.items() <= earlier["machine"].items():
+        machine = earlier["machine"]
+        before = {part["name"]: part for part in earlier["parts"]}
+        ran = {name: part for name, part in parts.items() if part["state"] != "skipped"}
+        names = [name for name in ("prepare", *PARTS, *parts) if name in before | parts]
+        parts = {name: (parts | before | ran)[name] for name in names}
+    return {"machine": machine, "rehearsal": rehearsal, "parts": list(parts.values())}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -198,57 +210,90 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def page(found: Mapping[str, Any]) -> str:
-    """docs/results/gpu.md after a run on a GPU."""
+def page(text: str, found: Mapping[str, Any]) -> str:
+    """The text of docs/results/gpu.md with what was measured at its end.
+
+    Raises:
+        ValueError: The text has no such section.
+    """
+    guide, heading, _ = text.partition(MEASURED)
+    if not heading:
+        raise ValueError(f"{PAGE} has no section {MEASURED.strip()!r}")
     machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
-    head = f"`{found['command']}`, {found['seconds'] / 60:.1f} minutes. {machine}. Commit {found['commit']}."
-    return f"# On a GPU\n\n{head}\n\n{table(found)}\n"
+    commits = ", ".join(dict.fromkeys(part["commit"] for part in found["parts"]))
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(part["command"] for part in found["parts"]))
+    minutes = sum(part["seconds"] for part in found["parts"]) / 60
+    head = f"{commands}, {minutes:.1f} minutes. {machine}. Commit {commits}."
+    return f"{guide}{heading}\n{head}\n\n{table(found)}\n"
 
 
 def main(argv: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -> int:
     """Run the check; the exit status."""
-    args = _parser(parts).parse_args(argv)
+    parser = _parser(parts)
+    args = parser.parse_args(argv)
+    if args.fork and args.device != "cpu":
+        parser.error("--fork is for --device cpu: CUDA does not work in a fork.")
     if args.part:
         child_main(args.part, Check(**json.loads(args.setting)), Path(args.lines))
         return 0
     if args.collect:
-        from benchmarks.gpu_wheels import collect
+        from benchmarks.gpu.wheels import collect
 
         collect(Path(args.collect))
         return 0
     if args.page:
-        PAGE.write_text(page(json.loads(Path(args.page).read_text(encoding="utf-8"))), encoding="utf-8")
+        found = json.loads(Path(args.page).read_text(encoding="utf-8"))
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
         return 0
-    chosen = {name: parts[name] for name in args.only} if args.only else parts
+    typed = shlex.join(["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)])
+    with ended_by_sigterm():  # so that parts are ended and the scratch is removed
+        return _check(args, {name: parts[name] for name in args.only or parts}, typed)
+
+
+def _check(args: argparse.Namespace, parts: Mapping[str, Part], typed: str) -> int:
+    """Run parts in a scratch folder and keep their figures; the exit status."""
     before, scratch = dict(os.environ), Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    outcomes: list[Outcome] = []
+    found: dict[str, Any] = {}
     try:
-        site = _use_site(Path(args.site), scratch) if args.site else []
+        site, tokenizer = _use_site(Path(args.site), scratch) if args.site else ([], None)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *site, *filter(None, [os.environ.get("PYTHONPATH")])])
         os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-        check = Check(args.device, str(scratch), args.fork)
+        check = Check(args.device, str(scratch), args.fork, tokenizer)
         if args.fork:
             sys.path[1:1] = site
             importlib.import_module("collab.app.build")
-        typed = shlex.join(["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)])
         out = args.out or (scratch / "rehearsal.json" if check.tiny else FILE)
-        found = run_all(chosen, check, args.minutes, out, typed, args.patience)
+        earlier = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+        at = commit()  # once: `out` may be a file of the repository
+        for outcome in run_all(parts, check, args.minutes, args.patience):
+            outcome.commit, outcome.command = at, typed
+            outcomes.append(outcome)
+            found = merged(outcomes, earlier, check.tiny)
+            write_json(out, found)
     finally:
         os.environ.clear()
         os.environ |= before
         shutil.rmtree(scratch, ignore_errors=True)
     print(table(found))
-    return int(any(part["state"] in ("failed", "stopped") for part in found["parts"]))
+    states = [outcome.state for outcome in outcomes]
+    if skipped := states.count("skipped"):
+        print(f"{skipped} parts were skipped: there was no time for them.")
+    return 1 if {"failed", "stopped"} & set(states) else SKIPPED if skipped else 0
 
 
-def _use_site(site: Path, scratch: Path) -> list[str]:
-    """Unpack the wheels of `--site`; what goes on PYTHONPATH."""
-    from benchmarks.gpu_wheels import TOKENIZER, unpack
+def _use_site(site: Path, scratch: Path) -> tuple[list[str], str | None]:
+    """Unpack the wheels of `--site`.
+
+    Returns:
+        What goes on PYTHONPATH, and the folder of the tokenizer if there is one.
+    """
+    from benchmarks.gpu.wheels import TOKENIZER, unpack
 
     for problem in unpack(site, scratch / "site"):
         print(f"--site: {problem}", flush=True)
-    for folder in site.rglob(TOKENIZER):
-        os.environ["GPU_CHECK_TOKENIZER"] = str(folder.resolve())
-    return [str(scratch / "site")]
+    folders = [str(folder.resolve()) for folder in site.rglob(TOKENIZER)]
+    return [str(scratch / "site")], folders[-1] if folders else None
 
 
 def _parser(parts: Mapping[str, Part]) -> argparse.ArgumentParser:
@@ -270,13 +315,13 @@ def _parser(parts: Mapping[str, Part]) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE", help=out)
     parser.add_argument("--site", metavar="DIR", help="parts that --collect made, for packages that are not installed")
     parser.add_argument("--collect", metavar="DIR", help="gather the wheels that a bare image lacks, and end")
-    parser.add_argument("--page", metavar="FILE", help="make docs/results/gpu.md from a gpu.json, and end")
+    parser.add_argument("--page", metavar="FILE", help="write a gpu.json into docs/results/gpu.md, and end")
     parser.add_argument("--fork", action="store_true", help="on a CPU: parts are forks, which saves their imports")
-    for internal in ("--part", "--setting", "--lines"):
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    for internal in ("--setting", "--lines"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     return parser
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that parts are ended and the scratch is removed
     sys.exit(main())

@@ -211,7 +211,7 @@ def run_steps(steps: Sequence[Step], folder: Path, jobs: int) -> dict[str, dict[
         StepFailed: A command failed. What ran beside it is finished first, nothing else is started.
     """
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
-    with only_writer(ROOT / folder, ".lock"), _ended_by_sigterm():
+    with only_writer(ROOT / folder, ".lock"), ended_by_sigterm():
         there = records(steps, folder)
         done = finished(steps, there)
         for name in sorted(done):
@@ -307,7 +307,7 @@ class _Running:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM unwinds the stack, so that what runs is stopped too."""
 
     def leave(*_: Any) -> None:

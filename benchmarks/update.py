@@ -11,7 +11,7 @@ from collab.config.schema import LoraConfig
 
 _CANDIDATES, _TOKENS = 8, 64
 _HISTORY = 512
-_TOLERANCE = 0.02  # relative, between the norms of both sides' gradients in bf16
+NORM_TOLERANCE = 0.02  # relative, between the norms of both sides' gradients in bf16
 
 
 def _sides(setting: Setting) -> tuple[Callable[[], dict[str, float]], Callable[[], dict[str, float]]]:
@@ -34,7 +34,7 @@ def _sides(setting: Setting) -> tuple[Callable[[], dict[str, float]], Callable[[
         def update() -> dict[str, float]:
             found = peer.ask("update")
             norms[peer.name] = found["gradient_norm"]
-            if len(norms) == 2 and not math.isclose(*norms.values(), rel_tol=_TOLERANCE):
+            if len(norms) == 2 and not math.isclose(*norms.values(), rel_tol=NORM_TOLERANCE):
                 raise PeerFailed(f"The two sides do not compute the same: norms of their gradients are {norms}.")
             return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from update_sides import TEMPERATURE, draw, measured
@@ -22,40 +23,41 @@ def start(model: str, dtype: str, device: str, checkpointing: bool, history: int
     return {"versions": ""}, {"update": lambda: measured(update, trained, device)}
 
 
-def update_of(lm: Any, history: int, candidates: int, tokens: int) -> tuple[Callable[[], None], list[Any]]:
-    """One update of a model, and the parameters that it trains."""
-    import torch
-
+def group_of(lm: Any, history: int, candidates: int, tokens: int) -> tuple[Any, Any]:
+    """A GRPO module with the model as its policy, in training mode, and an `Example` without log-probs."""
     from collab.config.algorithms import GRPOConfig
     from collab.conversation import Reply
     from collab.modules.base import Example
     from collab.modules.grpo import GRPO
-    from collab.modules.packing import pack
 
     module = GRPO(GRPOConfig(), lambda: lm, None, TEMPERATURE, max_steps=1)
     module.configure_model()
-    policy = module.policy
-    assert policy is not None
-    policy.train()
-    prompt, replies, advantages = draw(history, candidates, tokens, lm.config.vocab_size)
+    assert module.policy is not None
+    module.policy.train()
+    prompt, ids, advantages = draw(history, candidates, tokens, lm.config.vocab_size)
+    replies = (Reply("", tuple(row), (0.0,) * tokens, "length", tuple(prompt)) for row in ids)
+    return module, Example(tuple(replies), tuple(advantages))
 
-    def example(logprobs: list[list[float]]) -> Example:
-        rows = zip(replies, logprobs, strict=True)
-        return Example(
-            tuple(Reply("", tuple(r), tuple(p), "length", tuple(prompt)) for r, p in rows), tuple(advantages)
-        )
 
+def update_of(lm: Any, history: int, candidates: int, tokens: int) -> tuple[Callable[[], None], list[Any]]:
+    """One update of a model, and the parameters that it trains."""
+    import torch
+
+    from collab.modules.packing import pack
+
+    module, group = group_of(lm, history, candidates, tokens)
     # As if the candidates had been sampled from these very weights.
     with torch.no_grad():
-        found = policy(pack([example([[0.0] * tokens] * candidates).replies], TEMPERATURE).to(lm.device)).logprobs
-    chosen = example(found.view(candidates, tokens).tolist())
+        found = module.policy(pack([group.replies], TEMPERATURE).to(lm.device)).logprobs
+    rows = zip(group.replies, found.view(candidates, tokens).tolist(), strict=True)
+    group = replace(group, replies=tuple(replace(reply, logprobs=tuple(row)) for reply, row in rows))
 
     def update() -> None:
-        packed = pack([chosen.replies], TEMPERATURE).to(lm.device)
-        output = policy(packed)
-        (module.loss([chosen], packed, output, None) / module.units(chosen)).backward()
+        packed = pack([group.replies], TEMPERATURE).to(lm.device)
+        output = module.policy(packed)
+        (module.loss([group], packed, output, None) / module.units(group)).backward()
 
-    return update, [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return update, [parameter for parameter in module.policy.parameters() if parameter.requires_grad]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,21 +16,22 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import PARTS, Outcome, Part, page
-from benchmarks.gpu_models import Memory
-from benchmarks.gpu_parts import GPU_TESTS
-from benchmarks.gpu_process import ROOT
-from benchmarks.gpu_wheels import requirements, unpack
+from benchmarks.gpu import wheels
+from benchmarks.gpu.machine import GPU_TESTS
+from benchmarks.gpu.memory import Memory
+from benchmarks.gpu.process import ROOT, Figure
+from benchmarks.gpu.wheels import divide, requirements, unpack
+from benchmarks.gpu_check import PAGE, PARTS, SKIPPED, Outcome, Part
 
 FAKES = """
 import os, subprocess, sys, time
-from benchmarks.gpu_process import Figure, tried
+from benchmarks.gpu.process import Figure, tried
 
 def prepare(check):
     yield Figure("device", "none")
 
-def works(check):
-    yield Figure("speed", 2.5, "tokens/s", ok=True)
+def works(check, speed="2.5"):
+    yield Figure("speed", float(speed), "tokens/s", ok=True)
 
 def raises(check):
     yield Figure("first", 1)
@@ -101,11 +103,50 @@ def test_a_part_that_fails_or_hangs_takes_nothing_else_with_it(
     assert "works: speed: 2.5 tokens/s  ok" in said and "| | speed | 2.5 tokens/s | ok |" in said
 
 
-def test_a_part_that_the_time_does_not_suffice_for_is_named(fakes: dict[str, Part], tmp_path: Path) -> None:
+def test_a_part_that_the_time_does_not_suffice_for_is_named(
+    fakes: dict[str, Part], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "gpu.json"
-    assert gpu_check.main(["--device", "cpu", "--minutes", "0.2", "--only", "works", "--out", str(out)], fakes) == 0
+    short = ["--device", "cpu", "--minutes", "0.2", "--only", "works", "--out", str(out)]
+    assert gpu_check.main(short, fakes) == SKIPPED != 0
     states = [(part["name"], part["state"]) for part in json.loads(out.read_text())["parts"]]
     assert states == [("prepare", "skipped"), ("works", "skipped")]
+    assert "2 parts were skipped" in capsys.readouterr().out
+
+
+def test_parts_of_an_earlier_file_of_the_same_machine_stay(
+    fakes: dict[str, Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gpu.json"
+
+    def speeds() -> dict[str, Any]:
+        parts = json.loads(out.read_text())["parts"]
+        return {part["name"]: (part["state"], *(figure["value"] for figure in part["figures"])) for part in parts}
+
+    def run(commit: str, *parts: str, minutes: str = "10", **speed: str) -> None:
+        monkeypatch.setattr(gpu_check, "commit", lambda: commit)
+        chosen = {name: Part("", 20, "fakes:works", (speed[name],)) for name in parts}
+        gpu_check.main(["--device", "cpu", "--out", str(out), "--minutes", minutes], chosen)
+
+    run("a", "train", "memory", train="1", memory="2")
+    run("b", "losses", "memory", losses="3", memory="nan")
+    assert speeds() == {
+        **{"prepare": ("passed", "none"), "train": ("passed", 1.0), "losses": ("passed", 3.0)},
+        "memory": ("passed", "nan"),
+    }
+    assert [part["commit"] for part in json.loads(out.read_text())["parts"]] == ["b", "a", "b", "b"]
+    run("c", "train", minutes="0.2", train="4")
+    assert speeds()["train"] == ("passed", 1.0)  # what was skipped says nothing new
+    fakes_file = tmp_path / "fakes.py"
+    fakes_file.write_text(fakes_file.read_text().replace('Figure("device", "none")', 'Figure("device", "another")'))
+    run("d", "train", train="5")
+    assert speeds() == {"prepare": ("passed", "another"), "train": ("passed", 5.0)}
+
+
+def test_a_gpu_does_not_work_in_forks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--fork"])
+    assert "--fork is for --device cpu" in capsys.readouterr().err
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,11 +161,23 @@ def test_all_marked_tests_are_in_the_list() -> None:
     assert marked == {ROOT / "tests" / name for name in GPU_TESTS}
 
 
-def test_the_page_has_the_table() -> None:
-    part: Any = vars(Outcome("train", "stopped", seconds=12.3, reason="at its limit"))
-    found = {"command": "python it", "seconds": 60.0, "machine": {"device": "H200"}, "commit": "abc", "parts": [part]}
-    text = page(found)
-    assert "device H200. Commit abc." in text and "| **train** | at its limit | stopped, 12 s | |" in text
+def test_the_page_gets_the_table_and_keeps_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, file = tmp_path / "gpu.md", tmp_path / "gpu.json"
+    copy.write_text(PAGE.read_text())
+    monkeypatch.setattr(gpu_check, "PAGE", copy)
+    outcome = Outcome("train", "stopped", [Figure("speed", 2.5)], 12.3, "at its limit", "", "abc", "python it")
+    found = {"machine": {"device": "H200"}, "rehearsal": False, "parts": [asdict(outcome)]}
+    file.write_text(json.dumps(found))
+    for _ in range(2):  # the second time over the first one's table
+        assert gpu_check.main(["--page", str(file)]) == 0
+        text = copy.read_text()
+        assert text.startswith(PAGE.read_text().partition("## Measured")[0])
+        assert "## How to run it" in text and "not run on a gpu" not in text.lower()
+        assert text.count("`python it`, 0.2 minutes. device H200. Commit abc.") == 1
+        assert text.count("| **train** | at its limit | stopped, 12 s | |\n| | speed | 2.5 |  |\n") == 1
+    copy.write_text("nothing")
+    with pytest.raises(ValueError, match="has no section '## Measured'"):
+        gpu_check.main(["--page", str(file)])
 
 
 def test_the_arithmetic_is_that_of_the_docs() -> None:
@@ -158,6 +211,20 @@ def test_wheels_are_unpacked_and_pieces_are_joined(tmp_path: Path) -> None:
     assert unpack(tmp_path / "site", tmp_path / "whole") == []
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert names == {"small", "more.py", "large"} and not (tmp_path / "half" / "large").exists()
+
+
+def test_wheels_come_through_parts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "PART_BYTES", 400)
+    text = {name: "".join(f"{name} = {n}\n" for n in range(size)) for name, size in (("small", 1), ("large", 400))}
+    made = [tmp_path / f"{name}.whl" for name in text]
+    for path in made:
+        wheel(path, {f"{path.stem}/__init__.py": text[path.stem]})
+    divide(made, tmp_path / "site", taken=100)
+    parts = {part.name: [path.name for path in part.iterdir()] for part in (tmp_path / "site").iterdir()}
+    assert parts["part1"] == ["small.whl"] and parts["part2"][0].startswith("large.whl.1of") and len(parts) > 12
+    assert all(path.stat().st_size <= 400 for path in (tmp_path / "site").rglob("*.whl*"))
+    assert unpack(tmp_path / "site", tmp_path / "whole") == []
+    assert {name: (tmp_path / "whole" / name / "__init__.py").read_text() for name in text} == text
 
 
 def test_requirements_are_those_of_setup_cfg() -> None:

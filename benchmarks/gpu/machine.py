@@ -1,0 +1,129 @@
+"""Parts of the GPU check on the machine: what it has, how fast it is, and the tests marked gpu."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.process import ROOT, Check, Child, Figure, Figures, last_lines, tried
+
+GPU_TESTS = ("integration/test_graphs.py", "integration/test_attention.py", "integration/test_benchmarks.py")
+TEST_SECONDS = 100  # for each of these files
+_RUNS = 10  # of what is timed
+
+
+def prepare(check: Check) -> Figures:
+    """Make the default model's folder; say where everything runs."""
+    import torch
+
+    from benchmarks.gpu.models import default_model
+
+    tokenizer = Path(check.tokenizer) if check.tokenizer else None
+    weights = default_model(check.folder / "cache", tokenizer, check.tiny)
+    (check.folder / "weights.txt").write_text(weights, encoding="utf-8")
+    yield Figure("default model", weights)
+    if check.device == "cuda":
+        yield from tried("device", _gpu)
+    else:
+        yield Figure("device", f"CPU, {torch.get_num_threads()} threads")
+    yield Figure("Python", platform.python_version())
+    for name in ("torch", "transformers", "lightning", "peft", "tokenizers", "numpy", "trl", "flash-attn", "vllm"):
+        yield Figure(name, _version(name) or "not installed")
+
+
+def _gpu() -> Figures:
+    import torch
+    from torch.cuda import nccl
+
+    yield Figure("device", torch.cuda.get_device_name())
+    yield Figure("memory", torch.cuda.get_device_properties(0).total_memory / 1e9, "GB")
+    yield Figure("CUDA", str(torch.version.cuda))
+    yield Figure("NCCL", ".".join(map(str, nccl.version())))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment(check: Check) -> Figures:
+    """Requirements, imports, how fast memory and matrix products are."""
+    import torch
+
+    from benchmarks.gpu.wheels import requirements
+
+    for requirement in requirements():
+        found = _version(requirement.name)
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            yield Figure(f"requirement {requirement}", found or "not installed", note="not as setup.cfg wants it")
+    modules = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "collab").rglob("*.py"))
+    for name in modules:
+        if name.endswith(("__main__", "sandbox.worker", "sandbox.supervisor")):  # programs
+            continue
+        try:
+            importlib.import_module(name.removesuffix(".__init__"))
+        except Exception as error:
+            yield Figure(f"import {name}", None, ok=False, note=f"{type(error).__name__}: {error}")
+    yield Figure("modules imported", len(modules))
+    yield Figure("copy bandwidth, read and written", copy_bandwidth(check.device) / 1e9, "GB/s")
+    size = 256 if check.tiny else 8192
+    a, b = (torch.randn(size, size, device=check.device, dtype=check.dtype) for _ in range(2))
+    yield Figure("matrix product", 2 * size**3 / _seconds(lambda: a @ b) / 1e12, "TFLOP/s", note=str(check.dtype))
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second, read and written, of a copy on the device."""
+    import torch
+
+    source = torch.ones((4 if device == "cpu" else 4096) << 20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
+
+
+def _seconds(work: Any) -> float:
+    """Of one call, the mean of several after two that do not count."""
+    from benchmarks.measure import seconds
+
+    for _ in range(2):
+        work()
+    return seconds(lambda: [work() for _ in range(_RUNS)]) / _RUNS
+
+
+def gpu_tests(check: Check) -> Figures:
+    """The tests that are marked `gpu`, a process for each file; a rehearsal only collects them."""
+    files = [GPU_TESTS] if check.tiny else [(name,) for name in GPU_TESTS]
+    running = []
+    for number, names in enumerate(files):
+        report, log = check.folder / f"tests{number}.xml", check.folder / f"tests{number}.log"
+        options = ["--collect-only"] if check.tiny else [f"--junitxml={report}", f"--timeout={TEST_SECONDS}"]
+        places = [f"tests/{name}" for name in names]
+        # A deprecation in other versions must not hide what a test says.
+        common = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-W", "default::FutureWarning"]
+        running.append((names, report, log, Child(["-m", "pytest", *common, *options, *places], log)))
+    for names, report, log, child in running:
+        code = child.wait(TEST_SECONDS + 30)
+        child.kill()
+        if check.tiny:
+            found = [name for name in names if f"tests/{name}::" in log.read_text()]
+            yield Figure("files with marked tests", len(found), ok=code == 0 and len(found) == len(names))
+        else:
+            yield from _results(names[0], report, code, log)
+
+
+def _results(file: str, report: Path, code: int | None, log: Path) -> Figures:
+    """A figure for each test of a file, and one for a pytest that failed."""
+    cases = list(ElementTree.parse(report).iter("testcase")) if report.is_file() else []
+    for case in cases:
+        wrong = [child for child in case if child.tag in ("failure", "error")]
+        told = (wrong[0].get("message") or "").strip().splitlines()[:1] if wrong else []
+        result = "failed" if wrong else "skipped" if case.find("skipped") is not None else "passed"
+        yield Figure(str(case.get("name")), result, ok=result == "passed", note=" ".join(told)[:200])
+    if not cases or code:
+        print(last_lines(log, 40))
+        yield Figure(file, None, ok=False, note=f"pytest ended with {code}: {last_lines(log)[:200]}")
