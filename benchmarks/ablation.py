@@ -1,7 +1,7 @@
 """What the window and the parts of the reward are worth: the paper's ablation (Figures 4 and 9) in small.
 
     python benchmarks/ablation.py --dry-run     # the commands
-    python benchmarks/ablation.py --write       # run them, then write docs/ablation.md, .json and .png
+    python benchmarks/ablation.py --write       # run them, then write docs/results/ablation.md, .json and .png
 
 Hydra sweeps train on the embedded doc_edit with `sampler.window` 0, 1, 2 and 3 under the whole reward, and with the
 extrinsic part alone (the text) and the intrinsic part alone (interactivity, tokens) at window 1, from three seeds. One
@@ -247,7 +247,7 @@ def draw(results: Mapping[str, Any], output: Path) -> None:
 
 
 def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], place: str) -> str:
-    """docs/ablation.md."""
+    """docs/results/ablation.md."""
     return "\n".join(
         [
             "# What the window and the parts of the reward are worth",
@@ -282,7 +282,8 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print and, if asked to, write; the exit status."""
     files = ("ablation.md", "ablation.json", "ablation.png")
-    args = parser(__doc__, "outputs/ablation", ", ".join(f"docs/{file}" for file in files)).parse_intermixed_args(argv)
+    written = ", ".join(f"docs/results/{file}" for file in files)
+    args = parser(__doc__, "outputs/ablation", written).parse_intermixed_args(argv)
     try:
         tied = ("experiment", "algorithm.data", "seed", "output_dir", "policies", "sampler.window")
         check_overrides(args.overrides, (*tied, "evaluation.baseline"))
@@ -310,8 +311,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{table(results)}\n{verdict(results)}\n{in_words(results['seconds']['total'])}, {folder / 'ablation.md'}")
     if args.write:
         for file in files:
-            shutil.copyfile(ROOT / folder / file, ROOT / "docs" / file)
-            print(f"docs/{file}")
+            shutil.copyfile(ROOT / folder / file, ROOT / "docs" / "results" / file)
+            print(f"docs/results/{file}")
     return 0
 
 

@@ -26,9 +26,11 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
     def line(found: dict[str, Any]) -> str:
         row, low, high = ROWS[found["row"].removesuffix("_gpu")], min(found["ratios"]), max(found["ratios"])
+        sign, bound = row.wanted.split()
+        met = found["ratio"] >= float(bound) if sign == ">=" else found["ratio"] <= float(bound)
         return (
             f"| `{found['row']}` | {row.what} | {found['ours']:.4g} | {found['peer']:.4g} | {row.unit} | "
-            f"{found['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row.wanted} |"
+            f"{found['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row.wanted}{'' if met else ': **missed**'} |"
         )
 
     machines: dict[str, list[str]] = {}
@@ -84,8 +86,10 @@ def scaling_section(found: dict[str, Any]) -> str:
     for tuned, cases in found["cases"].items():
         one = cases["one process"]
         for name, case in cases.items():
+            faster = case["tokens_per_s"] / one["tokens_per_s"]
+            missed = "" if case is one or faster >= 1.7 else ", **missed**"
             lines.append(
-                f"| {tuned} | {name} | {case['tokens_per_s']:.0f} ({case['tokens_per_s'] / one['tokens_per_s']:.2f}) | "
+                f"| {tuned} | {name} | {case['tokens_per_s']:.0f} ({faster:.2f}{missed}) | "
                 f"{case['fit_seconds']:.0f} ({case['fit_seconds'] / one['fit_seconds']:.2f}) | "
                 f"{case['state_mb']:.0f} ({case['state_mb'] / one['state_mb']:.2f}) | "
                 f"{case['peak_mb']:.0f} ({case['peak_mb'] / one['peak_mb']:.2f}) |"

@@ -1,7 +1,7 @@
 """The paper's Table 1 in small: every algorithm from synthesis to evaluation, on the embedded doc_edit.
 
     python benchmarks/table.py --dry-run     # the commands
-    python benchmarks/table.py --write       # run them, then write docs/results.md and docs/results.json
+    python benchmarks/table.py --write       # run them, then write docs/results/table.md and docs/results/table.json
 
 Conversations are made from training goals by MR (`collab synthesize`); SFT and offline DPO learn from them,
 PPO starts from the SFT policy and online DPO from the offline DPO one, as in the paper; GRPO, which the paper does not
@@ -178,7 +178,7 @@ def verdicts(results: Mapping[str, Any]) -> str:
 
 
 def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], place: str) -> str:
-    """docs/results.md."""
+    """docs/results/table.md."""
     config = results["config"]
     return "\n".join(
         [
@@ -188,7 +188,7 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
             "whole conversations about test goals; beside it, what the paper has for document editing (Table 1), with",
             "an 8B model, GPT-4o-mini as the user and Claude as the judge of interactivity. Only directions can be",
             "compared: here the user is an agenda of rules and interactivity the share of its agenda that questions",
-            "brought to light. `make table` runs it all and writes this page and `results.json`.",
+            "brought to light. `make table` runs it all and writes this page and `table.json`.",
             "",
             f"One training seed ({config['seed']}), which is also that of the evaluation; each test goal is played",
             f"{config['evaluation']['num_conversations']} times by every row, with the same user randomness. An",
@@ -255,7 +255,7 @@ def check_overrides(overrides: Sequence[str], tied: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print and, if asked to, write; the exit status."""
-    options = parser(__doc__, "outputs/table", "docs/results.md and docs/results.json")
+    options = parser(__doc__, "outputs/table", "docs/results/table.md and docs/results/table.json")
     options.add_argument("--seed", type=int, default=1, help="of every command; 1 if left out")
     args = options.parse_intermixed_args(argv)
     try:
@@ -273,14 +273,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BadInput, StepFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    written = ROOT / folder / "results.md"
-    write_json(ROOT / folder / "results.json", results)
+    written = ROOT / folder / "table.md"
+    write_json(ROOT / folder / "table.json", results)
     written.write_text(page(results, records, machine()), encoding="utf-8")
-    print(f"\n{table(results)}\n{verdicts(results)}\n{in_words(results['seconds']['total'])}, {folder / 'results.md'}")
+    print(f"\n{table(results)}\n{verdicts(results)}\n{in_words(results['seconds']['total'])}, {folder / 'table.md'}")
     if args.write:
-        for name in ("results.md", "results.json"):
-            shutil.copyfile(ROOT / folder / name, ROOT / "docs" / name)
-            print(f"docs/{name}")
+        for name in ("table.md", "table.json"):
+            shutil.copyfile(ROOT / folder / name, ROOT / "docs" / "results" / name)
+            print(f"docs/results/{name}")
     return 0
 
 

@@ -85,12 +85,12 @@ def test_every_algorithm_from_synthesis_to_the_table(
     )
     overrides = [*SMALL, *runner.files, f"model.path={tiny_model}", *differs]
     assert table.main(["--output", str(tmp_path / "out"), *overrides]) == 0
-    results = json.loads((tmp_path / "out/results.json").read_text())
+    results = json.loads((tmp_path / "out/table.json").read_text())
     validate_results(results)
     assert list(results["policies"]) == ["base", "proactive", *table.TRAINED]
     assert list(results["difference"]) == ["base", *table.TRAINED]  # the proactive base is what they are held against
     assert results["seconds"] == {**{step: 120.0 for step in results["seconds"]}, "total": 7 * 120.0}
-    page, said = (tmp_path / "out/results.md").read_text(), capsys.readouterr().out
+    page, said = (tmp_path / "out/table.md").read_text(), capsys.readouterr().out
     assert table.table(results) in page and table.table(results) in said
     assert page.count("in R\\* |") == 5 and "14 min 0 s of wall time" in page and "Commit abc; CPU with" in page
     # Policies start where the paper's do.
