@@ -19,7 +19,6 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from collab.app.resume import JOURNAL
 from collab.app.too_long import contexts_that_fit, goals_that_fit
-from collab.app.wandb_mode import wandb_mode
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress
 from collab.chat.base import ChatModel, Sampling
@@ -339,6 +338,8 @@ def loggers(config: Config, run: str, before: int) -> list[Logger]:
         run: Id of the run at W&B.
         before: Finished training batches, whose rows stay in the CSV file.
     """
+    from collab.app.wandb_mode import wandb_mode  # wandb takes a second to import, and only training needs it
+
     folder = Path(config.output_dir)
     made: list[Logger] = [metrics_logger(folder, before)]
     mode, _ = wandb_mode(config.logger.wandb)
