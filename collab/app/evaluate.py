@@ -23,7 +23,7 @@ from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise
 from collab.reports.tables import results_table
 from collab.util.files import write_json
-from collab.util.processes import rank
+from collab.util.processes import connected, rank
 from collab.util.targets import load_target
 
 if TYPE_CHECKING:
@@ -174,10 +174,10 @@ def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
 
 def _gathered(scored: list[Scored]) -> list[Scored]:
     """The conversations of all ranks, rank by rank."""
+    if not connected():
+        return scored
     from torch import distributed
 
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return scored
     parts: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, scored)
     return [pair for part in parts for pair in part]

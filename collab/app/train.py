@@ -42,7 +42,7 @@ def train(config: Config) -> None:
         build.endpoints(config, progress) as endpoints,
     ):
         build.start(config)
-        progress.console.print(build.describe(config), markup=False)
+        progress.say(build.describe(config))
         if why := wandb_mode(config.logger.wandb)[1]:
             progress.note(f"{why}. The run is logged offline; afterwards, `wandb sync {folder}/wandb/offline-run-*`.")
         for name in ("base", "proactive"):
@@ -65,7 +65,7 @@ def train(config: Config) -> None:
         ("W&B run", next(iter(sorted(folder.glob("wandb/*run-*"))), None)),
     ):
         if path is not None:
-            progress.console.print(f"{what:>15}: {path}", markup=False, highlight=False, soft_wrap=True)
+            progress.say(f"{what:>15}: {path}")
 
 
 def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState) -> None:
@@ -114,13 +114,12 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     trainer = build.trainer(config, loggers, callbacks)
     module = build.module(config, config.model, tokenizer)
     if data.groups is not None:
-        worth = f"{config.algorithm.data}: {module.check_data(data.groups)}"
-        progress.console.print(worth, markup=False, highlight=False, soft_wrap=True)
+        progress.say(f"{config.algorithm.data}: {module.check_data(data.groups)}")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
     finally:
         if told := add_problems(folder, "fit", simulation.problems, rank()):
-            progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            progress.say(told)
     for logger in loggers:
         logger.finalize("success")
     run.finish("fit", time.monotonic() - started)
@@ -142,9 +141,9 @@ def where_to_go_on(folder: Path, run: RunState, progress: Progress) -> Path | No
 
     latest, refused = last_checkpoint(folder / CHECKPOINTS, run.id)
     for problem in refused:
-        progress.console.print(f"{problem}: not used, and renamed to .refused", markup=False, soft_wrap=True)
+        progress.say(f"{problem}: not used, and renamed to .refused")
     if latest is not None:
-        progress.console.print(f"going on from {latest}", markup=False, highlight=False, soft_wrap=True)
+        progress.say(f"going on from {latest}")
     if rank() == 0:
         tidy(folder, [folder / CHECKPOINTS / problem.split()[0] for problem in refused])
     return latest
