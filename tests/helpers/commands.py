@@ -109,7 +109,10 @@ def _main(entry: str, arguments: list[str], out: str, err: str, cwd: str, env: d
     sys.path += map(str, _PLACES)
     os.environ.pop("WANDB_SERVICE", None)  # of the process that runs the tests, which may have ended it
     for name, value in env.items():
-        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     if entry.endswith(".py"):
         sys.argv = [entry, *arguments]
         runpy.run_path(entry, run_name="__main__")
