@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all fast test-vllm lint types bench gpu-check cheats table ablation clean
+.PHONY: help install quickstart test test-all fast test-vllm lint types bench gpu-check cheats table ablation mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ fast: $(STAMP) ## install, run the tests that need no model and no server: one m
 
 test-vllm: $(STAMP) ## install, test engine=vllm against a real server (installed into benchmarks/.envs, 3.5 GB; minutes)
 	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python -m pytest -m vllm -s tests/real_vllm $(ARGS)
+
+mutants: $(STAMP) ## install mutmut, change the code in one small place at a time and see whether the tests notice: hours (ARGS=losses takes one group, tests/mutants.py)
+	$(PIP) -q mutmut
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(STAMP) ## install, check style and formatting
 	$(BIN)/ruff check .

@@ -158,6 +158,10 @@ def test_advantages_of_tokens_by_hand() -> None:
     close(found.flatten(), first, -0.775 + 0.72 * 1.75, 1.75, 0.5, 0, 0)
 
 
+def test_the_advantage_of_a_single_token_is_what_it_got_beyond_its_value() -> None:
+    close(generalised_advantages(torch.tensor([[2.0]]), torch.tensor([[0.5]]), gamma=0.9, lambda_=0.8)[0], 1.5)
+
+
 def test_advantages_at_the_ends_of_lambda(noise: torch.Generator) -> None:
     rewards, values = torch.randn(2, 3, 5, generator=noise)
     ahead = torch.cat([values[:, 1:], torch.zeros(3, 1)], 1)
@@ -180,6 +184,13 @@ def test_clipped_value_losses_by_hand() -> None:
     losses.sum().backward()
     assert values.grad is not None
     close(values.grad, -0.8, 0.0, -1.9, 1.9, 0.4)
+
+
+def test_values_are_clipped_around_those_of_the_rollout_on_both_sides() -> None:
+    # 2 +- 0.5 is the range. Left towards the return on either side: held at 1.5 or 2.5. Within it: as it is.
+    values, returns = torch.tensor([1.0, 3.0, 1.75, 2.25]), torch.tensor([0.0, 4.0, 1.75, 2.25])
+    losses = clipped_value_losses(values, torch.full((4,), 2.0), returns, clip=0.5)
+    close(losses, 0.5 * 1.5**2, 0.5 * 1.5**2, 0, 0)
 
 
 # --- KL --------------------------------------------------------------------------------------------------------------
