@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from typing import Any
 
@@ -12,7 +11,7 @@ from wandb.sdk import wandb_setup
 from wandb.sdk.lib import wbauth
 
 from collab.util.errors import BadInput, first_line
-from collab.util.network import unreachable
+from collab.util.network import unreachable, within
 from collab.util.processes import rank
 
 _SECONDS = 10.0  # to wait for the server, in all
@@ -20,13 +19,16 @@ _SECONDS = 10.0  # to wait for the server, in all
 
 @functools.cache
 def wandb_mode(wanted: str) -> tuple[str, str]:
-    """("online", "offline" or "disabled", why it is not online although there is a key, or "").
+    """How this run is logged to W&B.
 
     W&B's own settings (`WANDB_MODE`, `wandb offline`) may only restrict what the config wants. With a key, the first
     process asks the server whether it takes it, for 10 s at most; the others, which log nothing, are offline.
 
     Args:
         wanted: `logger.wandb`.
+
+    Returns:
+        "online", "offline" or "disabled"; and why a run with a key is offline, or "".
 
     Raises:
         BadInput: W&B refuses its own settings; for "online", there is no key that the server takes.
@@ -78,20 +80,8 @@ def _unreachable(url: str, key: wbauth.Auth) -> str:
         return str(error).removesuffix(".")
     if problem:
         return f"{url} cannot be reached: {problem}"
-    answers: list[wandb.Error | None] = []
-
-    def ask() -> None:
-        try:
-            key.verify()
-            answers.append(None)
-        except wandb.Error as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_SECONDS - (time.monotonic() - began))
-    if not answers:
+    try:
+        within(_SECONDS - (time.monotonic() - began), key.verify)
+    except TimeoutError:
         return f"{url} does not say within {_SECONDS:g} s whether it takes the key"
-    if answers[0] is not None:
-        raise answers[0]
     return ""

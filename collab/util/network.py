@@ -1,16 +1,20 @@
-"""The network as the environment describes it: proxies, certificates, and whether a server answers."""
+"""The network as the environment describes it: proxies, certificates, whether a server answers; a limit of time."""
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from collab.util.errors import BadInput
+
+T = TypeVar("T")
 
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # in the order in which httpx takes them
 _AWAY = (407, 502, 503, 504)  # statuses of a proxy that has not reached the server
@@ -70,19 +74,32 @@ def unreachable(url: str, seconds: float) -> str:
     Raises:
         BadInput: As `transport`.
     """
-    options, found = transport(url), list[str]()
-
-    def ask() -> None:
-        try:
-            status = httpx.head(url, timeout=seconds, **options).status_code
-            found.append(f"HTTP {status}" if status in _AWAY else "")
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            found.append(type(error).__name__)
-
-    # In a thread, since the timeouts of httpx leave out the name server.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    problem = found[0] if found else f"no answer within {seconds:g} s"
+    options = transport(url)
+    try:
+        # The timeouts of httpx leave out the name server.
+        status = within(seconds, lambda: httpx.head(url, timeout=seconds, **options)).status_code
+        problem = f"HTTP {status}" if status in _AWAY else ""
+    except TimeoutError:
+        problem = f"no answer within {seconds:g} s"
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        problem = type(error).__name__
     variable, _ = proxy_of(url)
     return f"{problem}, through the proxy in {variable}" if problem and variable else problem
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`, or its exception, if it ends in time. It runs in a thread, which may outlive this call.
+
+    Raises:
+        TimeoutError: It has not ended after so many seconds.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(seconds)

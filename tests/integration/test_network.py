@@ -15,7 +15,7 @@ from collab.datamodules.conversations import load_groups
 from collab.lm.loading import load_tokenizer
 from collab.util.errors import BadInput
 from collab.util.hub import look_for
-from collab.util.network import unreachable
+from collab.util.network import unreachable, within
 
 
 @pytest.fixture
@@ -40,6 +40,16 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_said(deaf: str) -> 
     assert unreachable(deaf, 0.3)
     assert time.monotonic() - began < 3
     assert unreachable("http://127.0.0.1:9", 5) == "ConnectError"
+
+
+def test_work_that_takes_too_long_is_not_waited_for() -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        within(0.2, lambda: time.sleep(30))
+    assert time.monotonic() - began < 3
+    assert within(5, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 / 0)
 
 
 def test_a_hub_that_says_nothing_is_given_up_within_seconds(deaf: str, monkeypatch, capsys) -> None:
