@@ -263,9 +263,8 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
             from collab.app.build import stored_contexts
             from collab.app.wandb_mode import wandb_mode
 
-            wandb_mode(config.logger.wandb)
-
             stored_contexts(config)
+            wandb_mode(config.logger.wandb)  # last, since it may wait for W&B's server
 
 
 @functools.cache

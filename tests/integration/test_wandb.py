@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import wandb
 from composing import load_config
 
 from collab.app.build import loggers
+from collab.app.cli import main
 from collab.app.wandb_mode import wandb_mode
 from collab.util.errors import BadInput
 
@@ -172,3 +174,16 @@ def test_a_run_that_is_disabled_writes_no_folder_of_wandb(monkeypatch, tmp_path:
         logger.log_metrics({"a": 1.0}, 0)
         logger.finalize("success")
     assert not list(tmp_path.rglob("*-run-*"))
+
+
+def test_contexts_that_cannot_be_read_are_told_before_the_server_is_asked(
+    tiny_model: Path, monkeypatch, capsys
+) -> None:
+    with WandbServer(200) as server:
+        save_key(server.url)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        given = [f"model.path={tiny_model}", "trainer.accelerator=cpu", "sampler.contexts=nowhere", "logger.wandb=auto"]
+        monkeypatch.setattr(sys, "argv", ["train.py", "experiment=doc_edit", *given])
+        with pytest.raises(SystemExit):
+            main("train")
+        assert "sampler.contexts" in capsys.readouterr().err and not server.asked
