@@ -114,7 +114,7 @@ class LocalEngine:
             )
         use_by_layout(inner)
         check_logits(inner)
-        self._stops = end_tokens(lm, tokenizer)
+        self._stops = end_tokens(lm, self.format)
         self.positions = getattr(self._config, "max_position_embeddings", None)
         self.rows = KVRows(self._config.num_hidden_layers, self._mode.whole_blocks)
         self.prefixes = PrefixCache(cache_bytes)

@@ -119,7 +119,7 @@ class VLLMEngine:
         self._server = VLLMServer(engine_endpoint(config))
         self._served = self._server.base()
         self._http = _Completions(replace(engine_endpoint(config), model=self._served.name), tell)
-        self._stops = sorted(end_tokens(lm, tokenizer))
+        self._stops = sorted(end_tokens(lm, self.format))
         self._temperature = temperature or 1.0
         self._folder = Path(config.adapters).expanduser().absolute() if config.adapters else run.absolute() / "adapters"
         # All adapters of one run have this prefix. A run that was killed leaves some behind.

@@ -276,9 +276,9 @@ def check_fits(prompt: Sequence[int], max_new_tokens: int, positions: int | None
         )
 
 
-def end_tokens(lm: Any, tokenizer: Any) -> set[int]:
+def end_tokens(lm: Any, format: ChatFormat) -> set[int]:
     """The tokens that end a reply: of a transformers model's generation config, of its tokenizer and its template."""
     inner = inner_of(lm)
     stops = inner.generation_config.eos_token_id if inner.generation_config else None
     stops = stops if isinstance(stops, list) else [stops]
-    return {stop for stop in (*stops, tokenizer.eos_token_id, ChatFormat(tokenizer).end) if stop is not None}
+    return {stop for stop in (*stops, format.tokenizer.eos_token_id, format.end) if stop is not None}
