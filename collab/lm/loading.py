@@ -103,13 +103,7 @@ def load_model(
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     if exported is not None:
-        if empty:
-            adapter_config = peft.PeftConfig.from_pretrained(exported)
-            adapter_config.inference_mode = False  # the value in the file would freeze the adapter
-            with place:
-                model = peft.PeftModel(model, adapter_config)
-        else:
-            model = peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
+        model = _with_exported(model, exported, empty)
         model.peft_config["default"].base_model_name_or_path = base  # it may have moved since the export
         if not config.lora.enabled:
             model = model.merge_and_unload().requires_grad_(True)
@@ -118,6 +112,16 @@ def load_model(
             model = add_adapter(model, config.lora, base)
     make_lean(model)
     return cast(torch.nn.Module, model.to(place).eval())
+
+
+def _with_exported(model: Any, exported: str, empty: bool) -> Any:
+    """`model` with the adapter at `exported`, which goes on being trained; on the meta device if it is `empty`."""
+    if not empty:
+        return peft.PeftModel.from_pretrained(model, exported, is_trainable=True)
+    config = peft.PeftConfig.from_pretrained(exported)
+    config.inference_mode = False  # the value in the file would freeze the adapter
+    with torch.device("meta"):
+        return peft.PeftModel(model, config)
 
 
 def checkpoint_activations(model: Any) -> None:
