@@ -41,8 +41,6 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     from collab.lm.chat_format import ChatFormat
     from collab.lm.device import resolve_attention, resolve_device, resolve_dtype
     from collab.lm.loading import load_tokenizer, num_positions
-    from collab.lm.template_trial import try_template
-    from collab.parsing.agenda_items import makes
     from collab.sandbox.run import check_strict
     from collab.util.quiet import quiet
 
@@ -57,7 +55,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     _check_classes(config)
     _check_metrics(config, goals)
     _check_aggregates(config)
-    _check_models(config, entry)
+    template = _check_models(config, entry)
     tokenizer = load_tokenizer(config.model)
     format = ChatFormat(tokenizer)
     if groups:
@@ -67,13 +65,9 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         build.module(config, config.model, tokenizer).check_data(groups)
     goals, notes = goals_that_fit(config, goals, entry)
     if rank() == 0:
-        for note in (f"chat template: {try_template(tokenizer)}", *notes):
+        for note in (f"chat template: {template}", *notes):
             print(note, flush=True)
-    if isinstance(config.evaluator, PairwiseConfig) and any(makes(goal) != "text" for goal in goals.test):
-        raise BadInput(
-            f"evaluator={config.evaluator.name} compares texts, and goals of task={config.task.name} ask for something "
-            "else. Set evaluator=none."
-        )
+    _check_evaluator(config, goals)
     check_reference_lengths(
         [*goals.train, *goals.val, *goals.test],
         lambda text: len(format.encode_text(text)),
@@ -85,12 +79,12 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         check_server(config, config.engine, tokenizer, entry)
 
 
-def _check_models(config: Config, entry: str) -> None:
-    """The files of every model that this process loads; reads no weights."""
+def _check_models(config: Config, entry: str) -> str:
+    """The files of every model that this process loads; reads no weights. Returns what the policy's template does."""
     from collab.lm.checks import check_lora, check_model
     from collab.lm.loading import local_model
 
-    check_model(config.model)
+    template = check_model(config.model)
     _check_positions(config, config.model, "model.path")
     for key, endpoint in endpoints_in(config).items():
         if endpoint.kind == "local" and endpoint.model is not None:
@@ -110,6 +104,7 @@ def _check_models(config: Config, entry: str) -> None:
             except BadInput as error:
                 raise BadInput(f"policies: {name} cannot be played. {error}") from error
             _check_positions(config, model, "policies")
+    return template
 
 
 def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
@@ -253,6 +248,16 @@ def _check_aggregates(config: Config) -> None:
                 f"task.aggregates.{name}={target} needs the metric {error}, and there are {', '.join(values)}. Add it "
                 "to task.metrics."
             ) from error
+
+
+def _check_evaluator(config: Config, goals: GoalSplits) -> None:
+    from collab.parsing.agenda_items import makes
+
+    if isinstance(config.evaluator, PairwiseConfig) and any(makes(goal) != "text" for goal in goals.test):
+        raise BadInput(
+            f"evaluator={config.evaluator.name} compares texts, and goals of task={config.task.name} ask for something "
+            "else. Set evaluator=none."
+        )
 
 
 def _check_positions(config: Config, model: ModelConfig, key: str) -> None:

@@ -15,27 +15,23 @@ from transformers.utils import cached_file
 
 from collab.config.schema import ModelConfig
 from collab.lm.attention import check_layers
-from collab.lm.device import resolve_attention, resolve_device
 from collab.lm.loading import UNREADABLE, empty_model, load_tokenizer, locate, not_a_model
 from collab.lm.lora import add_adapter
-from collab.lm.smollm2 import cached_folder, verified_gguf
 from collab.lm.template_trial import try_template
 from collab.util.errors import BadInput, first_line
 
 
-def check_model(config: ModelConfig) -> None:
+def check_model(config: ModelConfig) -> str:
     """Check everything about a model that needs no weights.
 
+    Returns:
+        What its chat template does, in one line.
+
     Raises:
-        BadInput: `attention` cannot run here; there is no model at `path`, or none that can be trained here; the wheel
-            is missing; the tokenizer has no chat template, or one that fails its trial; a layer's attention takes no
-            mask; an adapter or a tokenizer does not match its base.
+        BadInput: There is no model at `path`, or none that can be trained here; the wheel is missing; the tokenizer has
+            no chat template, or one that fails its trial; a layer's attention takes no mask; an adapter or a tokenizer
+            does not match its base.
     """
-    resolve_attention(config.attention, torch.bfloat16, resolve_device("auto"))
-    if config.path is None:
-        if not cached_folder().is_dir():
-            verified_gguf()
-        return  # its template is known
     base, adapter = locate(config)
     try:
         described: Any = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
@@ -52,7 +48,7 @@ def check_model(config: ModelConfig) -> None:
     if adapter is not None:
         _check_weights(config, adapter, ("adapter_model.safetensors", "adapter_model.bin"))
         _check_adapter(config, base, adapter)
-    _check_tokenizer(config, base, adapter, described.get_text_config().vocab_size)
+    return _check_tokenizer(config, base, adapter, described.get_text_config().vocab_size)
 
 
 def _check_weights(config: ModelConfig, source: str, patterns: Sequence[str]) -> None:
@@ -101,9 +97,9 @@ def _check_adapter(config: ModelConfig, base: str, adapter: str) -> None:
             raise BadInput(refusal.format(f"{name} is {is_} and would be {should_be}"))
 
 
-def _check_tokenizer(config: ModelConfig, base: str, adapter: str | None, vocab_size: int) -> None:
+def _check_tokenizer(config: ModelConfig, base: str, adapter: str | None, vocab_size: int) -> str:
     """Refuse a tokenizer with ids beyond the model's vocabulary, with other ids than an adapter's base has, or with a
-    chat template that fails its trial.
+    chat template that fails its trial. Returns what the template does.
     """
     tokenizer: Any = load_tokenizer(config)
     vocabulary = tokenizer.get_vocab()
@@ -113,15 +109,15 @@ def _check_tokenizer(config: ModelConfig, base: str, adapter: str | None, vocab_
             f"model {base} has {vocab_size} tokens. Use the tokenizer files that the model was trained with."
         )
     try:
-        try_template(tokenizer, vocab_size)
+        template = try_template(tokenizer, vocab_size)
     except BadInput as error:
         raise BadInput(f"model.path={config.path!r}: {error}") from error
     if adapter is None:
-        return
+        return template
     try:
         expected = AutoTokenizer.from_pretrained(base, trust_remote_code=config.trust_remote_code).get_vocab()
     except UNREADABLE:
-        return  # the base has no tokenizer of its own
+        return template  # the base has no tokenizer of its own
     changed = [token for token, index in expected.items() if vocabulary.get(token) != index]
     if changed:
         raise BadInput(
@@ -129,6 +125,7 @@ def _check_tokenizer(config: ModelConfig, base: str, adapter: str | None, vocab_
             f"other ids, for example {changed[0]!r}. Copy the base's tokenizer files there, or set "
             "base_model_name_or_path in its adapter_config.json to the model that the policy was trained on."
         )
+    return template
 
 
 def check_lora(config: ModelConfig) -> None:

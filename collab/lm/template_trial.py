@@ -9,7 +9,7 @@ from collab.lm.chat_format import ChatFormat
 from collab.util.errors import BadInput
 
 
-def try_template(tokenizer: Any, vocab_size: int | None = None) -> str:
+def try_template(tokenizer: Any, vocab_size: int) -> str:
     """Render a system message and two turns, and look at what the template makes of them.
 
     Args:
@@ -59,7 +59,7 @@ def try_template(tokenizer: Any, vocab_size: int | None = None) -> str:
             else "earlier turns change; prompts keep their first rendering",
             f"replies end with {tokenizer.convert_ids_to_tokens(form.end)}",
             f"prompts end with {asks!r}",
-            f"{len(tokenizer)} tokens" + (f" of {vocab_size}" if vocab_size else ""),
+            f"{len(tokenizer)} tokens of {vocab_size}",
         )
     )
 
@@ -95,9 +95,9 @@ def _header(text: str, spans: list[tuple[int, int]], number: int) -> str:
     return text[spans[number - 1][1] : spans[number][0]].strip()
 
 
-def _check_tokens(form: ChatFormat, messages: list[Message], vocab_size: int | None) -> None:
+def _check_tokens(form: ChatFormat, messages: list[Message], vocab_size: int) -> None:
     ids, _ = form.encode(messages)
-    if vocab_size is not None and max(ids) >= vocab_size:
+    if max(ids) >= vocab_size:
         name = form.tokenizer.convert_ids_to_tokens(max(ids))
         raise BadInput(
             f"The chat template makes the token {name} with the id {max(ids)}, and the model has {vocab_size} tokens. "

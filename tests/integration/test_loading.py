@@ -158,8 +158,6 @@ def test_flash_attention_is_refused_where_it_cannot_run(tiny_model, monkeypatch)
     config.attention = "flash_attention_2"
     cuda = torch.device("cuda")
     with pytest.raises(BadInput, match="the package flash-attn is not installed"):
-        checks.check_model(config)
-    with pytest.raises(BadInput, match="flash-attn is not installed"):
         loading.load_model(config, torch.float32, CPU)
 
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())

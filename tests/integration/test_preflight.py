@@ -40,12 +40,18 @@ def refusal(checked, *overrides: str, entry: str = "train") -> str:
     return str(caught.value)
 
 
-def test_what_is_right_passes_and_says_nothing(checked):
+def test_what_is_right_passes_and_says_what_the_template_does(checked, capsys):
     with warnings.catch_warnings(record=True) as caught:
         checked()
     assert [str(warning.message) for warning in caught] == []
+    said = capsys.readouterr().out
+    assert said.startswith("chat template: ") and said.endswith("; 49152 tokens of 49152\n")
     checked("trainer.devices=2", "strategy=ddp")
     checked(entry="evaluate")
+
+
+def test_attention_that_cannot_run_here_is_refused(checked):
+    assert "the package flash-attn is not installed" in refusal(checked, "model.attention=flash_attention_2")
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

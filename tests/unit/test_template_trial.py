@@ -34,7 +34,13 @@ def tokenizer(known: dict[str, Any]) -> Any:
     [
         (
             "smollm2",
-            ["system role kept", "messages verbatim", "continues the last", "end with <|im_end|>", "49152 t"],
+            [
+                "system role kept",
+                "messages verbatim",
+                "continues the last",
+                "end with <|im_end|>",
+                "49152 tokens of 49152",
+            ],
         ),
         ("chatml", ["system role kept", "messages verbatim", "continues the last", "end with <|im_end|>"]),
         ("llama3", ["system role kept", "without white space at their ends", "end with <|eot_id|>"]),
@@ -46,7 +52,7 @@ def tokenizer(known: dict[str, Any]) -> Any:
     ],
 )
 def test_what_a_template_does_is_said_in_a_line(known: dict[str, Any], name: str, says: list[str]) -> None:
-    line = try_template(known[name])
+    line = try_template(known[name], len(known[name]))
     assert "\n" not in line
     for part in says:
         assert part in line
@@ -74,7 +80,7 @@ def test_what_a_template_does_is_said_in_a_line(known: dict[str, Any], name: str
 def test_a_template_that_cannot_be_trained_with_is_refused(tokenizer: Any, template: str, problem: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(BadInput, match=f"(?s){problem}"):
-        try_template(tokenizer)
+        try_template(tokenizer, len(tokenizer))
 
 
 def test_tokens_beyond_the_model_are_refused(tokenizer: Any) -> None:
@@ -89,7 +95,7 @@ def test_a_system_message_that_the_template_does_not_take_goes_before_the_user_s
     ).replace("<|im_end|>\n{% endfor %}", "<|im_end|>\n{% endif %}{% endfor %}")
     merged = "<|im_start|>user\nBe brief.\n\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(ChatFormat(tokenizer).encode(SYSTEM)[0]) == merged
-    assert "in front of the first user message" in try_template(tokenizer)
+    assert "in front of the first user message" in try_template(tokenizer, len(tokenizer))
     longer = [*SYSTEM, Message("assistant", "Yes."), Message("user", "More")]
     ids, (boundary,) = ChatFormat(tokenizer).encode(longer)
     assert tokenizer.decode(ids) == f"{merged}Yes.<|im_end|>\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n"
