@@ -133,7 +133,7 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
 
 def _is_document(goal: Goal, message: str, text: str) -> bool:
     long = len(words(message)) >= _WHOLE
-    if _TEMPLATE.search(text) or (_DOCUMENT.search(message.lstrip()) and (long or "\n" in message.strip())):
+    if _TEMPLATE.search(text) or (_DOCUMENT.search(message) and (long or "\n" in message.strip())):
         return True
     return long and (bool(_GREETS_ALL.search(text)) or longest_run(message, goal.reference) >= _COPIED)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.guards import DATA, PARTS, figures, judged
-from collab.conversation import Agenda, AgendaItem, Goal
-from collab.simulation.guards import leaks, longest_run, role_confusion
+from collab.conversation import Agenda, AgendaItem, Artefact, Conversation, Goal, Reply, Turn
+from collab.simulation.guards import leaks, longest_run, repeats, role_confusion, stops_too_early
 
 DOCS = (Path(__file__).parents[2] / "docs" / "users.md").read_text(encoding="utf-8")
 
@@ -50,6 +50,52 @@ def test_code_of_the_assistant_may_be_quoted_back() -> None:
     assert role_confusion(goal, "", quoted)
 
 
+def goal_of(makes: Artefact, reference: str = "") -> Goal:
+    return Goal("g", "Please help.", reference, {"agenda": Agenda(makes, "Please help me.", ()).entry()})
+
+
+WORDS = [f"word{number}" for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("makes", "message", "confused"),
+    [
+        ("answer", "I’m here to listen.", True),  # a typographic apostrophe
+        ("answer", "So 3 + 4 = 7 then.", True),
+        ("answer", "Is 3 + 4 = 7 right?", False),  # it asks
+        ("answer", "I got 3 + 4 = 7.", False),  # its own attempt
+        ("program", "This function returns the sum of both.", True),
+        ("program", "```python\ndef g(y)\n    return y\n```", True),  # even if it cannot be parsed
+        ("text", "It ends with [Your Name] so far.", True),
+        ("text", "\n\nDear all,\nwe meet at noon.", True),
+        ("text", "Dear me, no.\n", False),  # a single line, and short
+        ("text", " ".join(["Dear", *WORDS[:24]]), True),  # a single line, and long
+        ("text", " ".join(["Dear", *WORDS[:23]]), False),
+        ("text", " ".join(["Hi all", *WORDS[:23]]), True),
+        ("text", " ".join(["Hi all", *WORDS[:22]]), False),
+        ("text", " ".join(WORDS[:25]), False),
+    ],
+)
+def test_what_an_assistant_would_say(makes: Artefact, message: str, confused: bool) -> None:
+    heard = "```python\ndef f(x):\n    return -x\n```"
+    assert role_confusion(goal_of(makes), heard, message) is confused
+
+
+@pytest.mark.parametrize(("copied", "confused"), [(7, False), (8, True)])
+def test_a_long_message_may_not_copy_eight_words_of_the_text(copied: int, confused: bool) -> None:
+    message = " ".join([*WORDS[:copied], *(f"other{number}" for number in range(30))])
+    assert role_confusion(goal_of("text", " ".join(WORDS)), "", message) is confused
+
+
+@pytest.mark.parametrize(("said", "leaked"), [(8, False), (9, True)])
+def test_nine_words_in_a_row_give_a_goal_away(said: int, leaked: bool) -> None:
+    message = f"It says {' '.join(WORDS[:said])} and so on."
+    agenda = {"agenda": Agenda("text", "Please help me.", (AgendaItem("a", "x"),)).entry()}
+    for goal in (Goal("a", " ".join(WORDS), "x"), Goal("a", " ".join(WORDS), "x", agenda)):
+        assert leaks(goal, message) is leaked
+    assert leaks(Goal("a", "x", " ".join(WORDS), agenda), message) is leaked
+
+
 def test_what_the_agenda_opens_with_is_no_secret() -> None:
     opening = "How many litres does the tank hold after an hour of rain in spring?"
     agenda = Agenda(
@@ -59,7 +105,31 @@ def test_what_the_agenda_opens_with_is_no_secret() -> None:
     assert not leaks(goal, opening)
     assert leaks(goal, "It takes in exactly two litres more every ten minutes now.")
     assert not leaks(goal, "It gets about two litres more, say every ten minutes.")
+    assert not leaks(goal, f"It takes in exactly two {opening} litres more every ten minutes now.")  # not in a row
 
 
 def test_longest_run_counts_words_in_a_row() -> None:
     assert longest_run("a b c d", "x b, c D y") == 3 and longest_run("", "a") == 0
+    assert longest_run("the cat " * 150, "a cat, " + "the cat " * 150) == 300  # however often a word comes
+
+
+def talk(*turns: tuple[str, str], makes: Artefact = "answer") -> Conversation:
+    return Conversation(goal_of(makes, "7"), turns=tuple(Turn(user, Reply(text)) for user, text in turns))
+
+
+def test_a_user_may_leave_satisfied_once_there_is_a_result() -> None:
+    assert stops_too_early(talk(), True, 3)
+    assert stops_too_early(talk(("hi", "What do you need?")), True, 3)
+    assert not stops_too_early(talk(("hi", "It is 7."), ("thanks", "You are welcome.")), True, 3)
+    assert stops_too_early(talk(("hi", "It is 7."), makes="program"), True, 3)
+
+
+def test_a_user_may_give_up_after_some_replies() -> None:
+    turns = [("hi", "It is 7.")] * 3  # whether there is a result or not
+    assert [stops_too_early(talk(*turns[:number]), False, 2) for number in range(4)] == [True, True, False, False]
+
+
+def test_nothing_is_said_twice_by_either_side() -> None:
+    said = talk(("Hi there.", "What is it?"), ("A sum.", "Which one?"))
+    assert all(repeats(said, message) for message in ("hi there!", "A sum", "What is it?", "which one"))
+    assert not repeats(said, "Hi") and not repeats(talk(), "Hi")
