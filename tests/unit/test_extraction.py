@@ -139,6 +139,42 @@ def test_a_program_is_read_in_every_kind_of_block(reply, entry_point, program):
     assert last_program([reply], entry_point) == program
 
 
+HELPER = "def helper():\n    return 0\n"
+
+
+@pytest.mark.parametrize(
+    "binds",
+    [
+        "def f(helper):\n    return helper\n",
+        "def helper():\n    return helper\n",
+        "class helper:\n    pass\n\nx = helper\n",
+        "import numpy as helper\n\nx = helper.pi\n",
+        "import helper.sub\n\nx = helper.sub.y\n",
+        "from helper import helper\n\nx = helper.y\n",
+        "try:\n    x = 1\nexcept ValueError as helper:\n    print(helper)\n",
+        "match 1:\n    case int() as helper:\n        print(helper)\n",
+        "match [1]:\n    case [*helper]:\n        print(helper)\n",
+        "match {}:\n    case {**helper}:\n        print(helper)\n",
+        "for helper in [1]:\n    print(helper)\n",
+    ],
+)
+def test_what_a_program_binds_itself_is_taken_from_no_other_block(binds):
+    program = f"{binds}\nmain = 1\n"
+    assert last_program([fenced(HELPER) + fenced(program)], "main") == program
+
+
+@pytest.mark.parametrize("name", ["max", "__name__", "__file__"])
+def test_what_every_program_has_is_taken_from_no_other_block(name):
+    program = f"def f():\n    return {name}\n"
+    assert last_program([fenced(f"{name} = 1\n") + fenced(program)], "f") == program
+
+
+def test_an_example_of_use_gets_its_imports_and_nothing_else():
+    use = "y = helper() + math.pi\nprint(y)\n"
+    assert last_program([fenced(HELPER) + fenced("import math\n") + fenced(use)]) == f"import math\n\n{use}"
+    assert last_program([fenced(f"import math\n{HELPER}") + fenced(use)]) == use  # not only imports
+
+
 TEXTS = st.lists(
     st.sampled_from(
         ["```", "```python", "``` done", "~~~", "    ```", "> ```", "", "   ", "A word.", "\u2028", "x = 1"]
