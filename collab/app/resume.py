@@ -28,7 +28,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from collab.config.endpoints import ENDPOINT_LIMITS
+from collab.config.endpoints import CONNECTION_FIELDS
 from collab.config.schema import Config
 from collab.reports.results import PolicyScores
 from collab.util.diff import changes
@@ -40,7 +40,7 @@ STATE, CONFIG, RESULTS, JOURNAL = "run.json", "config.yaml", "results.json", "jo
 _LOCK = ".lock"
 
 # Fields that may change on resume: they say where and how fast a run is computed and what is printed, and do not change
-# its results. Those in ENDPOINT_LIMITS belong to them.
+# its results. Those in CONNECTION_FIELDS belong to them.
 FREE = (
     *("output_dir", "resume", "threads", "notes", "synthesis", "checkpoint", "callbacks", "logger", "strategy"),
     *("trainer.devices", "trainer.num_nodes", "trainer.max_invalid", "cache", "cache_file", "budget", "dry_run"),
@@ -193,7 +193,7 @@ def _saved(folder: Path) -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     parent, _, name = key.rpartition(".")
-    return key in FREE or (name in ENDPOINT_LIMITS and parent.endswith(("endpoint", "extractor", "engine")))
+    return key in FREE or (name in CONNECTION_FIELDS and parent.endswith(("endpoint", "extractor", "engine")))
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import interruptible
-from collab.config.endpoints import ENDPOINT_LIMITS
+from collab.config.endpoints import CONNECTION_FIELDS
 from collab.config.schema import Config, ModelConfig
 from collab.conversation import Goal
 from collab.datamodules.goals import load_splits
@@ -193,19 +193,19 @@ def _settings(config: Config) -> dict[str, Any]:
             "proactive_prompt": task.proactive_prompt,
             "metrics": {name: asdict(metric) for name, metric in task.metrics.items()},
         },
-        "user": _without_limits(asdict(config.user)),
-        "judge": _without_limits(asdict(config.judge)),
+        "user": _without_connections(asdict(config.user)),
+        "judge": _without_connections(asdict(config.judge)),
         "sampler": asdict(config.sampler),
         "engine": {"deterministic": getattr(config.engine, "deterministic", False)},
     }
 
 
-def _without_limits(part: Any) -> Any:
-    """`part` without the addresses and limits of endpoints."""
+def _without_connections(part: Any) -> Any:
+    """`part` without the fields of endpoints on which no reply depends."""
     if not isinstance(part, dict):
         return part
-    limits = ENDPOINT_LIMITS if "base_url" in part else ()
-    return {name: _without_limits(value) for name, value in part.items() if name not in limits}
+    left_out = CONNECTION_FIELDS if "base_url" in part else ()
+    return {name: _without_connections(value) for name, value in part.items() if name not in left_out}
 
 
 def _model_identity(model: ModelConfig) -> str:

@@ -54,8 +54,8 @@ class Room:
 def goals_that_fit(config: Config, goals: GoalSplits, entry: str) -> tuple[GoalSplits, list[str]]:
     """The goals without those about which no conversation can begin.
 
-    Such a goal makes each of the user's first messages too long for a local policy, or the prompt of a local model that
-    plays the user too long for that model.
+    Every first message that a user may write about such a goal is too long for a local policy, or the goal makes the
+    prompt too long for a local model that plays the user.
 
     Args:
         config: The checked config.
@@ -106,7 +106,7 @@ def contexts_that_fit(config: Config, contexts: dict[Any, Conversation]) -> dict
 
 
 def _beginnings(config: Config, entry: str) -> Callable[[Goal], bool]:
-    """Goal -> whether a conversation about it can begin with one of the users, for all local policies."""
+    """Goal -> whether one of the users can begin a conversation about it, with every local policy."""
     task = config.task
     rows = named_policies(config.policies).values() if entry == "evaluate" else [None]
     rooms = [

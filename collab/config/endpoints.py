@@ -13,8 +13,8 @@ from collab.config.fields import nodes
 from collab.config.policies import HostedPolicy, named_policies
 from collab.config.schema import Config, EndpointConfig, ServerConfig, UserConfig, VLLMEngineConfig
 
-# Where a model is asked and how often: a reply does not depend on them.
-ENDPOINT_LIMITS = (
+# Fields of an endpoint that say where a model is asked and how often; a reply does not depend on them.
+CONNECTION_FIELDS = (
     *("base_url", "key_env", "max_concurrency", "requests_per_minute", "tokens_per_minute"),
     *("connect_timeout", "read_timeout", "max_retries", "give_up_after"),
 )
