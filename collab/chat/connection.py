@@ -1,4 +1,4 @@
-"""How a server is reached: key, certificates and proxy.
+"""How a server is reached: key, certificates and proxy; single requests.
 
 No object and no text of ours has the key: it is read from its environment variable for each request, and removed from
 everything that a server says.
@@ -15,7 +15,7 @@ import httpx
 
 from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput
-from collab.util.network import transport
+from collab.util.network import proxy_of, transport
 
 _REAL_KEY = 12  # characters; a shorter key is a placeholder ("EMPTY"), which replies may contain
 
@@ -67,3 +67,21 @@ def client_options(endpoint: EndpointConfig) -> dict[str, Any]:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise it logs a line for each call
     timeout = httpx.Timeout(endpoint.read_timeout, connect=endpoint.connect_timeout, pool=None)
     return {"auth": _Bearer(endpoint), "timeout": timeout, **transport(endpoint.base_url)}
+
+
+def request(
+    endpoint: EndpointConfig, method: str, url: str, body: dict[str, Any] | None = None, *, hint: str
+) -> httpx.Response:
+    """What a server answers to one request, which is not repeated; its content is not scrubbed.
+
+    Raises:
+        BadInput: Nothing answers, with `hint` as the way out; or as `client_options`.
+    """
+    try:
+        return httpx.request(method, url, json=body, **client_options(endpoint))
+    except httpx.HTTPError as error:
+        problem = type(error).__name__
+    if variable := proxy_of(url)[0]:
+        problem += f", through the proxy in {variable}"
+    # Raised out here, so that it has no httpx exception as its context: that knows the request and its key.
+    raise BadInput(f"Nothing answers at {url} ({problem}). {hint}")

@@ -1,17 +1,19 @@
-"""A free check of an endpoint before the run: does it answer, accept the key and have the model?"""
+"""Checks an endpoint before the run: does it answer, accept the key and have the model?"""
 
 from __future__ import annotations
 
 import difflib
-from typing import Any
 
 import httpx
 
 from collab.chat.completions import error_message
-from collab.chat.connection import client_options, scrubbed
+from collab.chat.connection import request, scrubbed
 from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput
-from collab.util.network import proxy_of
+
+_HINT = (
+    "Start the server, or correct base_url: it is what comes before /chat/completions, as in http://127.0.0.1:8000/v1."
+)
 
 
 def served_model(endpoint: EndpointConfig) -> str:
@@ -25,9 +27,9 @@ def served_model(endpoint: EndpointConfig) -> str:
             server refuses the key; it does not have the model; it has several and none is named.
     """
     where = endpoint.base_url.rstrip("/")
-    answer = _request(endpoint, "GET", f"{where}/models")
+    answer = request(endpoint, "GET", f"{where}/models", hint=_HINT)
     if answer.status_code in (404, 405) and not where.endswith("/v1"):
-        if _request(endpoint, "GET", f"{where}/v1/models").status_code == 200:
+        if request(endpoint, "GET", f"{where}/v1/models", hint=_HINT).status_code == 200:
             raise BadInput(f"base_url={where} is wrong: the server answers at {where}/v1. Set base_url to {where}/v1.")
     # Some servers list their models for other kinds of keys alone.
     if answer.status_code in (401, 403) and not (endpoint.model and _speaks(endpoint, where)):
@@ -61,21 +63,7 @@ def _speaks(endpoint: EndpointConfig, where: str) -> bool:
     messages = [{"role": "user", "content": "Hi"}]
     fields = {"model": endpoint.model, "messages": messages, "max_tokens": 1, **endpoint.extra}
     body = {name: value for name, value in fields.items() if name not in endpoint.omit}
-    return _request(endpoint, "POST", f"{where}/chat/completions", json=body).status_code == 200
-
-
-def _request(endpoint: EndpointConfig, method: str, url: str, **body: Any) -> httpx.Response:
-    try:
-        return httpx.request(method, url, **client_options(endpoint), **body)
-    except httpx.HTTPError as error:
-        problem = type(error).__name__
-    if variable := proxy_of(url)[0]:
-        problem += f", through the proxy in {variable}"
-    # Raised out here, so that it has no httpx exception as its context: that knows the request and its key.
-    raise BadInput(
-        f"Nothing answers at {url} ({problem}). Start the server, or correct base_url: it is what comes before "
-        "/chat/completions, as in http://127.0.0.1:8000/v1."
-    )
+    return request(endpoint, "POST", f"{where}/chat/completions", body, hint=_HINT).status_code == 200
 
 
 def _model_names(answer: httpx.Response) -> list[str]:

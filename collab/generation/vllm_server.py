@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from collab.chat.base import Sampling
 from collab.chat.completions import error_message
-from collab.chat.connection import client_options, scrubbed
+from collab.chat.connection import client_options, request, scrubbed
 from collab.chat.retries import Failure
 from collab.config.schema import EndpointConfig
 from collab.conversation import Reply, Usage
@@ -192,17 +190,9 @@ class VLLMServer:
             self._request("POST", f"{self.url}/unload_lora_adapter", {"lora_name": name})
 
     def _request(self, method: str, url: str, body: dict[str, Any] | None = None) -> bytes:
-        endpoint, problem = self.endpoint, ""
-        try:
-            answer = httpx.request(method, url, json=body, **client_options(endpoint))
-        except httpx.HTTPError as error:
-            problem = type(error).__name__
-        if problem:  # raised outside of `except`: an httpx exception as its context would keep the request and its key
-            raise BadInput(
-                f"engine.base_url: nothing answers at {url} ({problem}). Start the server "
-                f"(`{start_command('MODEL')}`), or set engine.base_url to where it is."
-            )
-        data = scrubbed(answer.content, endpoint)
+        hint = f"Start the server (`{start_command('MODEL')}`), or set engine.base_url to where it is."
+        answer = request(self.endpoint, method, url, body, hint=hint)
+        data = scrubbed(answer.content, self.endpoint)
         if answer.status_code != 200:
             raise ServerRefused(answer.status_code, error_message(data)[0] if b'"error"' in data else "")
         return data

@@ -406,7 +406,7 @@ def test_a_server_that_will_not_do_is_refused_before_a_model_is_read(
 
 def test_reach_rank_length_and_name(checked: Callable[..., None], server: TinyVLLM) -> None:
     message = early(checked, "http://127.0.0.1:1/v1")
-    assert "nothing answers at http://127.0.0.1:1/v1/models (ConnectError)" in message and "vllm serve" in message
+    assert "Nothing answers at http://127.0.0.1:1/v1/models (ConnectError)" in message and "vllm serve" in message
     assert "the adapter's rank is more than the server" in early(checked, server, "model.lora.r=32")
     assert "engine.model=big: " in early(checked, server, "engine.model=big")
     server.positions = 100

@@ -189,7 +189,7 @@ def test_too_low_a_rank_and_nobody_there(server: Server, tmp_path: Path) -> None
     done = command("train", server, f"model.lora.r={2 * RANK}", f"output_dir={tmp_path / 'refused'}")
     assert done.returncode == 1 and "Start it with --max-lora-rank" in done.stderr, done.stderr
     done = command("train", server, "engine.base_url=http://127.0.0.1:1/v1", f"output_dir={tmp_path / 'refused'}")
-    assert done.returncode == 1 and "nothing answers at http://127.0.0.1:1/v1/models" in done.stderr, done.stderr
+    assert done.returncode == 1 and "Nothing answers at http://127.0.0.1:1/v1/models" in done.stderr, done.stderr
     assert not (tmp_path / "refused").exists()
 
 
