@@ -209,7 +209,9 @@ def read_completion(data: bytes, body: dict[str, Any]) -> Reply:
         choice = json.loads(data)["choices"][0]
         ids, prompt, reason = choice.get("token_ids"), choice.get("prompt_token_ids"), choice["finish_reason"]
         logprobs = [float(value) for value in choice["logprobs"]["token_logprobs"]]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        if not all(part is None or _are_ids(part) for part in (ids, prompt)):
+            raise TypeError
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise Failure(f"an answer that is no completion with log-probs ({data[:40]!r})") from None
     if ids is None or prompt is None:
         raise RunStopped(
@@ -223,7 +225,7 @@ def read_completion(data: bytes, body: dict[str, Any]) -> Reply:
         )
     whole = reason in ("stop", "length") and ids and len(ids) == len(logprobs)
     if not whole or not all(map(math.isfinite, logprobs)):
-        raise Failure(f"a completion that ended by {reason}, of {len(ids)} tokens and {len(logprobs)} log-probs")
+        raise Failure(f"a completion that ended by {reason!r:.40}, of {len(ids)} tokens and {len(logprobs)} log-probs")
     return Reply(
         "",
         token_ids=tuple(ids),
@@ -232,6 +234,10 @@ def read_completion(data: bytes, body: dict[str, Any]) -> Reply:
         prompt_ids=tuple(prompt),
         usage=Usage(len(prompt), len(ids)),
     )
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(index) is int and 0 <= index < 2**31 for index in value)
 
 
 def completion_request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from collab.chat.completions import Filtered, error_message, read_reply
 from collab.chat.retries import Failure
 from collab.conversation import Reply
+from collab.generation.vllm_server import read_completion
+from collab.util.errors import RunStopped
 
 calmly = settings(deadline=None, derandomize=True)  # the same cases each time, on a busy machine too
 ASKED = [{"role": "user", "content": "Hello there"}]
@@ -58,6 +61,27 @@ def test_any_json_is_a_reply_or_a_named_failure(body: Any):
 def test_any_bytes_are_a_reply_or_a_named_failure(data: bytes):
     with pytest.raises(Failure):
         read_reply(data, ASKED)
+    with pytest.raises(Failure):
+        read_completion(data, {"prompt": [1, 2]})
+
+
+IDS = ANY | st.lists(st.integers(-(2**70), 2**70) | ANY, max_size=2) | st.just([5, 7])
+LOGPROBS = ANY | st.fixed_dictionaries({"token_logprobs": ANY | st.lists(LEAVES, max_size=2) | st.just([-0.5, 0])})
+COMPLETION = {"token_ids": IDS, "prompt_token_ids": ANY | st.just([1, 2]), "logprobs": LOGPROBS}
+COMPLETION["finish_reason"] = ANY | st.sampled_from(["stop", "length", "abort"])
+
+
+@settings(calmly, max_examples=400)
+@given(ANY | st.fixed_dictionaries({"choices": ANY | st.lists(st.fixed_dictionaries(COMPLETION), max_size=1)}))
+def test_any_json_is_a_completion_or_a_named_failure(body: Any):
+    try:
+        reply = read_completion(json.dumps(body).encode(), {"prompt": [1, 2]})
+    except (Failure, RunStopped) as failure:
+        assert str(failure).encode()
+        return
+    assert reply.prompt_ids == (1, 2) and reply.finish_reason in ("stop", "length")
+    assert len(reply.token_ids) == len(reply.logprobs) > 0 and all(map(math.isfinite, reply.logprobs))
+    assert all(type(index) is int and 0 <= index < 2**31 for index in reply.token_ids)
 
 
 @calmly
