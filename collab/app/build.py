@@ -59,7 +59,7 @@ _TIMEOUT = timedelta(hours=12)  # a process waits this long for the others, whos
 
 Speaker = Callable[[EndpointConfig], ChatModel]
 
-_LOCAL: dict[tuple[str | None, ...], ChatModel] = {}  # engines over weights other than the policy's
+_LOCAL: dict[str, ChatModel] = {}  # engines over weights other than the policy's, by all that they are made from
 
 
 def start(config: Config) -> None:
@@ -251,12 +251,14 @@ def chat_model(
     base, adapter = locate(named)
     if shared is not None and adapter is None and base == shared.base:
         return shared
-    key = (base, adapter, config.precision, config.trainer.accelerator)
+    # If the policy speaks from a server, local users and judges get an engine with default settings.
+    engine = config.engine if isinstance(config.engine, LocalEngineConfig) else LocalEngineConfig()
+    # Base and adapter stand for the path, which may be spelt in several ways.
+    how = replace(named, name="", path=None)
+    key = repr((base, adapter, how, engine, config.precision, config.trainer.accelerator))
     if key not in _LOCAL:
         device = resolve_device(config.trainer.accelerator)
-        lm = load_model(named, resolve_dtype(config.precision, device), device, adapter=False).eval()
-        # If the policy speaks from a server, local users and judges get an engine with default settings.
-        engine = config.engine if isinstance(config.engine, LocalEngineConfig) else LocalEngineConfig()
+        lm = load_model(named, resolve_dtype(config.precision, device), device, adapter=False)
         _LOCAL[key] = _local_engine(engine, lm, load_tokenizer(named))
     return _LOCAL[key]
 

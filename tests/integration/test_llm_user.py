@@ -317,6 +317,22 @@ def test_plays_with_local_weights_in_a_rollout(tiny_model: Path) -> None:
     assert asyncio.run(simulation.reward(talk)).reward is None
 
 
+def test_local_weights_are_read_once_for_what_is_alike_in_all_that_matters(tiny_model: Path, monkeypatch) -> None:
+    from collab.app import build
+
+    monkeypatch.chdir(tiny_model.parent)
+
+    def speaker(*overrides: str) -> object:
+        given = ["user=local", "trainer.accelerator=cpu", "precision=fp32", *overrides]
+        config = load_config("train", [f"user.endpoint.model={tiny_model}", *given])
+        return build.chat_model(config, config.user.endpoint, Endpoints(config))
+
+    first = speaker()
+    assert speaker() is first and speaker(f"user.endpoint.model={tiny_model.name}") is first
+    others = [speaker("engine.max_batch=3"), speaker("engine.deterministic=true"), speaker("model.attention=eager")]
+    assert len({id(one) for one in (first, *others)}) == 4
+
+
 # --- config ----------------------------------------------------------------------------------------------------------
 
 
