@@ -57,7 +57,8 @@ GROUPS = {
         "rewards", ("reward", "metrics", "document"), ("unit/test_rewards",), "not cheap_response and not papers"
     ),
     "judges": Files("rewards", ("judge", "pairwise"), ("unit/test_judge", "integration/test_pairwise"), "not weights"),
-    "answers": Files("parsing", ("answers", "plain_values"), ("unit/test_answers",)),
+    "values": Files("parsing", ("plain_values",), ("unit/test_plain_values",)),
+    "answers": Files("parsing", ("answers",), ("unit/test_answers",), "not hypothesis and not costly"),
     "extraction": Files("parsing", ("extraction",), ("unit/test_extraction",)),
 }
 

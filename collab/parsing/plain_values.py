@@ -26,7 +26,7 @@ _MINUS = re.compile(r"[\u2212\ufe63\uff0d]|(?<![\w)\]}])(?<![\d)\]}] )[\u2010-\u
 _SPACES = re.compile(r"\\[,;:> ]|\\q?quad\b|(?<!\\)~")
 _FRACTION = re.compile(r"((?<=\d)\s*)?\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _TEXT = re.compile(r"\\(?:text\w*|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
-_EMPHASIS = re.compile(r"(?<![\w)\]}*_])(?:\*{1,3}|_{1,3})(?=[^\s*_])|(?<=[^\s*_])(?:\*{1,3}|_{1,3})(?![\w(\\*])")
+_EMPHASIS = re.compile(r"(?<![\w)\]}*_])(?:\*{1,3}|_{1,3})(?=[^\s*_])|(?<=[^\s*_])(?:\*{1,3}|_{1,3})(?![\w(\\*]|-\d)")
 
 
 def tidy(text: str) -> str:
@@ -101,7 +101,9 @@ class Value:
 
 
 def _share(value: Value) -> Value:
-    return Value("number", value.number / 100, decimals=value.decimals + 2) if value.percent else value
+    if not value.percent:
+        return value
+    return Value("number", value.number / 100, decimals=value.decimals + 2 if value.decimals else 0)
 
 
 def _same_number(one: Value, other: Value) -> bool:
@@ -166,7 +168,7 @@ _ANY_NUMBER = re.compile(
 _ONE_TIME = re.compile(rf"\s*(?:at\s+)?{_TIME}\s*\.?\s*")
 _ANY_TIME = re.compile(_TIME)
 _ONE_CHOICE = re.compile(r"\s*(?:[Oo]ption|[Cc]hoice)?\s*(?:\(\s*([A-Za-z])\s*\)|([A-Z]))\s*\.?\s*")
-_ONE_WORD = re.compile(r"\s*((?:no|[A-Za-z]{3,})(?:[ -][A-Za-z]+)*)\s*\.?\s*", re.IGNORECASE)
+_ONE_WORD = re.compile(r"\s*((?:no\b|[A-Za-z]{3,})(?:(?: +|-)[A-Za-z]+)*)\s*\.?\s*", re.IGNORECASE)
 
 
 def value_of(text: str) -> Value | None:
@@ -247,7 +249,7 @@ _CHOSEN = (
     re.compile(r"(?<!\w)\(\s*([A-Z])\s*\)()"),
 )
 _STATED_WORD = re.compile(
-    r"\banswer\b(?:\s+is)?\s*[:=]?[\s\"'“‘$]*((?:no|[A-Za-z]{3,})(?:[ -][A-Za-z]+)*)", re.IGNORECASE
+    r"\banswer\b(?:\s+is)?\s*[:=]?[\s\"'“‘$]*((?:no\b|[A-Za-z]{3,})(?:(?: +|-)[A-Za-z]+)*)", re.IGNORECASE
 )
 _OPERATOR_BEFORE = re.compile(r"(?:[*+/^\\_{<>|×÷!]|[\w)\]}]\s*-|[\d]\s*:)\s*\(?\s*\Z")
 _OPERATOR_AFTER = re.compile(

@@ -133,6 +133,17 @@ def quoted(text: str, mark: str = "> ") -> str:
         (f"```python\n{ADD}\n```python\nadd(1, 2)\n```", "", ADD),
         ("```\nx = \'\'\'a\n   \nb\'\'\'\n```", "", "x = \'\'\'a\n   \nb\'\'\'\n"),
         ("Take this:\nf = lambda x: x\nIt is short.", "f", LAMBDA),
+        (f"import it like this:\n{ADD}", "", ADD),  # the first line only looks like code
+        ("```python\n" + 150 * "x = 1\n", "", 150 * "x = 1\n"),  # long, and never closed
+        ("    ```\n    x = '''\na'''\n    ```", "", "x = '''\na'''\n"),  # a string that is not indented
+        (fenced("x = y.X\n"), "", "x = y.X\n"),
+        (fenced("x = 1  # one  \n"), "", "x = 1  # one  \n"),
+        (f"```\nIt is this:\n{ADD}```", "", ""),  # a block is a program as a whole
+        (fenced(DOUBLE) + fenced(TWICE), "", f"{DOUBLE}\n{TWICE}"),
+        (fenced(TWICE) + fenced(DOUBLE) + fenced(ADD), "f", f"{DOUBLE}\n{TWICE}"),
+        (fenced(f"import os\n\n{DOUBLE}") + fenced(TWICE), "f", f"import os\n\n{DOUBLE}\n{TWICE}"),
+        (fenced("import os.path\n") + fenced("f = os.path.f\n"), "f", "import os.path\n\nf = os.path.f\n"),
+        (fenced(DOUBLE) + fenced(TWICE), "area", TWICE),  # it does not define what is asked for: an example
     ],
 )  # fmt: skip
 def test_a_program_is_read_in_every_kind_of_block(reply, entry_point, program):
@@ -225,7 +236,9 @@ def test_defines_looks_at_the_top_level():
     assert defines("class add:\n    pass", "add") and defines("async def add():\n    pass", "add")
     assert not defines("def f():\n    def add():\n        pass", "add")
     assert not defines("def add(", "add")
+    assert defines(ADD) and defines("class A:\n    pass\n") and not defines("x = 1\n")
 
 
 def test_prose_around_code_is_kept_without_it():
     assert outside_code(f"Which name?\n{fenced('x = a ? b' + chr(10))}Done.").split() == ["Which", "name?", "Done."]
+    assert outside_code("Look:\n```text\nHi you\n``` is a fence\nBye now\n```\nDone.") == "Look:\n\nDone."
