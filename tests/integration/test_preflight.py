@@ -9,6 +9,7 @@ import pytest
 import torch
 from composing import load_config
 
+from collab.app import build
 from collab.app.preflight import check_machine
 from collab.config.schema import Config
 from collab.datamodules.conversations import load_groups
@@ -21,7 +22,8 @@ from collab.util.errors import BadInput
 @pytest.fixture
 def checked(tiny_model, monkeypatch):
     """Composes a config around the tiny model, on a CPU unless told otherwise, and checks it."""
-    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were read"))
+    for module in (loading, build):
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("weights were read"))
 
     def check(*overrides: str, entry: str = "train") -> Config:
         given = [f"model.path={tiny_model}", "trainer.accelerator=cpu", "precision=fp32", *overrides]
