@@ -249,7 +249,7 @@ class VLLMEngine:
             reply, read = read_completion(data, body), json.loads(data)["choices"][0]["prompt_logprobs"]
             values = [place[str(token)]["logprob"] for place, token in zip(read[1:], self._prompt[1:], strict=True)]
             return [float(value) for value in values], reply
-        except (ServerRefused, Failure, LookupError, TypeError, ValueError) as error:
+        except (ServerRefused, Failure, LookupError, TypeError, ValueError, OverflowError) as error:
             raise RunStopped(
                 f"engine=vllm: the server at {self._server.url} does not give the log-probs of a check ({error})."
             ) from None
