@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from collab.callbacks.metrics_file import write_row
 from collab.modules.sharding import REST
 from collab.randomness import RngKey
 from collab.util.errors import RunStopped
@@ -66,6 +67,7 @@ class BatchCheckpoint(Checkpoint):
         every = trainer.val_check_batch if trainer.enable_validation else None
         validated = every is not None and self._step % every == 0
         if self._due(trainer) and not validated:
+            write_row(trainer)  # a run that goes on from this checkpoint does not write it again
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
@@ -29,8 +30,19 @@ def metrics_logger(folder: Path | str, before: int = 0) -> CSVLogger:
     return logger
 
 
+def write_row(trainer: L.Trainer) -> None:
+    """Write the row of the batch that ends, before Lightning does so, whose row `MetricsFile` then leaves out."""
+    row = {**trainer._logger_connector.metrics["log"], "epoch": trainer.current_epoch}
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            logger.log_metrics(row, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.save()
+
+
 class MetricsFile(ExperimentWriter):
     """Keeps earlier rows, which Lightning deletes, and replaces the file in one move when a metric is new.
+
+    A row that is logged a second time, with the same step and metrics, is left out.
 
     Args:
         log_dir: Folder of `metrics.csv`.
@@ -39,6 +51,7 @@ class MetricsFile(ExperimentWriter):
 
     def __init__(self, log_dir: str, before: int) -> None:
         super().__init__(log_dir)
+        self._latest: tuple[int | None, frozenset[str]] | None = None  # step and metrics of the latest row
         path = Path(self.metrics_file_path)
         if path.is_file():
             cut_torn_line(path)
@@ -47,6 +60,12 @@ class MetricsFile(ExperimentWriter):
                 rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < before]
                 self.metrics_keys = list(reader.fieldnames or []) if rows else []
             self._replace(rows)
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        latest = step, frozenset(metrics_dict)
+        if latest != self._latest:
+            super().log_metrics(metrics_dict, step)
+        self._latest = latest
 
     def _check_log_dir_exists(self) -> None:
         pass

@@ -412,6 +412,23 @@ def test_metrics_of_the_steps_before_stay_and_later_ones_are_logged_again(tmp_pa
     assert rows[:4] == [("0", "0.5", ""), ("1", "0.25", ""), ("1", "", "1.0"), ("2", "0.75", "")]
 
 
+def test_the_row_of_a_step_is_on_disk_before_its_checkpoint_and_once(tmp_path):
+    def killed(step: int) -> None:
+        raise SystemExit
+
+    def steps() -> list[str]:
+        with (tmp_path / "csv/metrics.csv").open() as file:
+            return [row["step"] for row in csv.DictReader(file) if row["train/loss"]]
+
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(SystemExit):
+        fit([Played(), BatchCheckpoint(folder, 2, on_pruned=killed)], logger=metrics_logger(tmp_path))
+    assert names(folder)[-1] == "step-000004.ckpt" and steps() == ["0", "1", "2", "3"]
+    rest = [Played(), BatchCheckpoint(folder, 1)]
+    fit(rest, logger=metrics_logger(tmp_path, 4), ckpt_path=folder / "step-000004.ckpt")
+    assert steps() == ["0", "1", "2", "3", "4", "5"]
+
+
 def test_export_keeps_the_best_validated_policy_and_the_last(tmp_path):
     export = ExportBest(tmp_path)
     fit([Played([0.2, float("nan"), 0.5, 0.3]), export], batches=8, val_every=2)
