@@ -45,7 +45,7 @@ class Files:
 
 GROUPS = {
     "losses": Files("modules", ("losses",), ("unit/test_losses",)),
-    "algorithms": Files("modules", ("sft", "dpo", "grpo", "ppo"), ("integration/test_modules",)),
+    "algorithms": Files("modules", ("sft", "dpo", "grpo", "ppo"), ("unit/test_algorithms", "integration/test_modules")),
     "simulation": Files(
         "simulation",
         ("multiturn", "conversation_loop", "sampler", "schedule"),
@@ -90,6 +90,7 @@ def _prepare(folder: Path, group: Files) -> None:
         "source_paths": ["collab"],
         "only_mutate": [str(path) for path in group.paths],
         "also_copy": ["conf", "benchmarks", "docs"],
+        "timeout_multiplier": 4.0,
         "pytest_add_cli_args": [
             "-p",
             "no:cacheprovider",

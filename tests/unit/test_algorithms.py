@@ -1,0 +1,99 @@
+"""The loss of each algorithm by hand arithmetic: log-probabilities in, a number out; no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from collab.config.algorithms import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
+from collab.conversation import Reply
+from collab.modules.base import Example, PolicyModule
+from collab.modules.dpo import DPO
+from collab.modules.grpo import GRPO
+from collab.modules.packing import pack
+from collab.modules.policy import PolicyOutput
+from collab.modules.ppo import PPO, Episodes
+from collab.modules.sft import SFT
+
+
+def module(kind: type[PolicyModule], config: Any) -> PolicyModule:
+    return kind(config, lambda: None, None, 1.0, 1)
+
+
+def reply(*sampled: float) -> Reply:
+    """A reply whose tokens had these log-probs when they were sampled."""
+    return Reply("", tuple(range(len(sampled))), sampled, "stop", (7, 8))
+
+
+def loss(
+    kind: type[PolicyModule],
+    config: Any,
+    examples: Sequence[Example],
+    logprobs: Sequence[float],
+    ref: Sequence[float] | None = None,
+    values: Sequence[float] | None = None,
+) -> float:
+    batch = pack([example.replies for example in examples], 1.0)
+    output = PolicyOutput(
+        torch.tensor(logprobs), torch.zeros(len(logprobs)), None if values is None else torch.tensor(values)
+    )
+    found = module(kind, config).loss(examples, batch, output, None if ref is None else torch.tensor(ref))
+    assert found.shape == ()
+    return found.item()
+
+
+def test_sft_is_the_negative_log_likelihood_of_all_tokens() -> None:
+    examples = [Example((reply(0, 0),)), Example((reply(0),))]
+    assert loss(SFT, SFTConfig(), examples, [-0.5, -1.0, -2.0]) == pytest.approx(3.5)
+
+
+def test_dpo_compares_sums_over_the_tokens_of_each_reply() -> None:
+    examples = [Example((reply(0, 0), reply(0))), Example((reply(0), reply(0, 0)))]
+    # Better by 0.7 against -0.2 of the reference, so 0.9; worse by 0.5 against 1.1, so -1.6.
+    policy, ref = [-0.1, -0.2, -1.0, -2.0, -1.0, -0.5], [-0.5, -0.7, -1.0, -0.4, -1.0, -0.5]
+    expected = math.log(1 + math.exp(-0.5 * 0.9)) + math.log(1 + math.exp(0.5 * 1.6))
+    assert loss(DPO, DPOConfig(beta=0.5), examples, policy, ref) == pytest.approx(expected)
+
+
+# Two replies, of two tokens and one. Ratios to the sampled probabilities: 1.5, 1 and 0.5.
+PAIR = [Example((reply(-1.0, -1.0), reply(-2.0)), weights=(1.0, -3.0))]
+NOW = [-1.0 + math.log(1.5), -1.0, -2.0 + math.log(0.5)]
+# Clipped at 1.2 and 0.8: a gain and a loss that go no further.
+SURROGATES = [-1.2, -1.0, 3 * 0.8]
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected", "units"),
+    [("tokens", sum(SURROGATES), 3), ("sums", sum(SURROGATES), 2), ("sequences", (-1.2 - 1.0) / 2 + 2.4, 2)],
+)
+def test_grpo_weighs_tokens_or_sequences(aggregation: str, expected: float, units: int) -> None:
+    config = GRPOConfig(loss_aggregation=aggregation)
+    assert loss(GRPO, config, PAIR, NOW) == pytest.approx(expected, rel=1e-6)
+    assert module(GRPO, config).units(PAIR[0]) == units
+
+
+def test_grpo_adds_the_kl_to_the_reference() -> None:
+    ref = [one + difference for one, difference in zip(NOW, (0.5, 0.0, -0.5), strict=True)]
+    kl = (math.exp(0.5) - 1.5) + (math.exp(-0.5) - 0.5)
+    assert loss(GRPO, GRPOConfig(kl_coef=0.1), PAIR, NOW, ref) == pytest.approx(sum(SURROGATES) + 0.1 * kl, rel=1e-6)
+    assert loss(GRPO, GRPOConfig(kl_coef=0.1), PAIR, NOW) == pytest.approx(sum(SURROGATES), rel=1e-6)
+    assert loss(GRPO, GRPOConfig(kl_coef=0.0), PAIR, NOW, ref) == pytest.approx(sum(SURROGATES), rel=1e-6)
+
+
+def test_ppo_adds_the_clipped_loss_of_the_values() -> None:
+    episodes = Episodes(
+        PAIR[0].replies,
+        values=torch.tensor([0.0, 1.0, 2.0]),
+        advantages=torch.tensor([1.0, 1.0, -3.0]),
+        returns=torch.tensor([1.0, 1.0, 1.0]),
+    )
+    config = PPOConfig(clip_epsilon=0.2, value_clip=0.5, value_coef=0.1)
+    # Values 0.9, 0.75 and 2.5, of which the first is held at 0.5: the larger error counts.
+    values = 0.5 * (0.5**2 + 0.25**2 + 1.5**2)
+    found = loss(PPO, config, [episodes], NOW, values=[0.9, 0.75, 2.5])
+    assert found == pytest.approx(sum(SURROGATES) + 0.1 * values, rel=1e-6)
+    assert module(PPO, config).units(episodes) == 3
