@@ -154,6 +154,15 @@ def test_conversations_come_with_their_own_scores() -> None:
     ]
 
 
+def test_each_end_of_a_conversation_is_told() -> None:
+    told: list[None] = []
+    sim = replace(simulation(), on_conversation=lambda: told.append(None))
+    group(sim)
+    assert len(told) == 3 * 2
+    asyncio.run(sim.conversations(ScriptedModel(random_digits), [GOAL, OTHER], "", "test", 2))
+    assert len(told) == 3 * 2 + 2 * 2
+
+
 # --- contexts --------------------------------------------------------------------------------------------------------
 
 
