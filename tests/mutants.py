@@ -54,7 +54,10 @@ GROUPS = {
     ),
     "guards": Files("simulation", ("guards",), ("unit/test_guards",)),
     "rewards": Files(
-        "rewards", ("reward", "metrics", "document"), ("unit/test_rewards",), "not cheap_response and not papers"
+        "rewards",
+        ("reward", "metrics", "document"),
+        ("unit/test_rewards", "unit/test_task_goals", "unit/test_judge", "unit/test_answers"),
+        "(test_rewards and not cheap_response and not papers) or accuracy or tested or asking_back or copied_out",
     ),
     "judges": Files("rewards", ("judge", "pairwise"), ("unit/test_judge", "integration/test_pairwise"), "not weights"),
     "values": Files("parsing", ("plain_values",), ("unit/test_plain_values",)),
@@ -141,7 +144,7 @@ def _changed(diff: str) -> tuple[str, str]:
     return " ".join(old), " ".join(new)
 
 
-_STRICT = re.compile(r"strict=\w+|, (?=\))")  # of `zip`: that lengths are equal is our own invariant
+_STRICT = re.compile(r", strict=\w+|, (?=\))")  # of `zip`: that lengths are equal is our own invariant
 
 
 def _is_equal(path: str, old: str, new: str, equal: set[tuple[str, str]]) -> bool:

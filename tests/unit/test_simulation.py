@@ -15,7 +15,7 @@ from collab.config.schema import SamplerConfig
 from collab.conversation import Conversation, Goal, Group, Message, Score
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
-from collab.simulation.conversation_loop import Players, draw_context, play_goals
+from collab.simulation.conversation_loop import Players, draw_context, play, play_goals
 from collab.simulation.multiturn import multiturn_reward
 from collab.simulation.sampler import LostCounts, Simulation
 from collab.simulation.schedule import context_turn
@@ -120,6 +120,13 @@ def test_candidates_face_the_same_user_unless_told_otherwise() -> None:
     assert a.futures[0].turns[1].user != b.futures[0].turns[1].user
 
 
+def test_user_and_policy_draw_by_their_role_and_the_turn() -> None:
+    at = players(max_turns=2)
+    asyncio.run(play(at, Conversation(GOAL), KEY))
+    assert at.policy.requests == [KEY.at(role="policy", turn=turn) for turn in (1, 2)]  # type: ignore[attr-defined]
+    assert at.user.requests == [KEY.at(role="user", turn=turn) for turn in (1, 2)]  # type: ignore[attr-defined]
+
+
 # --- what is heard ---------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +168,25 @@ def test_each_end_of_a_conversation_is_told() -> None:
     assert len(told) == 3 * 2
     asyncio.run(sim.conversations(ScriptedModel(random_digits), [GOAL, OTHER], "", "test", 2))
     assert len(told) == 3 * 2 + 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"), [(UserTurn("", "satisfied"), "Ann"), (UserTurn("", "satisfied", "Bob"), "Bob")]
+)
+def test_a_conversation_keeps_the_name_of_who_plays_the_user(last: UserTurn, kept: str) -> None:
+    heard: list[str] = []
+
+    def script(conversation: Conversation, key: RngKey) -> UserTurn:
+        heard.append(conversation.user)
+        return UserTurn("hi", user="Ann") if conversation.turn == 1 else last
+
+    done = asyncio.run(play(players(user=ScriptedUser(script)), Conversation(GOAL), KEY))
+    assert (heard, done.user, done.ended_by) == (["", "Ann"], kept, "satisfied")
+
+
+def test_a_policy_that_fails_ends_its_conversation() -> None:
+    done = asyncio.run(play(players(lambda messages, key: None), Conversation(GOAL), KEY))
+    assert (done.turns, done.ended_by, done.valid) == ((), invalid("policy"), False)
 
 
 # --- contexts --------------------------------------------------------------------------------------------------------
