@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -103,7 +103,7 @@ class Value:
 def _share(value: Value) -> Value:
     if not value.percent:
         return value
-    return Value("number", value.number / 100, decimals=value.decimals + 2 if value.decimals else 0)
+    return replace(value, number=value.number / 100, decimals=value.decimals + 2 if value.decimals else 0)
 
 
 def _same_number(one: Value, other: Value) -> bool:
