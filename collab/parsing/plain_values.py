@@ -236,6 +236,7 @@ def _fraction(found: re.Match[str]) -> tuple[Fraction, int]:
 # --- what a message states -------------------------------------------------------------------------------------------
 
 _NAMED = re.compile(r"(?<!\bto )\banswer\b", re.IGNORECASE)  # not "to answer your question"
+_NOT = re.compile(r"\bnot\s+\Z", re.IGNORECASE)
 _NEAR = 60  # characters from the word "answer" to the answer
 _CHOSEN = (
     re.compile(
@@ -302,7 +303,7 @@ def boxed_content(text: str) -> str | None:
 def _values(text: str, kind: str) -> Iterator[tuple[int, int, Value | None]]:
     """Begin, end and value of all numbers or times in a text."""
     for found in (_ANY_TIME if kind == "time" else _ANY_NUMBER).finditer(text):
-        negated = re.search(r"\bnot\s+\Z", text[max(0, found.start() - 8) : found.start()])
+        negated = _NOT.search(text[max(0, found.start() - 8) : found.start()])
         value = _time(found) if kind == "time" else _number(found)
         if not negated and (kind == "number" or value is not None):
             yield found.start(), found.end(), value

@@ -134,6 +134,7 @@ def quoted(text: str, mark: str = "> ") -> str:
         ("```\nx = \'\'\'a\n   \nb\'\'\'\n```", "", "x = \'\'\'a\n   \nb\'\'\'\n"),
         ("Take this:\nf = lambda x: x\nIt is short.", "f", LAMBDA),
         (f"import it like this:\n{ADD}", "", ADD),  # the first line only looks like code
+        (f"```add``` is what you want.\nThis one:\n{ADD}", "", ADD),  # code in a sentence is no fence
         ("```python\n" + 150 * "x = 1\n", "", 150 * "x = 1\n"),  # long, and never closed
         ("    ```\n    x = '''\na'''\n    ```", "", "x = '''\na'''\n"),  # a string that is not indented
         (fenced("x = y.X\n"), "", "x = y.X\n"),

@@ -144,6 +144,7 @@ def test_what_the_last_box_holds(text: str, content: str | None) -> None:
         (number("1/3"), number("0.333334", decimals=6), False),
         (number("100/3", percent=True), number("0.333333", decimals=6), True),
         (number("1/8"), number("0.125001", decimals=6), False),  # it has an end
+        (number("1/128"), number("0.007812", decimals=6), False),  # and so has this, later
         (number("33.3333", percent=True, decimals=4), number("1/3"), True),
         (number("10.101", percent=True, decimals=3), number("10/99"), False),  # 0.10101 has five places
         (clock(0, 30), clock(12, 30), False),
@@ -199,6 +200,11 @@ def test_one_spelling_for_characters() -> None:
         ('It is "3" + x', "number", None),
         ("<3", "number", None),
         ("It is 3X", "number", None),
+        ("Not 5", "number", None),
+        ("It is 5. Not 6.", "number", number(5)),
+        ("It is 5, or 1/0.", "number", None),
+        ("answer$5 of 6", "number", number(5)),
+        ("It begins at 6:30 on day 7.", "time", clock(6, 30)),
         ("It is 5^2", "number", None),
         ("It is 3 kg", "number", number(3)),
         ("It is 3", "time", None),
@@ -219,3 +225,9 @@ def test_one_spelling_for_characters() -> None:
 )
 def test_what_a_message_states(text: str, kind: str, value: Value | None) -> None:
     assert stated_value(text, kind) == value
+
+
+@pytest.mark.parametrize(("between", "value"), [(60, 1234), (61, 6)])
+def test_an_answer_stands_near_the_word(between: int, value: int) -> None:
+    gap = " ".ljust(between - 1, ".") + " "
+    assert stated_value(f"The answer{gap}1234 or 6", "number") == number(value)
