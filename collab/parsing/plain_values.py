@@ -225,7 +225,7 @@ def _fraction(found: re.Match[str]) -> tuple[Fraction, int]:
             raise ValueError("no mixed number")
         return int(re.sub(r"\D", "", found["units"])) + part, 0
     places, repeats = found["places"] or found["comma"] or found["bare"] or "", found["repeats"] or ""
-    digits = re.sub(r"\D", "", found["decimal"].split("\\")[0]) or "0"
+    digits = re.sub(r"\D", "", found["decimal"].split("\\")[0])
     number = Fraction(int(digits), 10 ** len(places))
     if repeats:
         number += Fraction(int(repeats), (10 ** len(repeats) - 1) * 10 ** len(places))

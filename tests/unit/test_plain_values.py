@@ -54,6 +54,8 @@ def choice(letter: str) -> Value:
         ("-1 2/3", number("-5/3")),
         ("1 3/2", None),  # no mixed number
         ("1 0/2", None),
+        ("1 3/3", None),
+        ("1,000 1/2", number("2001/2")),
         ("1/0", None),
         ("1,5", None),  # may be two numbers
         ("1,5 and", None),
@@ -121,6 +123,7 @@ def test_what_word_a_text_is(text: str, word: str | None) -> None:
         (r"\boxed{1} and \boxed{ 2 }", "2"),
         (r"\fbox{\frac{1}{2}}.", r"\frac{1}{2}"),
         (r"\boxed{1} or \fbox{2}", "2"),
+        (r"\fbox{1} or \fbox{2}", "2"),
         (r"\boxed 57", "5"),
         (r"\boxed {57}", "57"),
         (r"\boxed{1", ""),
