@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all fast test-vllm lint types bench gpu-check cheats table ablation mutants clean
+.PHONY: help install quickstart test test-all fast soak test-vllm lint types bench gpu-check cheats table ablation mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +30,13 @@ test: $(STAMP) ## install, run the tests in two processes: 5 minutes (ARGS='...'
 	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## install, run the tests with all that are marked slow: half an hour
-	$(PYTEST) -m 'not gpu and not vllm' $(ARGS)
+	$(PYTEST) -m 'not gpu and not vllm and not soak' $(ARGS)
 
 fast: $(STAMP) ## install, run the tests that need no model and no server: one minute
 	$(PYTEST) tests/unit $(ARGS)
+
+soak: $(STAMP) ## install, play 200 conversations and a training with a server that fails in every way, killed again and again: 15 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -s tests/e2e/test_soak.py $(ARGS)
 
 test-vllm: $(STAMP) ## install, test engine=vllm against a real server (installed into benchmarks/.envs, 3.5 GB; minutes)
 	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python -m pytest -m vllm -s tests/real_vllm $(ARGS)

@@ -30,16 +30,16 @@ FAULTS = (
 )
 
 Plan = Callable[[int, dict[str, Any]], str]
-Say = Callable[[dict[str, Any]], str]
+Say = Callable[[dict[str, Any]], "str | dict[str, Any]"]
 
 
 class FaultServer:
     """Use it as a context manager; it listens on a port of its own.
 
     Args:
-        plan: (number of the call from 0, its JSON) -> "ok", one of FAULTS, "wrong type", "filtered", or a status such
-            as "401".
-        say: JSON of a call -> the text of its reply.
+        plan: (number of the call from 0, its JSON) -> "ok", one of FAULTS, "slow" (ok after a second), "wrong type",
+            "filtered", or a status such as "401".
+        say: JSON of a call -> the text of its reply, or the whole body of the answer.
         seconds: What a call takes.
         models: What `GET /models` lists; other models are answered with 404, except `unlisted`.
         usage: What is said about tokens instead of their counts.
@@ -136,9 +136,12 @@ class FaultServer:
             extra = {"seconds": "Retry-After: 1\r\n", "date": f"Retry-After: {_in_a_second()}\r\n"}.get(how, "")
             error = {"error": {"message": f"refused {key}", "code": how if "_" in how else None}}
             return await self._send(writer, int(status), json.dumps(error).encode(), extra)
-        body = completion(self.say(call), call)
+        said = self.say(call)
+        body = completion(said, call) if isinstance(said, str) else said
         body["usage"] = self.usage or body["usage"]
-        if behaviour == "hang":
+        if behaviour == "slow":
+            await asyncio.sleep(1)
+        elif behaviour == "hang":
             await asyncio.sleep(3600)
         elif behaviour == "html":
             return await self._send(writer, 200, b"<html>All is well.</html>", kind="text/html")
