@@ -33,7 +33,7 @@ def tidy(text: str) -> str:
     """The text with ASCII digits, minus signs and spaces, and without characters that nobody sees."""
     text = _RAISED.sub(lambda found: "^{" + unicodedata.normalize("NFKC", found[0]) + "}", text)
     text = _VULGAR.sub(lambda found: f"{' ' * (found[1] is not None)}{unicodedata.normalize('NFKC', found[2])} ", text)
-    text = _MINUS.sub("-", text.replace("⁄", "/"))  # before NFKC, which keeps minus signs and folds some dashes
+    text = _MINUS.sub("-", text)  # before NFKC, which keeps minus signs and folds some dashes
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text if unicodedata.category(c) != "Cf")
 

@@ -45,6 +45,11 @@ def choice(letter: str) -> Value:
         ("1,234.5", number("1234.5", decimals=1)),
         ("1.234,5", number("1234.5", decimals=1)),
         ("12,34,567", number(1234567)),
+        (r"1\,000", number(1000)),
+        (r"1,\!000", number(1000)),
+        (r"1{,}000", number(1000)),
+        (r"\(84\)", number(84)),
+        ("`84`", number(84)),
         ("25%", number(25, percent=True)),
         (r"2.5\%", number("2.5", percent=True, decimals=1)),
         ("3 thousand", number(3000)),
@@ -89,6 +94,7 @@ def choice(letter: str) -> Value:
         ("(b)", choice("B")),
         ("option C.", choice("C")),
         (r"\textbf{(B)}", choice("B")),
+        (r"\left(B\right)", choice("B")),
         ("b", None),
         ("", None),
         ("x + 1", None),
@@ -141,6 +147,8 @@ def test_what_the_last_box_holds(text: str, content: str | None) -> None:
         (number(25, percent=True), number("1/4", decimals=2), True),
         (number(25, percent=True), number(25), True),
         (number(25, percent=True), number("1/4", percent=True), False),
+        (number(25, percent=True), number(26), False),
+        (number(25, percent=True), number("0.26", decimals=2), False),
         (number("1/3"), number("0.333333", decimals=6), True),
         (number("1/3"), number("0.33333333", decimals=8), True),
         (number("1/3"), number("0.33333", decimals=5), False),
@@ -183,6 +191,7 @@ def test_a_number_in_latex(value: Value, latex: str) -> None:
 def test_one_spelling_for_characters() -> None:
     assert tidy("x² ½ 2½ ٣ −1 a\u200bb 1⁄2 x⁻¹") == "x^{2} 1/2  2 1/2  3 -1 ab 1/2 x^{-1}"
     assert tidy("5 – 3, 3–5, a – b") == "5 – 3, 3–5, a – b" and tidy("it is –5") == "it is -5"
+    assert tidy("⅟4 x₋₁") == "1/4 x-1"
 
 
 @pytest.mark.parametrize(
