@@ -59,7 +59,12 @@ GROUPS = {
         ("unit/test_rewards", "unit/test_task_goals", "unit/test_judge", "unit/test_answers"),
         "(test_rewards and not cheap_response and not papers) or accuracy or tested or asking_back or copied_out",
     ),
-    "judges": Files("rewards", ("judge", "pairwise"), ("unit/test_judge", "integration/test_pairwise"), "not weights"),
+    "judges": Files(
+        "rewards",
+        ("judge", "pairwise"),
+        ("unit/test_judge", "unit/test_pairwise_judge", "integration/test_pairwise"),
+        "not weights and not small_difference",
+    ),
     "values": Files("parsing", ("plain_values",), ("unit/test_plain_values",)),
     "answers": Files("parsing", ("answers",), ("unit/test_answers",), "not hypothesis and not costly"),
     "extraction": Files("parsing", ("extraction",), ("unit/test_extraction",)),
