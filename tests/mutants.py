@@ -56,8 +56,8 @@ GROUPS = {
     "rewards": Files(
         "rewards",
         ("reward", "metrics", "document"),
-        ("unit/test_rewards", "unit/test_task_goals", "unit/test_judge", "unit/test_answers"),
-        "(test_rewards and not cheap_response and not papers) or accuracy or tested or asking_back or copied_out",
+        ("unit/test_metrics", "unit/test_rewards", "unit/test_task_goals"),
+        "test_metrics or (test_rewards and not cheap_response and not papers) or tested or asking_back",
     ),
     "judges": Files(
         "rewards",
