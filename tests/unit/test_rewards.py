@@ -21,7 +21,7 @@ from scripted import (
 
 from collab.app import build
 from collab.chat.endpoints import Endpoints
-from collab.conversation import Candidate, Conversation, Goal, Reply
+from collab.conversation import Candidate, Conversation, Goal, Reply, Score
 from collab.datamodules.goals import load_splits
 from collab.parsing.agenda_items import notes_of
 from collab.parsing.agenda_state import delivers, read
@@ -30,6 +30,7 @@ from collab.rewards.document import Copied, Coverage, Repetition, copied, repeti
 from collab.rewards.metrics import (
     AgendaInteractivity,
     Bleu,
+    Judged,
     PertinentQuestions,
     TokenPenalty,
     assistant_tokens,
@@ -451,6 +452,25 @@ def test_a_metric_that_does_not_apply_to_a_goal_is_no_part_of_its_reward():
     score = value(reward, finished(GOAL.reference, goal=replace(GOAL, id="other")))
     assert score.reward == 2.5 and score.parts == {"bleu": 1.0, "judge": 0.5}
     assert value(reward, finished("x", goal=replace(GOAL, id="other"))).reward is None  # it applies, and has no value
+
+
+def test_an_invalid_conversation_is_not_measured():
+    class Never:
+        async def __call__(self, conversation: Conversation) -> float:
+            raise AssertionError("it was measured")
+
+    talk = replace(finished("no"), ended_by="invalid: policy")
+    reward = reward_of(judge=(1.0, Never()), other=(0.0, Never()), none=(1.0, Elsewhere({})))
+    assert value(reward, talk) == Score(None, {"judge": None, "other": None})
+
+
+def test_the_replies_of_a_model_are_kept_beside_its_value():
+    class Asks:
+        async def __call__(self, conversation: Conversation) -> Judged:
+            return Judged(0.5, ("so", "there"))
+
+    score = value(reward_of(judge=(2.0, Asks()), bleu=(1.0, Bleu())), finished(GOAL.reference))
+    assert score == Score(2.0, {"judge": 0.5, "bleu": 1.0}, {"judge": ("so", "there")})
 
 
 def test_zero_is_a_value():
