@@ -32,7 +32,7 @@ def metrics_logger(folder: Path | str, before: int = 0) -> CSVLogger:
 
 def write_row(trainer: L.Trainer) -> None:
     """Write the row of the batch that ends, before Lightning does so, whose row `MetricsFile` then leaves out."""
-    row = {**trainer._logger_connector.metrics["log"], "epoch": trainer.current_epoch}
+    row: dict[str, Any] = {**trainer._logger_connector.metrics["log"], "epoch": trainer.current_epoch}
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             logger.log_metrics(row, trainer.fit_loop.epoch_loop._batches_that_stepped)
