@@ -62,7 +62,7 @@ GROUPS = {
     "judges": Files(
         "rewards",
         ("judge", "pairwise"),
-        ("unit/test_judge", "unit/test_pairwise_judge", "integration/test_pairwise"),
+        ("unit/test_judge", "unit/test_judge_questions", "unit/test_pairwise_judge", "integration/test_pairwise"),
         "not weights and not small_difference",
     ),
     "values": Files("parsing", ("plain_values",), ("unit/test_plain_values",)),
