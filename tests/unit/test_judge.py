@@ -106,6 +106,9 @@ def test_a_guessed_mark_is_replaced() -> None:
         ("**score_ab**: .4 as I said", 0.4),
         ('```json\n{"score_ab": 1}\n```', 1.0),
         ('{"score_ab": 0.1} no, {"score_ab": 0.9}', 0.9),  # the last word counts
+        ('{"score_ab": 0}', 0.0),
+        ('{"score_ab": 1.5}', None),
+        ('{"score_ab": 1E-1}', None),
         ('{"score_ab": 7}', None),
         ('{"score_ab": "1/10"}', None),
         ('{"score_ab": "1 out of 10"}', None),
