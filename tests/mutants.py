@@ -45,7 +45,12 @@ class Files:
 
 GROUPS = {
     "losses": Files("modules", ("losses",), ("unit/test_losses",)),
-    "algorithms": Files("modules", ("sft", "dpo", "grpo", "ppo"), ("unit/test_algorithms", "integration/test_modules")),
+    "algorithms": Files(
+        "modules",
+        ("sft", "dpo", "grpo", "ppo"),
+        ("unit/test_algorithms", "integration/test_modules"),
+        "not checkpoint and not taken_up and not schedule and not learning_rate and not logged",
+    ),
     "simulation": Files(
         "simulation",
         ("multiturn", "conversation_loop", "sampler", "schedule"),
@@ -66,7 +71,9 @@ GROUPS = {
         "not weights and not small_difference",
     ),
     "values": Files("parsing", ("plain_values",), ("unit/test_plain_values",)),
-    "answers": Files("parsing", ("answers",), ("unit/test_answers",), "not hypothesis and not costly"),
+    "answers": Files(
+        "parsing", ("answers",), ("unit/test_answers",), "not equals_itself and not any_text and not thousand"
+    ),
     "extraction": Files("parsing", ("extraction",), ("unit/test_extraction",)),
 }
 
