@@ -352,6 +352,7 @@ def loggers(config: Config, run: str, before: int) -> list[Logger]:
             id=run,
             save_dir=folder,
             offline=mode == "offline",
+            mode=mode,  # Lightning sets WANDB_MODE alone, which W&B has read by now
             config=asdict(config),
             settings={"silent": True, "console": "off"},
         )

@@ -176,6 +176,15 @@ def test_a_run_that_is_disabled_writes_no_folder_of_wandb(monkeypatch, tmp_path:
     assert not list(tmp_path.rglob("*-run-*"))
 
 
+def test_without_a_key_a_run_is_written_offline(tmp_path: Path) -> None:
+    assert wandb_mode("auto") == ("offline", "")  # W&B reads its environment here, once
+    for logger in loggers(load_config("train", ["experiment=doc_edit"], str(tmp_path / "run")), "id", 0):
+        logger.log_metrics({"a": 1.0}, 0)
+        logger.finalize("success")
+    wandb.finish()
+    assert [path.stat().st_size > 0 for path in tmp_path.rglob("offline-run-*/run-id.wandb")] == [True]
+
+
 def test_contexts_that_cannot_be_read_are_told_before_the_server_is_asked(
     tiny_model: Path, monkeypatch, capsys
 ) -> None:
