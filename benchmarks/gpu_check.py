@@ -14,6 +14,7 @@ some were skipped.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -38,6 +39,11 @@ PAGE = ROOT / "docs" / "results" / "gpu.md"
 LEAST = 20.0  # seconds; with less no part is started
 SKIPPED = 3  # exit status if no part failed and some were skipped
 MEASURED = "## Measured\n"  # of PAGE; what follows is made from FILE
+WARM = (  # what parts and training runs import: with --fork, once for all
+    *("collab.app.build", "collab.app.cli", "collab.app.train", "collab.callbacks.export", "collab.callbacks.progress"),
+    *("collab.rewards.metrics", "transformers.models.llama.modeling_llama", "peft", "wandb", "datasets", "pytest"),
+    *("lightning.pytorch.loggers", "matplotlib.backends.backend_agg"),
+)
 _RESERVE = 3.0  # seconds for the end
 _TAIL = 25  # lines of the log of a part that failed
 
@@ -112,7 +118,7 @@ def run_part(name: str, part: Part, limit: float, check: Check) -> Outcome:
     call, setting = [part.target, *part.arguments], json.dumps(asdict(check))
     command = ["benchmarks/gpu_check.py", "--part", *call, "--setting", setting, "--lines", str(lines)]
     started = time.monotonic()
-    child = Child(command, log, work=(lambda: child_main(call, check, lines)) if check.fork else None, group=True)
+    child = Child(command, log, fork=check.fork, group=True)
     outcome, code, read = Outcome(name, "passed"), None, 0
     try:
         while True:
@@ -262,7 +268,9 @@ def _check(args: argparse.Namespace, parts: Mapping[str, Part], typed: str) -> i
         check = Check(args.device, str(scratch), args.fork, tokenizer)
         if args.fork:
             sys.path[1:1] = site
-            importlib.import_module("collab.app.build")
+            for name in WARM:
+                importlib.import_module(name)
+            gc.freeze()  # no collection in a fork looks at what is imported
         out = args.out or (scratch / "rehearsal.json" if check.tiny else FILE)
         earlier = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
         at = commit()  # once: `out` may be a file of the repository

@@ -105,7 +105,8 @@ def gpu_tests(check: Check) -> Figures:
         places = [f"tests/{name}" for name in names]
         # A deprecation in other versions must not hide what a test says.
         common = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-W", "default::FutureWarning"]
-        running.append((names, report, log, Child(["-m", "pytest", *common, *options, *places], log)))
+        child = Child(["-m", "pytest", *common, *options, *places], log, fork=check.fork)
+        running.append((names, report, log, child))
     for names, report, log, child in running:
         code = child.wait(TEST_SECONDS + 30)
         child.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ class Figure:
 
     Attributes:
         name: What was measured.
-        value: A number or a word; None if it could not be measured. NaN and infinity become words: JSON has neither.
+        value: A number or a word; None if it could not be measured. NaN and infinity go to the note: JSON has neither.
         unit: Of a number.
         ok: Whether a check holds; None if nothing is checked.
         note: What is checked, or why there is no value.
@@ -39,7 +40,8 @@ class Figure:
 
     def __post_init__(self) -> None:
         if isinstance(self.value, float) and not math.isfinite(self.value):
-            object.__setattr__(self, "value", str(self.value))
+            object.__setattr__(self, "note", f"{self.value}; {self.note}" if self.note else str(self.value))
+            object.__setattr__(self, "value", None)
 
     def text(self) -> str:
         value = "-" if self.value is None else f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
@@ -53,7 +55,7 @@ class Check:
     Attributes:
         device: cpu or cuda. On a CPU all models are tiny, and so is all else: a rehearsal.
         scratch: A folder for all that the check writes; its `weights.txt` says which weights the default model has.
-        fork: Start training runs by a fork, which saves a rehearsal their imports.
+        fork: Processes are forks, which saves a rehearsal their imports.
         tokenizer: Folder with SmolLM2's config and tokenizer, if `--site` has it.
     """
 
@@ -85,13 +87,13 @@ class Check:
 
 
 class Child:
-    """A process whose output goes to the end of a file.
+    """`python` in a process of its own, whose output goes to the end of a file.
 
     Args:
-        command: What follows `python`.
+        command: A script or `-m` and a module, and their arguments.
         log: That file.
         variables: Environment variables to set.
-        work: If given, the process is a fork that calls this instead of `command`.
+        fork: Run the command in a fork of this process, with the modules that this one has imported.
         group: Give the process a group of its own, which `kill` ends.
     """
 
@@ -100,16 +102,17 @@ class Child:
         command: Sequence[str],
         log: Path,
         variables: Mapping[str, str] | None = None,
-        work: Callable[[], Any] | None = None,
+        fork: bool = False,
         group: bool = False,
     ) -> None:
-        self._group, self._code = group, None
+        self._group = group
+        self._code: int | None = None
         self._popen: subprocess.Popen[bytes] | None = None
         environment = {**os.environ, **(variables or {})}
-        if work is not None:
+        if fork:
             self.pid = os.fork()
             if not self.pid:
-                _forked(work, log, environment, group)
+                _forked(command, log, environment, group)
             return
         with log.open("ab") as file:
             self._popen = subprocess.Popen(
@@ -150,7 +153,7 @@ class Child:
         self.wait(30)
 
 
-def _forked(work: Callable[[], Any], log: Path, environment: Mapping[str, str], group: bool) -> None:
+def _forked(command: Sequence[str], log: Path, environment: Mapping[str, str], group: bool) -> None:
     """The life of a forked process."""
     code = 1
     try:
@@ -160,7 +163,13 @@ def _forked(work: Callable[[], Any], log: Path, environment: Mapping[str, str], 
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.environ.update(environment)
-        work()
+        os.chdir(ROOT)
+        module = command[1] if command[0] == "-m" else None
+        sys.argv = list(command[1:] if module else command)
+        if module:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(command[0], run_name="__main__")
         code = 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
