@@ -277,6 +277,11 @@ def test_an_answer_that_is_too_costly_is_wrong_and_holds_nobody_up():
     assert checker.same("x + 7", r"\boxed{7 + x}") is True  # by a new process
 
 
+def test_a_process_that_is_broken_is_told_and_no_wrong_answer():
+    with pytest.raises(RuntimeError, match="math-verify's process ended with status 1"):
+        AnswerChecker(cpu_seconds="no number").same("x + 7", r"\boxed{7 + x}")
+
+
 def children() -> set[int]:
     """Processes that this one has started."""
     return {

@@ -130,6 +130,13 @@ def test_the_mark_depends_on_seed_and_question(other: dict[str, Any], changed: b
         (("T", "T"), 0.5),
         (("A", "?"), None),
         (("?", "A"), None),
+        (("a", "b"), 1.0),
+        (("Answer: A", "**B**"), 1.0),
+        (("A tie.", "B"), 0.5),  # not A
+        (("A", "tie"), 0.5),
+        (("an tie", "T"), 0.5),
+        (("Apples", "B"), None),
+        (("I say A", "B"), None),
     ],
 )
 def test_both_orders_decide(replies: tuple[str, str], verdict: float | None) -> None:
