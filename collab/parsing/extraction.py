@@ -24,6 +24,7 @@ _FENCE = re.compile(
 _EXPLICIT = re.compile(r"\\(?:boxed|fbox)\b|\banswer\b", re.IGNORECASE)
 _CODE_BEGINS = re.compile(r"(?:async def|def|class|import|from|@)\b|@\w|\w+\s*=\s*lambda\b")
 _MOST_LINES = 100  # of a message without fences; the search for a program takes time cubic in them
+_MOST_PARSED = 1_000_000  # characters in all that the search parses, in about a second
 _MOST_ENDS = 30  # lines that are tried as the end of one block
 
 
@@ -173,17 +174,20 @@ def _is_complete(text: str) -> bool:
 
 def _plain(lines: list[str]) -> str:
     """The longest program among the lines, from the first line that looks like the beginning of one."""
-    for first, line in enumerate(lines[:_MOST_LINES]):
-        if _CODE_BEGINS.match(line) and (text := _longest(lines[first:_MOST_LINES])):
-            return text
-    return ""
+    begins = [first for first, line in enumerate(lines[:_MOST_LINES]) if _CODE_BEGINS.match(line)]
+    return _longest(*(lines[first:_MOST_LINES] for first in begins))
 
 
-def _longest(lines: list[str]) -> str:
-    """The longest complete program that begins with the first line; "" if there is none."""
-    for end in range(min(len(lines), _MOST_LINES), 0, -1):
-        if _is_complete(text := "\n".join(lines[:end])):
-            return text
+def _longest(*tails: list[str]) -> str:
+    """The longest complete program at the beginning of the first of `tails` that has one; "" if none has."""
+    left = _MOST_PARSED
+    for lines in tails:
+        for end in range(min(len(lines), _MOST_LINES), 0, -1):
+            text = "\n".join(lines[:end])
+            if (left := left - len(text)) < 0:
+                return ""
+            if _is_complete(text):
+                return text
     return ""
 
 
