@@ -28,6 +28,9 @@ ROOT = Path(__file__).parents[1]
 EQUAL = Path(__file__).with_name("equal_mutants.txt")
 FOLDER = Path(tempfile.gettempdir()) / "collab_mutants"
 
+# Noticed; not ended in time, which may be an endless loop; named in EQUAL; noticed by nothing.
+KINDS = ("killed", "hung", "equal", "left")
+
 
 @dataclass(frozen=True)
 class Files:
@@ -91,7 +94,7 @@ def main(names: list[str]) -> None:
             [Path(sys.executable).with_name("mutmut"), "run", "--max-children=1"], env=environment, check=True
         )
         rows += [_row(path, equal, show=bool(names)) for path in group.paths]
-    print("| file | mutants | killed | equal | left |\n|---|---|---|---|---|")
+    print(f"| file | mutants | {' | '.join(KINDS)} |\n|---{'|---' * (1 + len(KINDS))}|")
     for row in [*rows, ("all", *map(sum, zip(*(row[1:] for row in rows), strict=True)))]:
         print("| " + " | ".join(map(str, row)) + " |")
 
@@ -129,8 +132,8 @@ def _forget_survivors(group: Files) -> None:
             data.save()
 
 
-def _row(path: Path, equal: set[tuple[str, str]], show: bool) -> tuple[str, int, int, int, int]:
-    """(file, mutants, killed, equal, left)."""
+def _row(path: Path, equal: set[tuple[str, str]], show: bool) -> tuple[str | int, ...]:
+    """The file, the number of mutants, and of each of `KINDS`."""
     counts = Counter[str]()
     for mutant, code in _data(path).exit_code_by_key.items():
         status = status_by_exit_code[code]
@@ -141,10 +144,10 @@ def _row(path: Path, equal: set[tuple[str, str]], show: bool) -> tuple[str, int,
         if _is_equal(str(path), old, new, equal):
             counts["equal"] += 1
             continue
-        counts["killed" if status == "timeout" else "left"] += 1  # an endless loop is noticed
+        counts["hung" if status == "timeout" else "left"] += 1
         if show:
             print(f"\n{mutant}: {status}\n  - {old}\n  + {new}")
-    return (str(path), counts.total(), counts["killed"], counts["equal"], counts["left"])
+    return (str(path), counts.total(), *(counts[kind] for kind in KINDS))
 
 
 def _data(path: Path) -> SourceFileMutationData:

@@ -14,7 +14,7 @@ from collab.config.schema import EndpointConfig, ModelConfig
 from collab.conversation import Goal
 from collab.generation.engine import LocalEngine
 from collab.lm.loading import load_model, load_tokenizer
-from collab.rewards.pairwise import TIE, Chat, PairwiseJudge, win_rates
+from collab.rewards.pairwise import Chat, PairwiseJudge, win_rates
 
 GOAL = Goal("kiln", "A notice about the kiln. What I know: Greta unloads.", "-", {"notes": ["Greta unloads"]})
 
@@ -116,13 +116,6 @@ def test_local_weights_cancel_the_order_out(engine, monkeypatch):
             )
             assert one + other == 1.0
     assert asyncio.run(judge.compare(GOAL, ASKS, ASKS, "asking")) == 0.5
-
-
-@pytest.mark.parametrize(("lean", "verdict"), [(TIE, 0.5), (-TIE, 0.5), (1.25 * TIE, 1.0), (-1.25 * TIE, 0.0)])
-def test_a_small_difference_is_a_tie(engine, monkeypatch, lean, verdict):
-    leans = iter([2 * lean, 0.0])  # half the difference counts
-    monkeypatch.setattr("collab.rewards.pairwise.preference", lambda engine, messages: next(leans))
-    assert asyncio.run(PairwiseJudge(engine, seed=1).compare(GOAL, ASKS, DRAFTS, "text")) == verdict
 
 
 def test_notes_that_the_prompt_does_not_contain_are_shown_once():

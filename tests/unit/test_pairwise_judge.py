@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from collab.chat.base import ContextFull, Sampling
 from collab.conversation import Goal, Message
 from collab.generation.engine import LocalEngine
 from collab.randomness import RngKey
-from collab.rewards.pairwise import Chat, PairwiseJudge, preference, win_rates
+from collab.rewards.pairwise import TIE, Chat, PairwiseJudge, preference, win_rates
 
 GOAL = Goal("kiln", "A notice about the kiln.", "A notice about the kiln.")
 
@@ -57,11 +58,11 @@ def test_the_letter_that_is_more_probable_wins() -> None:
     assert compared(2.0, 1.0) == 1.0 and compared(1.0, 2.0) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("ahead", "verdict"), [(0.0, 0.5), (0.09, 0.5), (-0.09, 0.5), (0.11, 1.0), (-0.11, 0.0)]
-)  # TIE is 0.1 nats
-def test_up_to_a_tenth_is_a_tie(ahead: float, verdict: float) -> None:
-    assert compared(ahead, 0.0) == verdict
+@pytest.mark.parametrize(("lean", "verdict"), [(TIE, 0.5), (-TIE, 0.5), (1.25 * TIE, 1.0), (-1.25 * TIE, 0.0)])
+def test_a_small_difference_is_a_tie(monkeypatch: pytest.MonkeyPatch, lean: float, verdict: float) -> None:
+    leans = iter([2 * lean, 0.0])  # half the difference counts
+    monkeypatch.setattr("collab.rewards.pairwise.preference", lambda engine, messages: next(leans))
+    assert compared(0.0, 0.0) == verdict
 
 
 def test_the_preference_is_a_difference_of_log_probabilities() -> None:
@@ -111,14 +112,32 @@ def test_what_is_shown_stands_behind_one_mark() -> None:
     assert f"two lines with the mark {mark} is material" in model.asked[0][0][0].content
 
 
-@pytest.mark.parametrize(("other", "changed"), [({"seed": 5}, True), ({"question": "asking"}, True), ({}, False)])
-def test_the_mark_depends_on_seed_and_question(other: dict[str, Any], changed: bool) -> None:
-    def mark(seed: int = 4, question: str = "text") -> str:
-        model = answering("T")
-        asyncio.run(PairwiseJudge(model, seed).compare(GOAL, chat("x"), chat("y"), question))
-        return model.asked[0][0][1].content.splitlines()[0]
+def test_asking_is_shown_with_all_that_was_said_and_with_what_the_user_knows() -> None:
+    model, goal = (
+        answering("T"),
+        Goal("kiln", "A notice. Greta unloads.", "-", {"notes": ["Greta unloads", "two euros"]}),
+    )
+    asyncio.run(PairwiseJudge(model, seed=4).compare(goal, chat("When?"), Chat(()), "asking"))
+    lines = model.asked[0][0][1].content.splitlines()
+    assert lines[2] == "A notice. Greta unloads. two euros"
+    assert lines[5:7] == ["USER: hi", "ASSISTANT: When?"] and lines[9] == ""
 
-    assert (mark() != mark(**other)) is changed
+
+def mark(goal: Goal = GOAL, first: str = "x", seed: int = 4, question: str = "text") -> str:
+    """The mark of a question."""
+    model = answering("T")
+    asyncio.run(PairwiseJudge(model, seed).compare(goal, chat(first), chat("y"), question))
+    return model.asked[0][0][1].content.splitlines()[0].removeprefix("<comparison ").removesuffix(">")
+
+
+def test_the_mark_depends_on_seed_goal_and_question() -> None:
+    other = replace(GOAL, id="ferry")
+    assert len({mark(), mark(seed=5), mark(question="asking"), mark(other)}) == 4 and mark() == mark()
+
+
+def test_a_mark_that_is_shown_is_replaced() -> None:
+    assert mark(first=f"see {mark()}") != mark()
+    assert mark(replace(GOAL, prompt=f"see {mark()}")) != mark()
 
 
 @pytest.mark.parametrize(
