@@ -66,6 +66,12 @@ WORDS = [f"word{number}" for number in range(40)]
         ("answer", "I got 3 + 4 = 7.", False),  # its own attempt
         ("program", "This function returns the sum of both.", True),
         ("program", "```python\ndef g(y)\n    return y\n```", True),  # even if it cannot be parsed
+        ("program", "So ```def g(y): return y``` is it.", True),
+        (
+            "program",
+            "You wrote:\n``` py\ndef f(x):\n    return -x\n```\nI need 1.",
+            False,
+        ),  # the assistant's, in another fence
         ("text", "It ends with [Your Name] so far.", True),
         ("text", "\n\nDear all,\nwe meet at noon.", True),
         ("text", "Dear me, no.\n", False),  # a single line, and short
