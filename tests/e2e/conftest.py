@@ -28,6 +28,7 @@ SMALL = (
     "task.metrics.bleu.options.with_notes=false",  # so that what a random model says differs in reward
     "evaluation.num_conversations=1",
     "callbacks=quiet",
+    "logger=csv",
 )
 TRAINING = (
     "trainer.max_steps=2",
@@ -39,12 +40,12 @@ TRAINING = (
     "algorithm.warmup_steps=0",
     "algorithm.lr=0.005",  # so that two steps already change what is said
 )
+FEW = ("task.num_val=1", "sampler.group_size=2")  # conversations of the real model, which take long
 
 LETTERS = (
     "algorithm=grpo",
     "trainer.accelerator=cpu",
     "engine.deterministic=true",
-    "logger=csv",
     "threads=1",
     "trainer.max_steps=4",
     "trainer.val_every=2",
@@ -111,18 +112,24 @@ def runner(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.fixture(scope="session")
 def trained(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`train.py`, two steps."""
-    return runner("train", tmp_path_factory.mktemp("run") / "first", *TRAINING)
+    return runner("train", tmp_path_factory.mktemp("run") / "first", *TRAINING, *FEW, "logger=wandb")
 
 
 @pytest.fixture(scope="session")
-def letters(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run of a model that says letters, and learns within four steps which ones are wanted."""
-    folder = tmp_path_factory.mktemp("letters")
+def letters_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that says letters, with a tokenizer of a few words: it loads and speaks sooner than any other."""
+    folder = tmp_path_factory.mktemp("letters") / "model"
     template = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "
     tokenizer = word_tokenizer(["user", "assistant", "system", *string.ascii_lowercase], template)
-    tokenizer.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"num_key_value_heads": None, "max_position_embeddings": None, "initializer_range": 0.5}
-    tiny_lm(len(tokenizer), eos_token_id=2, **sizes).save_pretrained(folder / "model")
-    goals = Runner(folder)
-    return [*goals.training, *LETTERS, f"model.path={folder / 'model'}"]
+    tiny_lm(len(tokenizer), eos_token_id=2, **sizes).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def letters(letters_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run of that model, which learns within four steps which letters are wanted."""
+    goals = Runner(tmp_path_factory.mktemp("goals"))
+    return [*goals.training, *LETTERS, f"model.path={letters_model}"]

@@ -23,11 +23,11 @@ def command(runner: Runner, model: Path, folder: Path, *overrides: str) -> subpr
     return finished("evaluate", *SMALL, *runner.files, f"model.path={model}", *overrides, f"output_dir={folder}")
 
 
-def test_a_server_compares_the_rows_with_the_baseline(runner: Runner, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_server_compares_the_rows_with_the_baseline(runner: Runner, letters_model: Path, tmp_path: Path) -> None:
     cache = f"cache_file={tmp_path / 'replies.sqlite'}"
     with FaultServer(say=lambda call: "A") as server:
         judge = ("evaluator=pairwise", f"evaluator.endpoint.base_url={server.url}", cache)
-        done = command(runner, tiny_model, tmp_path / "run", *judge)
+        done = command(runner, letters_model, tmp_path / "run", *judge)
         assert done.returncode == 0, done.stderr
         assert len(server.calls) == 2 * 2 * 2  # two goals, two questions, two orders
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -53,14 +53,14 @@ def test_local_weights_compare_too(runner: Runner, tiny_model: Path, tmp_path: P
     ],
 )
 def test_a_judge_that_cannot_be_had_is_refused_before_anything_is_made(
-    runner: Runner, tiny_model: Path, tmp_path: Path, overrides: tuple[str, ...], told: str
+    runner: Runner, letters_model: Path, tmp_path: Path, overrides: tuple[str, ...], told: str
 ) -> None:
-    done = command(runner, tiny_model, tmp_path / "run", *overrides)
+    done = command(runner, letters_model, tmp_path / "run", *overrides)
     assert done.returncode == 1 and told in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_an_estimate_counts_the_comparisons(runner: Runner, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_estimate_counts_the_comparisons(runner: Runner, letters_model: Path, tmp_path: Path) -> None:
     judge = ("evaluator=pairwise", "evaluator.endpoint.base_url=http://127.0.0.1:9/v1", "evaluator.endpoint.model=tiny")
-    done = command(runner, tiny_model, tmp_path / "run", *judge, "dry_run=true")
+    done = command(runner, letters_model, tmp_path / "run", *judge, "dry_run=true")
     assert done.returncode == 0 and "evaluator (tiny): 8 calls" in done.stdout, done.stdout + done.stderr

@@ -35,17 +35,17 @@ def command(runner: Runner, model: Path, folder: Path, *overrides: str) -> subpr
     return finished("evaluate", *arguments, env={"TEST_KEY": SECRET})
 
 
-def test_a_server_is_one_more_row_and_is_asked_once(runner: Runner, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_server_is_one_more_row_and_is_asked_once(runner: Runner, letters_model: Path, tmp_path: Path) -> None:
     def plan(number: int, call: object) -> str:
         return "ok" if number else "500"
 
     with FaultServer(plan, say=lambda call: f"We bake rye bread daily. Bearer {SECRET}") as server:
         rows = f"policies=[base,tiny@{server.url}]"
-        first = command(runner, tiny_model, tmp_path / "first", rows)
+        first = command(runner, letters_model, tmp_path / "first", rows)
         assert first.returncode == 0, first.stderr
         assert 2 <= len(server.calls) - 1 <= 4  # two goals, two turns at most
         called = len(server.calls)
-        second = command(runner, tiny_model, tmp_path / "second", rows)
+        second = command(runner, letters_model, tmp_path / "second", rows)
         assert len(server.calls) == called
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second")]
     assert results[0]["policies"] == results[1]["policies"] and list(results[0]["policies"]) == ["base", "tiny"]
@@ -60,11 +60,11 @@ def test_a_server_is_one_more_row_and_is_asked_once(runner: Runner, tiny_model: 
 
 
 def test_what_is_wrong_with_a_server_is_said_before_anything_is_written(
-    runner: Runner, tiny_model: Path, tmp_path: Path
+    runner: Runner, letters_model: Path, tmp_path: Path
 ) -> None:
     with FaultServer() as server:
-        wrong = command(runner, tiny_model, tmp_path / "run", f"policies=[tine@{server.url}]")
-        estimated = command(runner, tiny_model, tmp_path / "run", f"policies=[tiny@{server.url}]", "dry_run=true")
+        wrong = command(runner, letters_model, tmp_path / "run", f"policies=[tine@{server.url}]")
+        estimated = command(runner, letters_model, tmp_path / "run", f"policies=[tiny@{server.url}]", "dry_run=true")
     assert wrong.returncode == 1 and "policies: tine: " in wrong.stderr and "Did you mean tiny?" in wrong.stderr
     assert estimated.returncode == 0 and "policy (tiny): 4 calls" in estimated.stdout
     assert not (tmp_path / "run").exists() and not server.calls
@@ -82,10 +82,10 @@ def test_an_estimate_takes_no_key_and_comes_before_the_refusal_of_a_budget(runne
 
 
 def test_a_refusal_in_the_middle_is_told_without_a_trace_or_a_key(
-    runner: Runner, tiny_model: Path, tmp_path: Path
+    runner: Runner, letters_model: Path, tmp_path: Path
 ) -> None:
     with FaultServer(lambda number, call: "401") as server:
-        stopped = command(runner, tiny_model, tmp_path / "run", f"policies=[tiny@{server.url}]")
+        stopped = command(runner, letters_model, tmp_path / "run", f"policies=[tiny@{server.url}]")
     assert stopped.returncode == 1 and "HTTP 401: refused Bearer [key]" in stopped.stderr
     assert "Traceback" not in stopped.stderr and SECRET not in stopped.stdout + stopped.stderr
 
@@ -134,11 +134,11 @@ class Training:
 
 
 def test_an_interrupted_training_pays_for_no_reply_twice_and_leaves_no_key(
-    runner: Runner, tiny_model: Path, tmp_path: Path
+    runner: Runner, letters_model: Path, tmp_path: Path
 ) -> None:
     with FaultServer(say=play) as server:
-        training = Training(server, runner, tiny_model, tmp_path)
-        code = training.run(*training.overrides, "logger=csv", f"output_dir={tmp_path / 'whole'}")
+        training = Training(server, runner, letters_model, tmp_path)
+        code = training.run(*training.overrides, f"output_dir={tmp_path / 'whole'}")
         assert code == 0, training.log.read_text()
     whole = Counter(json.dumps(call) for call in server.calls)
     total, folder, killed = whole.total(), tmp_path / "pieces", threading.Event()
@@ -150,8 +150,8 @@ def test_an_interrupted_training_pays_for_no_reply_twice_and_leaves_no_key(
 
     refusing = True
     with FaultServer(plan, say=play) as server:
-        training = Training(server, runner, tiny_model, tmp_path)
-        process = training.start(*training.overrides, f"output_dir={folder}")
+        training = Training(server, runner, letters_model, tmp_path)
+        process = training.start(*training.overrides, "logger=wandb", f"output_dir={folder}")
         assert killed.wait(300)
         process.kill()
         process.join()

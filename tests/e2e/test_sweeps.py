@@ -34,7 +34,7 @@ TWO = ("strategy=ddp", "trainer.devices=2")
 def test_the_jobs_train(
     start: tuple[str, ...], places: tuple[str, ...], runner: Runner, tiny_model: Path, tmp_path: Path
 ) -> None:
-    small = [*runner.training, f"model.path={tiny_model}", "algorithm=grpo", "logger=csv", "trainer.accelerator=cpu"]
+    small = [*runner.training, f"model.path={tiny_model}", "algorithm=grpo", "trainer.accelerator=cpu"]
     small += ["trainer.max_steps=1", "threads=1", "trainer.goals_per_step=2"]
     typed = [sys.executable, *start, "train.py", *small, "-m", "seed=1,2", *places, f"hydra.sweep.dir={tmp_path}/jobs"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

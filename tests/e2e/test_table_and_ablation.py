@@ -42,6 +42,12 @@ SMALL = (
 ANY_PAIR = {"dpo": "algorithm.minimum_gap=0", "sft": "algorithm.minimum_metric=null"}
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each training would draw its own, which takes longer than its one step."""
+    monkeypatch.setattr("collab.app.train.training_curves", lambda metrics_csv, output: None)
+
+
 def config_of(words: Sequence[str]) -> tuple[str, Config]:
     """The program and the checked config of a command."""
     if tuple(words[:2]) == ("-m", "collab"):
@@ -70,7 +76,7 @@ def recorded(steps: Sequence[Step]) -> dict[str, Mapping[str, Any]]:
 
 
 def test_every_algorithm_from_synthesis_to_the_table(
-    runner: Runner, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    runner: Runner, letters_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def run_all(steps: Sequence[Step], folder: Path, jobs: int) -> dict[str, Mapping[str, Any]]:
         for step in steps:
@@ -83,7 +89,7 @@ def test_every_algorithm_from_synthesis_to_the_table(
         "task.metrics.pertinent.weight=1",
         "~task.metrics.pertinent.options.items_per_answer",
     )
-    overrides = [*SMALL, *runner.files, f"model.path={tiny_model}", *differs]
+    overrides = [*SMALL, *runner.files, f"model.path={letters_model}", *differs]
     assert table.main(["--output", str(tmp_path / "out"), *overrides]) == 0
     results = json.loads((tmp_path / "out/table.json").read_text())
     validate_results(results)
@@ -99,7 +105,7 @@ def test_every_algorithm_from_synthesis_to_the_table(
         for name in table.TRAINED
     }
     assert starts["ppo"].endswith("out/sft/policy") and starts["online_dpo"].endswith("out/dpo/policy")
-    assert {starts[name] for name in ("sft", "dpo", "grpo")} == {str(tiny_model)}
+    assert {starts[name] for name in ("sft", "dpo", "grpo")} == {str(letters_model)}
 
 
 def test_what_was_wanted_is_judged_by_the_numbers() -> None:
@@ -124,7 +130,7 @@ def test_what_was_wanted_is_judged_by_the_numbers() -> None:
 
 
 def test_settings_are_trained_on_their_reward_and_measured_by_the_whole(
-    runner: Runner, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, letters_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ablation, "SEEDS", (2,))
     configs: dict[str, Config] = {}
@@ -148,7 +154,7 @@ def test_settings_are_trained_on_their_reward_and_measured_by_the_whole(
         return recorded(steps)
 
     monkeypatch.setattr(ablation, "run_steps", run_all)
-    overrides = [*SMALL, *runner.files, f"model.path={tiny_model}"]
+    overrides = [*SMALL, *runner.files, f"model.path={letters_model}"]
     assert ablation.main(["--output", str(tmp_path / "out"), *overrides]) == 0
     assert {name: (c.sampler.window, c.seed) for name, c in configs.items()} == {
         **{f"windows-seed2/{window}": (window, 2) for window in (0, 1, 2, 3)},

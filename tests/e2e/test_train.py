@@ -36,7 +36,7 @@ def test_results_compare_trained_with_its_base(trained: Run) -> None:
         # what is measured of questions has no value where nothing is asked
         always = METRICS - {"pertinent", "distinct_questions"}
         assert {metrics[name]["n"] for name in always} == {2}
-        assert 1 <= metrics["turns"]["mean"] <= 2 and 1 <= metrics["assistant_tokens"]["mean"] <= 32
+        assert 1 <= metrics["turns"]["mean"] <= 2 and 1 <= metrics["assistant_tokens"]["mean"] <= 2 * 8
         if policy != "base":
             gained = metrics["reward"]["mean"] - results["policies"]["base"]["reward"]["mean"]
             assert results["difference"][policy]["reward"]["mean"] == pytest.approx(gained)
@@ -57,9 +57,9 @@ def test_every_conversation_is_on_record(trained: Run) -> None:
     phases = [(record["phase"], record["policy"]) for record in records]
     tests = [phases.count(("test", policy)) for policy in ("base", "proactive", "trained")]
     assert tests == [2, 2, 2]  # goals
-    assert phases.count(("validation", "policy")) == 2 * 2  # validations, goals
-    assert phases.count(("train", "policy")) == 2 * (3 + 6)  # steps, candidates of a first and of a last turn
-    assert len(records) == 28
+    assert phases.count(("validation", "policy")) == 2 * 1  # validations, goals
+    assert phases.count(("train", "policy")) == 2 * (2 + 4)  # steps, candidates of a first and of a last turn
+    assert len(records) == 20
     for record in records:
         roles = [message["role"] for message in record["messages"]]
         assert roles == ["system", *["user", "assistant"] * len(record["finish_reasons"])] and 3 <= len(roles) <= 5
@@ -117,17 +117,19 @@ def test_an_offline_wandb_run_is_there(trained: Run) -> None:
     assert tables == {"conversations"}
 
 
-@pytest.mark.parametrize("model", ["tiny_model", slow("smollm2")])
+@pytest.mark.parametrize("model", ["letters", slow("smollm2")])
 def test_the_same_seed_repeats_the_run(
     model: str, runner: Runner, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     from conftest import TRAINING
 
-    path = f"model.path={request.getfixturevalue(model)}"
-    one, again = (runner("train", tmp_path / name, *TRAINING, path) for name in ("one", "again"))
+    given = request.getfixturevalue(model)
+    typed = [*TRAINING, f"model.path={given}"] if model == "smollm2" else [*given, "engine.deterministic=false"]
+    one, again = (runner("train", tmp_path / name, *typed) for name in ("one", "again"))
     assert again.results["policies"] == one.results["policies"]
     assert again.results["difference"] == one.results["difference"]
     assert again.transcripts == one.transcripts
+    assert one.results["policies"]["trained"] != one.results["policies"]["base"]
 
 
 # --- evaluate.py plays what was exported, and finds what train.py found ----------------------------------------------

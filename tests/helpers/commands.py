@@ -26,6 +26,7 @@ _FORKSERVER.set_forkserver_preload(
         *("collab.app.cli", "collab.app.build", "collab.app.train", "collab.app.evaluate", "collab.app.synthesize"),
         *("collab.callbacks.progress", "collab.callbacks.export", "collab.rewards.metrics", "transformers", "peft"),
         *("transformers.models.llama.modeling_llama", "lightning.pytorch.loggers.wandb", "wandb", "datasets"),
+        *("matplotlib.figure", "matplotlib.backends.backend_agg"),
     ]
 )
 
