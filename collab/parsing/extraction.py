@@ -242,7 +242,7 @@ def _bound(statements: Sequence[ast.stmt], imports: bool = True) -> set[str]:
 
 def _lacking(tree: ast.Module) -> set[str]:
     """The names that a program reads and binds nowhere."""
-    bound = set(dir(builtins)) | {"__name__", "__file__"}
+    bound = {*dir(builtins), "__file__"}
     read: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):

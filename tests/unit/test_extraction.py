@@ -159,6 +159,12 @@ def test_a_program_is_read_in_every_kind_of_block(reply, entry_point, program):
 HELPER = "def helper():\n    return 0\n"
 
 
+def test_a_program_behind_a_million_characters_that_are_none_is_not_looked_for():
+    long = ["import this, that and " + "the other " * 25, *["Some words. " * 20] * 90]
+    assert last_program(["\n".join([*long[:30], LAMBDA[:-1], *long[30:]])]) == ""
+    assert last_program(["\n".join([*long[:30], LAMBDA[:-1]])]) == LAMBDA
+
+
 @pytest.mark.parametrize(
     "binds",
     [
