@@ -41,7 +41,7 @@ soak: $(STAMP) ## install, play 200 conversations and a training with a server t
 test-vllm: $(STAMP) ## install, test engine=vllm against a real server (installed into benchmarks/.envs, 3.5 GB; minutes)
 	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python -m pytest -m vllm -s tests/real_vllm $(ARGS)
 
-mutants: $(STAMP) ## install mutmut, change the code in one small place at a time and see whether the tests notice: hours (ARGS=losses takes one group, tests/mutants.py)
+mutants: $(STAMP) ## install mutmut, change the code in one small place at a time and see whether the tests notice: long (ARGS=losses takes one group, tests/mutants.py)
 	$(PIP) -q mutmut
 	$(BIN)/python tests/mutants.py $(ARGS)
 

@@ -77,7 +77,7 @@ GROUPS = {
     "answers": Files(
         "parsing", ("answers",), ("unit/test_answers",), "not equals_itself and not any_text and not thousand"
     ),
-    "extraction": Files("parsing", ("extraction",), ("unit/test_extraction",)),
+    "extraction": Files("parsing", ("extraction",), ("unit/test_extraction",), "not comes_back and not any_message"),
 }
 
 
