@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import finished
 from fault_server import FaultServer
 from scripted import ScriptedModel, ScriptedUser, spoken
 from test_http import ask, endpoint, quickly  # noqa: F401  the last is a fixture
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from collab.app.cli import main
 from collab.chat.base import ContextFull, Sampling
 from collab.chat.http import HttpChatModel
 from collab.config.schema import LLMUserConfig, SamplerConfig
@@ -169,7 +170,9 @@ def test_a_server_that_cannot_read_a_prompt_says_so(quickly: Any, code: str) -> 
     assert isinstance(error, ContextFull)
 
 
-def test_a_run_with_a_goal_that_can_never_fit_and_one_that_grows_too_long(tmp_path: Path, smollm2: Path) -> None:
+def test_a_run_with_a_goal_that_can_never_fit_and_one_that_grows_too_long(
+    tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
@@ -195,16 +198,18 @@ def test_a_run_with_a_goal_that_can_never_fit_and_one_that_grows_too_long(tmp_pa
         ]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         files.append(f"task.{split}_file={tmp_path / split}.jsonl")
-    done = finished(
-        "train.py",
+    typed = [
         *("experiment=doc_edit", f"model.path={tmp_path / 'model'}", "trainer.accelerator=cpu", "precision=fp32"),
         *("task.max_turns=3", "task.max_new_tokens=40", "trainer.max_steps=2", "trainer.goals_per_step=2", "seed=3"),
         *("sampler.group_size=2", "evaluation.num_conversations=1", "callbacks=quiet", "trainer.max_invalid=1"),
+        *("logger=csv", "task.num_val=1", "task.num_test=1"),
         *(*files, f"output_dir={tmp_path / 'run'}"),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 4 train goals are left out (train-1): their first prompt and a reply are longer" in done.stdout
-    assert done.stdout.count("chat template: system role kept") == 1
+    ]
+    monkeypatch.setattr(sys, "argv", ["train.py", *typed])
+    main("train")
+    said = capsys.readouterr().out
+    assert "1 of 4 train goals are left out (train-1): their first prompt and a reply are longer" in said
+    assert said.count("chat template: system role kept") == 1
     logged = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()
     names, *rows = [line.split(",") for line in logged]
     place = names.index("train/context_full")
