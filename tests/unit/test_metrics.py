@@ -70,6 +70,7 @@ def test_metrics_count_as_many_items_as_the_user_answers() -> None:
 
 def test_an_answer_is_a_letter_where_the_reference_is_one() -> None:
     assert value(Accuracy(), finished(Goal("c", "Which?", "B"), "(B)")) == 1.0
+    assert value(Accuracy(), finished(Goal("c", "Which?", "B"), "Hm.")) == 0.0
 
 
 @pytest.mark.parametrize("metric", [AsksOnAmbiguous(), AnswersOnUnambiguous()])
