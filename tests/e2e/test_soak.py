@@ -33,7 +33,7 @@ KINDS = ("failed", "shape", "role_confusion", "leak", "stop", "empty", "repeat")
 PLACE = ("phase", "policy", "step", "goal", "group", "candidate", "sample")
 
 RATE = 0.1  # share of calls that one kind of trouble meets
-# A call has at most two of the faults that pass; on a busy machine it also needs attempts for replies that come too late.
+# A call has at most two of the faults that pass. On a busy machine it also needs attempts for replies that come late.
 # So that a tenth of the calls has one of each kind, more are drawn.
 MOST_FAULTS, DRAWN = 2, 0.15
 # Of these one in 40 calls: with the calls of a conversation, a tenth of all conversations meet one kind.
