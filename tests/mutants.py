@@ -71,13 +71,13 @@ GROUPS = {
         "rewards",
         ("judge", "pairwise"),
         ("unit/test_judge", "unit/test_judge_questions", "unit/test_pairwise_judge", "integration/test_pairwise"),
-        "test_judge or test_pairwise_judge or win_rates or left_out or notes",
+        "not weights",
     ),
     "values": Files("parsing", ("plain_values",), ("unit/test_plain_values",)),
     "answers": Files(
         "parsing", ("answers",), ("unit/test_answers",), "not equals_itself and not any_text and not thousand"
     ),
-    "extraction": Files("parsing", ("extraction",), ("unit/test_extraction",), "not comes_back and not any_message"),
+    "extraction": Files("parsing", ("extraction",), ("unit/test_extraction",)),
 }
 
 
@@ -108,7 +108,7 @@ def _prepare(folder: Path, group: Files) -> None:
         "source_paths": ["collab"],
         "only_mutate": [str(path) for path in group.paths],
         "also_copy": ["conf", "benchmarks", "docs"],
-        "timeout_multiplier": 10.0,
+        "timeout_multiplier": 6.0,
         "pytest_add_cli_args": [
             "-p",
             "no:cacheprovider",
