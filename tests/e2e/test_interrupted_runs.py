@@ -85,7 +85,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
 ) -> None:
     moments = random.Random(0)
     folder = tmp_path / "run"
-    for _ in range(3):
+    for _ in range(2):
         if not (folder / "results.json").is_file():
             killed_after(moments.uniform(0.3, 0.8) * whole.seconds, overrides, folder)
     if not (folder / "results.json").is_file():
