@@ -31,10 +31,10 @@ def small(runner: Runner, *more: str) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, letters_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     file = folder / "conversations.jsonl"
-    overrides = small(runner, f"model.path={tiny_model}", "synthesis.num_conversations=20", "synthesis.at_once=1")
+    overrides = small(runner, f"model.path={letters_model}", "synthesis.num_conversations=20", "synthesis.at_once=1")
     command = ["synthesize", *overrides, "trainer.accelerator=cpu", f"output_dir={folder}"]
     killed = start("collab", command, tmp_path / "log")
     while killed.is_alive() and not (file.is_file() and file.read_bytes().count(b"\n") >= 2):
@@ -75,7 +75,9 @@ def test_the_real_model_makes_data_that_it_can_learn_from(
         return made[-1]
 
     monkeypatch.setattr(synthesis, "synthesise", record)
-    config = load_config("synthesize", small(runner, "synthesis.num_goals=1"), output_dir=str(tmp_path / "data"))
+    config = load_config(
+        "synthesize", small(runner, "synthesis.num_goals=1", "task.max_new_tokens=8"), output_dir=str(tmp_path / "data")
+    )
     os.makedirs(config.output_dir)
     claim_folder(config)
     synthesize(config)

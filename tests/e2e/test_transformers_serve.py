@@ -31,11 +31,11 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def endpoint(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointConfig]:
+def endpoint(letters_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndpointConfig]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(smollm2), "--device", "cpu"]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(letters_model), "--device", "cpu"]
     env = {**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=env)
     try:
@@ -46,7 +46,7 @@ def endpoint(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     break
             except httpx.TransportError:
                 time.sleep(0.5)
-        yield EndpointConfig(base_url=f"http://127.0.0.1:{port}/v1", model=str(smollm2), max_concurrency=2)
+        yield EndpointConfig(base_url=f"http://127.0.0.1:{port}/v1", model=str(letters_model), max_concurrency=2)
     finally:
         server.terminate()
         server.wait(30)
