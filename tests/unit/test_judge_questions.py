@@ -200,3 +200,13 @@ def test_metrics_that_ask_at_once_share_an_answer_and_later_ones_ask_again() -> 
 def test_every_problem_has_a_count_from_the_beginning(role: str, kinds: list[str]) -> None:
     asked = judge(answering(half), role)
     assert sorted(asked.problems) == kinds and not asked.problems.total()
+
+
+def test_problems_add_up_over_questions_and_judges() -> None:
+    problems: Counter[str] = Counter()
+    for _ in range(2):
+        metric = Interactivity()
+        metric.judge = Judge(answering(lambda messages, key: "Well!"), SAMPLING, 1, 3, problems)
+        for _ in range(2):
+            assert asyncio.run(metric(TALK)).value is None
+    assert +problems == Counter(judge_shape=8, judge_missing=4)
