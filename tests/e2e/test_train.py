@@ -58,8 +58,8 @@ def test_every_conversation_is_on_record(trained: Run) -> None:
     tests = [phases.count(("test", policy)) for policy in ("base", "proactive", "trained")]
     assert tests == [2, 2, 2]  # goals
     assert phases.count(("validation", "policy")) == 2 * 1  # validations, goals
-    assert phases.count(("train", "policy")) == 2 * (2 + 4)  # steps, candidates of a first and of a last turn
-    assert len(records) == 20
+    assert phases.count(("train", "policy")) == 2 * (3 + 6)  # steps, candidates of a first and of a last turn
+    assert len(records) == 26
     for record in records:
         roles = [message["role"] for message in record["messages"]]
         assert roles == ["system", *["user", "assistant"] * len(record["finish_reasons"])] and 3 <= len(roles) <= 5
