@@ -2,7 +2,7 @@
 
 mutmut makes the mutants: one operator, number, string, argument or branch changed inside a function. Each group of
 files below is tried against the tests that are about it, in a folder of its own, where results are kept: a second run
-tries again only what had not been tried or has changed. What no test can notice is named in `equal_mutants.txt`.
+tries again what was not noticed or has changed. What no test can notice is named in `equal_mutants.txt`.
 
     python tests/mutants.py                 # all groups; hours
     python tests/mutants.py losses guards   # two of them, and the changes that no test noticed
@@ -124,7 +124,8 @@ def _prepare(folder: Path, group: Files) -> None:
 
 
 def _forget_survivors(group: Files) -> None:
-    """mutmut keeps its verdicts until the code changes, but there may be new tests."""
+    """Survivors are tried again, since there may be new tests, and which test runs which function is found out again."""
+    Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
     for path in group.paths:
         data = _data(path)
         data.exit_code_by_key = {mutant: code if code == 1 else None for mutant, code in data.exit_code_by_key.items()}
