@@ -124,7 +124,7 @@ def _prepare(folder: Path, group: Files) -> None:
 
 
 def _forget_survivors(group: Files) -> None:
-    """Survivors are tried again, since there may be new tests, and which test runs which function is found out again."""
+    """There may be new tests: survivors are tried again, and which test runs which function is found out again."""
     Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
     for path in group.paths:
         data = _data(path)

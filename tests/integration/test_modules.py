@@ -195,12 +195,13 @@ def test_what_stored_groups_are_worth_is_told() -> None:
             "algorithm.data=talks has no usable pair for dpo in its 3 groups: the largest gap between the scores of a "
             "group is 0.4, and it has to be more than algorithm.minimum_gap (0.5). Set a smaller one",
         ),
-        ("dpo", {}, [(0.3,), (0.4,)], "in its 2 groups: none has two candidates with a score."),
+        ("dpo", {}, [(0.3,), (0.4,)], "in its 2 groups: none has two candidates with a score. Take data that keeps"),
         (
             "sft",
             {"minimum_metric": "blue"},
             [(0.1, 0.5)],
-            "algorithm.minimum_metric=blue is no metric of algorithm.data=talks. It has mr, bleu.",
+            "algorithm.minimum_metric=blue is no metric of algorithm.data=talks. It has mr, bleu. Set "
+            "algorithm.minimum_metric to one of them, or to null to keep all.",
         ),
         (
             "sft",
@@ -436,6 +437,7 @@ def test_an_untrained_head_leaves_the_reward_to_gae() -> None:
     module = make("ppo", gamma=0.9, gae_lambda=0.5)
     (found,) = prepared(module, [group(1, (0.5, -2.0), (3, 2))])
     assert found.values.tolist() == [0] * 5
+    assert found.weights == (0.5, -2.0)
     expected = [0.5 * 0.45**2, 0.5 * 0.45, 0.5, -2.0 * 0.45, -2.0]
     assert found.returns.tolist() == pytest.approx(expected)
 
