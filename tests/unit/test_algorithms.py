@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from collab.config.algorithms import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
-from collab.conversation import Reply
+from collab.conversation import Candidate, Conversation, Goal, Group, Reply
 from collab.modules.base import Example, PolicyModule
 from collab.modules.dpo import DPO
 from collab.modules.grpo import GRPO
@@ -57,6 +57,21 @@ def test_dpo_compares_sums_over_the_tokens_of_each_reply() -> None:
     policy, ref = [-0.1, -0.2, -1.0, -2.0, -1.0, -0.5], [-0.5, -0.7, -1.0, -0.4, -1.0, -0.5]
     expected = math.log(1 + math.exp(-0.5 * 0.9)) + math.log(1 + math.exp(0.5 * 1.6))
     assert loss(DPO, DPOConfig(beta=0.5), examples, policy, ref) == pytest.approx(expected)
+
+
+def group(*rewards: float) -> Group:
+    return Group(Conversation(Goal("g", "p", "r")), tuple(Candidate(reply(-1.0), mr=mr) for mr in rewards))
+
+
+def test_the_gap_of_a_pair_is_that_of_the_best_to_the_worst() -> None:
+    assert len(module(DPO, DPOConfig(minimum_gap=0.5)).examples([group(0.0, 0.1, 1.0)])) == 1
+
+
+def test_advantages_are_exact_and_may_be_against_the_others() -> None:
+    (example,) = module(GRPO, GRPOConfig(scale_by_std=False)).examples([group(0.1, 0.3, 0.5)])
+    assert example.weights == pytest.approx((-0.2, 0.0, 0.2), abs=1e-12)
+    (example,) = module(GRPO, GRPOConfig(scale_by_std=False, leave_one_out=True)).examples([group(0.1, 0.3, 0.5)])
+    assert example.weights == pytest.approx((-0.3, 0.0, 0.3), abs=1e-12)
 
 
 # Two replies, of two tokens and one. Ratios to the sampled probabilities: 1.5, 1 and 0.5.
