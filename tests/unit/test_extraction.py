@@ -8,6 +8,7 @@ from collab.parsing.extraction import defines, last_answer, last_program, outsid
 
 ADD = "def add(a, b):\n    return a + b\n"
 DOUBLE = "def double(a):\n    return 2 * a\n"
+TWICE = "def f(x):\n    return double(x)\n"
 
 
 def fenced(code: str, mark: str = "```", language: str = "python") -> str:
@@ -70,6 +71,7 @@ def test_the_last_answer_is_that_of_the_latest_message_that_states_one():
         ([fenced(ADD, "````")], ADD),
         ([f"Take this:\n\n    ```python\n    {ADD.replace(chr(10), chr(10) + '    ').rstrip()}\n    ```"], ADD),
         ([fenced(ADD), fenced(DOUBLE)], DOUBLE),  # the last one
+        ([fenced(DOUBLE), fenced(TWICE)], f"{DOUBLE}\n{TWICE}"),  # and what it calls
         ([fenced(ADD), "Is that all right?"], ADD),  # of the conversation, not of the last message
         ([fenced(ADD) + fenced("add(1, 2)\n")], ADD),  # an expression is no program
         ([fenced("def add(a, b):\n    return a +\n")], ""),  # nor is what cannot be parsed
@@ -100,7 +102,6 @@ def test_a_program_with_the_entry_point_is_preferred_to_an_example_of_its_use():
 DOCUMENTED = 'def f():\n    """Doc.\n\n    ```python\n    x = 1\n    ```\n    """\n    return 1\n'
 LAMBDA = "f = lambda x: x\n"
 USE = "y = f(2)\nprint(y)\n"
-TWICE = "def f(x):\n    return double(x)\n"
 AREA = "def area(r):\n    return math.pi * r\n"
 
 
@@ -136,6 +137,7 @@ def quoted(text: str, mark: str = "> ") -> str:
         (f"```bash\npip install x\n```\n{fenced(ADD)}", "", ADD),
         (f"```python\n{ADD}\nThis adds two numbers.", "", ADD),  # never closed
         (f"```python\n{ADD}\n```python\nadd(1, 2)\n```", "", ADD),
+        (f"```python\n{ADD}\n```python\n{DOUBLE}```", "", DOUBLE),  # the second fence opens a block
         ("```\nx = \'\'\'a\n   \nb\'\'\'\n```", "", "x = \'\'\'a\n   \nb\'\'\'\n"),
         ("Take this:\nf = lambda x: x\nIt is short.", "f", LAMBDA),
         (f"import it like this:\n{ADD}", "", ADD),  # the first line only looks like code
