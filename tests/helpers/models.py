@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -65,6 +67,15 @@ def with_adapter(lm: Any, learned: float = 0.0, seed: int = 1, **options: Any) -
             if learned and "lora_B" in name:  # with its bias, where it has one
                 torch.nn.init.normal_(parameter, std=learned)
     return adapted.eval()
+
+
+def keep_tokens(file: Path, count: int) -> None:
+    """Leave the first `count` tokens in the tokenizer.json of a byte-pair tokenizer: those that were merged first."""
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    model = whole["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < count}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    file.write_text(json.dumps(whole), encoding="utf-8")
 
 
 def word_tokenizer(words: Sequence[str], template: str) -> PreTrainedTokenizerFast:

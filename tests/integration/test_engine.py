@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from marks import slow
-from models import tiny_lm, with_adapter
+from models import keep_tokens, tiny_lm, with_adapter
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -58,24 +59,35 @@ def run(work: Coroutine[Any, Any, T], seconds: float = 120) -> T:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Any:
-    return AutoTokenizer.from_pretrained(tiny_model)
+def tokenizer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny model's with fewer tokens: most of what a tiny model computes is logits."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    keep_tokens(folder / "tokenizer.json", 4096)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def sharp(tiny_model: Path) -> Any:
-    """The tiny model made peaked and chaotic: what it says next depends on all that was said, and one token in twelve
-    ends its turn, so replies are of very different lengths."""
+def sharp(tiny_model: Path, tokenizer: Any) -> Any:
+    """The tiny model of these tokens made peaked and chaotic: what it says next depends on all that was said, and one
+    token in twelve ends its turn, so replies are of very different lengths."""
     lm = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    lm.resize_token_embeddings(len(tokenizer))
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if name.endswith("proj.weight"):
                 parameter.mul_(15)
             elif "embed" in name:
-                parameter.mul_(30)
-    stops = [lm.config.eos_token_id, *range(20, len(AutoTokenizer.from_pretrained(tiny_model)), 12)]
+                parameter.mul_(20)
+    stops = [lm.config.eos_token_id, *range(20, len(tokenizer), 12)]
     lm.generation_config.eos_token_id = stops
     return lm
+
+
+@pytest.fixture(scope="module")
+def real(smollm2: Path) -> Callable[[torch.dtype], Any]:
+    """The real model in a precision, loaded once for each."""
+    return functools.cache(lambda dtype: AutoModelForCausalLM.from_pretrained(smollm2, dtype=dtype).eval())
 
 
 @pytest.fixture
@@ -298,7 +310,8 @@ def test_a_stop_at_the_length_limit_is_a_stop(sharp: Any, tokenizer: Any) -> Non
 
     number, free = next((n, found) for n in range(99) if len((found := reply(n, 99)).token_ids) > 3)
     assert free.finish_reason == "stop"
-    assert reply(number, len(free.token_ids)) == free
+    again = reply(number, len(free.token_ids))  # with less room its log-probs may differ in their last digits
+    assert (again.token_ids, again.finish_reason) == (free.token_ids, "stop")
     short = reply(number, len(free.token_ids) - 1)
     assert short.finish_reason == "length" and short.token_ids == free.token_ids[:-1]
 
@@ -323,8 +336,8 @@ def test_stop_strings_end_the_replies_that_ask_for_them(sharp: Any, tokenizer: A
     assert any(len(reply.token_ids) < len(whole.token_ids) for reply, whole in zip(stopped, free, strict=True))
 
 
-def test_the_real_model_with_requests_that_come_and_go(smollm2: Path) -> None:
-    lm = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+def test_the_real_model_with_requests_that_come_and_go(real: Callable[[torch.dtype], Any], smollm2: Path) -> None:
+    lm = real(torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
 
     async def chats(temperature: float, *limits: int) -> list[Reply]:
@@ -354,7 +367,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(sharp: Any, tokenizer: Any) 
     assert_logprobs_are_plain(sharp, replies, 0.7)
 
 
-@pytest.mark.parametrize(("temperature", "deterministic"), [slow(1.0, False), (0.6, False), (0.6, True)])
+@pytest.mark.parametrize(("temperature", "deterministic"), [slow(1.0, False), (0.8, False), (0.8, True)])
 def test_tokens_come_as_often_as_softmax_says(
     sharp: Any, tokenizer: Any, temperature: float, deterministic: bool
 ) -> None:
@@ -505,14 +518,15 @@ def test_the_deterministic_mode_is_bit_equal_in_any_company_order_and_cache(
     assert len(warm.prefixes.kept) > 3
 
 
-def test_the_deterministic_mode_is_bit_equal_on_the_real_model(smollm2: Path) -> None:
-    dtype = resolve_dtype("auto", torch.device("cpu"))  # bf16 where that is not emulated
-    lm = AutoModelForCausalLM.from_pretrained(smollm2, dtype=dtype).eval()
+def test_the_deterministic_mode_is_bit_equal_on_the_real_model(
+    real: Callable[[torch.dtype], Any], smollm2: Path
+) -> None:
+    lm = real(resolve_dtype("auto", torch.device("cpu")))  # bf16 where that is not emulated
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    sampling = Sampling(6, 0.9)
+    sampling = Sampling(4, 0.9)
 
     async def wanted_in(others: int, engine: LocalEngine) -> list[Reply]:
-        company = [talk(engine, 5 + n, 1, Sampling(3 + 2 * n, 0.9)) for n in range(others)]
+        company = [talk(engine, 5 + n, 1, Sampling(2 + 2 * n, 0.9)) for n in range(others)]
         return (await asyncio.gather(*company, talk(engine, 0, 2, sampling, system="Be brief. " * 12)))[-1]
 
     engine = LocalEngine(lm, tokenizer, max_batch=4, deterministic=True)
