@@ -56,6 +56,7 @@ def test_answers_are_compared_by_their_value(reference, answer, same):
         (r"\frac{1}{2}", True),
         (r"0.\overline{7}", True),
         ("[1, 2)", True),
+        (r"5\cdot 10-3-2", True),  # the dashes of a formula are no date's
         (r"\text{Monday}", True),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
         ("$12.50 each", True),
@@ -69,6 +70,31 @@ def test_answers_are_compared_by_their_value(reference, answer, same):
 )
 def test_a_reference_has_to_be_readable(reference, readable):
     assert CHECKER.readable(reference) is readable
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "decided"),
+    [
+        ("20", "The answer is 20.", True),
+        ("20", "The answer is 21.", False),
+        ("20", "I do not know.", None),
+        ("5", r"\boxed{2 + 3}", True),
+        ("1,000", r"\boxed{500 + 500}", True),  # one number, and not two
+        ("25%", r"\boxed{20 + 5}", True),
+        ("x^2", r"\boxed{x \cdot x}", True),
+        ("x^2", r"\boxed{y}", False),
+        ("6:30", "It is 5", None),
+        ("Monday", r"The answer is $\text{Monday}$ of course.", True),
+        ("Monday", "The answer is Tuesday.", None),  # it may be another word for the same
+        ("Monday", r"\boxed{\text{Tuesday}}", False),
+        ("towards the north-east", "The answer is: it moves to the north-east", None),
+        ("x + 7", r"\boxed{9^{9^{9^{9}}}}", None),  # too costly
+    ],
+)
+def test_what_can_be_decided(reference, answer, decided):
+    checker = AnswerChecker(cpu_seconds=1) if "9^" in answer else CHECKER
+    assert checker.decide(reference, answer) is decided
+    assert checker.same(reference, answer) is bool(decided)
 
 
 THOUSAND = [
