@@ -518,6 +518,7 @@ def test_the_deterministic_mode_is_bit_equal_in_any_company_order_and_cache(
     assert len(warm.prefixes.kept) > 3
 
 
+@pytest.mark.slow
 def test_the_deterministic_mode_is_bit_equal_on_the_real_model(
     real: Callable[[torch.dtype], Any], smollm2: Path
 ) -> None:
