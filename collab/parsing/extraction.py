@@ -23,8 +23,8 @@ _FENCE = re.compile(
 )
 _EXPLICIT = re.compile(r"\\(?:boxed|fbox)\b|\banswer\b", re.IGNORECASE)
 _CODE_BEGINS = re.compile(r"(?:async def|def|class|import|from|@)\b|@\w|\w+\s*=\s*lambda\b")
-_MOST_LINES = 100  # of a message without fences; the search for a program takes time cubic in them
-_MOST_PARSED = 1_000_000  # characters in all that the search parses, in about a second
+_MOST_LINES = 100  # of a message without fences, in which a program is looked for
+_MOST_PARSED = 1_000_000  # characters that the search parses in all, in about a second; only odd messages need more
 _MOST_ENDS = 30  # lines that are tried as the end of one block
 
 
@@ -81,11 +81,19 @@ def outside_code(reply: str) -> str:
 @lru_cache(maxsize=256)  # a program is parsed for each question that is asked about it
 def parsed(program: str) -> ast.Module | None:
     """The syntax tree of a Python program, which nobody may change; None if it cannot be parsed."""
+    tree = _parse(program)
+    return tree if isinstance(tree, ast.Module) else None
+
+
+def _parse(program: str) -> ast.Module | int:
+    """The syntax tree of a program, or the line, counted from 1, of its first error; 0 if the error has none."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about invalid escapes in strings
             return ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    except SyntaxError as error:
+        return error.lineno or 0
+    except (ValueError, RecursionError, MemoryError):
+        return 0
 
 
 def defines(program: str, name: str = "") -> bool:
@@ -161,15 +169,15 @@ def _programs(reply: str) -> Iterator[str]:
     lines = _lines(reply)
     blocks = _blocks(lines)
     for body in [block.body for block in blocks] if blocks else [_plain(lines)]:
-        if _is_complete(body):
+        if _does_something(parsed(body)):
             yield body.strip("\n") + "\n"
         elif blocks and _blocks(_lines(body)):  # a message in a block, which has blocks
             yield from _programs(body)
 
 
-def _is_complete(text: str) -> bool:
-    tree = parsed(text)
-    return tree is not None and any(not isinstance(node, ast.Expr) for node in tree.body)
+def _does_something(tree: ast.Module | int | None) -> bool:
+    """Whether it is a program with a statement that is more than a value."""
+    return isinstance(tree, ast.Module) and any(not isinstance(node, ast.Expr) for node in tree.body)
 
 
 def _plain(lines: list[str]) -> str:
@@ -182,12 +190,16 @@ def _longest(*tails: list[str]) -> str:
     """The longest complete program at the beginning of the first of `tails` that has one; "" if none has."""
     left = _MOST_PARSED
     for lines in tails:
-        for end in range(min(len(lines), _MOST_LINES), 0, -1):
+        end = min(len(lines), _MOST_LINES)
+        while end > 0:
             text = "\n".join(lines[:end])
             if (left := left - len(text)) < 0:
                 return ""
-            if _is_complete(text):
+            tree = _parse(text)
+            if _does_something(tree):
                 return text
+            error = tree if isinstance(tree, int) else 0
+            end = min(end, error or end) - 1  # what has the line of the error cannot be parsed either
     return ""
 
 
