@@ -187,16 +187,17 @@ def run_all(parts: Mapping[str, Part], check: Check, minutes: float, patience: f
 def merged(outcomes: Sequence[Outcome], earlier: Mapping[str, Any], rehearsal: bool) -> dict[str, Any]:
     """What gpu.json holds after these outcomes.
 
-    Parts of an earlier file stay if it is of the same machine, unless they are here and were not skipped.
+    Parts of an earlier file stay if it is of the same machine, unless they are here and were not skipped. A machine
+    whose device is not known is no other's equal.
     """
-    machine = {
-        figure.name: figure.text() for outcome in outcomes if outcome.name == "prepare" for figure in outcome.figures
-    }
+    figures = [figure for outcome in outcomes if outcome.name == "prepare" for figure in outcome.figures]
+    machine = {figure.name: figure.text() for figure in figures if figure.value is not None}
     parts = {outcome.name: asdict(outcome) for outcome in outcomes}
-    if earlier and machine.items() <= earlier["machine"].items():
+    ran = {name: part for name, part in parts.items() if part["state"] != "skipped"}
+    same = "device" in machine and machine == earlier.get("machine")
+    if earlier and (same or not ran):
         machine = earlier["machine"]
         before = {part["name"]: part for part in earlier["parts"]}
-        ran = {name: part for name, part in parts.items() if part["state"] != "skipped"}
         names = [name for name in ("prepare", *PARTS, *parts) if name in before | parts]
         parts = {name: (parts | before | ran)[name] for name in names}
     return {"machine": machine, "rehearsal": rehearsal, "parts": list(parts.values())}

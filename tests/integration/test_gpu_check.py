@@ -21,7 +21,7 @@ from benchmarks.gpu.machine import GPU_TESTS
 from benchmarks.gpu.memory import Memory
 from benchmarks.gpu.process import ROOT, Figure
 from benchmarks.gpu.wheels import divide, requirements, unpack
-from benchmarks.gpu_check import PAGE, PARTS, SKIPPED, Outcome, Part
+from benchmarks.gpu_check import PAGE, PARTS, SKIPPED, Outcome, Part, merged
 
 FAKES = """
 import os, subprocess, sys, time
@@ -142,6 +142,16 @@ def test_parts_of_an_earlier_file_of_the_same_machine_stay(
     fakes_file.write_text(fakes_file.read_text().replace('Figure("device", "none")', 'Figure("device", "another")'))
     run("d", "train", train="5")
     assert speeds() == {"prepare": ("passed", "another"), "train": ("passed", 5.0)}
+
+
+def test_parts_of_an_earlier_file_do_not_stay_if_this_machine_is_not_known() -> None:
+    memory, train = Outcome("memory", "passed"), Outcome("train", "passed")
+    known = merged([Outcome("prepare", "passed", [Figure("device", "H200")]), memory], {}, False)
+    for figures in ([], [Figure("device", None, ok=False)]):
+        prepare = Outcome("prepare", "failed", figures)
+        for earlier in (known, merged([prepare, memory], {}, False)):
+            found = merged([prepare, train], earlier, False)
+            assert [part["name"] for part in found["parts"]] == ["prepare", "train"] and not found["machine"]
 
 
 def test_a_gpu_does_not_work_in_forks(capsys: pytest.CaptureFixture[str]) -> None:
