@@ -250,6 +250,8 @@ def main(argv: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -
         return 0
     if args.page:
         found = json.loads(Path(args.page).read_text(encoding="utf-8"))
+        if found["rehearsal"]:
+            parser.error(f"{args.page} is of a rehearsal on a CPU; the page is for what was measured on a GPU.")
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
         return 0
     typed = shlex.join(["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)])

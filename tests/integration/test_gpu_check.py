@@ -191,6 +191,18 @@ def test_the_page_gets_the_table_and_keeps_the_guide(tmp_path: Path, monkeypatch
         gpu_check.main(["--page", str(file)])
 
 
+def test_a_rehearsal_does_not_go_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, file = tmp_path / "gpu.md", tmp_path / "gpu.json"
+    copy.write_text(PAGE.read_text())
+    monkeypatch.setattr(gpu_check, "PAGE", copy)
+    file.write_text(json.dumps(merged([Outcome("train", "passed")], {}, rehearsal=True)))
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--page", str(file)])
+    assert "gpu.json is of a rehearsal on a CPU" in capsys.readouterr().err and copy.read_text() == PAGE.read_text()
+
+
 def test_the_arithmetic_is_that_of_the_docs() -> None:
     config = SimpleNamespace(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
