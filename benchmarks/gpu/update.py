@@ -197,7 +197,7 @@ def _measured(
             f"{name}: norm apart from {other}, relative",
             apart,
             "",
-            apart <= NORM_TOLERANCE,
+            None if check.tiny else apart <= NORM_TOLERANCE,  # the adapters' random weights average out in large models
             f"at most {NORM_TOLERANCE}",
         )
     norms[name] = norm
