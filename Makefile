@@ -35,7 +35,7 @@ test-all: $(STAMP) ## install, run the tests with all that are marked slow: half
 fast: $(STAMP) ## install, run the tests that need no model and no server: one minute
 	$(PYTEST) tests/unit $(ARGS)
 
-soak: $(STAMP) ## install, play 200 conversations and a training with a server that fails in every way, killed again and again: 15 minutes
+soak: $(STAMP) ## install, play 200 conversations and a training with a server that fails in every way, killed again and again: 7 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -s tests/e2e/test_soak.py $(ARGS)
 
 test-vllm: $(STAMP) ## install, test engine=vllm against a real server (installed into benchmarks/.envs, 3.5 GB; minutes)

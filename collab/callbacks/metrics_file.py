@@ -31,7 +31,7 @@ def metrics_logger(folder: Path | str, before: int = 0) -> CSVLogger:
 
 
 def write_row(trainer: L.Trainer) -> None:
-    """Write the row of the batch that ends, before Lightning does so, whose row `MetricsFile` then leaves out."""
+    """Write the row of this batch now. Lightning logs the same row later, and `MetricsFile` leaves that one out."""
     row: dict[str, Any] = {**trainer._logger_connector.metrics["log"], "epoch": trainer.current_epoch}
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):

@@ -1,4 +1,4 @@
-"""The network as the environment describes it: proxies, certificates, whether a server answers; a limit of time."""
+"""The network as the environment describes it: proxies, certificates, whether a server answers in time."""
 
 from __future__ import annotations
 

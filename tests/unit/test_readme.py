@@ -50,7 +50,8 @@ def test_the_readme_shows_every_program():
 
 def test_every_page_is_linked_from_the_readme():
     linked = set(re.findall(r"\]\((docs/[\w/-]+\.md)\)", PAGES["README.md"]))
-    assert linked == {page for page in PAGES if page.startswith("docs/")}
+    written = {"docs/results/table.md", "docs/results/ablation.md"}  # by `make table` and `make ablation`
+    assert linked - written == {page for page in PAGES if page.startswith("docs/")} - written
 
 
 @pytest.mark.parametrize(("entry", "arguments"), COMMANDS, ids=[" ".join(found) for found in COMMANDS])
