@@ -4,7 +4,7 @@ mutmut makes the mutants: one operator, number, string, argument or branch chang
 files below is tried against the tests that are about it, in a folder of its own, where results are kept: a second run
 tries again what was not noticed or has changed. What no test can notice is named in `equal_mutants.txt`.
 
-    python tests/mutants.py                 # all groups; hours
+    python tests/mutants.py                 # all groups; long
     python tests/mutants.py losses guards   # two of them, and the changes that no test noticed
 """
 
