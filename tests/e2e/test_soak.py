@@ -43,7 +43,7 @@ LONG = (
     "a, " * 2100
 )  # longer than the positions of the tiny model, also after the 4000 characters that are read of a user
 READS = 1200  # words of a prompt that the server reads
-RISK = 5.0  # seconds before a kill: a reply of that time may not have reached the run
+SOON = 1.0  # seconds from sending an answer to its line in the journal, on a busy machine
 CODE = re.compile(r"\bcase ([0-9a-f]{12})\b")  # in each reply: the name of the call that it answers
 SAID = re.compile(r"\b(?:YOU|USER|ASSISTANT): (.*)")  # in the prompt of a user or a judge
 FIRST = "The chat has not begun."  # of the user's first message, which all policies of an evaluation get alike
@@ -176,10 +176,12 @@ class Log:
     Attributes:
         entries: (when, call, what was done) of each attempt.
         tries: Name of a call -> how often the server has heard it.
+        sent: Number of an attempt -> when its answer was sent, if its client was still there.
     """
 
     entries: list[tuple[float, dict[str, Any], str]] = field(default_factory=list)
     tries: Counter[str] = field(default_factory=Counter)
+    sent: dict[int, float] = field(default_factory=dict)
 
     def plan(self, number: int, call: dict[str, Any]) -> str:
         fate, name = Fate.of(call), name_of(call)
@@ -192,9 +194,10 @@ class Log:
         """(when, name of the call, what was done) of each attempt."""
         return ((when, name_of(call), how) for when, call, how in self.entries)
 
-    def answered(self) -> Iterator[tuple[float, str]]:
-        """(when, name) of each call that was answered in a way that can be read."""
-        return ((when, name) for when, name, how in self.named() if how in ANSWERED)
+    def answered(self) -> Iterator[tuple[float, str, float]]:
+        """(when, name, when the answer was sent, or infinity) of each call with an answer that can be read."""
+        attempts = enumerate(self.named())
+        return ((when, name, self.sent.get(n, math.inf)) for n, (when, name, how) in attempts if how in ANSWERED)
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -207,12 +210,13 @@ class Soaked:
         folder: Of the run.
         log: What its server did.
         kills: When it was killed.
+        due: For each kill, how many replies its process had to have in the journal.
         seconds: What it took.
     """
 
     def __init__(self, entry: str, overrides: list[str], folder: Path) -> None:
         self.entry, self.overrides, self.folder = entry, overrides, folder
-        self.log, self.kills, self.seconds = Log(), [], 0.0
+        self.log, self.kills, self.due, self.seconds = Log(), [], [], 0.0
         self.said = folder.parent / f"{folder.name}.log"
 
     def start(self, url: str) -> Any:
@@ -233,19 +237,20 @@ class Soaked:
         pauses, watched = random.Random(0), bool(moments)
         moments, began = list(moments), time.monotonic()
         with FaultServer(self.log.plan, say, seconds=0.05) as server:
+            self.log.sent = server.sent
             while True:
                 process = self.start(server.url)
                 while process.is_alive():
                     if moments and len(self.log.entries) >= moments[0]:
-                        time.sleep(pauses.uniform(0, 0.5))
+                        time.sleep(pauses.uniform(0, 3 * SOON))  # so some replies are older than SOON, the rest younger
                         del moments[0]
                     elif watched and (self.folder / "transcripts.jsonl").is_file():
                         watched = False
                     else:
                         time.sleep(0.002)
                         continue
-                    process.kill()
                     self.kills.append(time.monotonic())
+                    process.kill()
                     break
                 process.join()
                 if process.exitcode == 0:
@@ -255,10 +260,6 @@ class Soaked:
         assert "Traceback" not in self.said.read_text()
         self.seconds = time.monotonic() - began
         return self
-
-    def before_kill(self, when: float) -> float:
-        """Seconds from `when` to the next kill; what is heard within a second after it was sent before it."""
-        return min((max(0.0, kill - when) for kill in self.kills if when < kill + 1), default=math.inf)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -285,15 +286,17 @@ def outcome(line: dict[str, Any]) -> str:
 
 
 def every_reply_that_was_paid_is_kept_once(run: Soaked) -> None:
-    """The journal of a run that was just killed has each reply that it had the time to read."""
+    """The journal of a run that was just killed has each reply that was sent more than `SOON` before."""
     there: set[str] = set()
     for path in run.folder.glob("journal/*.jsonl"):
         lines = [line.decode() for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
         assert max(Counter(json.loads(line)["request"] for line in lines).values(), default=1) == 1
         there |= {code for line in lines for code in CODE.findall(line)}
-    last = {name: when for when, name in run.log.answered()}  # a reply that came too late was asked for again
-    gone = {name: run.before_kill(when) for name, when in last.items() if name not in there}
-    assert all(seconds < RISK for seconds in gone.values()), f"not in the journal, with seconds to a kill: {gone}"
+    earlier, kill = ([0.0, *run.kills])[-2:]
+    ages = {name: kill - sent for _, name, sent in run.log.answered()}  # of its last answer: others came too late
+    gone = {name: age for name, age in ages.items() if age > SOON and name not in there}
+    assert not gone, f"not in the journal, with seconds to the kill: {gone}"
+    run.due.append(sum(SOON < age < kill - earlier for age in ages.values()))
 
 
 def nothing_is_paid_again_but_what_was_under_way(killed: Soaked, whole: Soaked) -> int:
@@ -301,16 +304,16 @@ def nothing_is_paid_again_but_what_was_under_way(killed: Soaked, whole: Soaked) 
 
     Within one process a call is repeated only if its reply came too late, which depends on the load of the machine.
     """
-    paid, once = (Counter(name for _, name in run.log.answered()) for run in (killed, whole))
+    paid, once = (Counter(name for _, name, _ in run.log.answered()) for run in (killed, whole))
     assert paid.keys() == once.keys()
-    heard: dict[str, list[float]] = {}
-    for when, name in killed.log.answered():
-        heard.setdefault(name, []).append(when)
+    heard: dict[str, list[tuple[float, float]]] = {}
+    for when, name, sent in killed.log.answered():
+        heard.setdefault(name, []).append((when, sent))
     again: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}  # whether the reply was under way
     for name, times in heard.items():
-        for before, after in pairwise(times):
-            if (seconds := killed.before_kill(before)) < after - before:
-                again[seconds < RISK][name] += 1
+        for (before, sent), (after, _) in pairwise(times):
+            if kill := next((kill for kill in killed.kills if before < kill < after), None):
+                again[kill - sent < SOON][name] += 1
     # In the whole run too, several policies may get the same first message.
     assert all(number < once[name] for name, number in again[False].items()), f"asked again without need: {again}"
     return again[True].total()
@@ -431,6 +434,7 @@ def test_every_conversation_is_scored_once_or_lost_by_its_reason(
     killed = Soaked("evaluate", overrides, tmp_path / "killed")
     killed.play(moments(kills, len(whole.log.entries)), every_reply_that_was_paid_is_kept_once)
     assert len(killed.kills) == kills + 1
+    assert killed.due[0] > 0, "no reply was old enough to have to be in the journal"
     assert_ends_as(killed, whole)
     again = nothing_is_paid_again_but_what_was_under_way(killed, whole)
     tell(whole, killed, again)
@@ -461,5 +465,7 @@ def tell(whole: Soaked, killed: Soaked, again: int) -> None:
     print(f"\n{whole.entry}: {len(whole.lines)} conversations: {dict(Counter(map(outcome, whole.lines)))}")
     print(f"{calls} calls, {len(whole.log.entries)} attempts; unusable replies: {whole.problems}")
     print(f"each fault that passes met {min(shares):.3f} to {max(shares):.3f} of the calls")
+    if killed.due:
+        print(f"the journals had all of {sum(killed.due)} replies sent more than {SOON} s before a kill: {killed.due}")
     print(f"{whole.seconds:.0f} s; killed {len(killed.kills)} times {killed.seconds:.0f} s")
     print(f"{again} replies were under way at a kill and paid again; spend.json has {paid} of {heard} answered calls")

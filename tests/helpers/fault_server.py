@@ -48,6 +48,7 @@ class FaultServer:
     Attributes:
         calls: JSON of each `POST`, in order.
         behaved: What was done to each.
+        sent: Number of a `POST` -> when (`time.monotonic`) its answer was written, if its client was still there.
         connections: Number of connections that were made.
         most_in_flight: Most `POST`s that were being answered at a time.
     """
@@ -65,6 +66,7 @@ class FaultServer:
         self.plan, self.say, self.seconds, self.models = plan, say, seconds, models
         self.calls: list[dict[str, Any]] = []
         self.behaved: list[str] = []
+        self.sent: dict[int, float] = {}
         self.connections = self.most_in_flight = self._in_flight = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -118,7 +120,8 @@ class FaultServer:
         call = json.loads(data)
         if call["model"] not in (*self.models, "unlisted"):
             return await self._send(writer, 404, json.dumps({"error": {"message": "no such model"}}).encode())
-        behaviour = self.plan(len(self.calls), call)
+        number = len(self.calls)
+        behaviour = self.plan(number, call)
         self.calls.append(call)
         self.behaved.append(behaviour)
         self._in_flight += 1
@@ -126,7 +129,10 @@ class FaultServer:
         try:
             if self.seconds:
                 await asyncio.sleep(self.seconds)
-            return await self._behave(behaviour, call, key, writer)
+            stays = await self._behave(behaviour, call, key, writer)
+            if not reader.at_eof():  # a client that has given up or been killed has closed the connection
+                self.sent[number] = time.monotonic()
+            return stays
         finally:
             self._in_flight -= 1
 
