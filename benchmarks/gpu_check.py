@@ -65,22 +65,22 @@ class Part:
     arguments: tuple[str, ...] = ()
 
 
-PREPARE = Part("device, versions, default model", 100, "benchmarks.gpu.machine:prepare")
+PREPARE = Part("device, versions, default model", 60, "benchmarks.gpu.machine:prepare")
 _ENGINE, _UPDATE = "benchmarks.gpu.decoding:engine", "benchmarks.gpu.update:update"
-PARTS: dict[str, Part] = {  # the most telling first
-    "environment": Part("requirements, imports, speed of the device", 60, "benchmarks.gpu.machine:environment"),
-    "tests": Part("the tests marked gpu", 140, "benchmarks.gpu.machine:gpu_tests"),
-    "train": Part("quick start in small, and losses against the CPU's", 130, "benchmarks.gpu.training:train"),
+PARTS: dict[str, Part] = {  # the most telling first; the limits are for a part that hangs
+    "environment": Part("requirements, imports, speed of the device", 40, "benchmarks.gpu.machine:environment"),
+    "tests": Part("the tests marked gpu", 110, "benchmarks.gpu.machine:gpu_tests"),
+    "train": Part("quick start in small, and losses against the CPU's", 120, "benchmarks.gpu.training:train"),
     "losses": Part("GRPO's loss on fixed replies against the CPU's", 60, "benchmarks.gpu.update:losses"),
-    "engine-135m": Part("tokens/s, 135M", 80, _ENGINE, ("135m",)),
-    "engine-8b": Part("tokens/s, 8B of random weights", 100, _ENGINE, ("8b",)),
-    "update-8b": Part("LoRA update, 8B of random weights", 70, _UPDATE, ("8b",)),
-    "strategies": Part("DDP and FSDP, killed and resumed", 120, "benchmarks.gpu.training:strategies"),
-    "memory": Part("memory at 8B against docs/scaling.md", 100, "benchmarks.gpu.memory:memory"),
-    "rollout": Part("a rollout step, 8B of random weights", 60, "benchmarks.gpu.decoding:rollout"),
+    "engine-135m": Part("tokens/s, 135M", 60, _ENGINE, ("135m",)),
+    "engine-8b": Part("tokens/s, 8B of random weights", 80, _ENGINE, ("8b",)),
+    "update-8b": Part("LoRA update, 8B of random weights", 60, _UPDATE, ("8b",)),
+    "strategies": Part("DDP and FSDP, killed and resumed", 90, "benchmarks.gpu.training:strategies"),
+    "memory": Part("memory at 8B against docs/scaling.md", 90, "benchmarks.gpu.memory:memory"),
+    "rollout": Part("a rollout step, 8B of random weights", 50, "benchmarks.gpu.decoding:rollout"),
     "update-0.5b": Part("LoRA update, 0.5B of random weights", 50, _UPDATE, ("0.5b",)),
-    "engine-0.5b": Part("tokens/s, 0.5B of random weights", 60, _ENGINE, ("0.5b",)),
-    "engine-1.5b": Part("tokens/s, 1.5B of random weights", 60, _ENGINE, ("1.5b",)),
+    "engine-0.5b": Part("tokens/s, 0.5B of random weights", 50, _ENGINE, ("0.5b",)),
+    "engine-1.5b": Part("tokens/s, 1.5B of random weights", 50, _ENGINE, ("1.5b",)),
     "vllm": Part("a vLLM server on the GPU", 150, "benchmarks.gpu.training:vllm"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,10 +17,10 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu import wheels
+from benchmarks.gpu import machine, wheels
 from benchmarks.gpu.machine import GPU_TESTS
 from benchmarks.gpu.memory import Memory
-from benchmarks.gpu.process import ROOT, Figure
+from benchmarks.gpu.process import ROOT, Check, Figure
 from benchmarks.gpu.wheels import divide, requirements, unpack
 from benchmarks.gpu_check import PAGE, PARTS, SKIPPED, Outcome, Part, merged
 
@@ -170,6 +171,31 @@ def test_all_marked_tests_are_in_the_list() -> None:
     mark = "@pytest.mark." + "gpu"
     marked = {path for path in (ROOT / "tests").rglob("test_*.py") if mark in path.read_text()}
     assert marked == {ROOT / "tests" / name for name in GPU_TESTS}
+
+
+def test_parts_that_hang_leave_time_for_the_most_telling_ones() -> None:
+    (most_telling,) = re.findall("parts up to `(.*)` have their time", " ".join(PAGE.read_text().split()))
+    names = list(PARTS)
+    limits = [PARTS[name].seconds for name in names[: names.index(most_telling) + 1]]
+    assert gpu_check.PREPARE.seconds + sum(limits) < 600 - 5  # the end takes some seconds
+    assert machine.TEST_SECONDS < machine.TESTS_SECONDS < PARTS["tests"].seconds
+
+
+def test_results_of_a_file_whose_process_dies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = "import os, pytest\npytestmark = pytest.mark.gpu\n"
+    bodies = {
+        "dies": "def test_works(): pass\ndef test_dies(): os.abort()\ndef test_after_it(): pass\n",
+        "fails": "@pytest.mark.parametrize('n', [1, 2])\ndef test_small(n): assert n < 2, 'too large'\n",
+    }
+    for name, body in bodies.items():
+        (tmp_path / f"test_{name}.py").write_text(head + body)
+    files = [os.path.relpath(tmp_path / f"test_{name}.py", ROOT / "tests") for name in bodies]
+    monkeypatch.setattr(machine, "GPU_TESTS", files)
+    found = [(one.name, one.value, one.ok, one.note) for one in machine.gpu_tests(Check("cuda", str(tmp_path)))]
+    assert found[:2] == [("test_works", "passed", True, ""), ("test_dies", "not finished", False, "")]
+    assert found[2][0] == files[0] and found[2][3].startswith("pytest ended with -6: ")
+    assert found[3][:3] == ("test_small[1]", "passed", True) and found[4][:3] == ("test_small[2]", "failed", False)
+    assert "too large" in found[4][3] and found[5][3].startswith("pytest ended with 1: ") and len(found) == 6
 
 
 def test_the_page_gets_the_table_and_keeps_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
