@@ -310,10 +310,12 @@ def test_a_stop_at_the_length_limit_is_a_stop(sharp: Any, tokenizer: Any) -> Non
 
     number, free = next((n, found) for n in range(99) if len((found := reply(n, 99)).token_ids) > 3)
     assert free.finish_reason == "stop"
-    again = reply(number, len(free.token_ids))  # with less room its log-probs may differ in their last digits
+    again = reply(number, len(free.token_ids))
     assert (again.token_ids, again.finish_reason) == (free.token_ids, "stop")
+    assert again.logprobs == pytest.approx(free.logprobs)  # with less room they may differ in their last digits
     short = reply(number, len(free.token_ids) - 1)
     assert short.finish_reason == "length" and short.token_ids == free.token_ids[:-1]
+    assert short.logprobs == pytest.approx(free.logprobs[:-1])
 
 
 def test_stop_strings_end_the_replies_that_ask_for_them(sharp: Any, tokenizer: Any) -> None:
@@ -500,11 +502,22 @@ async def company(engine: LocalEngine, draw: np.random.Generator, sampling: Samp
     return (await asyncio.gather(*others[:place], wanted(), *others[place:]))[place]
 
 
-@pytest.mark.parametrize(("temperature", "trials"), [(0.0, 4), (1.0, 8), slow(0.0, 25), slow(1.0, 25)])
+@pytest.mark.parametrize(
+    ("temperature", "trials", "dtype"),
+    [
+        (0.0, 4, torch.float32),
+        (1.0, 8, torch.float32),
+        (1.0, 4, torch.bfloat16),
+        slow(0.0, 25, torch.float32),
+        slow(1.0, 25, torch.float32),
+        slow(1.0, 25, torch.bfloat16),
+    ],
+)
 def test_the_deterministic_mode_is_bit_equal_in_any_company_order_and_cache(
-    adapted: Any, tokenizer: Any, temperature: float, trials: int
+    adapted: Any, tokenizer: Any, temperature: float, trials: int, dtype: torch.dtype
 ) -> None:
     sampling, draw = Sampling(25, temperature), np.random.default_rng(3)
+    adapted.to(dtype)
 
     def engine(cache_bytes: int = 1 << 30) -> LocalEngine:
         return LocalEngine(adapted, tokenizer, max_batch=6, cache_bytes=cache_bytes, deterministic=True)
