@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import program
 import pytest
 from marks import slow
 
+from collab.app import cli
 from collab.app.compose import load_config
 from collab.app.sweep import Job, Sweep, summary
 from collab.util.errors import BadInput
@@ -94,6 +97,34 @@ def test_a_job_that_fails_on_the_second_task_leaves_it_to_the_next_job_with_a_po
     assert list(ran(tmp_path)) == [5, 7]
     assert [found[0]["MASTER_PORT"] for found in ran(tmp_path).values()] == ["19568", "19569"]
     assert [place.name for place in tmp_path.glob("multirun/*")] == ["slurm-1234567.3"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "rank", "error"),
+    [
+        ("seed=2", 1, "seed two is refused."),  # met by the run
+        ("seed=2", 0, "seed two is refused."),
+        ("task.train_file=nowhere.jsonl", 1, "There is no file nowhere.jsonl"),  # met before it
+    ],
+)
+def test_what_the_second_process_refuses_is_told_once_the_first_has_had_the_time_to_speak(
+    typed, rank, error, tmp_path, monkeypatch, capsys
+):
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        assert not capsys.readouterr().err
+
+    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(sys, "argv", ["train.py", typed])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main("train", program.run)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.startswith(f"error: {error}") and "Traceback" not in said
+    assert [seconds > 5 for seconds in waits] == [True] * rank
 
 
 @pytest.mark.parametrize("name", ["joblib", "submitit_local", "submitit_slurm"])
