@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 from fault_server import FaultServer
 from scripted import ScriptedModel, ScriptedUser, spoken
 from test_http import ask, endpoint, quickly  # noqa: F401  the last is a fixture
@@ -170,6 +176,26 @@ def test_a_server_that_cannot_read_a_prompt_says_so(quickly: Any, code: str) -> 
     assert isinstance(error, ContextFull)
 
 
+@contextmanager
+def undone() -> Iterator[None]:
+    """Takes back what a command changes in its process, which otherwise ends with it.
+
+    These are the seeds in the environment, torch's deterministic kernels, and the log of the run.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    fixed, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with mock.patch.dict(os.environ):
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(fixed, warn_only=warned)
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+
+
 def test_a_run_with_a_goal_that_can_never_fit_and_one_that_grows_too_long(
     tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,7 +232,8 @@ def test_a_run_with_a_goal_that_can_never_fit_and_one_that_grows_too_long(
         *(*files, f"output_dir={tmp_path / 'run'}"),
     ]
     monkeypatch.setattr(sys, "argv", ["train.py", *typed])
-    main("train")
+    with undone():
+        main("train")
     said = capsys.readouterr().out
     assert "1 of 4 train goals are left out (train-1): their first prompt and a reply are longer" in said
     assert said.count("chat template: system role kept") == 1
