@@ -162,7 +162,8 @@ def test_an_interrupted_training_pays_for_no_reply_twice_and_leaves_no_key(
         refusing = False
         assert training.run(f"resume={folder}", "logger=csv") == 0, training.log.read_text()
     asked = Counter(json.dumps(call) for call, how in zip(server.calls, server.behaved, strict=True) if how == "ok")
-    assert not whole - asked
+    # By set: two candidates of equal words make equal calls, and after a resume one reply in the journal serves both.
+    assert set(whole) <= set(asked)
     # Two may be under way to each of user and judge when it is killed, and again when it is stopped.
     assert (asked - whole).total() <= 8
     ends = [json.loads((run / "results.json").read_text())["policies"] for run in (tmp_path / "whole", folder)]
