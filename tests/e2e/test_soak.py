@@ -43,7 +43,7 @@ LONG = (
     "a, " * 2100
 )  # longer than the positions of the tiny model, also after the 4000 characters that are read of a user
 READS = 1200  # words of a prompt that the server reads
-SOON = 1.0  # seconds from sending an answer to its line in the journal, on a busy machine
+SOON = 1.5  # seconds from sending an answer to its line in the journal, on a busy machine
 CODE = re.compile(r"\bcase ([0-9a-f]{12})\b")  # in each reply: the name of the call that it answers
 SAID = re.compile(r"\b(?:YOU|USER|ASSISTANT): (.*)")  # in the prompt of a user or a judge
 FIRST = "The chat has not begun."  # of the user's first message, which all policies of an evaluation get alike
@@ -294,9 +294,10 @@ def every_reply_that_was_paid_is_kept_once(run: Soaked) -> None:
         there |= {code for line in lines for code in CODE.findall(line)}
     earlier, kill = ([0.0, *run.kills])[-2:]
     ages = {name: kill - sent for _, name, sent in run.log.answered()}  # of its last answer: others came too late
-    gone = {name: age for name, age in ages.items() if age > SOON and name not in there}
+    due = {name: age for name, age in ages.items() if SOON < age < kill - earlier}  # what this process has been sent
+    gone = {name: age for name, age in due.items() if name not in there}
     assert not gone, f"not in the journal, with seconds to the kill: {gone}"
-    run.due.append(sum(SOON < age < kill - earlier for age in ages.values()))
+    run.due.append(len(due))
 
 
 def nothing_is_paid_again_but_what_was_under_way(killed: Soaked, whole: Soaked) -> int:
