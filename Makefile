@@ -26,13 +26,13 @@ quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stag
 	$(BIN)/python evaluate.py experiment=doc_edit "policies=[base,proactive,sft:$$run/sft/policy,mr:$$run/mr/policy]" \
 	  output_dir=$$run/table evaluation.num_conversations=1
 
-test: $(STAMP) ## install, run the tests in two processes: 5 minutes (ARGS='...' is passed to pytest)
+test: $(STAMP) ## install, run the tests in two processes: 9 minutes (ARGS='...' is passed to pytest)
 	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## install, run the tests with all that are marked slow: half an hour
 	$(PYTEST) -m 'not gpu and not vllm and not soak' $(ARGS)
 
-fast: $(STAMP) ## install, run the tests that need no model and no server: one minute
+fast: $(STAMP) ## install, run the tests that need no model and no server: two minutes
 	$(PYTEST) tests/unit $(ARGS)
 
 soak: $(STAMP) ## install, play 200 conversations and a training with a server that fails in every way, killed again and again: 7 minutes
