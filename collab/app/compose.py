@@ -115,6 +115,8 @@ def _explain(error: Exception, overrides: Sequence[Override], groups: Mapping[st
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         return _no_field(str(cause.full_key), cause.parent_node._get_root(), groups)
     text = error_text(error)
+    if not any(str(override.key_or_group) in text for override in overrides):
+        text = f"{' '.join(str(override.input_line) for override in overrides)}: {text}"
     if isinstance(cause, ValidationError) and is_dataclass(schema := cause.object_type):
         kind = next(field.type for field in fields(schema) if field.name == cause.key)
         text += f" {cause.full_key} takes {kind} ({field_docs(schema).get(cause.key, '')})."

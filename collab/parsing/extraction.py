@@ -187,7 +187,7 @@ def _plain(lines: list[str]) -> str:
 
 
 def _longest(*tails: list[str]) -> str:
-    """The longest complete program at the beginning of the first of `tails` that has one; "" if none has."""
+    """The longest program that the first of `tails` begins with, or else the second, and so on; "" if none does."""
     left = _MOST_PARSED
     for lines in tails:
         end = min(len(lines), _MOST_LINES)
@@ -198,8 +198,8 @@ def _longest(*tails: list[str]) -> str:
             tree = _parse(text)
             if _does_something(tree):
                 return text
-            error = tree if isinstance(tree, int) else 0
-            end = min(end, error or end) - 1  # what has the line of the error cannot be parsed either
+            error = tree if isinstance(tree, int) and tree else end
+            end = min(end, error) - 1  # what has the line of the error cannot be parsed either
     return ""
 
 

@@ -105,6 +105,7 @@ def test_help_names_what_one_can_type(typed):
         (["group_size=4"], ["no field group_size", "Did you mean sampler.group_size?"]),
         (["modle=smollm2"], ["Did you mean model?", "Groups: algorithm"]),
         (["+foo=1"], ["no field foo. Groups: "]),
+        (["policies.x=1"], ["policies.x=1: invalid literal"]),  # OmegaConf's message does not say of what
         (["++sampler.foo=1"], ["no field sampler.foo", "group_size"]),
         (["algorithm.clip_epsilon=0.1"], ["no field algorithm.clip_epsilon", "Fields of algorithm: ", "beta"]),
         (["task.metrics.bleu.options.x=1"], ["To add it, write +task.metrics.bleu.options.x=VALUE"]),
