@@ -40,7 +40,7 @@ from collab.conversation import Conversation, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
-from collab.datamodules.offline import tokenise
+from collab.datamodules.offline import by_conversation, tokenise
 from collab.generation.base import RolloutEngine
 from collab.lm.chat_format import ChatFormat
 from collab.lm.device import resolve_device, resolve_dtype
@@ -81,8 +81,12 @@ def describe(config: Config) -> str:
 def data(config: Config, entry: str, groups: list[Group] | None = None) -> GoalDataModule:
     """The task's goals, without those that are too long, and the stored groups to train on, if there are any."""
     goals, _ = goals_that_fit(config, load_splits(config.task), entry)
+    stored = None
+    if groups is not None:
+        whole = get_class(config.algorithm.target).whole_conversations
+        stored = by_conversation(groups) if whole else [(group,) for group in groups]
     trainer = config.trainer
-    return GoalDataModule(goals, trainer.goals_per_step, trainer.max_steps, config.seed, groups)
+    return GoalDataModule(goals, trainer.goals_per_step, trainer.max_steps, config.seed, stored)
 
 
 def stored_groups(config: Config) -> list[Group] | None:

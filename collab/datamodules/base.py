@@ -74,10 +74,12 @@ class GoalDataModule(lightning.LightningDataModule):
 
     Args:
         splits: As `load_splits` returns them.
-        goals_per_step: Goals, or groups, of one step over all processes; a multiple of the number of processes.
+        goals_per_step: Goals, or entries of `groups`, of one step over all processes; a multiple of the number of
+            processes.
         max_steps: Steps of the run; use `Trainer(max_epochs=1)`.
         seed: Orders the training goals.
-        groups: Scored groups with token ids to train on in place of rollouts for the training goals.
+        groups: Scored groups with token ids to train on in place of rollouts for the training goals. The groups of an
+            entry come in the same step and to the same process.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class GoalDataModule(lightning.LightningDataModule):
         goals_per_step: int,
         max_steps: int,
         seed: int,
-        groups: list[Group] | None = None,
+        groups: list[tuple[Group, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -98,7 +100,7 @@ class GoalDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[GoalBatch]:
         """`max_steps` batches of this process's share of `goals_per_step`."""
         assert self.goals_per_step % self.world_size == 0, "`preflight.check_machine` refuses it"
-        items: Sequence[Goal | Group] = self.splits.train if self.groups is None else self.groups
+        items: Sequence[Goal | tuple[Group, ...]] = self.splits.train if self.groups is None else self.groups
         order = schedule(items, self.goals_per_step, self.max_steps, self.seed)
         # On resume Lightning counts on from the step that it had reached, but starts the loader anew.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0
@@ -127,8 +129,8 @@ class GoalDataModule(lightning.LightningDataModule):
         return DataLoader(padded, batch_size, collate_fn=_batch, sampler=sampler)
 
 
-def _batch(items: list[Goal | None] | list[Group]) -> GoalBatch:
-    groups = [item for item in items if isinstance(item, Group)]
+def _batch(items: list[Goal | None] | list[tuple[Group, ...]]) -> GoalBatch:
+    groups = [group for item in items if isinstance(item, tuple) for group in item]
     if groups:
         return GoalBatch([group.context.goal for group in groups], groups)
     return GoalBatch([item for item in items if isinstance(item, Goal)])

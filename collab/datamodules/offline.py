@@ -18,6 +18,14 @@ from collab.lm.chat_format import ChatFormat
 from collab.util.errors import BadInput
 
 
+def by_conversation(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
+    """The groups of each stored conversation together, in the order of their first ones."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.context.goal.id, []).append(group)
+    return [tuple(conversation) for conversation in found.values()]
+
+
 def tokenise(groups: Sequence[Group], format: ChatFormat, positions: int | None) -> list[Group]:
     """Give every candidate its token ids as the rollout engine would: history, and reply with the end of turn.
 

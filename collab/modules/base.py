@@ -37,15 +37,17 @@ from collab.util.errors import BadInput
 
 @dataclass(frozen=True)
 class Example:
-    """Replies to one context that are trained on together.
+    """Replies to one context that are trained on together; in SFT, replies of one conversation.
 
     Attributes:
-        replies: All with the same `prompt_ids`.
+        replies: Packed in one row, so their histories are as `packing.pack` wants them.
         weights: One number per reply if the algorithm needs it: an advantage or a reward.
+        contexts: Number of contexts that the replies answer.
     """
 
     replies: tuple[Reply, ...]
     weights: tuple[float, ...] = ()
+    contexts: int = 1
 
 
 def mr_of(candidate: Candidate) -> float:
@@ -67,6 +69,7 @@ class PolicyModule(L.LightningModule):
     """
 
     needs_reference = True  # False in evaluation: full weights then need no frozen copy
+    whole_conversations = False  # a step learns from stored conversations, not from contexts one by one
     has_values = False  # a value head on the policy's trunk: trained and in checkpoints, not in an export
 
     def __init__(
@@ -194,7 +197,8 @@ class PolicyModule(L.LightningModule):
             self.lr_schedulers().step()  # type: ignore[union-attr]
         self.policy.eval()
         left_out = self.left_out(batch.groups)
-        ours = [*sums.values(), len(examples), len(batch.groups), *left_out.values()]
+        taught = sum(example.contexts for example in examples)
+        ours = [*sums.values(), taught, len(batch.groups), *left_out.values()]
         loss, kl, kl_tokens, entropy, tokens, gap, gap_tokens, taught, groups, *counts = over_ranks(self.trainer, ours)
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self._log(

@@ -1,7 +1,8 @@
 """Packing: groups of candidates in one row, without padding; the history of a group is computed once.
 
-A group is `history, candidate 1, candidate 2, ...`, and a row is one group after the other. Every candidate's positions
-continue from the end of its history. The mask lets it see that history and itself, but neither its siblings nor other
+A group is `history, candidate 1, candidate 2, ...`, and a row is one group after the other. A reply that was given
+within the history, such as an earlier turn of the same conversation, is predicted where it stands there. Every other
+candidate's positions continue from the end of its history. The mask lets it see that history and itself, but neither its siblings nor other
 groups, so the log-probs are those of separate sequences. The mask must be explicit: transformers would take positions
 that jump back for a new sequence.
 
@@ -70,12 +71,24 @@ class PackedBatch:
         return replace(self, **moved)
 
 
+def continues(later: Reply, earlier: Reply) -> bool:
+    """Whether `earlier`, with its history, is a beginning of the history of `later`."""
+    told = len(earlier.prompt_ids)
+    end = told + len(earlier.token_ids)
+    return later.prompt_ids[told:end] == earlier.token_ids and later.prompt_ids[:told] == earlier.prompt_ids
+
+
 def packed_length(replies: Sequence[Reply]) -> int:
-    """Number of positions of a group: its history once, and of each reply all tokens but the last.
+    """Number of positions of a group: its history once, and of each reply to it all tokens but the last.
 
     The last token is predicted, never fed.
     """
-    return len(replies[0].prompt_ids) + sum(len(reply.token_ids) - 1 for reply in replies)
+    history = _history(replies)
+    return len(history) + sum(len(reply.token_ids) - 1 for reply in replies if reply.prompt_ids == history)
+
+
+def _history(replies: Sequence[Reply]) -> tuple[int, ...]:
+    return max((reply.prompt_ids for reply in replies), key=len)
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -102,7 +115,10 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:
-    """Pack groups of replies; the replies of one group share their `prompt_ids`."""
+    """Pack groups of replies.
+
+    The replies of a group share their `prompt_ids`, the group's history; or they stand within it (`continues`).
+    """
     ids: list[int] = []
     positions: list[int] = []
     ends: list[tuple[int, ...]] = []
@@ -112,21 +128,26 @@ def pack(groups: Sequence[Sequence[Reply]], temperature: float) -> PackedBatch:
     sequence: list[int] = []
     num_sequences = 0
     for replies in groups:
-        history = replies[0].prompt_ids
+        history = _history(replies)
         places = [len(ids), len(ids) + len(history)]
         ids += history
         positions += range(len(history))
         for reply in replies:
-            assert reply.prompt_ids == history, "the candidates of a group share their history"
-            fed = reply.token_ids[:-1]
-            predict_from += [places[1] - 1, *range(len(ids), len(ids) + len(fed))]
-            ids += fed
-            positions += range(len(history), len(history) + len(fed))
+            if reply.prompt_ids == history:
+                fed = reply.token_ids[:-1]
+                predict_from += [places[1] - 1, *range(len(ids), len(ids) + len(fed))]
+                ids += fed
+                positions += range(len(history), len(history) + len(fed))
+                places.append(len(ids))
+            else:
+                start = len(reply.prompt_ids)
+                assert history[:start] == reply.prompt_ids, "the replies of a group share their history"
+                assert history[start : start + len(reply.token_ids)] == reply.token_ids, "as it stands in the history"
+                predict_from += range(places[0] + start - 1, places[0] + start - 1 + len(reply.token_ids))
             targets += reply.token_ids
             sampled += reply.logprobs
             sequence += [num_sequences] * len(reply.token_ids)
             num_sequences += 1
-            places.append(len(ids))
         ends.append(tuple(places))
     return PackedBatch(
         torch.tensor([ids]),

@@ -3,7 +3,8 @@
 Only the candidate's own tokens count, its end of turn included; the system prompt, the user's messages and earlier
 replies are context. If every context continues the best candidate of the one before, as in synthesised conversations,
 this is the likelihood of everything that the assistant said on the best path. The loss is a mean over all tokens of a
-step. Groups whose best candidate is below `minimum_value` in `minimum_metric` are left out and counted.
+step. Groups whose best candidate is below `minimum_value` in `minimum_metric` are left out and counted. The turns of a
+conversation are one example: what they share is computed once. `trainer.goals_per_step` counts conversations.
 
 The likelihood is that at temperature 1, as in TRL and in CollabLLM's code, whatever `sampler.temperature` is.
 
@@ -18,9 +19,9 @@ from typing import Any
 
 import torch
 
-from collab.conversation import Candidate, Group
+from collab.conversation import Candidate, Group, Reply
 from collab.modules.base import Example, PolicyModule, mr_of
-from collab.modules.packing import PackedBatch
+from collab.modules.packing import PackedBatch, continues
 from collab.modules.policy import PolicyOutput
 from collab.util.errors import BadInput
 
@@ -29,13 +30,24 @@ class SFT(PolicyModule):
     """See the module's docstring; fields in `SFTConfig`."""
 
     loss_needs_reference = False
+    whole_conversations = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.temperature = 1.0
 
     def examples(self, groups: Sequence[Group]) -> list[Example]:
-        return [Example((best.reply,)) for best in _best(groups) if self._kept(best)]
+        chains: list[list[Reply]] = []  # each reply continues the one before it
+        for reply in sorted((best.reply for best in self._learned(groups)), key=lambda reply: len(reply.prompt_ids)):
+            chain = next((chain for chain in chains if continues(reply, chain[-1])), None)
+            if chain is None:
+                chains.append([reply])
+            else:
+                chain.append(reply)
+        return [Example(tuple(chain), contexts=len(chain)) for chain in chains]
+
+    def _learned(self, groups: Sequence[Group]) -> list[Candidate]:
+        return [best for best in _best(groups) if self._kept(best)]
 
     def _kept(self, candidate: Candidate) -> bool:
         if self.config.minimum_metric is None:
@@ -44,10 +56,10 @@ class SFT(PolicyModule):
         return value is not None and value >= self.config.minimum_value
 
     def left_out(self, groups: Sequence[Group]) -> dict[str, int]:
-        return {"filtered_groups": len(_best(groups)) - len(self.examples(groups))}
+        return {"filtered_groups": len(_best(groups)) - len(self._learned(groups))}
 
     def check_data(self, groups: Sequence[Group]) -> str:
-        config, best, kept = self.config, _best(groups), len(self.examples(groups))
+        config, best, kept = self.config, _best(groups), len(self._learned(groups))
         metric = config.minimum_metric
         data = f"algorithm.data={config.data}"
         if not best:
@@ -67,7 +79,7 @@ class SFT(PolicyModule):
         )
 
     def units(self, example: Example) -> int:
-        return len(example.replies[0].token_ids)
+        return sum(len(reply.token_ids) for reply in example.replies)
 
     def loss(
         self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
