@@ -3,9 +3,10 @@
     python benchmarks/demonstrations.py     # writes collab/datamodules/data/doc_edit/demonstrations.jsonl
 
 `data/asked.jsonl` has for each training goal eight messages by which somebody who knows form and topic alone
-would ask; `data/second_texts.jsonl` has a text from the goal's notes. Of all orders of three messages, the one that
-brings most of the user's agenda to light is played, and the text says what the user told in it. SFT learns from the
-file (`algorithm.data`). It has training goals only.
+would ask. The first two open a conversation. For each of them, of all orders with two of the others, the one that
+brings most of the user's agenda to light is played. Then comes a text of what the user told: after the first opening it
+is taken from `data/second_texts.jsonl`, which has a text from the goal's notes, and after the second from the
+goal's reference. SFT learns from the file (`algorithm.data`). It has training goals only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from statistics import fmean
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/demonstrations.py`
 
 from benchmarks.cheats import Heard, Scripted
-from benchmarks.goals import FOLDER
+from benchmarks.goals import FOLDER, read_second
 from collab.conversation import Candidate, Conversation, Goal, Score
 from collab.datamodules.conversations import as_row
 from collab.datamodules.goals import load_goals
@@ -42,9 +43,9 @@ def read_asked() -> dict[str, list[str]]:
     return {row["id"]: row["messages"] for row in rows}
 
 
-def best_order(goal: Goal, messages: Sequence[str]) -> tuple[str, ...]:
-    """The three messages, in order, that bring most to light with the fewest surplus questions."""
-    orders = ((first, *later) for first in messages[:_FIRST] for later in itertools.permutations(messages[_FIRST:], 2))
+def best_order(goal: Goal, first: str, others: Sequence[str]) -> tuple[str, ...]:
+    """`first` and the two others, in order, that bring most to light with the fewest surplus questions."""
+    orders = ((first, *later) for later in itertools.permutations(others, 2))
 
     def value(order: Sequence[str]) -> float:
         state = read(goal, order)
@@ -53,32 +54,34 @@ def best_order(goal: Goal, messages: Sequence[str]) -> tuple[str, ...]:
     return max(orders, key=value)
 
 
-def script(asked: Sequence[str], heard: Heard) -> str:
+def script(asked: Sequence[str], text: str, heard: Heard) -> str:
     """Ask, then write what was told."""
     if heard.turn <= len(asked):
         return asked[heard.turn - 1]
-    return " ".join(said for said in sentences(heard.written) if heard.says_what_was_told(said))
+    return " ".join(said for said in sentences(text) if heard.says_what_was_told(said))
 
 
 async def demonstrate(
-    players: Players, reward: ConversationReward, goal: Goal, messages: Sequence[str]
+    players: Players, reward: ConversationReward, goal: Goal, messages: Sequence[str], opening: int
 ) -> tuple[Conversation, Score]:
-    """The demonstration for one goal, and its R*."""
-    order = best_order(goal, messages)
-    speaker = Scripted(lambda heard: script(order, heard))
+    """The demonstration for one goal that begins with one of its openings, and its R*."""
+    order = best_order(goal, messages[opening], messages[_FIRST:])
+    text = goal.reference if opening else read_second()[goal.id]
+    speaker = Scripted(lambda heard: script(order, text, heard))
     players = Players(speaker, players.user, players.sampling, players.max_turns)
-    played = await play(players, Conversation(goal, ""), RngKey(1, split="demonstrations", goal=goal.id))
+    key = RngKey(1, split="demonstrations", goal=goal.id, sample=opening)
+    played = await play(players, Conversation(goal, ""), key)
     return played, await reward(played)
 
 
-def row_of(played: Conversation, score: Score) -> dict[str, object]:
+def row_of(played: Conversation, score: Score, opening: int) -> dict[str, object]:
     """In the layout of `collab.datamodules.conversations`: each reply answers the context before it."""
     goal = played.goal
     turns = []
     for number, turn in enumerate(played.turns):
         context = Conversation(goal, "", played.turns[:number], pending=turn.user)
         turns.append((context, [Candidate(turn.reply, scores=(score,), mr=score.reward)], 0))
-    return as_row(goal.id, goal, turns)
+    return as_row(f"{goal.id}/{opening + 1}", goal, turns)
 
 
 def main() -> None:
@@ -91,8 +94,15 @@ def main() -> None:
         simulation = build.simulation(config, endpoints, lambda: None)
         players, asked = simulation.players(None), read_asked()
         goals = [goal for goal in load_goals(FOLDER / "train.jsonl", "train") if goal.id in asked]
-        found = [asyncio.run(demonstrate(players, simulation.reward, goal, asked[goal.id])) for goal in goals]
-    rows = [json.dumps(row_of(*each), ensure_ascii=False) for each in found]
+        openings = [(goal, opening) for opening in range(_FIRST) for goal in goals]
+        found = [
+            asyncio.run(demonstrate(players, simulation.reward, goal, asked[goal.id], opening))
+            for goal, opening in openings
+        ]
+    rows = [
+        json.dumps(row_of(*each, opening), ensure_ascii=False)
+        for each, (_, opening) in zip(found, openings, strict=True)
+    ]
     WRITTEN.write_text("\n".join(rows) + "\n", encoding="utf-8")
     rewards = [score.reward for _, score in found if score.reward is not None]
     parts = {name: [s.parts[name] for _, s in found] for name in ("coverage", "interactivity", "pertinent")}
