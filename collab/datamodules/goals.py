@@ -7,7 +7,7 @@ or complete each goal. `readers.py` reads files and data sets; `rows.py` says wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ DATA = Path(__file__).parent / "data"  # the goals that ship
 
 @dataclass(frozen=True)
 class GoalSplits:
-    """The goals of a task; no goal is in two of the lists."""
+    """The goals of a task; no goal is in two of the lists. `notes` say which goals are left out."""
 
     train: list[Goal]
     val: list[Goal]
     test: list[Goal]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 class TaskGoals:
@@ -45,6 +46,10 @@ class TaskGoals:
     def located(self, source: str) -> str | Path:
         """The file behind a name that this task knows; any other `source` comes back unchanged."""
         return source
+
+    def resembles(self, one: Goal, other: Goal) -> bool:
+        """Whether two goals are so alike that one may not be trained on if the other is tested."""
+        return False
 
     def completed(self, goal: Goal, where: str) -> Goal:
         """A goal of `rows.goal_of` with what the task adds; raises `BadInput` if the goal lacks something.
@@ -79,6 +84,7 @@ def load_splits(config: TaskConfig) -> GoalSplits:
 
     `task.data` is cut in this order: `num_test` goals for testing, the next `num_val` for validation, the next
     `num_train` (by default all others) for training. Of a file or of shipped goals, the first `num_*` are used.
+    Of what is left of `task.data`, goals that resemble a test goal are left out.
 
     Raises:
         BadInput: As `make_task`, `load_goals` and `check_disjoint`; a split has no source; `task.data` has too few
@@ -88,6 +94,7 @@ def load_splits(config: TaskConfig) -> GoalSplits:
     needed = ("test",) if config.evaluation_only else SPLITS
     goals: dict[str, list[Goal]] = {split: [] for split in SPLITS}
     names: dict[str, str] = {}  # of the splits in messages
+    notes: tuple[str, ...] = ()
     pool: list[Goal] | None = None  # what is left of `task.data`
     for split in reversed(needed):
         count, file = getattr(config, f"num_{split}"), getattr(config, f"{split}_file")
@@ -108,12 +115,25 @@ def load_splits(config: TaskConfig) -> GoalSplits:
                 raise BadInput(
                     f"task.data={config.data} has too few goals: the {split} split needs {count or 1} and "
                     f"{len(found)} are left (test is cut first, then val, then train). Lower task.num_test, "
-                    "task.num_val or task.num_train, or give more data."
+                    f"task.num_val or task.num_train, or give more data.{''.join(f' {note}' for note in notes)}"
                 )
         goals[split] = found[:count]
+        if pool and split == "test":
+            pool, notes = _unlike(pool, goals["test"], task)
         names[split] = f"the {split} goals ({config.target if isinstance(source, list) else source})"
     check_disjoint({names[split]: goals[split] for split in needed})
-    return GoalSplits(**goals)
+    return GoalSplits(**goals, notes=notes)
+
+
+def _unlike(pool: list[Goal], test: list[Goal], task: TaskGoals) -> tuple[list[Goal], tuple[str, ...]]:
+    """The goals that resemble no test goal, and a note about the others."""
+    kept = [goal for goal in pool if not any(task.resembles(goal, other) for other in test)]
+    if len(kept) == len(pool):
+        return kept, ()
+    left_out = len(pool) - len(kept)
+    return kept, (
+        f"{left_out} of the {len(pool)} goals for training and validation resemble a test goal, and are left out.",
+    )
 
 
 def load_goals(source: str | Path, split: str, task: TaskGoals | None = None, key: str | None = None) -> list[Goal]:

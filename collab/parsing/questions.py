@@ -117,7 +117,8 @@ _REFUSED: dict[str, re.Pattern[str]] = {  # in this order
         r"^\W*(?:what|who)(?:'s| is| are) (?:a|an) (?!good|suitable|better|typical|possible|specific|ideal)",
         r"\bwhat (?:is|are) (?!(?:it|they|these|those|this|that)\b)\S+\?$",
         r"\bwhat(?:'s| is| are) the (?:\w+ )?(?:history|origins?|meaning|definition|importance|significance|difference|"
-        r"role|benefits?|advantages?|best way|secret|point of|concept|function|impact|effects?|spark|story|deal with|"
+        r"role|benefits?|advantages?|best way|secret|point of|concept|function(?! (?:signature|name|header))|impact|"
+        r"effects?|spark|story|deal with|"
         r"process of|tenets|principles?|types of|kinds of|next|opposite|rest)\b",
     ),
     "check": _any(
@@ -145,6 +146,7 @@ _REFUSED: dict[str, re.Pattern[str]] = {  # in this order
         r"\b(?:explain|tell me|describe)\b(?: to me)? (?:how|why)\b(?!.*\b(?:you|your|it should|should it)\b)",
     ),
 }
+_EXAMPLE = content_words("example examples")  # where the user has one, to ask for it is to ask for no result
 # Asks for the text by its name: "Could you give me the finished notice?". "The details about the notice" are fine.
 _HANDED_OVER = re.compile(
     r"\b(?:provide|give|send|show|list)\b(?: me| us)?(?: with)? (?:the|an?|your) "
@@ -325,7 +327,8 @@ def _refusal(text: str, num_slots: int, meaning: frozenset[str], known: frozense
     if length < 2 or (length == 2 and not num_slots and not meaning & cues):
         return "short"
     for rule, pattern in _REFUSED.items():
-        if pattern.search(text) and not (rule == "offer" and _WANTS_ME.search(text)):
+        excused = rule == "offer" and _WANTS_ME.search(text) or rule == "finished" and meaning & cues & _EXAMPLE
+        if pattern.search(text) and not excused:
             return rule
     asked_for = _HANDED_OVER.search(text)
     return "finished" if asked_for and stem(asked_for[1]) in known else ""

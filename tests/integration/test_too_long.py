@@ -60,6 +60,26 @@ def test_goals_that_are_too_long_are_named_and_not_compared(tiny_model: Path) ->
         kept("train", splits(long[0]), f"model.path={tiny_model}")
 
 
+def test_programs_that_no_reply_can_hold_are_left_out_and_counted(tiny_model: Path) -> None:
+    agenda = {"makes": "program", "opening": "I need a function.", "items": []}
+
+    def program(name: str, lines: int) -> Goal:
+        return Goal(name, "prompt", f"def {name}(a):\n" + "    a += 1\n" * lines, {"agenda": agenda})
+
+    given = GoalSplits([program("a", 1), program("b", 200)], [program("c", 1)], [program("d", 2)], ("Some are alike.",))
+    overrides = [f"model.path={tiny_model}", "task=code", "task.max_new_tokens=64"]
+    names, notes = kept("train", given, *overrides)
+    assert names == ["a"]
+    assert notes == [
+        "Some are alike.",
+        "1 of 2 train goals are left out (b): their programs are longer than task.max_new_tokens (64), so that no "
+        "reply can hold them.",
+    ]
+    with pytest.raises(BadInput, match=r"1 of 1 test goals .*\(d\): .* Raise task\.max_new_tokens\."):
+        kept("train", GoalSplits(given.train, given.val, [program("d", 200)]), *overrides)
+    assert kept("train", splits(goal("long", 1)), *overrides[:2], "task.max_new_tokens=2")[0] == ["long"]  # a text
+
+
 @pytest.mark.parametrize(("entry", "names"), [("train", ["a", "b"]), ("synthesize", ["a", "b"]), ("evaluate", ["a"])])
 def test_policies_are_those_of_an_evaluation(
     entry: str, names: list[str], tiny_model: Path, short_model: Path, tmp_path: Path

