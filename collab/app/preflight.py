@@ -41,6 +41,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     from collab.lm.chat_format import ChatFormat
     from collab.lm.device import resolve_attention, resolve_device, resolve_dtype
     from collab.lm.loading import load_tokenizer, num_positions
+    from collab.lm.template_arguments import check_arguments
     from collab.sandbox.run import check_strict
     from collab.util.quiet import quiet
 
@@ -57,6 +58,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     _check_aggregates(config)
     template = _check_models(config, entry)
     tokenizer = load_tokenizer(config.model)
+    check_arguments(tokenizer, config.model.chat_template_kwargs)
     format = ChatFormat(tokenizer)
     if groups:
         from collab.app import build

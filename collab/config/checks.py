@@ -90,6 +90,11 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
             f"model.lora.target_modules ({targets}) must be all-linear, a regular expression, or a list of module "
             "names. Set model.lora.target_modules=all-linear."
         )
+    if strange := [name for name in model.chat_template_kwargs if not name.isidentifier()]:
+        yield (
+            f"model.chat_template_kwargs has {strange[0]!r}, which no chat template can name. Set it to names and "
+            "values, e.g. 'model.chat_template_kwargs={enable_thinking: false}'."
+        )
     if model.path is None:
         return
     folder = Path(model.path).expanduser()
@@ -99,10 +104,10 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
             f"model.path={model.path} is not a model: the folder has neither config.json nor adapter_config.json. "
             "Set it to a folder that `save_pretrained` or a run wrote (outputs/.../policy), or to a Hugging Face id."
         )
-    elif folder.is_file():
+    elif folder.is_file() and folder.suffix != ".gguf":
         yield (
-            f"model.path={model.path} is a file, and a model is a folder. Set it to the folder that the file is in, or "
-            "to a Hugging Face id."
+            f"model.path={model.path} is a file, and a model is a folder or a .gguf file. Set it to the folder that "
+            "the file is in, or to a Hugging Face id."
         )
     elif not folder.exists() and (not hub_id or ("/" in model.path and folder.parent.is_dir())):
         yield (

@@ -27,6 +27,7 @@ from collab.lm.attention import FLASH_WHERE_UNMASKED
 from collab.lm.device import resolve_attention
 from collab.lm.lora import add_adapter, make_lean
 from collab.lm.smollm2 import cached_folder, smollm2_folder
+from collab.lm.template_arguments import bind_arguments
 from collab.util.errors import BadInput, first_line
 from collab.util.hub import look_for
 from collab.util.paths import is_model_folder
@@ -35,7 +36,9 @@ UNREADABLE = (OSError, ValueError, KeyError)  # what transformers raises if it c
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`; an adapter folder without one uses that of its base.
+    """The tokenizer at `path`, whose chat template has `chat_template_kwargs` in it.
+
+    An adapter folder without a tokenizer uses that of its base.
 
     Raises:
         BadInput: There is no tokenizer, or it has no chat template.
@@ -54,6 +57,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             f"model.path={config.path!r}: the tokenizer {type(tokenizer).__name__} of {source} has no chat template "
             "to render conversations with. Use an instruct model, or add chat_template.jinja to the folder."
         )
+    bind_arguments(tokenizer, config.chat_template_kwargs)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
