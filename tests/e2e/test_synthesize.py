@@ -95,7 +95,9 @@ def test_the_real_model_makes_data_that_it_can_learn_from(
         # Read back as text, the history has the very ids that the policy was conditioned on.
         assert group.candidates[0].reply.prompt_ids == usual.prompt_ids
         assert len(turn.candidates[-1].reply.prompt_ids) > len(usual.prompt_ids)  # sampled under the proactive prompt
-    batches = list(build.data(training, "train", stored).train_dataloader())
-    assert len(batches) == training.trainer.max_steps and all(
-        len(batch.groups) == training.trainer.goals_per_step for batch in batches
-    )
+    for algorithm, contexts in (("dpo", 1), ("sft", len(stored))):  # contexts or conversations are counted
+        training = load_config("train", small(runner, f"algorithm={algorithm}", f"algorithm.data={tmp_path / 'data'}"))
+        batches = list(build.data(training, "train", stored).train_dataloader())
+        assert len(batches) == training.trainer.max_steps and all(
+            len(batch.groups) == training.trainer.goals_per_step * contexts for batch in batches
+        )

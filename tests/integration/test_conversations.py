@@ -21,7 +21,7 @@ from collab.conversation import Message
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import GoalSplits
-from collab.datamodules.offline import tokenise
+from collab.datamodules.offline import by_conversation, tokenise
 from collab.lm.chat_format import ChatFormat
 from collab.modules.dpo import DPO
 from collab.util.errors import BadInput
@@ -365,7 +365,19 @@ def test_what_does_not_fit_the_model_is_left_out_and_counted(chat_format, tmp_pa
 
 
 def offline(groups, goals_per_step=2, max_steps=3):
-    return GoalDataModule(GoalSplits([], [], []), goals_per_step, max_steps, 5, groups)
+    return GoalDataModule(GoalSplits([], [], []), goals_per_step, max_steps, 5, [(group,) for group in groups])
+
+
+def test_a_step_has_whole_conversations(chat_format, tmp_path):
+    rows = [conversation(conv_id=f"c{number}") for number in range(3)]
+    groups = tokenise(load_groups(write(tmp_path / "c.jsonl", rows), ""), chat_format, None)
+    conversations = by_conversation(groups[::-1])
+    assert [[g.context.goal.id for g in one] for one in conversations] == [["c2"] * 2, ["c1"] * 2, ["c0"] * 2]
+    data = GoalDataModule(GoalSplits([], [], []), 2, 3, 5, conversations)
+    batches = [[(g.context.goal.id, g.context.turn) for g in batch.groups] for batch in data.train_dataloader()]
+    assert [len(batch) for batch in batches] == [4] * 3
+    assert all(len({goal for goal, _ in batch}) == 2 for batch in batches)
+    assert set(Counter(each for batch in batches for each in batch).values()) == {2}
 
 
 def test_steps_are_passes_over_the_groups_in_an_order_of_the_seed(chat_format, tmp_path):

@@ -41,6 +41,18 @@ def group(prompt_length: int, lengths: Sequence[int], seed: int = 0) -> list[Rep
 GROUPS = [group(9, [5, 1, 3]), group(4, [2, 7]), group(6, [1, 1])]
 
 
+def turns(seed: int = 0) -> list[Reply]:
+    """The replies of a conversation of three turns: each history is that of the turn before, its reply and more."""
+    history: tuple[int, ...] = ()
+    found = []
+    for number, length in enumerate((3, 1, 4)):
+        (drawn,) = group(5 + number, [length], seed)
+        history += drawn.prompt_ids
+        found.append(dataclasses.replace(drawn, prompt_ids=history))
+        history += drawn.token_ids
+    return found
+
+
 def separate(lm: Any, groups: Sequence[Sequence[Reply]], temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies, each reply behind its prompt in a forward pass of its own, without mask or positions."""
     logprobs, entropies = [], []
@@ -71,7 +83,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("groups", [GROUPS, GROUPS[:1], [group(5, [1])]])
+@pytest.mark.parametrize("groups", [GROUPS, GROUPS[:1], [group(5, [1])], [turns(), *GROUPS, turns(1)]])
 def test_logprobs_and_entropies_are_those_of_separate_sequences(groups: list[list[Reply]], temperature: float) -> None:
     lm = llama()
     output = Policy(lm, with_reference=False)(pack(groups, temperature))
@@ -159,9 +171,23 @@ def test_a_packed_row_by_hand() -> None:
     ]
 
 
+def test_the_turns_of_a_conversation_are_read_once() -> None:
+    replies = turns()
+    batch = pack([replies[::-1]], 1.0)  # in any order
+    last = replies[-1]
+    assert batch.input_ids[0].tolist() == [*last.prompt_ids, *last.token_ids[:-1]]
+    assert batch.position_ids[0].tolist() == list(range(batch.input_ids.shape[1]))
+    assert packed_length(replies) == batch.input_ids.shape[1] == 5 + 3 + 6 + 1 + 7 + 4 - 1
+    assert batch.targets.tolist() == [token for reply in replies[::-1] for token in reply.token_ids]
+    assert batch.sequence.tolist() == [0] * 4 + [1] + [2] * 3
+
+
 def test_replies_of_other_prompts_do_not_go_into_one_group() -> None:
     with pytest.raises(AssertionError, match="share their history"):
         pack([[GROUPS[0][0], GROUPS[1][0]]], 1.0)
+    first, second, _ = turns()
+    with pytest.raises(AssertionError, match="as it stands in the history"):
+        pack([[dataclasses.replace(first, token_ids=(1, 2, 3)), second]], 1.0)
 
 
 def test_micro_batches_by_hand() -> None:

@@ -51,6 +51,24 @@ def test_sft_is_the_negative_log_likelihood_of_all_tokens() -> None:
     assert loss(SFT, SFTConfig(), examples, [-0.5, -1.0, -2.0]) == pytest.approx(3.5)
 
 
+def test_sft_learns_the_turns_of_a_conversation_together() -> None:
+    def context(ids: tuple[int, ...], said: tuple[int, ...], mr: float = 1.0) -> Group:
+        spoken = Reply("", said, (), "stop", ids)
+        return Group(Conversation(Goal("g", "p", "r")), (Candidate(spoken, mr=mr),))
+
+    first, third = context((1, 2), (3,)), context((1, 2, 3, 4, 5, 6), (7,))
+    second = context((1, 2, 3, 4), (5,), mr=-1.0)
+    other = context((1, 2, 9, 4), (5,))  # the same beginning, another reply
+    found = module(SFT, SFTConfig()).examples([third, other, first, second])
+    assert [[r.token_ids for r in example.replies] for example in found] == [[(3,), (5,), (7,)], [(5,)]]
+    assert [example.contexts for example in found] == [3, 1]
+    sft = module(SFT, SFTConfig(minimum_metric="mr", minimum_value=0.0))
+    found = sft.examples([third, first, second])  # what the second says is read, but not learned
+    assert [[r.token_ids for r in example.replies] for example in found] == [[(3,), (7,)]]
+    assert sft.left_out([third, first, second]) == {"filtered_groups": 1}
+    assert sft.units(found[0]) == 2
+
+
 def test_dpo_compares_sums_over_the_tokens_of_each_reply() -> None:
     examples = [Example((reply(0, 0), reply(0))), Example((reply(0), reply(0, 0)))]
     # Better by 0.7 against -0.2 of the reference, so 0.9; worse by 0.5 against 1.1, so -1.6.
