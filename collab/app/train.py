@@ -93,7 +93,8 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     folder = Path(config.output_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)  # training does not depend on what was played before
     tokenizer = load_tokenizer(config.model)
-    data = build.data(config, run.entry, build.stored_groups(config))
+    stored = build.stored_groups(config)
+    data = build.data(config, run.entry, stored)
     journal = build.journal(config)
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, config.model, journal)
@@ -113,8 +114,8 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     ]
     trainer = build.trainer(config, loggers, callbacks)
     module = build.module(config, config.model, tokenizer)
-    if data.groups is not None:
-        progress.say(f"{config.algorithm.data}: {module.check_data(data.groups)}")
+    if stored is not None:
+        progress.say(f"{config.algorithm.data}: {module.check_data(stored)}")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
     finally:
