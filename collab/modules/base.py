@@ -7,6 +7,10 @@ The groups of a rollout are split into `num_minibatches` minibatches, and `epoch
 minibatches. The loss of a step is the sum over the units (pairs, tokens or sequences) of all its micro-batches, divided
 by the number of units in the whole step, on all processes. The gradients of micro-batches and of processes are
 therefore summed.
+
+With `target_kl`, an optimizer step that moves the policy too far is shortened, as by the line search of TRPO (Schulman
+et al. 2015): the weights go a part of the way. The learning rate is then a maximum, and each model gets the one that it
+bears. Spinning Up and TRL end the passes over a rollout instead, after the step that was too large.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -31,7 +35,7 @@ from collab.lm.inner import inner_of
 from collab.modules.losses import kl_estimates
 from collab.modules.packing import PackedBatch, idle_batch, micro_batches, pack, packed_length
 from collab.modules.policy import Policy, PolicyOutput
-from collab.modules.sharding import Sharding, shard
+from collab.modules.sharding import Sharding, is_spread, shard
 from collab.util.errors import BadInput
 
 
@@ -48,6 +52,20 @@ class Example:
     replies: tuple[Reply, ...]
     weights: tuple[float, ...] = ()
     contexts: int = 1
+
+
+class Step(NamedTuple):
+    """An optimizer step.
+
+    Attributes:
+        norm: Norm of the gradient before clipping.
+        kl: How far the step would have moved the policy, in nats per token; nan without `target_kl`.
+        scale: The part of it that was made.
+    """
+
+    norm: float
+    kl: float = math.nan
+    scale: float = 1.0
 
 
 def mr_of(candidate: Candidate) -> float:
@@ -171,7 +189,7 @@ class PolicyModule(L.LightningModule):
             # gradients once per step instead. Lightning sets this flag again after every step.
             self.trainer.model.require_backward_grad_sync = False
         sums = dict.fromkeys(("loss", "kl", "kl_tokens", "entropy", "tokens", "gap", "gap_tokens"), 0.0)
-        norms: list[float] = []
+        steps: list[Step] = []
         optimizer: Any = self.optimizers()
         rate = optimizer.param_groups[0]["lr"]
         # A minibatch is a run of neighbouring groups, so the number of ranks does not change which groups are in it.
@@ -182,14 +200,11 @@ class PolicyModule(L.LightningModule):
         remaining = iter(examples)
         minibatches = [list(itertools.islice(remaining, len(share))) for share in shares]
         self.policy.train()
-        first = True
         for minibatch in minibatches * self.config.epochs:
             total = over_ranks(self.trainer, [sum(map(self.units, minibatch))])[0]
             if total:
-                norms.append(self._update(minibatch, total, first, sums))
-                first = False
+                steps.append(self._update(minibatch, total, not steps, sums))
             else:
-                norms.append(0.0)
                 optimizer.zero_grad()
                 # Without gradients this changes nothing. torch warns if the schedule steps before the optimizer.
                 optimizer.optimizer.step()
@@ -200,19 +215,21 @@ class PolicyModule(L.LightningModule):
         taught = sum(example.contexts for example in examples)
         ours = [*sums.values(), taught, len(batch.groups), *left_out.values()]
         loss, kl, kl_tokens, entropy, tokens, gap, gap_tokens, taught, groups, *counts = over_ranks(self.trainer, ours)
+        updates = count * self.config.epochs
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self._log(
-            loss=loss / len(norms),
+            loss=loss / updates,
             kl=kl / kl_tokens if kl_tokens else math.nan,
             entropy=entropy / tokens if tokens else math.nan,
             logprob_gap=gap / gap_tokens if gap_tokens else math.nan,
-            grad_norm=sum(norms) / len(norms),
+            grad_norm=sum(step.norm for step in steps) / updates,
             lr=rate,  # of the first update
             groups_without_spread=1 - taught / groups if groups else math.nan,
+            **(_bounds(steps) if self.config.target_kl else {}),
             **dict(zip(left_out, counts, strict=True)),
         )
 
-    def _update(self, examples: Sequence[Example], total: float, first: bool, sums: dict[str, float]) -> float:
+    def _update(self, examples: Sequence[Example], total: float, first: bool, sums: dict[str, float]) -> Step:
         """One optimizer step on the mean over the `total` units of all ranks.
 
         Args:
@@ -221,19 +238,18 @@ class PolicyModule(L.LightningModule):
             first: This is the rollout's first update, made with the weights that sampled it.
             sums: For the log, this rank's sums are added here: its share of the loss; the KL, the entropy and (first
                 update only) the distance from the sampler's log-probs to ours, each with its number of tokens.
-
-        Returns:
-            The norm of the gradient before clipping.
         """
         assert self.policy is not None
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        probe: tuple[PackedBatch, torch.Tensor] | None = None
         for number, (indices, packed) in enumerate(self.passes(examples)):
             ref_logprobs = None
             if self.loss_needs_reference or (first and number == 0):
                 with torch.no_grad():
                     ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
+            if number == 0 and self.config.target_kl:
+                probe = self._probe([examples[index] for index in indices[:1]], output.logprobs.detach())
             if not indices:
                 # A backward pass without effect, to keep step with the other processes.
                 learning = [part for part in output if part is not None and part.requires_grad]
@@ -251,14 +267,54 @@ class PolicyModule(L.LightningModule):
             if first and len(packed.sampled_logprobs):  # stored conversations have none
                 sums["gap"] += (logprobs - packed.sampled_logprobs).abs().sum().item()
                 sums["gap_tokens"] += count
+        return self._step(probe)
+
+    def _step(self, probe: tuple[PackedBatch, torch.Tensor] | None) -> Step:
+        """Sum the gradients over ranks and make the step; with `target_kl`, measure it and shorten it."""
+        optimizer: Any = self.optimizers()
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if isinstance(self.trainer.model, DistributedDataParallel):
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 torch.distributed.all_reduce(parameter.grad)
-        norm = clip_grad_norm_(trained, self.config.max_grad_norm or math.inf)
+        total = clip_grad_norm_(trained, self.config.max_grad_norm or math.inf)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if not self.config.target_kl:
+            optimizer.step()
+            return Step(norm)
+        before = [parameter.detach().clone() for parameter in trained]
         optimizer.step()
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        kl = self._moved(probe)
+        scale = min(1.0, math.sqrt(self.config.target_kl / kl)) if kl else 1.0  # a KL grows with the square of a step
+        if scale < 1:
+            with torch.no_grad():
+                for parameter, old in zip(trained, before, strict=True):
+                    parameter.lerp_(old, 1 - scale)
+        return Step(norm, kl, scale)
+
+    def _probe(self, examples: Sequence[Example], logprobs: torch.Tensor) -> tuple[PackedBatch, torch.Tensor]:
+        """What a step is measured on: at most one example, packed, and its log-probs, the first of `logprobs`."""
+        if not examples:
+            return idle_batch().to(self.device), logprobs[:0]
+        packed = pack([example.replies for example in examples], self.temperature)
+        return packed.to(self.device), logprobs[: len(packed.targets)]
+
+    def _moved(self, probe: tuple[PackedBatch, torch.Tensor] | None) -> float:
+        """KL of the policy from what it was when it gave the log-probs of `probe`, per token, over all ranks.
+
+        Half the mean square of a token's log-ratio: the estimate k2 of Schulman's note, which has no large outliers.
+        """
+        assert self.policy is not None
+        squares, count = 0.0, 0
+        if probe is not None:
+            packed, logprobs = probe
+            with torch.no_grad():
+                now = self.policy(packed).logprobs[: len(logprobs)]
+            squares, count = (now - logprobs).square().sum().item() / 2, len(logprobs)
+            if is_spread(self.policy):
+                self.policy.reshard()  # type: ignore[operator]  # the forward has left weights gathered
+        squares, count = over_ranks(self.trainer, [squares, float(count)])
+        return squares / count
 
     def passes(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], PackedBatch]]:
         """Micro-batches: indices into `examples`, each once, and these examples packed.
@@ -285,6 +341,12 @@ class PolicyModule(L.LightningModule):
 
     def _log(self, **values: float) -> None:
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+
+
+def _bounds(steps: Sequence[Step]) -> dict[str, float]:
+    """For the log, means over the steps of a rollout."""
+    count = len(steps) or math.nan
+    return {"step_kl": sum(step.kl for step in steps) / count, "step_scale": sum(step.scale for step in steps) / count}
 
 
 def over_ranks(trainer: L.Trainer, values: Sequence[float], operation: str = "sum") -> list[float]:

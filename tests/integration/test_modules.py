@@ -495,6 +495,51 @@ def test_ppo_learns_from_single_candidates_and_from_none_at_all() -> None:
     assert len(scored.gradients) == 4 and scored.logged[0]["groups_without_spread"] == pytest.approx(1 / 3)
 
 
+# --- steps that go too far -------------------------------------------------------------------------------------------
+
+
+def after_one_step(one: Group, **fields: Any) -> tuple[dict[str, torch.Tensor], dict[str, float], PolicyModule]:
+    module = make("grpo", **fields)
+    _, scored = fit(module, [one])
+    return weights(module), scored.logged[0], module
+
+
+def moved_by(module: PolicyModule, one: Group) -> float:
+    """Half the mean square by which the log-probs of a group differ from those it was sampled with."""
+    replies = [candidate.reply for candidate in one.candidates]
+    sampled = torch.tensor([logprob for reply in replies for logprob in reply.logprobs])
+    now = torch.cat([logprobs(module, reply) for reply in replies])
+    return float((now - sampled).square().mean() / 2)
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_step_that_moves_the_policy_too_far_goes_a_part_of_its_way(adapter: bool) -> None:
+    one, start = group(1, REWARDS[0]), make("grpo", adapter=adapter)
+    start.configure_model()
+    before = weights(start)
+    whole, free, module = after_one_step(one, adapter=adapter, lr=1e-3)
+    far = moved_by(module, one)
+    target = far / 25
+    part, logged, bound = after_one_step(one, adapter=adapter, lr=1e-3, target_kl=target)
+    assert "step_kl" not in free
+    assert logged["step_kl"] == pytest.approx(far, rel=1e-3) and logged["step_scale"] == pytest.approx(0.2, rel=1e-3)
+    for name, weight in part.items():
+        torch.testing.assert_close(weight - before[name], 0.2 * (whole[name] - before[name]), atol=1e-6, rtol=1e-3)
+    assert moved_by(bound, one) < 2 * target  # so long a step is not quite quadratic
+
+
+def test_a_step_that_does_not_go_too_far_is_left_alone() -> None:
+    one = group(1, REWARDS[0])
+    whole, _, module = after_one_step(one, lr=1e-3)
+    bound, logged, _ = after_one_step(one, lr=1e-3, target_kl=1.1 * moved_by(module, one))
+    assert logged["step_scale"] == 1 and all(torch.equal(weight, whole[name]) for name, weight in bound.items())
+
+
+def test_a_rollout_without_steps_has_no_length_of_a_step() -> None:
+    _, scored = fit(make("grpo", target_kl=0.1), [group(1, FLAT)])
+    assert math.isnan(scored.logged[0]["step_kl"]) and math.isnan(scored.logged[0]["step_scale"])
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
@@ -526,7 +571,13 @@ def test_a_run_that_is_taken_up_ends_as_if_it_had_not_stopped(tmp_path: Path, ki
     def per_step(step: int) -> list[Group]:
         return [group(10 + step, REWARDS[step % 3])]
 
-    fields: dict[str, Any] = {"adapter": adapter, "schedule": "cosine", "warmup_steps": 1, "epochs": 1}
+    fields: dict[str, Any] = {
+        "adapter": adapter,
+        "schedule": "cosine",
+        "warmup_steps": 1,
+        "epochs": 1,
+        "target_kl": 1e-4,
+    }
     whole = make(kind, **fields)
     fit(whole, per_step, 4, [BatchCheckpoint(tmp_path, every_n_steps=2)])
     again = make(kind, **fields)
