@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all fast soak test-vllm lint types bench gpu-check cheats table ablation mutants clean
+.PHONY: help install quickstart test test-all fast soak test-vllm lint types bench gpu-check cheats table ablation showcase mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ cheats: $(STAMP) ## install, play scripted tricks and an honest script against t
 
 table: $(STAMP) ## install, run every algorithm on doc_edit from synthesis to evaluation, write docs/results/table.md; goes on where it was stopped
 	$(BIN)/python benchmarks/table.py --write $(ARGS)
+
+showcase: $(STAMP) ## install, train MODEL (a preset of conf/model or a folder) on doc_edit from three seeds, write docs/results/showcase.md: half an hour a seed on two cores for 0.5B
+	$(BIN)/python benchmarks/showcase.py $(MODEL) --write $(ARGS)
 
 ablation: $(STAMP) ## install, train with several windows and parts of the reward, write docs/results/ablation.md; goes on where it was stopped
 	$(BIN)/python benchmarks/ablation.py --write $(ARGS)

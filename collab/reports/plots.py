@@ -39,7 +39,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
     Returns:
         `output`, or None if there is nothing to draw: no such file, or no number in any of these columns.
     """
-    curves = _read_curves(metrics_csv)
+    curves = read_curves(metrics_csv)
     shown = [quantity for quantity in _QUANTITIES if any((split, quantity) in curves for split in _LINES)]
     if not shown:
         return None
@@ -76,7 +76,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
     return output
 
 
-def _read_curves(path: Path) -> dict[tuple[str, str], dict[int, float]]:
+def read_curves(path: Path) -> dict[tuple[str, str], dict[int, float]]:
     """(split, quantity) -> step -> value."""
     curves: dict[tuple[str, str], dict[int, float]] = {}
     if not path.is_file():

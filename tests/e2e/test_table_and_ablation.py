@@ -1,4 +1,4 @@
-"""`benchmarks/table.py` and `benchmarks/ablation.py` on a tiny model: their commands, in this process, and pages."""
+"""`benchmarks/table.py`, `ablation.py` and `showcase.py`, their commands and pages, on a tiny model in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from composing import load_config
 
-from benchmarks import ablation, table
+from benchmarks import ablation, showcase, table
 from benchmarks.steps import Step
 from collab.app.evaluate import evaluate
 from collab.app.synthesize import claim_folder, synthesize
@@ -222,3 +222,65 @@ def test_a_dry_run_lists_commands_that_compose(script: Any, tmp_path: Path, caps
     assert not (tmp_path / "out").exists() and said.count("to be run") == len(said.splitlines()) / 2
     commands = [line for line in said.splitlines() if line.startswith("python")]
     assert all(command.count("task.max_new_tokens=60") == 1 for command in commands)
+
+
+def test_the_showcase_goes_through_both_stages_for_each_seed(
+    runner: Runner, letters_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def run_all(steps: Sequence[Step], folder: Path, jobs: int) -> dict[str, Mapping[str, Any]]:
+        for step in steps:
+            any_reply = "algorithm.minimum_metric=null" if step.name.startswith("sft") else ""
+            play(*config_of([*step.command, *filter(None, [any_reply])]))
+        return recorded(steps)
+
+    monkeypatch.setattr(showcase, "run_steps", run_all)
+    overrides = [*SMALL, *runner.files, "task.num_test=2"]
+    assert showcase.main(["--output", str(tmp_path / "out"), "--seeds", "2", str(letters_model), *overrides]) == 0
+    results = json.loads((tmp_path / "out/showcase.json").read_text())
+    assert list(results) == ["2"] and list(results["2"]) == ["base", "proactive", "trained"]
+    assert results["2"]["trained"]["reward"].keys() >= {"mean", "ci95"}
+    start = json.loads((tmp_path / "out/grpo-2/results.json").read_text())["config"]["model"]["path"]
+    assert start.endswith("out/sft-2/policy")
+    page = (tmp_path / "out/showcase.md").read_text()
+    assert page.count("| base, R\\* ") == 2 and "Training took 4 min 0 s" in page  # both test goals are shown
+    assert showcase.verdicts({"2": showcase.gather(tmp_path / "out", [2])["2"]}) in page
+    assert (tmp_path / "out/showcase.png").read_bytes().startswith(b"\x89PNG")
+    assert "met" in capsys.readouterr().out or "missed" in page
+
+
+def test_what_the_showcase_wanted_is_judged_by_the_numbers_of_each_seed() -> None:
+    def found(reward: float, interactivity: float, pertinent: float, coverage: float, tokens: float) -> dict[str, Any]:
+        def entry(mean: float) -> dict[str, Any]:
+            return {"mean": mean, "ci95": [mean - 0.1, mean + 0.1], "n": 4}
+
+        base = {"interactivity": 0.1, "pertinent": 0.5, "coverage": 0.1, "assistant_tokens": 100.0}
+        trained = {
+            "interactivity": interactivity, "pertinent": pertinent, "coverage": coverage, "assistant_tokens": tokens
+        }  # fmt: skip
+        policies = {"base": base, "proactive": {**base, "coverage": 0.2}, "trained": trained}
+        return {
+            "policies": {
+                name: {metric: entry(mean) for metric, mean in metrics.items()} for name, metrics in policies.items()
+            },
+            "difference": {"trained": {"reward": entry(reward)}},
+        }
+
+    good, bad = found(0.2, 0.51, 0.8, 0.31, 70.0), found(0.05, 0.49, 0.79, 0.29, 71.0)
+    lines = showcase.verdicts({"1": good, "2": good}).splitlines()[2:]
+    assert len(lines) == 5 and all(line.endswith("| met |") for line in lines)
+    lines = showcase.verdicts({"1": good, "2": bad}).splitlines()[2:]
+    assert all(line.endswith("| **missed** (1 of 2 seeds) |") for line in lines)
+
+
+def test_a_conversation_cannot_break_the_page(tmp_path: Path) -> None:
+    said = [{"role": "system", "content": "Ask."}, {"role": "user", "content": "a | b\n<script>"}]
+    rows = [{"policy": name, "goal": "g", "messages": said, "reward": 1.0} for name in ("base", "proactive", "trained")]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = showcase.conversations(tmp_path / "t.jsonl")
+    assert "| **User:** a \\| b<br>&lt;script> | **User:** a \\| b<br>&lt;script> |" in told and "Ask." not in told
+
+
+@pytest.mark.parametrize("words", [[], ["trainer.max_steps=3"], ["some/model", "--seeds", "1;2"]])
+def test_the_showcase_wants_a_model_and_seeds(words: list[str], capsys: Any) -> None:
+    assert showcase.main(words) == 1
+    assert capsys.readouterr().err.startswith("error: ")
