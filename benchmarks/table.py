@@ -79,7 +79,7 @@ def steps(folder: Path, seed: int, overrides: Sequence[str] = ()) -> list[Step]:
     experiment = ("experiment=doc_edit", *SETTING, f"seed={seed}", "callbacks=quiet", "logger.wandb=disabled")
     # train.py plays test goals itself; here that is left to the one evaluation.
     training = ("train.py", *experiment, "task.num_test=1", "evaluation.num_conversations=1")
-    offline = ("trainer.goals_per_step=8", "trainer.max_steps=46", "trainer.val_every=23")  # about two epochs
+    offline = ("trainer.max_steps=46", "trainer.val_every=23")  # about two epochs
 
     def step(name: str, command: Sequence[str], *tied: str, needs: tuple[str, ...] = (), resumes: bool = False) -> Step:
         return Step(name, merged((*command, *overrides, *tied, f"output_dir={folder / name}")), needs, resumes)
@@ -92,9 +92,19 @@ def steps(folder: Path, seed: int, overrides: Sequence[str] = ()) -> list[Step]:
     return [
         step("synthesis", ("-m", "collab", "synthesize", *experiment, "synthesis.num_goals=48"), resumes=True),
         step("grpo", (*training, *GRPO)),
-        step("sft", (*training, "algorithm=sft_small", *offline), data, needs=("synthesis",)),
+        step(
+            "sft",
+            (*training, "algorithm=sft_small", *offline, "trainer.goals_per_step=2"),  # whole conversations
+            data,
+            needs=("synthesis",),
+        ),
         step("ppo", (*training, "algorithm=ppo_small"), f"model.path={policy('sft')}", needs=("sft",)),
-        step("dpo", (*training, "algorithm=dpo_small", *offline), data, needs=("synthesis",)),
+        step(
+            "dpo",
+            (*training, "algorithm=dpo_small", *offline, "trainer.goals_per_step=8"),  # contexts
+            data,
+            needs=("synthesis",),
+        ),
         step("online_dpo", (*training, "algorithm=online_dpo_small"), f"model.path={policy('dpo')}", needs=("dpo",)),
         step(
             "evaluation",
