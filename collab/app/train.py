@@ -86,7 +86,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.callbacks.rollout import RolloutCallback
     from collab.callbacks.spend import SpendCallback
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
-    from collab.callbacks.watch import GamingWatch
+    from collab.callbacks.watch import CollapseWatch, GamingWatch
     from collab.lm.loading import load_tokenizer
 
     started = time.monotonic()
@@ -102,14 +102,16 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     latest = where_to_go_on(folder, run, progress)
     loggers = build.loggers(config, run.id, 0 if latest is None else step_of(latest))
     shown = ("mr", "reward", *config.task.metrics, "distinct_questions", "loss")
+    watch = CollapseWatch(progress.note) if data.groups is None else None
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
         RolloutProgress(progress, conversations_per_step(config, simulation), len(data.splits.val), shown),
         RolloutCallback(simulation, config.task.system_prompt),
+        *([watch] if watch is not None else []),
         *([GamingWatch(progress.note)] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
         TranscriptCallback(TranscriptWriter(folder, rank())),
-        ExportBest(folder, merge=config.export.merge),
+        ExportBest(folder, config.export.merge, watch),
         BatchCheckpoint(folder / CHECKPOINTS, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),
     ]
     trainer = build.trainer(config, loggers, callbacks)

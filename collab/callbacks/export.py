@@ -1,4 +1,4 @@
-"""Exports the best validated policy and the last one as model folders."""
+"""Exports the best policy and the last one as model folders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from peft import PeftModel
 
+from collab.callbacks.watch import CollapseWatch
 from collab.modules.export import export_policy
 from collab.modules.sharding import is_spread, whole_state
 
@@ -16,23 +17,32 @@ from collab.modules.sharding import is_spread, whole_state
 class ExportBest(L.Callback):
     """Exports to `<folder>/policy` whenever `val/reward` is the best so far, and to `<folder>/policy_last` at the end.
 
-    Without any validation `policy` is the last one too. Rank 0 writes; `val/reward` must be the same on all ranks.
+    Without any validation `policy` is the last one too, unless it has collapsed: then it is the last policy whose
+    rollout showed no sign of it. Rank 0 writes; `val/reward` must be the same on all ranks.
 
     Args:
         folder: Of the run.
         merge: Write adapters merged into the base weights.
+        watch: Knows whether the policy has collapsed; None if nothing is rolled out.
 
     Attributes:
         best_reward: The best `val/reward` so far, None before the first; checkpoints keep it.
         best_step: Training batches before that validation; checkpoints keep it.
     """
 
-    def __init__(self, folder: Path | str, merge: bool = False) -> None:
+    def __init__(self, folder: Path | str, merge: bool = False, watch: CollapseWatch | None = None) -> None:
         self.folder = Path(folder)
-        self.merge = merge
+        self.merge, self.watch = merge, watch
         self.best_reward: float | None = None
         self.best_step: int | None = None
         self._step = 0  # batches done
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # The rollout has shown what this policy is worth, and the update that comes now may spoil it.
+        if self.watch is not None and not self.watch.signs and not trainer.enable_validation:
+            self._export(trainer, pl_module, "policy")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +60,7 @@ class ExportBest(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._export(trainer, pl_module, "policy_last")
-        if self.best_reward is None:
+        if self.best_reward is None and not (self.watch is not None and self.watch.signs):
             self._export(trainer, pl_module, "policy")
 
     def state_dict(self) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def group_values(groups: Sequence[Group], weights: dict[str, float]) -> Values:
         "turns": [float(len(future.turns)) for future in futures],
         "context_turn": [float(group.context.turn) for group in groups],
         "reply_tokens": [float(candidate.reply.num_tokens) for candidate in candidates],
+        # an estimate of the entropy: the mean of -log p over what was drawn
+        "sampled_entropy": [-logprob for candidate in candidates for logprob in candidate.reply.logprobs],
         "cut_replies": [float(turn.reply.finish_reason == "length") for future in futures for turn in future.turns],
         "distinct_questions": distinct_questions(futures),
     }

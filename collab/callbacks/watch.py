@@ -1,9 +1,9 @@
-"""Warn of a policy that games its simulator: R* rises while other signs of quality fall."""
+"""Warn of a policy that collapses, and of one that games its simulator: R* rises while other signs of quality fall."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -16,6 +16,88 @@ _SIGNS = {  # metric -> (1 if more is better, else -1; change that counts; what 
     "copied": (-1, 0.15, "it pastes the user's messages"),
     "repetition": (-1, 0.1, "it says things twice"),
 }
+
+
+_FACTOR = 3.0  # a policy has collapsed if a measure of its rollout is so many times that of the first rollout, or less
+_MEASURES = ("mr", "mr_spread", "interactivity", "sampled_entropy", "reply_tokens", "cut_replies")
+
+
+def signs_of_collapse(first: Mapping[str, float], now: Mapping[str, float]) -> dict[str, str]:
+    """What is far worse in a rollout than in the first one: measure -> words with both figures.
+
+    Args:
+        first: Measures of the first rollout, by the policy that the run started from; nan or absent if unknown.
+        now: Of the rollout to judge.
+    """
+
+    def both(name: str) -> tuple[float, float]:
+        return first.get(name, math.nan), now.get(name, math.nan)
+
+    found = {}
+    start, mr = both("mr")
+    spread, still = both("mr_spread")
+    if mr < start - 2 * spread:
+        found["mr"] = f"MR {start:.2f} -> {mr:.2f}"
+    if spread > 0 and still == 0:
+        found["mr_spread"] = "all candidates of each group have the same MR"
+    start, asks = both("interactivity")
+    if start > 0.1 and asks < start / _FACTOR:
+        found["interactivity"] = f"interactivity {start:.2f} -> {asks:.2f}"
+    start, entropy = both("sampled_entropy")
+    if not start / _FACTOR <= entropy <= start * _FACTOR and math.isfinite(start):
+        found["sampled_entropy"] = f"entropy {start:.2f} -> {entropy:.2f}"
+    start, length = both("reply_tokens")
+    if length < start / _FACTOR:
+        found["reply_tokens"] = f"tokens of a reply {start:.0f} -> {length:.0f}"
+    start, cut = both("cut_replies")
+    if start < 0.5 and cut > 0.9:
+        found["cut_replies"] = f"replies cut at task.max_new_tokens {start:.0%} -> {cut:.0%}"
+    return found
+
+
+class CollapseWatch(L.Callback):
+    """Compares each rollout with the first one; warns once, when two in a row show a collapse.
+
+    It comes after the rollout, whose metrics it reads, and logs `train/collapse`, the number of signs. All ranks have
+    it and find the same.
+
+    Args:
+        warn: Shows a line.
+
+    Attributes:
+        signs: Of the latest rollout, as by `signs_of_collapse`.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.warn = warn
+        self.signs: dict[str, str] = {}
+        self._first: dict[str, float] = {}
+        self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self._first, "signs": self.signs, "warned": self._warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first, self.signs = dict(state_dict["first"]), dict(state_dict["signs"])
+        self._warned = state_dict["warned"]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        metrics = trainer.callback_metrics
+        now = {name: float(metrics[f"train/{name}"]) for name in _MEASURES if f"train/{name}" in metrics}
+        if not now:
+            return  # stored conversations
+        self._first = self._first or now
+        before, self.signs = self.signs, signs_of_collapse(self._first, now)
+        pl_module.log("train/collapse", float(len(self.signs)), batch_size=1, sync_dist=trainer.world_size > 1)
+        if before and self.signs and not self._warned:
+            self._warned = True
+            self.warn(
+                f"the policy has collapsed: {', '.join(self.signs.values())}, from the first rollout to this one. Its "
+                "steps were too large: set a lower algorithm.lr, or algorithm.target_kl=0.1 or less. An earlier policy "
+                "is kept."
+            )
 
 
 class GamingWatch(L.Callback):

@@ -39,6 +39,10 @@ from collab.modules.sharding import Sharding, is_spread, shard
 from collab.util.errors import BadInput
 
 
+_FAR = 10  # a step that is longer than so many times `target_kl` is measured again when it was shortened,
+_SHORTENINGS = 6  # and shortened so many times
+
+
 @dataclass(frozen=True)
 class Example:
     """Replies to one context that are trained on together; in SFT, replies of one conversation.
@@ -241,15 +245,14 @@ class PolicyModule(L.LightningModule):
         """
         assert self.policy is not None
         self.optimizers().zero_grad()  # type: ignore[union-attr]
-        probe: tuple[PackedBatch, torch.Tensor] | None = None
+        sizes = [sum(len(reply.token_ids) for reply in example.replies) for example in examples]
+        probe, before = self._probe(sizes), dict[int, torch.Tensor]()
         for number, (indices, packed) in enumerate(self.passes(examples)):
             ref_logprobs = None
             if self.loss_needs_reference or (first and number == 0):
                 with torch.no_grad():
                     ref_logprobs = self.policy(packed, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
-            if number == 0 and self.config.target_kl:
-                probe = self._probe([examples[index] for index in indices[:1]], output.logprobs.detach())
             if not indices:
                 # A backward pass without effect, to keep step with the other processes.
                 learning = [part for part in output if part is not None and part.requires_grad]
@@ -258,6 +261,8 @@ class PolicyModule(L.LightningModule):
             loss = self.loss([examples[index] for index in indices], packed, output, ref_logprobs) / total
             self.manual_backward(loss)
             count, logprobs = len(packed.targets), output.logprobs.detach()
+            parts = zip(indices, logprobs.split([sizes[index] for index in indices]), strict=True)
+            before |= {index: part for index, part in parts if index in probe}
             sums["loss"] += loss.item()
             sums["entropy"] += output.entropy.sum().item()
             sums["tokens"] += count
@@ -267,9 +272,9 @@ class PolicyModule(L.LightningModule):
             if first and len(packed.sampled_logprobs):  # stored conversations have none
                 sums["gap"] += (logprobs - packed.sampled_logprobs).abs().sum().item()
                 sums["gap_tokens"] += count
-        return self._step(probe)
+        return self._step([examples[index].replies for index in before], [*before.values()])
 
-    def _step(self, probe: tuple[PackedBatch, torch.Tensor] | None) -> Step:
+    def _step(self, probe: Sequence[Sequence[Reply]], logprobs: Sequence[torch.Tensor]) -> Step:
         """Sum the gradients over ranks and make the step; with `target_kl`, measure it and shorten it."""
         optimizer: Any = self.optimizers()
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -284,37 +289,48 @@ class PolicyModule(L.LightningModule):
             return Step(norm)
         before = [parameter.detach().clone() for parameter in trained]
         optimizer.step()
-        kl = self._moved(probe)
-        scale = min(1.0, math.sqrt(self.config.target_kl / kl)) if kl else 1.0  # a KL grows with the square of a step
-        if scale < 1:
+        target, scale = self.config.target_kl, 1.0
+        kl = moved = self._moved(probe, logprobs)
+        for _ in range(_SHORTENINGS):
+            if moved <= target:
+                break
+            part = math.sqrt(target / moved)  # the KL of a short step grows with its square
             with torch.no_grad():
                 for parameter, old in zip(trained, before, strict=True):
-                    parameter.lerp_(old, 1 - scale)
+                    parameter.lerp_(old, 1 - part)
+            scale *= part
+            if moved < _FAR * target:
+                break
+            moved = self._moved(probe, logprobs)
         return Step(norm, kl, scale)
 
-    def _probe(self, examples: Sequence[Example], logprobs: torch.Tensor) -> tuple[PackedBatch, torch.Tensor]:
-        """What a step is measured on: at most one example, packed, and its log-probs, the first of `logprobs`."""
-        if not examples:
-            return idle_batch().to(self.device), logprobs[:0]
-        packed = pack([example.replies for example in examples], self.temperature)
-        return packed.to(self.device), logprobs[: len(packed.targets)]
+    def _probe(self, sizes: Sequence[int]) -> set[int]:
+        """What a step is measured on: this rank's examples with as many tokens as the longest one of all ranks.
 
-    def _moved(self, probe: tuple[PackedBatch, torch.Tensor] | None) -> float:
-        """KL of the policy from what it was when it gave the log-probs of `probe`, per token, over all ranks.
+        It is one, as a rule. So measuring costs little, and the number of ranks does not change what is measured.
+        """
+        if not self.config.target_kl:
+            return set()
+        longest = over_ranks(self.trainer, [max(sizes, default=0)], "max")[0]
+        return {index for index, size in enumerate(sizes) if size == longest}
 
-        Half the mean square of a token's log-ratio: the estimate k2 of Schulman's note, which has no large outliers.
+    def _moved(self, groups: Sequence[Sequence[Reply]], logprobs: Sequence[torch.Tensor]) -> float:
+        """KL of the policy now from the one that gave these log-probs, per token, over all ranks.
+
+        Half the mean square of the log-ratios: k2 of Schulman's note, which single tokens spoil less than k3.
         """
         assert self.policy is not None
         squares, count = 0.0, 0
-        if probe is not None:
-            packed, logprobs = probe
+        if groups or self.sharding is not None:
+            packed = pack(groups, self.temperature) if groups else idle_batch()
             with torch.no_grad():
-                now = self.policy(packed).logprobs[: len(logprobs)]
-            squares, count = (now - logprobs).square().sum().item() / 2, len(logprobs)
+                now = self.policy(packed.to(self.device)).logprobs
+            if groups:
+                squares, count = (now - torch.cat([*logprobs])).square().sum().item() / 2, len(now)
             if is_spread(self.policy):
                 self.policy.reshard()  # type: ignore[operator]  # the forward has left weights gathered
-        squares, count = over_ranks(self.trainer, [squares, float(count)])
-        return squares / count
+        total, tokens = over_ranks(self.trainer, [squares, float(count)])
+        return total / tokens
 
     def passes(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], PackedBatch]]:
         """Micro-batches: indices into `examples`, each once, and these examples packed.

@@ -215,7 +215,7 @@ for strategy in sys.argv[2].split(","):
     for case in sys.argv[3:]:
         name, adapter = case.split("-")[0], case.endswith("lora")
         target, config, _ = ALGORITHMS[name]
-        config = dataclasses.replace(config, max_grad_norm=0.5)
+        config = dataclasses.replace(config, max_grad_norm=0.5, target_kl=1e-4)
         sharding, made = None, "auto" if processes == 1 else "ddp"
         if strategy == "fsdp":
             sharding = Sharding(lambda: empty(adapter))

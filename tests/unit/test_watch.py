@@ -1,4 +1,4 @@
-"""A policy that games its simulator is noticed: R* rises while what it stands for falls."""
+"""A policy that collapses is noticed, and one that games its simulator: R* rises while what it stands for falls."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from composing import load_config
 
-from collab.callbacks.watch import GamingWatch
+from collab.callbacks.watch import CollapseWatch, GamingWatch
 
 
 def watched(**curves: list[float]) -> tuple[list[str], GamingWatch]:
@@ -69,3 +69,134 @@ def test_a_resumed_run_goes_on_watching_and_does_not_repeat_itself():
 def test_ends_that_overlap_are_not_compared():
     steps = slice(0, 5)
     assert watched(mr=RISING[steps], copied=[0.0, 0.0, 0.9, 0.9, 0.9])[0] == []
+
+
+# --- collapse --------------------------------------------------------------------------------------------------------
+
+WELL = {
+    "mr": 1.4,
+    "mr_spread": 0.7,
+    "interactivity": 0.23,
+    "sampled_entropy": 1.2,
+    "reply_tokens": 27.0,
+    "cut_replies": 0.01,
+}
+
+
+class Logs:
+    """Stands for the module; keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.logged: list[float] = []
+
+    def log(self, name: str, value: float, **how: object) -> None:
+        assert name == "train/collapse"
+        self.logged.append(value)
+
+
+def rolled_out(watch: CollapseWatch, *rollouts: dict[str, float]) -> list[float]:
+    """What is logged while a run has rollouts with these measures."""
+    module = Logs()
+    for number, measures in enumerate(rollouts):
+        metrics = {f"train/{name}": torch.tensor(value) for name, value in measures.items()}
+        watch.on_train_batch_start(SimpleNamespace(callback_metrics=metrics, world_size=1), module, None, number)
+    return module.logged
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"mr": -0.1}, "MR 1.40 -> -0.10"),
+        ({"mr_spread": 0.0}, "all candidates of each group have the same MR"),
+        ({"interactivity": 0.07}, "interactivity 0.23 -> 0.07"),
+        ({"sampled_entropy": 3.7}, "entropy 1.20 -> 3.70"),
+        ({"sampled_entropy": 0.3}, "entropy 1.20 -> 0.30"),
+        ({"sampled_entropy": float("nan")}, "entropy 1.20 -> nan"),
+        ({"reply_tokens": 8.0}, "tokens of a reply 27 -> 8"),
+        ({"cut_replies": 0.95}, "replies cut at task.max_new_tokens 1% -> 95%"),
+    ],
+)
+def test_a_collapse_is_told_at_its_second_rollout_with_figures_and_a_way_out(bad, words):
+    said: list[str] = []
+    watch = CollapseWatch(said.append)
+    assert rolled_out(watch, WELL, WELL, {**WELL, **bad}) == [0, 0, 1] and said == []
+    assert rolled_out(watch, {**WELL, **bad}, {**WELL, **bad}) == [1, 1]
+    assert len(said) == 1 and words in said[0] and "algorithm.target_kl" in said[0] and "algorithm.lr" in said[0]
+
+
+@pytest.mark.parametrize(
+    "still_well",
+    [
+        {"mr": 0.1},
+        {"mr_spread": 0.01},
+        {"interactivity": 0.08},
+        {"sampled_entropy": 3.5},
+        {"sampled_entropy": 0.45},
+        {"reply_tokens": 10.0},
+        {"reply_tokens": 70.0},
+        {"cut_replies": 0.8},
+    ],
+)
+def test_what_changes_less_is_no_collapse(still_well):
+    watch = CollapseWatch(pytest.fail)
+    assert rolled_out(watch, WELL, {**WELL, **still_well}, {**WELL, **still_well}) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {"interactivity": 0.05, "mr_spread": 0.0, "cut_replies": 1.0},  # as bad as it can be from the beginning
+        {},  # a task without these measures
+    ],
+)
+def test_what_was_never_well_cannot_collapse(start):
+    end = {**start, "interactivity": 0.0} if start else {}
+    watch = CollapseWatch(pytest.fail)
+    assert rolled_out(watch, {"mr": 1.0, **start}, {"mr": 1.0, **end}, {"mr": 1.0, **end}) == [0, 0, 0]
+
+
+def test_one_bad_rollout_is_logged_and_not_told():
+    watch = CollapseWatch(pytest.fail)
+    assert rolled_out(watch, WELL, {**WELL, "mr": -1.0}, WELL, {**WELL, "mr": -1.0, "reply_tokens": 2.0}) == [
+        0,
+        1,
+        0,
+        2,
+    ]
+
+
+def test_stored_conversations_have_nothing_to_watch():
+    assert rolled_out(CollapseWatch(pytest.fail), {}, {}) == []
+
+
+def test_a_resumed_run_compares_with_the_first_rollout_of_the_whole_run():
+    said: list[str] = []
+    watch = CollapseWatch(said.append)
+    rolled_out(watch, WELL, {**WELL, "mr": -1.0})
+    later = CollapseWatch(said.append)
+    later.load_state_dict(watch.state_dict())
+    assert later.signs == watch.signs
+    assert rolled_out(later, {**WELL, "mr": -1.0}) == [1] and len(said) == 1
+    again = CollapseWatch(said.append)
+    again.load_state_dict(later.state_dict())
+    assert rolled_out(again, {**WELL, "mr": -1.0}) == [1] and len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [  # of runs that went well: SmolLM2-135M and Qwen2.5-Coder-0.5B on doc_edit
+        {
+            "mr": [1.41, 1.38, 0.49, 0.91, 1.07, 1.56, 1.11, 1.14],
+            "mr_spread": [0.74, 0.6, 0.31, 0.61, 0.47, 0.6, 0.39, 0.52],
+            "reply_tokens": [26.8, 33.7, 25.1, 26.5, 28.3, 29.9, 23.2, 29.6],
+        },
+        {
+            "mr": [2.41, 2.54, 1.7, 2.57, 2.44, 2.68, 1.72, 2.03],
+            "mr_spread": [0.69, 0.86, 0.49, 0.81, 0.61, 0.48, 0.31, 0.51],
+            "interactivity": [0.39, 0.34, 0.27, 0.35, 0.29, 0.34, 0.33, 0.33],
+        },
+    ],
+)
+def test_real_runs_that_went_well_raise_no_alarm(curves):
+    rollouts = [dict(zip(curves, values, strict=True)) for values in zip(*curves.values(), strict=True)]
+    assert rolled_out(CollapseWatch(pytest.fail), *rollouts) == [0.0] * 8
