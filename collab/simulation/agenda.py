@@ -59,16 +59,16 @@ class AgendaUser:
             if state.idle >= self.config.patience:
                 return UserTurn("", "patience")
             text = self._answer(goal, state, draws)
-        if conversation.turn == self.max_turns:
-            finals = manner_of(goal).finals
-            text += " " + _pick(draws, finals).format(form=form_of(goal)) if finals else ""
-        return UserTurn(text)
+        finals = manner_of(goal).finals if conversation.turn == self.max_turns else ()
+        if finals:
+            text = _joined([text, _pick(draws, finals).format(form=form_of(goal))])
+        return UserTurn(text.rstrip("\n"))
 
     def _answer(self, goal: Goal, state: State, draws: Generator) -> str:
         items, manner = agenda_of(goal), manner_of(goal)
         if state.answered:
             said = [_say(items[i], draws) for i in state.answered]
-            return " ".join([_pick(draws, manner.leads), *said])
+            return _joined([_pick(draws, manner.leads), *said])
         if state.drafted:
             missing = sorted({_name(items[i]) for i in range(len(items)) if i not in state.given})
             return _pick(draws, manner.unhappy).format(kind=_pick(draws, missing) if missing else "wording")
@@ -79,7 +79,13 @@ def _say(item: Item, draws: Generator) -> str:
     text = item.text
     if item.preference:
         return _pick(draws, _PREFERENCES).format(kind=_name(item), value=text)
+    if "\n" in text:  # with code in it
+        return f"{text}\n"
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return "".join(part if part.endswith("\n") else f"{part} " for part in parts).removesuffix(" ")
 
 
 def _name(item: Item) -> str:

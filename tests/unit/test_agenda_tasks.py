@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -221,6 +222,20 @@ def test_state_is_read_off_the_conversation_alone():
 
 def test_what_the_opening_says_is_not_asked_for():
     assert read(PROBLEM, ["How many rolls does each tray hold?"]).given == ()
+
+
+def test_code_that_the_user_says_keeps_its_lines():
+    items = [
+        {"kind": "behaviour", "text": "halve it"},
+        {"kind": "signature", "text": "It has to start like this:\nimport math\ndef half(a):"},
+    ]
+    goal = Goal("half", "p", "c", {"agenda": {"makes": "program", "opening": "I need a function.", "items": items}})
+    asked = "What should it do? What are its name and its arguments?"
+    assert re.fullmatch(
+        r"[A-Z][\w ,]+\. Halve it\. It has to start like this:\nimport math\ndef half\(a\):", respond(goal, asked).text
+    )
+    last = respond(goal, asked, max_turns=2).text
+    assert re.search(r"def half\(a\):\n[A-Z][\w ,]+ function[\w ,]*\.", last)
 
 
 def test_an_agenda_that_is_spelt_out_fills_no_slots():
