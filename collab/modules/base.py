@@ -38,7 +38,6 @@ from collab.modules.policy import Policy, PolicyOutput
 from collab.modules.sharding import Sharding, is_spread, shard
 from collab.util.errors import BadInput
 
-
 _FAR = 10  # a step that is longer than so many times `target_kl` is measured again when it was shortened,
 _SHORTENINGS = 6  # and shortened so many times
 
