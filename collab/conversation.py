@@ -88,8 +88,9 @@ class Goal:
         id: Unique within its file.
         prompt: What the user wants, in one message (`single_turn_prompt`).
         reference: The result that would satisfy the user (`single_turn_completion`, `y_g` of Eq. 3).
-        metadata: Preferences and descriptions, e.g. title, tone, audience, length (`single_turn_metadata`). `notes`
-            lists what the user knows; `cues` has for each note the words by which a question can ask for it.
+        metadata: More about it (`single_turn_metadata`). The user tells its `title`, its `form`, its `preferences`
+            (name -> value) and its `notes`, which list what the user knows; `cues` has for each note the words by
+            which a question can ask for it. The user tells nothing else of it.
     """
 
     id: str
@@ -147,6 +148,7 @@ class Reply:
         prompt_ids: The ids of the prompt. Empty over HTTP.
         usage: The server's count; None from local weights.
         reasoning: The model's reasoning before the reply, which is not part of the conversation.
+        reasoning_tokens: How many of `token_ids` are no part of `text` for that reason.
     """
 
     text: str
@@ -156,13 +158,14 @@ class Reply:
     prompt_ids: tuple[int, ...] = ()
     usage: Usage | None = None
     reasoning: str = ""
+    reasoning_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens without reasoning: by the server's count, of the sampled ids, or guessed from the text."""
         if self.usage is not None:
             return self.usage.completion_tokens - self.usage.reasoning_tokens
-        return len(self.token_ids) or guessed_tokens(self.text)
+        return len(self.token_ids) - self.reasoning_tokens or guessed_tokens(self.text)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Reply:
@@ -299,6 +302,8 @@ def as_record(conversation: Conversation, score: Score | None = None, **extra: A
     }
     if conversation.user:
         record["user"] = conversation.user
+    if any(turn.reply.reasoning for turn in conversation.turns):
+        record["thoughts"] = [turn.reply.reasoning for turn in conversation.turns]
     if score is not None:
         record["reward"] = score.reward
         record["parts"] = dict(score.parts)

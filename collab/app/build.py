@@ -162,7 +162,13 @@ def simulation(
     return Simulation(
         user=_user(config, config.user, speaker, problems),
         reward=ConversationReward(_metrics(config, speaker, problems)),
-        sampling=Sampling(task.max_new_tokens, sampler.temperature, sampler.top_p, sampler.top_k),
+        sampling=Sampling(
+            task.max_new_tokens,
+            sampler.temperature,
+            sampler.top_p,
+            sampler.top_k,
+            show_thoughts=config.model.show_thoughts,
+        ),
         max_turns=task.max_turns,
         sampler=sampler,
         seed=config.seed,

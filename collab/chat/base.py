@@ -27,6 +27,7 @@ class Sampling:
         ignore_eos: Generate `max_new_tokens` tokens, also past the end of the turn; for measurements.
         adapter: Use the trained adapter; False is the reference model from the same weights.
         response_format: "json" asks a server for a JSON object, where it has a mode for that.
+        show_thoughts: Local weights: the text of a reply has the thought before it, with its marks.
 
     Raises:
         BadInput: A number is out of its range; a stop string is empty.
@@ -40,6 +41,7 @@ class Sampling:
     ignore_eos: bool = False
     adapter: bool = True
     response_format: Literal["text", "json"] = "text"
+    show_thoughts: bool = False
 
     def __post_init__(self) -> None:
         rules = {

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.retries import Failure
+from collab.chat.thoughts import split_thought
 from collab.config.schema import EndpointConfig
 from collab.conversation import Message, Reply, Usage, guessed_tokens
 from collab.randomness import RngKey
 
-_THINKING = re.compile(r"\A\s*(?:<think>)?(.*?)</think>", re.DOTALL)
 _MOST_TOKENS = 10**7  # of one call: no model has so long a context
 
 # Values of `finish_reason` in lower case, by what became of the reply. After any other value it is whole.
@@ -90,7 +89,7 @@ def read_reply(data: bytes, messages: Sequence[dict[str, str]]) -> Reply:
         content.encode(), thought.encode()  # half a surrogate pair is valid JSON, but cannot be written to a file
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise Failure(f"an answer that is no chat completion ({data[:40]!r})") from None
-    text, inside = split_reasoning(content)
+    text, inside = split_thought(content)
     reasoning = "\n".join(part.strip() for part in (thought, inside) if part.strip())
     usage = _usage(body.get("usage"), text, reasoning, messages)
     if reason in _FILTERED:
@@ -134,19 +133,6 @@ def _parts(node: Any, thought: bool = False) -> Iterator[tuple[bool, str]]:
         name = next((name for name in ("text", "thinking", "reasoning", "refusal", "value") if name in node), None)
         if name is not None:
             yield from _parts(node[name], thought)
-
-
-def split_reasoning(content: str) -> tuple[str, str]:
-    """(reply, reasoning) of a text that may begin with `<think>...</think>`.
-
-    If the chat template has opened the tag, the text has only its end. If the reply was cut before the end, all of it
-    is reasoning.
-    """
-    if match := _THINKING.match(content):
-        return content[match.end() :].strip(), match[1].strip()
-    if content.lstrip().startswith("<think>"):
-        return "", content.strip().removeprefix("<think>").strip()
-    return content.strip(), ""
 
 
 def _usage(counts: Any, text: str, reasoning: str, messages: Sequence[dict[str, str]]) -> Usage:

@@ -150,7 +150,7 @@ class VLLMEngine:
                 raise RunStopped(f"{error} If the server was started anew, its adapters are gone: resume.") from None
             raise
         self.new_tokens += len(reply.token_ids)
-        return replace(reply, text=self.format.decode(reply.token_ids, sampling.stop), usage=None)
+        return self.format.read(replace(reply, usage=None), sampling)
 
     # --- adapters ------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,10 @@ A message may spell a control token, such as `<|im_end|>`, which would end its t
 template and the tokenizer see a character of the private use area in place of each such spelling, and what stands
 between two control tokens of the template is tokenised as ordinary text. A conversation without such spellings is
 tokenised in one piece.
+
+A template that leaves out what the assistant thought in earlier turns is the exception to the first paragraph: it
+renders each prompt anew, since the model was trained to read it so. What is trained on are the sampled ids behind the
+prompt that was read, in any case.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from collab.chat.base import ContextFull
-from collab.conversation import Message
+from collab.chat.base import ContextFull, Sampling
+from collab.chat.thoughts import MARKS, split_thought
+from collab.conversation import Message, Reply
 from collab.lm.inner import inner_of
 from collab.util.errors import BadInput, first_line
 
@@ -51,13 +56,17 @@ class ChatFormat:
         """Token ids of the prompt that asks for the next assistant message.
 
         Returns:
-            The ids, and the lengths of the prefixes that end with an assistant message: earlier requests for the same
-            conversation have computed these.
+            The ids, and the lengths of prefixes that earlier requests for the same conversation have computed: they end
+            with an assistant message, or in front of one if the template drops thoughts.
 
         Raises:
             BadInput: The chat template cannot render the messages.
         """
         replies = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        if replies and self.drops_thoughts:
+            ids = self._tokens(messages)
+            prompts = [self._tokens(messages[:place]) for place in replies]
+            return ids, [len(prompt) for prompt in prompts if ids[: len(prompt)] == prompt]
         ends = [*replies, len(messages)]
         opening = messages[: ends[0]]
         ids = self._tokens(opening)
@@ -77,6 +86,8 @@ class ChatFormat:
             text: The reply.
             cut: Whether it was cut at the length limit, before an end-of-turn token.
         """
+        if self.opens_thought and self.marks[1] not in text:  # else the reply would be taken for a thought
+            text = f"\n{self.marks[1]}\n\n{text}"
         ids = self.encode_text(text)
         return ids if ids and cut else [*ids, *self._end]
 
@@ -84,10 +95,21 @@ class ChatFormat:
         """Token ids of a text alone, none of them a control token."""
         return self._ordinary(text) if self._spelt_in(text) else self._tokenize(text)
 
+    def read(self, reply: Reply, sampling: Sampling) -> Reply:
+        """A sampled reply with the text of its `token_ids`, the thought apart unless `sampling` wants it shown."""
+        whole = self.decode(reply.token_ids, sampling.stop)
+        text, thought = split_thought(whole, self.marks, self.opens_thought)
+        if text == whole or sampling.show_thoughts:
+            return replace(reply, text=whole)
+        said = len(self.encode_text(text)) + (reply.token_ids[-1] in self.control)
+        return replace(reply, text=text, reasoning=thought, reasoning_tokens=max(0, len(reply.token_ids) - said))
+
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """The text of a reply before its first stop string, stripped and without control tokens."""
         said = [index for index in ids if index not in self.control]
-        text: str = self.tokenizer.decode(said, skip_special_tokens=True)
+        text = ""
+        for mark, part in itertools.groupby(said, self._mark_tokens.get):  # they may be special tokens
+            text += mark or self.tokenizer.decode(list(part), skip_special_tokens=True)
         return text[: min((text.find(one) for one in stop if one in text), default=None)].strip()
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -109,13 +131,48 @@ class ChatFormat:
             return True
 
     @cached_property
+    def marks(self) -> tuple[str, str]:
+        """What stands before and behind a thought."""
+        template = str(self.tokenizer.chat_template)
+        return next((marks for marks in MARKS if marks[0] in template or marks[1] in template), MARKS[0])
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether a prompt ends within a thought, so that a reply begins in it."""
+        asks = self.render(_PROBES).rpartition(_PROBES[-1].content)[2]
+        return asks.rfind(self.marks[0]) > asks.rfind(self.marks[1])
+
+    @cached_property
+    def drops_thoughts(self) -> bool:
+        """Whether the template leaves out what the assistant thought in earlier turns."""
+        (start, end), (_, user, reply, last) = self.marks, _PROBES
+        thinking = replace(reply, content=f"{start}\n90337\n{end}\n\n{reply.content}")
+        text = self.render([user, thinking, last])
+        return "90337" not in text and reply.content in text
+
+    @property
+    def dates(self) -> bool:
+        """Whether the template writes the date of the day, so that prompts differ from day to day."""
+        clock = "{% macro strftime_now(layout) %}41975{% endmacro %}"
+        return "41975" in self._template(_PROBES[1:2], chat_template=clock + self.tokenizer.get_chat_template())
+
+    @cached_property
+    def _mark_tokens(self) -> dict[int, str]:
+        """Id -> spelling of the marks that are added tokens."""
+        added = self.tokenizer.added_tokens_decoder
+        return {index: token.content for index, token in added.items() if token.content in self.marks}
+
+    @cached_property
     def control(self) -> frozenset[int]:
-        """The ids that only the template may make: special tokens, and added tokens by which it marks turns."""
+        """The ids that only the template may make: special tokens, and added tokens by which it marks turns.
+
+        The marks of thoughts are none of them, since the model makes them too.
+        """
         added = self.tokenizer.added_tokens_decoder
         special = {index for index, token in added.items() if token.special}
         frame, _, _ = self.render(_PROBES).rpartition(_PROBES[-1].content)
         written = {i for i, token in added.items() if token.content.strip() and token.content in frame}
-        return frozenset(special | written | set(self.tokenizer.all_special_ids))
+        return frozenset((special | written | set(self.tokenizer.all_special_ids)) - self._mark_tokens.keys())
 
     @property
     def end(self) -> int | None:
@@ -168,10 +225,12 @@ class ChatFormat:
             done = end
         return ids + self._ordinary(_shown(text[done:], spelt), within=done > 0)
 
-    def _template(self, messages: Sequence[Message]) -> str:
+    def _template(self, messages: Sequence[Message], **arguments: Any) -> str:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+            text: str = self.tokenizer.apply_chat_template(
+                plain, tokenize=False, add_generation_prompt=True, **arguments
+            )
         except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(message.role for message in messages)
             raise BadInput(

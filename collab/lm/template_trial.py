@@ -49,14 +49,19 @@ def try_template(tokenizer: Any, vocab_size: int) -> str:
     _check_tokens(form, messages, vocab_size)
     role = "the system message is put in front of the first user message" if form.folds_system else "system role kept"
     whole = all(message.content in text for message in messages)
-    kept = text.startswith(form.render(messages[:2]))
+    if form.drops_thoughts:
+        history = "thoughts of earlier turns are left out, each prompt is rendered anew"
+    elif text.startswith(form.render(messages[:2])):
+        history = "each prompt continues the last one"
+    else:
+        history = "earlier turns change; prompts keep their first rendering"
     return "; ".join(
         (
             role,
             "messages verbatim" if whole else "messages without white space at their ends",
-            "each prompt continues the last one"
-            if kept
-            else "earlier turns change; prompts keep their first rendering",
+            history,
+            *(["a reply begins in a thought"] if form.opens_thought else []),
+            *(["prompts have the date of the day"] if form.dates else []),
             f"replies end with {tokenizer.convert_ids_to_tokens(form.end)}",
             f"prompts end with {asks!r}",
             f"{len(tokenizer)} tokens of {vocab_size}",

@@ -39,6 +39,46 @@ PHI = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+QWEN3 = (  # drops what was thought before the last user message; a prompt without thoughts ends with an empty one
+    "{% set ns = namespace(asked=-1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.asked = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and '</think>' in m.content %}"
+    "{% if loop.index0 > ns.asked %}<think>\n"
+    "{{ m.content.split('</think>')[0].split('<think>')[-1].strip('\n') }}\n</think>\n\n{% endif %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+R1 = (  # as QWEN3, and each prompt opens the thought
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}"
+    "<\uff5cUser\uff5c>{{ m.content }}{% else %}<\uff5cAssistant\uff5c>{{ m.content.split('</think>')[-1] | trim }}"
+    "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<\uff5cAssistant\uff5c><think>\n{% endif %}"
+)
+LLAMA31 = (  # a system message in any case, with a date
+    "{% if date_string is not defined and strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% elif date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}"
+    "{% set messages = messages[1:] %}{% endif %}{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\n"
+    "Cutting Knowledge Date: December 2023\nToday Date: {{ date_string }}\n\n{{ system }}<|eot_id|>"
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA3 = (  # the system message stands in the first user message; roles have to alternate
+    "{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set first = '' %}{% endif %}{{ bos_token }}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ first if loop.first else '' }}"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL7 = (  # a system message of its own; roles have to alternate; nothing opens a reply but the end of a request
+    "{{ bos_token }}{% if messages[0].role == 'system' %}[SYSTEM_PROMPT]{{ messages[0].content }}[/SYSTEM_PROMPT]"
+    "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+MAGISTRAL = MISTRAL7 + "{# replies begin with [THINK]...[/THINK], which stay in the history #}"
 WORDS = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}assistant "
 
 
@@ -91,6 +131,28 @@ def all_of(smollm2: Any) -> dict[str, Any]:
         "phi, normalised": of_bytes(smollm2, PHI, roles, "<|end|>", special=False, normalized=True),
         "words": of_words(),
     }
+
+
+def by_rules(base: Any) -> dict[str, Any]:
+    """Name -> tokenizer with the rules of a published model; `base` has byte-level tokens.
+
+    The marks of thoughts are added tokens as the models have them: ordinary ones, but special ones for Magistral.
+    """
+    headers = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    speakers = ["<\uff5cbegin\uff5c>", "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend\uff5c>"]
+    turns = ["<bos>", "<start_of_turn>", "<end_of_turn>"]
+    requests = ["<s>", "</s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"]
+    found = {
+        "qwen3": of_bytes(base, QWEN3, ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
+        "r1": of_bytes(base, R1, speakers, speakers[-1]),
+        "llama31": of_bytes(base, LLAMA31, headers, "<|eot_id|>"),
+        "gemma3": of_bytes(base, GEMMA3, turns, "<end_of_turn>"),
+        "mistral7": of_bytes(base, MISTRAL7, requests, "</s>"),
+        "magistral": of_bytes(base, MAGISTRAL, [*requests, "[THINK]", "[/THINK]"], "</s>"),
+    }
+    for name in ("qwen3", "r1"):
+        found[name].add_tokens([AddedToken(mark, normalized=False, special=False) for mark in ("<think>", "</think>")])
+    return found
 
 
 def control_of(tokenizer: Any) -> list[str]:

@@ -14,10 +14,11 @@ from fault_server import FAULTS, FaultServer
 from collab.chat import retries
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.cache import ReplyCache
-from collab.chat.completions import read_reply, seed_of, split_reasoning
+from collab.chat.completions import read_reply, seed_of
 from collab.chat.http import HttpChatModel
 from collab.chat.limits import TokenLimit
 from collab.chat.probe import served_model
+from collab.chat.thoughts import split_thought
 from collab.config.schema import EndpointConfig
 from collab.conversation import Message, Reply
 from collab.randomness import RngKey
@@ -360,7 +361,7 @@ def test_a_file_without_certificates_is_named(monkeypatch, tmp_path):
     ],
 )
 def test_reasoning_is_split_off(content, text, reasoning):
-    assert split_reasoning(content) == (text, reasoning)
+    assert split_thought(content) == (text, reasoning)
 
 
 @pytest.mark.parametrize(

@@ -95,13 +95,13 @@ def test_every_longer_conversation_begins_with_the_shorter_one(tokenizer: Any) -
     assert encode(messages[:2])[1] == [] and encode(messages[:4])[1] == boundaries[:1]
 
 
-def test_a_template_that_rewrites_replies_does_not_rewrite_these(tokenizer: Any) -> None:
+def test_a_template_that_drops_thoughts_renders_each_prompt_anew(tokenizer: Any) -> None:
     tokenizer.chat_template = THINKING
     messages = chat(tokenizer, "Why?", "<think>Hm, why.</think>Because.", "Really?")
     ids, (boundary,) = ChatFormat(tokenizer).encode(messages)
     opening = template(tokenizer, messages[:1])
-    assert ids[:boundary] == [*opening, *(messages[1].token_ids or ())]
-    assert ids[boundary:] == list(tokens(tokenizer, "\n<|im_start|>user\nReally?<|im_end|>\n<|im_start|>assistant\n"))
+    assert ids[:boundary] == opening and ids == template(tokenizer, messages)
+    assert "Hm" not in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("said", ["~assistant~", "so ~assistant~~ and ~assistant~ it is"])
