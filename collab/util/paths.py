@@ -29,3 +29,8 @@ def config_dir() -> Path:
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a Hugging Face model or a peft adapter."""
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, which holds a whole model."""
+    return path.suffix == ".gguf" and path.is_file()

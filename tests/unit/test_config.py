@@ -232,7 +232,7 @@ def test_every_field_has_a_doc_line():
         ("model.lora.dropout=1", "model.lora.dropout (1.0) must be at least 0 and below 1"),
         ("model.lora.target_modules=[]", "model.lora.target_modules ([])"),
         ("model.path=./nowhere", "model.path=./nowhere is not there"),
-        ("model.chat_template_kwargs={a-b:1}", "model.chat_template_kwargs has 'a-b', which no chat template can name"),
+        ("+model.chat_template_kwargs.a-b=1", "model.chat_template_kwargs has 'a-b', which no chat template can name"),
         ("task.proactive_prompt=''", "task.proactive_prompt is empty"),
         ("policies=[]", "policies is empty"),
         ("policies=[base,base]", "base is there twice"),
