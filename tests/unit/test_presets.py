@@ -71,6 +71,13 @@ def test_a_preset_states_its_memory(name):
     assert "r = 32" in text
 
 
+def test_the_rate_of_sft_falls_with_the_square_of_the_width():
+    assert load_config("train", ["algorithm=sft_small", "model=qwen25_coder_05b"]).algorithm.lr == 4e-4
+    for name, (_, shape) in SHAPES.items():
+        expected = 1e-3 * (SHAPES["smollm2"][1]["hidden_size"] / shape["hidden_size"]) ** 2
+        assert load_config("train", [f"model={name}"]).model.sft_lr == pytest.approx(expected, rel=0.05)
+
+
 def test_a_preset_has_the_arguments_of_its_template():
     given = {name: load_config("train", [f"model={name}"]).model.chat_template_kwargs for name in SHAPES}
     assert {name: arguments for name, arguments in given.items() if arguments} == {
