@@ -31,6 +31,7 @@ from collab.callbacks.export import ExportBest
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress, RolloutProgress
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter, conversation_table
+from collab.callbacks.watch import CollapseWatch
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score
 from collab.util.errors import BadInput
 
@@ -68,14 +69,16 @@ def group(goal: str) -> Group:
 
 
 class Played(L.Callback):
-    """Stands for the rollout: ready groups and scored conversations, `val/reward` from a list."""
+    """Stands for the rollout: ready groups and scored conversations, `val/reward` and `train/mr` from lists."""
 
-    def __init__(self, val_rewards: list[float] | None = None) -> None:
-        self.val_rewards = list(val_rewards or [])
+    def __init__(self, val_rewards: list[float] | None = None, mrs: dict[int, float] | None = None) -> None:
+        self.val_rewards, self.mrs = list(val_rewards or []), mrs or {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         batch.groups = [group("g1"), group("g2")]
-        pl_module.log_dict({"train/mr": 0.5, "train/rollout_tokens_per_s": 812.4}, on_step=True, batch_size=1)
+        mr = self.mrs.get(batch_idx, 0.5)
+        metrics = {"train/mr": mr, "train/mr_spread": 0.1, "train/rollout_tokens_per_s": 812.4}
+        pl_module.log_dict(metrics, on_step=True, batch_size=1)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
         batch.scored = [(talk("v1", 2, 2), Score(0.1, {"bleu": 0.2})), (talk("v2", 2), Score(None, {"bleu": None}))]
@@ -454,6 +457,23 @@ def test_a_continued_run_has_to_beat_the_best_of_the_whole_run(tmp_path):
 def test_export_takes_the_last_policy_when_nothing_was_validated(tmp_path):
     fit([Played(), ExportBest(tmp_path)], batches=3)
     assert embedded(tmp_path / "policy") == embedded(tmp_path / "policy_last") == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "val_every", "kept"),
+    [
+        ((2, 3), None, 1),  # the policy of the second rollout, after one update
+        ((2,), None, 4),  # it recovered
+        ((), None, 4),
+        ((2, 3), 2, 2),  # validations decide
+    ],
+)
+def test_a_policy_that_collapsed_is_not_what_a_run_leaves(tmp_path, bad, val_every, kept):
+    watch = CollapseWatch(lambda text: None)
+    rollouts = Played([0.5, 0.2], dict.fromkeys(bad, -1.0))
+    fit([rollouts, watch, ExportBest(tmp_path, watch=watch)], batches=4, val_every=val_every)
+    assert embedded(tmp_path / "policy") == kept
+    assert embedded(tmp_path / "policy_last") == 4
 
 
 # --- terminal chat ---------------------------------------------------------------------------------------------------
