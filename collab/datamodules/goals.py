@@ -6,7 +6,7 @@ or complete each goal. `readers.py` reads files and data sets; `rows.py` says wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -15,18 +15,19 @@ from typing import Any
 from collab.config.schema import TaskConfig
 from collab.conversation import Goal
 from collab.datamodules.readers import read_rows
-from collab.datamodules.rows import COMPLETION, PROMPT, Layout, goal_of, layout_of
+from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, Layout, goal_of, layout_of
 from collab.util.errors import BadInput
 from collab.util.processes import rank
 from collab.util.targets import load_target
 
 SPLITS = ("train", "val", "test")
 DATA = Path(__file__).parent / "data"  # the goals that ship
+_LIKE_PREFERENCES = ("tone", "audience", "length", "style")
 
 
 @dataclass(frozen=True)
 class GoalSplits:
-    """The goals of a task; no goal is in two of the lists. `notes` say which goals are left out."""
+    """The goals of a task; no goal is in two of the lists. `notes` are for whoever starts the run: what is left out."""
 
     train: list[Goal]
     val: list[Goal]
@@ -122,7 +123,18 @@ def load_splits(config: TaskConfig) -> GoalSplits:
             pool, notes = _unlike(pool, goals["test"], task)
         names[split] = f"the {split} goals ({config.target if isinstance(source, list) else source})"
     check_disjoint({names[split]: goals[split] for split in needed})
-    return GoalSplits(**goals, notes=notes)
+    return GoalSplits(**goals, notes=(*notes, *_misplaced(goals.values())))
+
+
+def _misplaced(splits: Iterable[list[Goal]]) -> Iterator[str]:
+    """A note about metadata that look like preferences, and that the user does not tell."""
+    found = [[name for name in _LIKE_PREFERENCES if name in goal.metadata] for goals in splits for goal in goals]
+    if count := sum(map(bool, found)):
+        names = ", ".join(name for name in _LIKE_PREFERENCES if any(name in each for each in found))
+        yield (
+            f"The user does not tell the {names} in the {METADATA} of {count} goals. What it may tell stands in the "
+            'entry "preferences" there.'
+        )
 
 
 def _unlike(pool: list[Goal], test: list[Goal], task: TaskGoals) -> tuple[list[Goal], tuple[str, ...]]:

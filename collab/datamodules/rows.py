@@ -4,8 +4,9 @@ A row in the project's own form has the fields that the ecosystem uses:
 
 - `single_turn_prompt`: what the user wants, in one message. Text, required.
 - `single_turn_completion`: the reference: the text, answer or program that the user is after. Text, required.
-- `single_turn_metadata`: descriptions and preferences. A mapping, or a JSON string of one; optional. Its `notes`, a
-  list of texts, are what the user knows; `cues`, one text for each note, are words that a question can ask for it by.
+- `single_turn_metadata`: a mapping, or a JSON string of one; optional. Its `notes`, a list of texts, are what the user
+  knows; `cues`, one text for each note, are words that a question can ask for it by; `preferences`, an object, is what
+  the user prefers. The user tells nothing else of it, apart from `title` and `form`.
 - `id`: text or a whole number, unique within the split; optional. Without it, an id is derived from prompt and
   completion.
 
@@ -88,19 +89,28 @@ def goal_of(row: Row, where: str, layouts: Sequence[Layout] = ()) -> Goal:
     goal = Goal(name, prompt, reference, metadata_of(row, where))
     _check_notes(goal, where)
     _check_title(goal, where)
+    _check_preferences(goal, where)
     _check_agenda(goal, where)
     return goal
 
 
 def _check_title(goal: Goal, where: str) -> None:
-    preferences = goal.metadata.get("preferences", {})
-    checked(preferences, "an object", f"{where}: field {METADATA}: preferences")
     for name in ("title", "form"):
         value = goal.metadata.get(name, "")
         if not isinstance(value, str) or (value.strip() and is_blank(value)):
             raise BadInput(
                 f"{where}: field {METADATA}: {name} is {kind_of(value)}; it must be text that can be read. Fix it, or "
                 "leave it out."
+            )
+
+
+def _check_preferences(goal: Goal, where: str) -> None:
+    place = f"{where}: field {METADATA}: preferences"
+    for name, value in checked(goal.metadata.get("preferences", {}), "an object", place).items():
+        if not all(isinstance(entry, str | int | float) for entry in (value if isinstance(value, list) else [value])):
+            raise BadInput(
+                f"{place}: {name} is {kind_of(value)}; it must be text, a number, or a list of these, since the user "
+                "tells it. Fix it, or leave it out."
             )
 
 
@@ -188,7 +198,7 @@ def metadata_of(row: Row, where: str) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             raise BadInput(
                 f"{where}: field {METADATA} is text that is not JSON ({error}); it must be an object, or a JSON string "
-                'of one, e.g. {"tone": "friendly"}.'
+                'of one, e.g. {"title": "the picnic"}.'
             ) from error
     if value is None:
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,7 +39,7 @@ class Item:
     """One thing on the agenda.
 
     Attributes:
-        kind: "content" for a note or a sentence, the metadata key of a preference, or the kind that the agenda gives.
+        kind: "content" for a note or a sentence, the name of a preference, or the kind that the agenda gives.
         text: What the user says, or the value of the preference.
         cues: Words by which a question asks for it, besides those of `text`; None for a note without cues.
         spelt_out: Whether the goal's agenda spells it out.
@@ -90,17 +89,14 @@ def agenda_of(goal: Goal) -> list[Item]:
 
 
 def preferences_of(goal: Goal) -> dict[str, str]:
-    """What the user prefers: the metadata with the names of preferences, and all in the metadata's `preferences`.
+    """What the user prefers: the entry `preferences` of the metadata, name -> value in words.
 
-    Other metadata are for the task, such as a key for scoring. The user never tells them.
+    The user tells nothing of the other metadata, which may hold a key for scoring, say.
     """
-    own = goal.metadata.get("preferences")
-    named = {key: value for key, value in goal.metadata.items() if key in _PREFERENCE_CUES}
-    named |= own if isinstance(own, Mapping) else {}
     return {
         name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        for name, value in named.items()
-        if value and not isinstance(value, Mapping)
+        for name, value in (goal.metadata.get("preferences") or {}).items()
+        if value
     }
 
 

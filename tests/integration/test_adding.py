@@ -114,7 +114,12 @@ def test_a_new_user(page, capsys):
     def talk(*replies: str) -> Conversation:
         """What the user says to these replies, two items of whose agenda are asked for."""
         user = hurried.HurriedUser(AgendaUserConfig(items_per_answer=1, patience=2), max_turns=3, longest=40)
-        goal = Goal("mill", "", "We meet by the mill.", {"title": "the walk", "tone": "warm", "audience": "hikers"})
+        goal = Goal(
+            "mill",
+            "",
+            "We meet by the mill.",
+            {"title": "the walk", "preferences": {"tone": "warm", "audience": "hikers"}},
+        )
         players = Players(ScriptedModel(says(*replies)), user, Sampling(48), max_turns=3)
         return asyncio.run(play(players, Conversation(goal), RngKey(1)))
 

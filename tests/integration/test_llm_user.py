@@ -34,7 +34,7 @@ GOAL = Goal(
     "kiln",
     "Please write a notice about our kiln: it fires on Tuesday, pots go onto the green shelf by Monday noon.",
     REFERENCE,
-    {"title": "the kiln", "form": "notice", "tone": "friendly"},
+    {"title": "the kiln", "form": "notice", "preferences": {"tone": "friendly"}},
 )
 KEY = RngKey(7, role="user", split="train/0", goal=GOAL.id, turn=1)
 

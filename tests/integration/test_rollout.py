@@ -31,9 +31,14 @@ from collab.simulation.user import UserTurn
 
 # Eight words, so that n-gram counts are easy; an agenda of three items.
 GOAL = Goal(
-    "mill", "A note.", "we meet at noon by the old mill", {"title": "the walk", "tone": "warm", "audience": "hikers"}
+    "mill",
+    "A note.",
+    "we meet at noon by the old mill",
+    {"title": "the walk", "preferences": {"tone": "warm", "audience": "hikers"}},
 )
-OTHER = Goal("keys", "A note.", "Two keys lay by the gate. Ask Omar.", {"title": "lost keys", "tone": "brief"})
+OTHER = Goal(
+    "keys", "A note.", "Two keys lay by the gate. Ask Omar.", {"title": "lost keys", "preferences": {"tone": "brief"}}
+)
 OPEN = "What should the text include?"  # 5 words, gives one of the three items
 ONE_WORD_OFF = "we meet at noon by the new mill"  # BLEU (7/8 * 5/7 * 4/6 * 3/5)^(1/4) = 0.25^(1/4); satisfies
 BLEU_OF_ONE_WORD_OFF = 0.25**0.25

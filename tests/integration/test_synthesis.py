@@ -29,7 +29,7 @@ from collab.simulation.user import UserTurn, invalid
 from collab.util.errors import BadInput
 from collab.util.files import only_writer
 
-GOAL = Goal("mill", "A note.", "We meet at noon.", {"title": "the walk", "tone": "warm"})
+GOAL = Goal("mill", "A note.", "We meet at noon.", {"title": "the walk", "preferences": {"tone": "warm"}})
 USUAL, PROACTIVE = "Be brief.", "Ask first."
 WORTH = {"usual": (1, 3, 2), "proactive": (2, 0)}  # what candidates are worth, by their number in their half
 

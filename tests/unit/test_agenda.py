@@ -42,9 +42,7 @@ GOAL = Goal(
     {
         "title": "the summer picnic",
         "form": "invitation",
-        "tone": "cheerful",
-        "audience": "people next door",
-        "length": "about 22 words",
+        "preferences": {"tone": "cheerful", "audience": "people next door", "length": "about 22 words"},
     },
 )
 OTHER = Goal("keys", "Say that keys were found.", "Two keys lay by the gate. Ask Omar.", {"title": "lost keys"})
@@ -94,10 +92,10 @@ def test_agenda_is_the_sentences_then_the_preferences():
 
 def test_only_preferences_are_told_to_the_user():
     secret = {"scoring_key": "XY-1", "rubric": ["XY-2"], "source": "XY-3", "tests": "XY-4", "difficulty": 5}
-    own = {"preferences": {"colour": "red", "avoid": ["puns", "slang"]}}
-    goal = replace(GOAL, metadata={**secret, **GOAL.metadata, **own})
-    told = {"tone": "cheerful", "audience": "people next door", "length": "about 22 words"}
-    told |= {"colour": "red", "avoid": "puns, slang"}
+    secret |= {"tone": "XY-6", "format": "XY-7"}
+    own = {**GOAL.metadata["preferences"], "colour": "red", "avoid": ["puns", "slang"]}
+    goal = replace(GOAL, metadata={**secret, **GOAL.metadata, "preferences": own})
+    told = {**own, "avoid": "puns, slang"}
     assert preferences_of(goal) == told
     assert {item.kind: item.text for item in agenda_of(goal) if item.preference} == told
     for text in (goal_text(goal), *(item.text for item in agenda_of(goal))):
@@ -243,7 +241,12 @@ def test_a_note_has_no_tone_and_no_length(question):
 def test_a_preference_wins_its_slot():
     """A note has the same slot, and more words of the question."""
     notes, cues = ("oak, for readers of maps",), ("audience readers maps",)
-    goal = Goal("n", "A note.", "-", {"title": "it", "notes": notes, "cues": cues, "audience": "people next door"})
+    goal = Goal(
+        "n",
+        "A note.",
+        "-",
+        {"title": "it", "notes": notes, "cues": cues, "preferences": {"audience": "people next door"}},
+    )
     assert read(goal, ["Who are the readers of the maps?"]).given == (1,)
 
 
@@ -757,7 +760,9 @@ ODD = {
     "no metadata": replace(GOAL, metadata={}),
     "one sentence": Goal("one", "A sign, please.", "Mind the step", {"title": "step"}),
     "no end mark": Goal("no-mark", "A list, please.", "Red cups on the left\nBlue cups on the right", {}),
-    "Cyrillic": Goal("ru", "Приглашение.", "Встречаемся в полдень под дубом. Возьмите кружку!", {"tone": "тёплый"}),
+    "Cyrillic": Goal(
+        "ru", "Приглашение.", "Встречаемся в полдень под дубом. Возьмите кружку!", {"preferences": {"tone": "тёплый"}}
+    ),
     "Japanese": Goal("ja", "案内を書いて。", "正午に会いましょう。赤いカップを持って。", {"title": "夏の集まり"}),
     "numbers": Goal("numbers", "A price list.", "Tea is 3.5 euros. Cake is 4.2 euros.", {"title": 42, "rank": 0}),
     "values of any type": Goal(

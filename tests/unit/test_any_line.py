@@ -19,7 +19,7 @@ RESPONSE = {"completion": "Yes.", "score": 0.5, "rewards": {"MR": [0.5], "accura
 NESTED = {
     "conv_id": "a/0",
     "single_turn_prompt": "A text on a.",
-    "single_turn_metadata": {"tone": "dry"},
+    "single_turn_metadata": {"preferences": {"tone": "dry"}},
     "turns": [{"prompt": [{"role": "user", "content": "Hi"}], "responses": [RESPONSE]}],
 }
 FLAT = {"conv_id": "a/1", "prompt": [{"role": "user", "content": "Hi"}], **RESPONSE}
@@ -79,7 +79,10 @@ SETTINGS = settings(
 
 @SETTINGS
 @given(
-    row=changed({**GOAL, "single_turn_metadata": {"title": "a", "notes": ["b"], "cues": ["c"], "tone": "dry"}}) | JSON
+    row=changed(
+        {**GOAL, "single_turn_metadata": {"title": "a", "notes": ["b"], "cues": ["c"], "preferences": {"tone": "dry"}}}
+    )
+    | JSON
 )
 def test_any_line_is_a_goal_or_refused_by_its_number(row, tmp_path):
     check_lines(tmp_path, lambda path: load_goals(path, "train"), GOAL, row)

@@ -231,9 +231,14 @@ NOTES = ["noon", "red cup"]
         ({"notes": NOTES, "cues": ["when"]}, ["there are 1 cues for 2 notes", "Write as many, or leave cues out"]),
         ({"notes": NOTES, "cues": ["when", "what", "why"]}, ["there are 3 cues for 2 notes"]),
         ({"cues": ["when"]}, ["there are 1 cues for 0 notes"]),
+        ({"preferences": ["warm"]}, ["preferences is a list", "must be an object"]),
+        (
+            {"preferences": {"tone": {"a": "warm"}}},
+            ["preferences: tone is an object", "must be text, a number, or a list"],
+        ),
     ],
 )
-def test_notes_and_cues_of_a_wrong_shape_are_refused_with_their_line(tmp_path, metadata, parts):
+def test_notes_cues_and_preferences_of_a_wrong_shape_are_refused_with_their_line(tmp_path, metadata, parts):
     path = write(tmp_path / "goals.jsonl", [row("tea"), row("cat", single_turn_metadata=metadata)])
     message = refusal(path)
     for part in (f"{path}, line 2: field single_turn_metadata: ", *parts):
@@ -329,13 +334,30 @@ def test_a_task_of_ones_own_needs_its_files(tmp_path):
         load_splits(TaskConfig(name="mine", target=PLAIN, **{**files, "val_file": None}))
 
 
+def test_metadata_that_look_like_preferences_are_named(tmp_path):
+    told = row("tea", single_turn_metadata={"preferences": {"tone": "dry"}})
+    untold = [row(name, single_turn_metadata={"style": "dry", "tone": "dry", "tests": "none"}) for name in ("a", "b")]
+    files = {name: write(tmp_path / name, rows) for name, rows in (("t", [told, untold[0]]), ("v", [untold[1]]))}
+    config = TaskConfig(
+        name="mine",
+        target=PLAIN,
+        train_file=files["t"],
+        val_file=files["v"],
+        test_file=write(tmp_path / "s", [row("c")]),
+    )
+    (note,) = load_splits(config).notes
+    assert note.startswith("The user does not tell the tone, style in the single_turn_metadata of 2 goals")
+    assert load_splits(DOC_EDIT).notes == ()
+
+
 def test_shipped_goals_are_many_short_and_complete():
     splits = load_splits(DOC_EDIT)
     assert len(splits.train) >= 64 and len(splits.val) >= 16 and len(splits.test) >= 24
     goals = splits.train + splits.val + splits.test
     for goal in goals:
-        assert goal.metadata.keys() >= {"title", "tone", "audience", "length"}, goal.id
-        about = int(goal.metadata["length"].removeprefix("about ").removesuffix(" words"))
+        preferences = goal.metadata["preferences"]
+        assert "title" in goal.metadata and preferences.keys() == {"tone", "audience", "length"}, goal.id
+        about = int(preferences["length"].removeprefix("about ").removesuffix(" words"))
         assert 25 <= about <= 45 and abs(len(goal.reference.split()) - about) <= 2, goal.id
     titles = Counter(goal.metadata["title"] for goal in goals)
     assert titles.most_common(1)[0][1] == 1, "two goals about the same thing"

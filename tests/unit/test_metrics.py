@@ -29,7 +29,9 @@ from collab.util.errors import BadInput
 
 DOUBLE = "def double(a):\n    return 2 * a\n"
 PROGRAM = Goal("p", "Write double.", DOUBLE, {"entry_point": "double", "tests": "assert double(2) == 4"})
-NOTES = Goal("n", "A note.", "we meet at noon", {"title": "the walk", "tone": "warm", "audience": "hikers"})
+NOTES = Goal(
+    "n", "A note.", "we meet at noon", {"title": "the walk", "preferences": {"tone": "warm", "audience": "hikers"}}
+)
 
 
 def finished(goal: Goal, *replies: str) -> Conversation:

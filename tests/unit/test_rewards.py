@@ -43,7 +43,10 @@ from collab.util.errors import BadInput
 
 # Eight words, so that n-gram counts are easy; an agenda of three items.
 GOAL = Goal(
-    "mill", "A note.", "we meet at noon by the old mill", {"title": "the walk", "tone": "warm", "audience": "hikers"}
+    "mill",
+    "A note.",
+    "we meet at noon by the old mill",
+    {"title": "the walk", "preferences": {"tone": "warm", "audience": "hikers"}},
 )
 OPEN = "What should the text include?"
 WHO, TONE = "Who is going to read it?", "What tone should it have?"
