@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers import __version__ as version
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from collab.util.errors import BadInput, first_line
 
@@ -123,14 +124,40 @@ def check_gguf(source: Path) -> torch.dtype:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise refusal(f"a {config.model_type} model does not write text from left to right")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-    scaled = "rope_freqs.weight" in kinds or fields.get(f"{architecture}.rope.scaling.type", "none") != "none"
-    if scaled and (config.rope_parameters or {}).get("rope_type", "default") == "default":
-        raise refusal("it scales the frequencies of its positions, which transformers does not read from GGUF files")
+    unread = (config.rope_parameters or {}).get("rope_type", "default") == "default"
+    scaled = fields.get(f"{architecture}.rope.scaling.type", "none") != "none"
+    if (scaled and unread) or _rope_parameters(reader, config) is None:
+        raise refusal("it scales the frequencies of its positions in a way that is not read from GGUF files")
     split = fields.get("tokenizer.ggml.pre", "default")
     if fields.get("tokenizer.ggml.model") == "gpt2" and split not in {*_splits(), *_AS_GPT2, "smollm"}:
         raise refusal(f"transformers {version} does not know how its tokenizer splits text ({split!r})")
     matrices = {kinds[tensor.name] for tensor in reader.tensors if len(tensor.shape) > 1}
     return {"F32": torch.float32, "F16": torch.float16}.get("".join(matrices), torch.bfloat16)
+
+
+def _rope_parameters(reader: Any, config: Any) -> Any:
+    """The rotary embedding of a model, None if it is not known.
+
+    transformers leaves out the factors by which Llama 3.1 and later ones scale its frequencies. They are a tensor in
+    the file, and are looked at here: they are those of transformers' type llama3, or not known.
+    """
+    factors = next((tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"), None)
+    if factors is None:
+        return config.rope_parameters
+    scaled = copy.deepcopy(config)
+    scaled.rope_parameters = {
+        "rope_type": "llama3",
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "factor": float(factors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    found, _ = ROPE_INIT_FUNCTIONS["llama3"](scaled, torch.device("cpu"))
+    steps = torch.arange(len(found)) / len(found)
+    plain = config.rope_parameters["rope_theta"] ** -steps
+    same = torch.allclose(found, plain / torch.tensor(factors), rtol=1e-4)
+    return scaled.rope_parameters if same else None
 
 
 def _splits() -> set[str]:
@@ -144,6 +171,8 @@ def _splits() -> set[str]:
 
 def convert(source: Path, folder: Path, tokenizer: Any, dtype: torch.dtype) -> None:
     """Read a GGUF file and write it as config, weights in `dtype`, tokenizer and generation config."""
+    from gguf import GGUFReader
+
     # Progress bars and a note on dequantisation would go to stderr. `from_config` draws weights that are then replaced:
     # the random state is forked, so that a run that converts draws the same numbers as the next one.
     with contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
@@ -153,6 +182,7 @@ def convert(source: Path, folder: Path, tokenizer: Any, dtype: torch.dtype) -> N
         del config.quantization_config
         if hasattr(config, "_model_name_or_path"):
             del config._model_name_or_path  # the GGUF's title, which is no path
+        config.rope_parameters = _rope_parameters(GGUFReader(source), config)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.load_state_dict(read.state_dict())
         # Every request states its sampling, so the defaults are the special tokens alone.

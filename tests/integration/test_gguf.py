@@ -113,6 +113,29 @@ def test_half_precision_stays_half(tmp_path: Path, lm: Any, cache: Path) -> None
     assert torch.equal(half.model.embed_tokens.weight, lm.model.embed_tokens.weight.half().float())
 
 
+def test_the_positions_of_llama_3_are_read(tmp_path: Path, cache: Path) -> None:
+    """Its file has a factor for each frequency; long waves are slowed down, short ones are not."""
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 8192}
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16384}
+    lm = tiny_lm(len(TOKENS), "Qwen2", tie_word_embeddings=True, rms_norm_eps=1e-6, rope_parameters=rope, **sizes)
+    plain = 5e5 ** -(np.arange(16) / 16)
+    waves = 2 * np.pi / plain
+    smooth = np.clip((8192 / waves - 1) / 3, 0, 1)
+    factors = 1 / ((1 - smooth) / 32 + smooth)
+    assert set(np.round(factors, 3)) > {1.0, 32.0}
+    path = tmp_path / "long.gguf"
+    write_qwen2(path, lm, templates.CHATML, extra={"rope_freqs.weight": factors.astype(np.float32)})
+    checks.check_model(config_of(path))
+    ids, read = torch.arange(600)[None] % len(TOKENS), load(path)
+    with torch.no_grad():
+        assert torch.allclose(read(input_ids=ids).logits, lm(input_ids=ids).logits, atol=1e-4)
+        read.config.rope_parameters["rope_type"] = "default"
+        unscaled = type(lm)(read.config)
+        unscaled.load_state_dict(lm.state_dict())
+        assert not torch.allclose(unscaled.eval()(input_ids=ids).logits, lm(input_ids=ids).logits, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -121,7 +144,7 @@ def test_half_precision_stays_half(tmp_path: Path, lm: Any, cache: Path) -> None
         ({"pre": "exotic"}, r"does not know how its tokenizer splits text \('exotic'\). Take the model's Hugging"),
         ({"split__count": 3}, "one of several parts. Join them with `llama-gguf-split --merge`."),
         ({"qwen2__rope__scaling__type": "yarn"}, "scales the frequencies of its positions"),
-        ({"extra": {"rope_freqs.weight": np.ones(4, np.float32)}}, "scales the frequencies of its positions"),
+        ({"extra": {"rope_freqs.weight": np.float32([1, 2, 3, 5])}}, "scales the frequencies of its positions"),
     ],
 )
 def test_a_file_that_would_be_read_wrongly_is_refused_before_it_is_read(

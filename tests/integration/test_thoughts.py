@@ -62,7 +62,7 @@ def taught(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     tokenizer = thinking_tokenizer(request.param)
     form, lm = ChatFormat(tokenizer), tiny_lm(len(tokenizer))
     optimizer = torch.optim.Adam(lm.parameters(), lr=5e-3)
-    for _ in range(60):
+    for _ in range(40):
         for turn in range(2):
             prompt, reply = form.encode(asked(form, turn))[0], spoken(form, turn).token_ids
             labels = torch.tensor([[-100] * len(prompt) + list(reply)])
