@@ -1,11 +1,11 @@
-"""A model that can speak learns to collaborate on doc_edit: two stages, three seeds, base and trained on test goals.
+"""A model that can speak learns to collaborate on doc_edit: SFT, GRPO from three seeds, base and trained on test goals.
 
     python benchmarks/showcase.py qwen25_coder_05b --dry-run     # the commands; a preset of conf/model, or a model.path
     python benchmarks/showcase.py qwen25_coder_05b --write       # run them, then write docs/results/showcase.*
 
-Each seed has an SFT stage, a GRPO stage that starts from its policy, and an evaluation of base, proactive base and the
-trained policy on the same test goals, under the same user randomness. The same call goes on where it was stopped.
-Fields of the experiment follow as in train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`.
+GRPO starts from the SFT policy with each seed. One evaluation then plays the same test goals with base, proactive base
+and the trained policies, under the same user randomness. The same call goes on where it was stopped. Fields of the
+experiment follow as in train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`.
 """
 
 from __future__ import annotations
@@ -53,84 +53,90 @@ SHOWN = 3  # conversations on the page
 FILES = ("showcase.md", "showcase.json", "showcase.png")
 # What a model that can speak needs other than SmolLM2-135M. Chosen on validation goals (docs/recipe-log.md).
 SETTING = ("sampler.temperature=0.5",)
-SFT = ("algorithm.lr=4e-4",)
-GRPO = ("algorithm.lr=3e-4", "trainer.max_steps=4")
+SFT = ("trainer.max_steps=52",)  # one pass
+GRPO = ("trainer.max_steps=5",)
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
 def steps(folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[str] = ()) -> list[Step]:
-    """All commands, seed by seed.
+    """All commands, each after those that it needs.
 
     Args:
         folder: Of all steps, as the commands have it.
         model: A preset of conf/model, or a `model.path`.
-        seeds: Of training and evaluation.
+        seeds: Of GRPO; the first is that of SFT and of the evaluation.
         overrides: Of the user; they hold for every command, but for what ties the steps together.
     """
     preset = (ROOT / "conf" / "model" / f"{model}.yaml").is_file()
-    base = f"model={model}" if preset else f"model.path={model}"
-    short = ("task.num_test=1", "evaluation.num_conversations=1")  # the evaluation plays the test goals
-    found = []
-    for seed in seeds:
-        shared = (base, *SETTING, f"seed={seed}", "callbacks=quiet", "logger.wandb=disabled")
+    shared = (f"model={model}" if preset else f"model.path={model}", *SETTING, "callbacks=quiet")
+    shared = (*shared, "logger.wandb=disabled", "evaluation.num_conversations=1")
+    training = (*shared, "task.num_test=1")  # the evaluation plays the test goals
 
-        def step(name: str, command: Sequence[str], *tied: str, needs: tuple[str, ...] = (), seed: int = seed) -> Step:
-            output = f"output_dir={folder / name}-{seed}"
-            needed = tuple(f"{each}-{seed}" for each in needs)
-            return Step(f"{name}-{seed}", merged((*command, *overrides, *tied, output)), needed)
+    def step(name: str, command: Sequence[str], *tied: str, needs: tuple[str, ...] = ()) -> Step:
+        return Step(name, merged((*command, *overrides, *tied, f"output_dir={folder / name}")), needs)
 
-        sft, trained = (f"{folder / name}-{seed}/policy" for name in ("sft", "grpo"))
-        rows = ",".join(("base", "proactive", f"trained:{trained}"))
-        grpo = ("train.py", "experiment=doc_edit", *shared, *GRPO, *short)
-        evaluation = ("evaluate.py", "experiment=doc_edit", *shared, "evaluation.num_conversations=1")
-        found += [
-            step("sft", ("train.py", "experiment=doc_edit_sft", *shared, *SFT, *short)),
-            step("grpo", grpo, f"model.path={sft}", needs=("sft",)),
-            step("evaluation", evaluation, f"policies=[{rows}]", needs=("grpo",)),
-        ]
-    return found
+    grpo = [f"grpo-{seed}" for seed in seeds]
+    rows = ",".join(("base", "proactive", "sft:" + policy(folder, "sft"), *(f"{n}:{policy(folder, n)}" for n in grpo)))
+    return [
+        step("sft", ("train.py", "experiment=doc_edit_sft", *training, *SFT, f"seed={seeds[0]}")),
+        *(
+            step(
+                name,
+                ("train.py", "experiment=doc_edit", *training, *GRPO, f"seed={seed}"),
+                f"model.path={policy(folder, 'sft')}",
+                needs=("sft",),
+            )
+            for name, seed in zip(grpo, seeds, strict=True)
+        ),
+        step(
+            "evaluation",
+            ("evaluate.py", "experiment=doc_edit", *shared, f"seed={seeds[0]}"),
+            f"policies=[{rows}]",
+            needs=("sft", *grpo),
+        ),
+    ]
+
+
+def policy(folder: Path, step: str) -> str:
+    return str(folder / step / "policy")
 
 
 # --- what came out ---------------------------------------------------------------------------------------------------
 
 
-def gather(folder: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Seed -> `results.json` of its evaluation."""
-    return {str(seed): read_results(ROOT / folder / f"evaluation-{seed}" / "results.json") for seed in seeds}
+def estimates(results: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """Seed -> policy -> metric -> {"mean", "ci95", "n"}. Base and proactive base are the same with each seed."""
+    rows = results["policies"]
+    return {
+        str(seed): {"base": rows["base"], "proactive": rows["proactive"], "trained": rows[f"grpo-{seed}"]}
+        for seed in seeds
+    }
 
 
-def estimates(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Seed -> policy -> metric -> {"mean", "ci95", "n"}."""
-    return {seed: {name: found["policies"][name] for name in POLICIES} for seed, found in results.items()}
-
-
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All seeds in one Markdown table. Base and proactive differ between seeds by their draws alone."""
-    goals = max(num_goals_of(found["policies"]) for found in results.values())
+def table(results: Mapping[str, Any]) -> str:
+    """All rows of the evaluation, then the paired differences, in Markdown."""
+    goals = num_goals_of(results["policies"])
     rows = []
-    for name in POLICIES:
-        for seed, found in results.items():
-            metrics = found["policies"][name]
-            rows.append(Row(f"{name}, seed {seed}", tuple(estimate_cell(metrics.get(m), m, goals) for m in COLUMNS)))
-    for seed, found in results.items():
-        gained = found["difference"]["trained"]
-        cells = tuple(estimate_cell(gained.get(m), m, goals, signed=True) for m in COLUMNS)
-        rows.append(Row(f"trained − base, seed {seed}", cells))
+    for kind, signed in (("policies", False), ("difference", True)):
+        for name, metrics in results[kind].items():
+            cells = tuple(estimate_cell(metrics.get(metric), metric, goals, signed=signed) for metric in COLUMNS)
+            rows.append(Row(name.replace("-", ", seed ") + " − base" * signed, cells))
     caption = f"mean over {goals} test goals with its 95 % bootstrap interval; differences are paired by goal"
     return markdown(["policy", *COLUMNS.values()], rows, caption)
 
 
-def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was wanted and what came, in Markdown; met or missed by the numbers alone, in each seed."""
+def verdicts(results: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    """What was wanted and what came, in Markdown; met or missed by the numbers alone, with each seed."""
+    by_seed = estimates(results, seeds)
 
     def mean(seed: str, name: str, metric: str) -> float:
-        found = results[seed]["policies"][name][metric]["mean"]
+        found = by_seed[seed][name][metric]["mean"]
         return float("nan") if found is None else float(found)
 
     def gain(seed: str) -> tuple[str, bool]:
-        reward = results[seed]["difference"]["trained"]["reward"]
+        reward = results["difference"][f"grpo-{seed}"]["reward"]
         value, interval = estimate_cell(reward, "reward", 0, signed=True)
         return f"{value} {interval}", reward["mean"] is not None and reward["ci95"][0] > 0
 
@@ -157,25 +163,24 @@ def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
         "coverage (base, proactive, trained) twice the base's and 1.5 times the proactive base's": covered,
         "tokens of the user to read 30 % down": read,
     }
-    lines = [f"| wanted | {' | '.join(f'seed {seed}' for seed in results)} | |", "|---" * (len(results) + 2) + "|"]
+    lines = [f"| wanted | {' | '.join(f'seed {seed}' for seed in seeds)} | |", "|---" * (len(seeds) + 2) + "|"]
     for what, came in wanted.items():
-        found = [came(seed) for seed in results]
+        found = [came(seed) for seed in by_seed]
         met = sum(good for _, good in found)
         verdict = "met" if met == len(found) else f"**missed** ({met} of {len(found)} seeds)"
         lines.append(f"| {what} | {' | '.join(text for text, _ in found)} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 
-def conversations(transcripts: Path, count: int = SHOWN) -> str:
-    """The first conversations of base and trained side by side, in Markdown."""
+def conversations(transcripts: Path, trained: str, count: int = SHOWN) -> str:
+    """The first conversations of the base and of the row `trained` side by side, in Markdown."""
     rows = [json.loads(line) for line in transcripts.read_text(encoding="utf-8").splitlines()]
     played = {(row["policy"], row["goal"]): row for row in rows}
     goals = list(dict.fromkeys(row["goal"] for row in rows))[:count]
     parts = []
     for goal in goals:
         cells = []
-        for name in ("base", "trained"):
-            row = played[name, goal]
+        for name, row in (("base", played["base", goal]), ("trained", played[trained, goal])):
             said = [m for m in row["messages"] if m["role"] != "system"]
             told = "<br>".join(f"**{m['role'].title()}:** {_cell(m['content'])}" for m in said)
             cells.append((f"{name}, R\\* {row['reward']:.2f}", told))
@@ -219,33 +224,34 @@ def draw(folder: Path, seeds: Sequence[int], output: Path) -> None:
 
 
 def page(
-    model: str, folder: Path, results: Mapping[str, Mapping[str, Any]], records: Mapping[str, Mapping[str, Any]]
+    model: str,
+    folder: Path,
+    seeds: Sequence[int],
+    results: Mapping[str, Any],
+    records: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """docs/results/showcase.md."""
-    first = next(iter(results))
-    minutes = ", ".join(
-        in_words(sum(step_seconds(records[f"{stage}-{seed}"]) for stage in ("sft", "grpo"))) for seed in results
-    )
-    goals = max(num_goals_of(found["policies"]) for found in results.values())
+    goals = num_goals_of(results["policies"])
+    minutes = ", ".join(in_words(step_seconds(records[f"grpo-{seed}"])) for seed in seeds)
     return "\n".join(
         [
             f"# Showcase: `{model}` on doc_edit",
             "",
-            "SFT on the shipped conversations, then GRPO on MR with the rule-based user; base, proactive base and the",
-            f"trained policy on {goals} test goals, each played once. `make showcase MODEL={model}` runs it all and",
-            f"writes this page and `showcase.json`. Training took {minutes} (one time for each seed).",
+            "SFT on the shipped conversations, then GRPO on MR with the rule-based user, from the SFT policy with each",
+            f"seed. All are played once on {goals} test goals. `make showcase MODEL={model}` runs it all and writes",
+            f"this page and `showcase.json`. SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
             "",
             table(results),
             "## What was wanted",
             "",
-            verdicts(results),
+            verdicts(results, seeds),
             "## Curves",
             "",
             "![MR, coverage, interactivity and pertinent questions over the steps of GRPO](showcase.png)",
             "",
-            f"## The first {SHOWN} conversations, base beside trained (seed {first})",
+            f"## The first {SHOWN} conversations, base beside trained (seed {seeds[0]})",
             "",
-            conversations(ROOT / folder / f"evaluation-{first}" / "transcripts.jsonl"),
+            conversations(ROOT / folder / "evaluation" / "transcripts.jsonl", f"grpo-{seeds[0]}"),
             "## How it was made",
             "",
             account(records, machine()),
@@ -277,14 +283,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(listing(todo, folder))
             return 0
         records = run_steps(todo, folder, args.jobs)
-        results = gather(folder, seeds)
+        results = read_results(ROOT / folder / "evaluation" / "results.json")
     except (BadInput, StepFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    write_json(ROOT / folder / "showcase.json", estimates(results))
+    write_json(ROOT / folder / "showcase.json", estimates(results, seeds))
     draw(folder, seeds, ROOT / folder / "showcase.png")
-    (ROOT / folder / "showcase.md").write_text(page(model, folder, results, records), encoding="utf-8")
-    print(f"\n{table(results)}\n{verdicts(results)}\n{folder / 'showcase.md'}")
+    (ROOT / folder / "showcase.md").write_text(page(model, folder, seeds, results, records), encoding="utf-8")
+    print(f"\n{table(results)}\n{verdicts(results, seeds)}\n{folder / 'showcase.md'}")
     if args.write:
         for file in FILES:
             shutil.copyfile(ROOT / folder / file, ROOT / "docs" / "results" / file)

@@ -224,13 +224,12 @@ def test_a_dry_run_lists_commands_that_compose(script: Any, tmp_path: Path, caps
     assert all(command.count("task.max_new_tokens=60") == 1 for command in commands)
 
 
-def test_the_showcase_goes_through_both_stages_for_each_seed(
+def test_the_showcase_goes_from_sft_through_grpo_to_the_page(
     runner: Runner, letters_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def run_all(steps: Sequence[Step], folder: Path, jobs: int) -> dict[str, Mapping[str, Any]]:
         for step in steps:
-            any_reply = "algorithm.minimum_metric=null" if step.name.startswith("sft") else ""
-            play(*config_of([*step.command, *filter(None, [any_reply])]))
+            play(*config_of([*step.command, *filter(None, [ANY_PAIR.get(step.name)])]))
         return recorded(steps)
 
     monkeypatch.setattr(showcase, "run_steps", run_all)
@@ -240,16 +239,20 @@ def test_the_showcase_goes_through_both_stages_for_each_seed(
     assert list(results) == ["2"] and list(results["2"]) == ["base", "proactive", "trained"]
     assert results["2"]["trained"]["reward"].keys() >= {"mean", "ci95"}
     start = json.loads((tmp_path / "out/grpo-2/results.json").read_text())["config"]["model"]["path"]
-    assert start.endswith("out/sft-2/policy")
+    assert start.endswith("out/sft/policy")
     page = (tmp_path / "out/showcase.md").read_text()
-    assert page.count("| base, R\\* ") == 2 and "Training took 4 min 0 s" in page  # both test goals are shown
-    assert showcase.verdicts({"2": showcase.gather(tmp_path / "out", [2])["2"]}) in page
+    assert (
+        page.count("| base, R\\* ") == 2 and "SFT took 2 min 0 s, GRPO 2 min 0 s" in page
+    )  # both test goals are shown
+    played = json.loads((tmp_path / "out/evaluation/results.json").read_text())
+    assert list(played["policies"]) == ["base", "proactive", "sft", "grpo-2"]
+    assert showcase.verdicts(played, [2]) in page and "| grpo, seed 2 − base |" in page
     assert (tmp_path / "out/showcase.png").read_bytes().startswith(b"\x89PNG")
     assert "met" in capsys.readouterr().out or "missed" in page
 
 
 def test_what_the_showcase_wanted_is_judged_by_the_numbers_of_each_seed() -> None:
-    def found(reward: float, interactivity: float, pertinent: float, coverage: float, tokens: float) -> dict[str, Any]:
+    def found(reward: float, interactivity: float, pertinent: float, coverage: float, tokens: float) -> tuple[Any, Any]:
         def entry(mean: float) -> dict[str, Any]:
             return {"mean": mean, "ci95": [mean - 0.1, mean + 0.1], "n": 4}
 
@@ -257,26 +260,27 @@ def test_what_the_showcase_wanted_is_judged_by_the_numbers_of_each_seed() -> Non
         trained = {
             "interactivity": interactivity, "pertinent": pertinent, "coverage": coverage, "assistant_tokens": tokens
         }  # fmt: skip
-        policies = {"base": base, "proactive": {**base, "coverage": 0.2}, "trained": trained}
-        return {
-            "policies": {
-                name: {metric: entry(mean) for metric, mean in metrics.items()} for name, metrics in policies.items()
-            },
-            "difference": {"trained": {"reward": entry(reward)}},
-        }
+        rows = {"base": base, "proactive": {**base, "coverage": 0.2}, "trained": trained}
+        policies = {name: {metric: entry(mean) for metric, mean in metrics.items()} for name, metrics in rows.items()}
+        return policies, entry(reward)
+
+    def results(*seeds: tuple[Any, Any]) -> dict[str, Any]:
+        rows = {f"grpo-{number}": policies["trained"] for number, (policies, _) in enumerate(seeds, 1)}
+        gains = {f"grpo-{number}": {"reward": reward} for number, (_, reward) in enumerate(seeds, 1)}
+        return {"policies": {**seeds[0][0], **rows}, "difference": gains}
 
     good, bad = found(0.2, 0.51, 0.8, 0.31, 70.0), found(0.05, 0.49, 0.79, 0.29, 71.0)
-    lines = showcase.verdicts({"1": good, "2": good}).splitlines()[2:]
+    lines = showcase.verdicts(results(good, good), [1, 2]).splitlines()[2:]
     assert len(lines) == 5 and all(line.endswith("| met |") for line in lines)
-    lines = showcase.verdicts({"1": good, "2": bad}).splitlines()[2:]
+    lines = showcase.verdicts(results(good, bad), [1, 2]).splitlines()[2:]
     assert all(line.endswith("| **missed** (1 of 2 seeds) |") for line in lines)
 
 
 def test_a_conversation_cannot_break_the_page(tmp_path: Path) -> None:
     said = [{"role": "system", "content": "Ask."}, {"role": "user", "content": "a | b\n<script>"}]
-    rows = [{"policy": name, "goal": "g", "messages": said, "reward": 1.0} for name in ("base", "proactive", "trained")]
+    rows = [{"policy": name, "goal": "g", "messages": said, "reward": 1.0} for name in ("base", "grpo-1")]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    told = showcase.conversations(tmp_path / "t.jsonl")
+    told = showcase.conversations(tmp_path / "t.jsonl", "grpo-1")
     assert "| **User:** a \\| b<br>&lt;script> | **User:** a \\| b<br>&lt;script> |" in told and "Ask." not in told
 
 
