@@ -215,8 +215,8 @@ class PolicyModule(L.LightningModule):
             self.lr_schedulers().step()  # type: ignore[union-attr]
         self.policy.eval()
         left_out = self.left_out(batch.groups)
-        taught = sum(example.contexts for example in examples)
-        ours = [*sums.values(), taught, len(batch.groups), *left_out.values()]
+        compared = sum(example.contexts for example in examples)
+        ours = [*sums.values(), compared, len(batch.groups), *left_out.values()]
         loss, kl, kl_tokens, entropy, tokens, gap, gap_tokens, taught, groups, *counts = over_ranks(self.trainer, ours)
         updates = count * self.config.epochs
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
