@@ -354,13 +354,13 @@ class LocalEngine:
             self._running.pop()
             if not request.done.done():
                 reply = Reply(
-                    text=self.format.decode(request.ids, request.sampling.stop),
+                    text="",
                     token_ids=tuple(request.ids),
                     logprobs=tuple(request.logprobs),
                     finish_reason="stop" if stopped else "length",
                     prompt_ids=request.prompt,
                 )
-                request.done.set_result(reply)
+                request.done.set_result(self.format.read(reply, request.sampling))
 
     def _says_stop(self, request: _Request) -> bool:
         if not (stops := request.sampling.stop):
