@@ -18,7 +18,7 @@ _SIGNS = {  # metric -> (1 if more is better, else -1; change that counts; what 
 }
 
 
-_FACTOR = 3.0  # a policy has collapsed if a measure of its rollout is so many times that of the first rollout, or less
+_FACTOR = 3.0  # a measure that has changed by more than this factor since the first rollout is a sign of collapse
 _MEASURES = ("mr", "mr_spread", "interactivity", "sampled_entropy", "reply_tokens", "cut_replies")
 
 
