@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,7 +30,9 @@ from collab.util.targets import load_target
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
     from collab.chat.endpoints import Endpoints
-    from collab.conversation import Scored
+    from collab.conversation import Conversation, Scored
+
+_LINE = 160  # characters of a message that the terminal shows
 
 
 def evaluate(config: Config) -> None:
@@ -65,7 +68,7 @@ def play_row(
         config: The checked config.
         name: Of the row. `proactive` gets the proactive instruction, every other row the usual one.
         row: Folder of the policy, or the server that plays it; None for the model of the config.
-        progress: Shows each finished conversation.
+        progress: Shows each finished conversation, and what was said in the first one of the first row.
         endpoints: The hosted models of the run.
         run: Gets the scores and the seconds of this row.
     """
@@ -107,9 +110,17 @@ def play_row(
         TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
     metrics = means(conversation_values(scored, parts=()))
     progress.done(len(scored), reward=metrics["reward"], tokens=metrics["assistant_tokens"])
+    if not run.scores:
+        progress.say(*in_lines(scored[0][0], name))
     if line := add_problems(Path(config.output_dir), name, simulation.problems, rank()):
         progress.say(line)
     run.finish(name, time.monotonic() - started, policy_scores(scored))
+
+
+def in_lines(conversation: Conversation, name: str) -> list[str]:
+    """A conversation for the terminal, a line for each message; `name` is that of the policy."""
+    said = ((who, text) for turn in conversation.turns for who, text in (("user", turn.user), (name, turn.reply.text)))
+    return [f"  {who}: {textwrap.shorten(text, _LINE, placeholder=' ...')}" for who, text in said]
 
 
 def compare_pairs(config: Config, run: RunState, progress: Progress, endpoints: Endpoints) -> None:

@@ -50,6 +50,8 @@ def test_the_table_and_the_paths_are_printed(trained: Run) -> None:
     for text in ("base", "proactive", "trained", "bleu", str(trained.folder / "results.json")):
         assert text in trained.output
     assert str(trained.folder / "policy") in trained.output
+    opening = trained.transcripts[0]["messages"][1]["content"].split()[:8]
+    assert f"  user: {' '.join(opening)}" in trained.output
 
 
 def test_every_conversation_is_on_record(trained: Run) -> None:
