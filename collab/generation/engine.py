@@ -101,7 +101,7 @@ class LocalEngine:
     ) -> None:
         self.lm, self.tokenizer, self.max_batch = lm, tokenizer, max_batch
         self.format = ChatFormat(tokenizer)
-        self._mode = DeterministicMode(max_batch) if deterministic else FastMode()
+        self._mode = DeterministicMode(max_batch) if deterministic else FastMode(lm.device)
         inner = inner_of(lm)
         self._trunk, self._head = inner.get_decoder(), inner.get_output_embeddings()
         self._config = inner.config.get_text_config()
@@ -116,7 +116,7 @@ class LocalEngine:
         check_logits(inner)
         self._stops = end_tokens(lm, self.format)
         self.positions = getattr(self._config, "max_position_embeddings", None)
-        self.rows = KVRows(self._config.num_hidden_layers, self._mode.whole_blocks)
+        self.rows = KVRows(self._config.num_hidden_layers, self._mode.whole_blocks, max_batch)
         self.prefixes = PrefixCache(cache_bytes)
         self.graphs = StepGraphs()
         self._fused = FusedLinears(lm)

@@ -1,20 +1,25 @@
 """Keys and values: of the running requests, in rows of one tensor, and of prefixes that are kept for later requests.
 
-One tensor holds the keys of all layers, another the values, `[layer, row, head, position, channel]`; on a CPU the keys
-of a channel lie side by side (see `collab.lm.attention.by_layout`).
+One tensor holds the keys of all layers, another the values, `[layer, row, head, position, channel]`; in bf16 on a CPU
+the keys of a channel lie side by side (see `collab.lm.attention.by_layout`).
+
+A CPU reserves memory for all rows at once: pages of zeros that nobody has written take neither memory nor time.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 KeyValues = tuple[torch.Tensor, torch.Tensor]
 
+_POSITIONS = 512  # that a row has at least on a CPU
 POSITION_BLOCK = 64  # rows grow by this many positions; a deterministic row's keys are a multiple of it
 
 
@@ -35,6 +40,7 @@ class KVRows:
     Args:
         layers: Number of the model's layers.
         whole_blocks: A forward call always reads a multiple of `POSITION_BLOCK` keys.
+        max_rows: Number of rows that there will ever be.
 
     Attributes:
         data: Keys and values, `[layer, row, head, position, channel]` each; None until the first forward call.
@@ -42,50 +48,58 @@ class KVRows:
         reach: Number of keys that the next forward call reads.
     """
 
-    def __init__(self, layers: int, whole_blocks: bool) -> None:
+    def __init__(self, layers: int, whole_blocks: bool, max_rows: int) -> None:
         self.data: KeyValues | None = None
-        self.layers, self.whole_blocks = layers, whole_blocks
+        self.layers, self.whole_blocks, self.max_rows = layers, whole_blocks, max_rows
         self.first = self.last = self.reach = 0
         self.row_index = self.positions = torch.empty(0)
         self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(layers)])
         self._size = (0, 0)  # rows, positions
+        self._used = 0  # rows that may have been written
 
     def clear(self) -> None:
         """Give the memory back."""
-        self.data, self._size = None, (0, 0)
+        self.data, self._size, self._used = None, (0, 0), 0
 
     def reserve(self, rows: int, positions: int) -> None:
         """Grow (never shrink) to this number of rows and positions."""
         self._size = (max(self._size[0], rows), max(self._size[1], up_to_block(positions)))
-        if self.data is not None and (self.data[0].shape[1], self.data[0].shape[3]) != self._size:
+        if self.data is None:
+            return
+        held = self.data[0].shape[1], self.data[0].shape[3]
+        if held[0] < self._size[0] or held[1] < self._size[1]:
             older, self.data = self.data, self._empty(*(part[0, 0, :, 0] for part in self.data))
             for part, filled in zip(self.data, older, strict=True):
-                part[:, : filled.shape[1], :, : filled.shape[3]] = filled
+                part[:, : self._used, :, : filled.shape[3]] = filled[:, : self._used]
 
     def _empty(self, *like: torch.Tensor) -> KeyValues:
-        """Keys and values of the reserved size, with the heads and channels of `like`, `[head, channel]` each."""
+        """Keys and values of the reserved size at least, with the heads and channels of `like`, `[head, channel]`."""
         (heads, key_channels), (_, value_channels) = like[0].shape, like[1].shape
         rows, positions = self._size
         if like[0].device.type == "cpu":
-            keys = like[0].new_zeros(self.layers, rows, heads, key_channels, positions).transpose(3, 4)
+            rows, positions = max(rows, self.max_rows), max(_POSITIONS, 1 << (positions - 1).bit_length())
+        if like[0].device.type == "cpu" and like[0].dtype != torch.float32:
+            keys = _zeros(like[0], self.layers, rows, heads, key_channels, positions).transpose(3, 4)
         else:
-            keys = like[0].new_zeros(self.layers, rows, heads, positions, key_channels)
-        return keys, like[1].new_zeros(self.layers, rows, heads, positions, value_channels)
+            keys = _zeros(like[0], self.layers, rows, heads, positions, key_channels)
+        return keys, _zeros(like[1], self.layers, rows, heads, positions, value_channels)
 
     def keys_to_read(self, positions: int, width: int, device: torch.device) -> int:
         """How many keys a forward call of `width` tokens a row reads if it needs `positions` of them.
 
-        A CPU multiplies single queries with whole rows faster than with parts of rows, which it has to copy first.
+        In bf16 a CPU multiplies single queries with whole rows faster than with parts of rows, which it has to copy
+        first.
         """
         if self.whole_blocks:
             return up_to_block(positions)
-        whole = device.type == "cpu" and width == 1 and 3 * positions > 2 * self._size[1]
-        return self._size[1] if whole else positions
+        by_channel = device.type == "cpu" and self.data is not None and self.data[0].dtype != torch.float32
+        return self._size[1] if by_channel and width == 1 and 3 * positions > 2 * self._size[1] else positions
 
     def select(self, first: int, last: int, positions: torch.Tensor, reach: int) -> None:
         """Choose rows and `[N, T]` positions that the next forward call writes, and the number of keys it reads."""
         self.first, self.last, self.positions, self.reach = first, last, positions, reach
         self.row_index = torch.arange(first, last, device=positions.device)[:, None]
+        self._used = max(self._used, last)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeyValues:
         """Write a layer's new `[N, head, T, channel]` keys and values; returns those that its queries read."""
@@ -110,12 +124,14 @@ class KVRows:
     def copy_in(self, row: int, kept: KeyValues, length: int) -> None:
         """Write the first positions of copies into a row."""
         assert self.data is not None
+        self._used = max(self._used, row + 1)
         for part, source in zip(self.data, kept, strict=True):
             part[:, row, :, :length] = source[:, :, :length]
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy a row's first positions over another row."""
         assert self.data is not None
+        self._used = max(self._used, target + 1)
         for part in self.data:
             part[:, target, :, :length] = part[:, source, :, :length]
 
@@ -191,6 +207,14 @@ class PrefixCache:
         while self.nbytes > self.max_bytes:
             _, dropped = self.kept.popitem(last=False)
             self.nbytes -= sum(part.nbytes for part in dropped)
+
+
+def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    # torch would write the zeros; numpy asks the system for pages of zeros.
+    memory = np.zeros(math.prod(shape) * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(memory).view(like.dtype).view(shape)
 
 
 def up_to_block(positions: int) -> int:

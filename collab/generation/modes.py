@@ -9,6 +9,7 @@ Shapes: N rows, T new tokens per row, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,16 +22,24 @@ from collab.generation.drawing import Draw, by_gumbel_max, by_inverse_cdf
 Extend = Callable[[int, list[list[int]], Sequence[int], list[int] | None], torch.Tensor]
 
 PREFILL_CHUNK = 32  # tokens of a prompt that the deterministic mode reads at a time
-_MAX_PADDING = 256  # tokens of padding at which prompts of different lengths are still read together
+# What a forward call costs beside its tokens, in tokens: it reads all weights, and its kernels have to be called.
+_CALL_ON_CPU, _CALL = 32, 256
 
 
 class FastMode:
-    """The requests that are decoded together may, rarely, change what one of them draws."""
+    """The requests that are decoded together may, rarely, change what one of them draws.
+
+    Args:
+        device: Of the model.
+    """
 
     whole_blocks = False  # keys are read up to the last position that is needed
     min_rows = 1  # of a decoding step
     keeps_any_length = True  # replies, and beginnings that prompts share, are kept wherever they end
     draw: Draw = staticmethod(by_inverse_cdf)
+
+    def __init__(self, device: torch.device) -> None:
+        self._call = _CALL_ON_CPU if device.type == "cpu" else _CALL
 
     def boundaries(self, prompt: list[int], turns: list[int]) -> list[int]:
         """Lengths of a prompt's beginnings that may have been kept, ascending."""
@@ -48,21 +57,32 @@ class FastMode:
         Prompts with the least to read come first. They are read in parts of similar length, since all of a part are
         padded to its longest.
         """
-        parts: list[list[list[int]]] = []
-        for prompt, start in zip(prompts, starts, strict=True):
-            new = list(prompt[start:])
-            if not parts or (len(parts[-1]) + 1) * len(new) > 2 * sum(map(len, [*parts[-1], new])) + _MAX_PADDING:
-                parts.append([])
-            parts[-1].append(new)
-        logits, row = [], 0
-        for part in parts:
-            logits.append(extend(first + row, part, starts[row : row + len(part)], None))
-            row += len(part)
+        new = [list(prompt[start:]) for prompt, start in zip(prompts, starts, strict=True)]
+        cuts = cheapest_cuts(list(map(len, new)), self._call)
+        logits = [extend(first + a, new[a:b], starts[a:b], None) for a, b in itertools.pairwise(cuts)]
         return torch.cat(logits)
 
     def threads(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which tokens are computed."""
         return contextlib.nullcontext()
+
+
+def cheapest_cuts(lengths: Sequence[int], call: int) -> list[int]:
+    """Where to cut rows, shortest first, into forward calls: 0, .., the number of rows.
+
+    Args:
+        lengths: Tokens of each row, ascending; all rows of a call are padded to its longest.
+        call: What a call costs beside its tokens, in tokens.
+    """
+    cost, start = [0], [0]  # of the first rows, and where their last call starts
+    for end, longest in enumerate(lengths, start=1):
+        best = min((cost[a] + call + (end - a) * longest, a) for a in range(end))
+        cost.append(best[0])
+        start.append(best[1])
+    cuts = [len(lengths)]
+    while cuts[-1]:
+        cuts.append(start[cuts[-1]])
+    return cuts[::-1]
 
 
 class DeterministicMode:
