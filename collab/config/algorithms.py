@@ -74,7 +74,7 @@ class GRPOConfig(AlgorithmConfig):
     name: str = "grpo"
     target: str = "collab.modules.grpo.GRPO"
     clip_epsilon: float = number(0.2, above=0, below=1)  # the probability ratio is clipped to 1 +- clip_epsilon
-    # weight of the KL to the reference policy in the loss; at 0, train/kl is measured on one micro-batch per step
+    # weight of the KL to the reference policy in the loss; at 0, train/kl is measured on one example per step
     kl_coef: float = number(0.0, at_least=0)
     scale_by_std: bool = True  # divide advantages by the standard deviation of the group's rewards
     leave_one_out: bool = False  # baseline of a candidate is the mean reward of the others, not of the whole group

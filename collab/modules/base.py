@@ -115,7 +115,7 @@ class PolicyModule(L.LightningModule):
 
     @property
     def loss_needs_reference(self) -> bool:
-        """Whether the loss reads `ref_logprobs`. If not, one micro-batch per step gets them, for the logged KL."""
+        """Whether the loss reads `ref_logprobs`. If not, one example per step gets them, for the logged KL."""
         return True
 
     @abstractmethod
@@ -249,8 +249,11 @@ class PolicyModule(L.LightningModule):
         for number, (indices, packed) in enumerate(self.passes(examples)):
             ref_logprobs = None
             if self.loss_needs_reference or (first and number == 0):
+                read = packed
+                if indices and not self.loss_needs_reference:
+                    read = pack([examples[indices[0]].replies], self.temperature).to(self.device)
                 with torch.no_grad():
-                    ref_logprobs = self.policy(packed, reference=True).logprobs
+                    ref_logprobs = self.policy(read, reference=True).logprobs
             output: PolicyOutput = self.policy(packed)
             if not indices:
                 # A backward pass without effect, to keep step with the other processes.
@@ -266,8 +269,8 @@ class PolicyModule(L.LightningModule):
             sums["entropy"] += output.entropy.sum().item()
             sums["tokens"] += count
             if ref_logprobs is not None:
-                sums["kl"] += kl_estimates(logprobs, ref_logprobs).sum().item()
-                sums["kl_tokens"] += count
+                sums["kl"] += kl_estimates(logprobs[: len(ref_logprobs)], ref_logprobs).sum().item()
+                sums["kl_tokens"] += len(ref_logprobs)
             if first and len(packed.sampled_logprobs):  # stored conversations have none
                 sums["gap"] += (logprobs - packed.sampled_logprobs).abs().sum().item()
                 sums["gap_tokens"] += count
