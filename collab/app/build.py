@@ -202,11 +202,11 @@ def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[s
     model = speaker(judge.endpoint)
     sampling = Sampling(judge.max_new_tokens, judge.temperature, response_format="json", adapter=False)
     rater, extractor = Judge(model, sampling, judge.retries, config.seed, problems), None
-    if judge.extract:
+    if judge.extract or any(getattr(metric, "whole_chat", False) for _, metric in metrics.values()):
         if judge.extractor is not None:
             model = speaker(judge.extractor)
         sampling = Sampling(judge.max_extracted_tokens, judge.temperature, adapter=False)
-        extractor = Judge(model, sampling, judge.retries, config.seed, problems, role="extractor")
+        extractor = Judge(model, sampling, judge.retries, config.seed, problems, "extractor", judge.extract_prompt)
     for _, metric in metrics.values():
         if isinstance(metric, JudgedMetric):
             metric.judge = rater

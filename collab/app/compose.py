@@ -20,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from collab.config.docs import field_docs
-from collab.config.register import apply_judge, register
+from collab.config.register import apply_metrics, register
 from collab.config.schema import Config
 from collab.util.errors import BadInput, error_text
 from collab.util.paths import config_dir
+from collab.util.prompts import prompt_text
 
 # What the plugins of the extra `sweep` add to Hydra.
 _LAUNCHERS = tuple(f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
@@ -170,7 +171,7 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
         output_dir: Of the run; takes the place of the composed one.
 
     Raises:
-        BadInput: A field has no value, or an interpolation cannot be resolved.
+        BadInput: A field has no value, an interpolation cannot be resolved, or a prompt's file is not there.
     """
     OmegaConf.update(composed, "output_dir", output_dir)
     try:
@@ -182,5 +183,12 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
             f"The config cannot be resolved: {error_text(error)} Check what is written in ${{...}}."
         ) from error
     assert isinstance(config, Config), "the primary config starts from the schema"
-    apply_judge(config)
+    apply_metrics(config)
+    for owner, name in (
+        (config.task, "system_prompt"),
+        (config.task, "proactive_prompt"),
+        (config.judge, "extract_prompt"),
+    ):
+        if hasattr(owner, name):
+            setattr(owner, name, prompt_text(getattr(owner, name), name))
     return config

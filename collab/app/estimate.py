@@ -230,7 +230,7 @@ def _judgements(config: Config) -> Iterator[tuple[str, EndpointConfig, int, int]
     classes = [load_target(metric.target, name) for name, metric in config.task.metrics.items()]
     judged = sum(issubclass(metric, JudgedMetric) for metric in classes)
     yield "judge", judge.endpoint, judged, judge.max_new_tokens
-    if judge.extract:
+    if judge.extract or any(getattr(metric, "whole_chat", False) for metric in classes):
         extracted = int(any(hasattr(metric, "extractor") for metric in classes))  # all metrics share one extraction
         yield "extractor", judge.extractor or judge.endpoint, extracted, judge.max_extracted_tokens
 

@@ -109,6 +109,20 @@ def _check_models(config: Config, entry: str) -> str:
     return template
 
 
+def check_players(config: Config, goals: GoalSplits) -> None:
+    """The checks of users, judges, metrics, models and servers alone, for conversations outside of a run.
+
+    Raises:
+        BadInput: As `check_machine` and `check_hosted`.
+    """
+    for key, target in targets(config).items():
+        load_target(target, key)
+    _check_classes(config)
+    _check_metrics(config, goals)
+    _check_models(config, "evaluate")
+    check_hosted(config, goals, "evaluate")
+
+
 def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
     """Ask every server for its models, and compare the budget with an estimate; without torch.
 
@@ -220,11 +234,14 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
         try:
             made = load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
         except (TypeError, BadInput) as error:
+            if isinstance(error, BadInput) and not metric.options:
+                raise BadInput(f"task.metrics.{name}: {error}") from error
             raise BadInput(
                 f"task.metrics.{name}.options ({metric.options}) do not fit {metric.target}: {error_text(error)} "
                 f"Set task.metrics.{name}.options to what the class takes."
             ) from error
-        if isinstance(made, JudgedMetric) and not isinstance(config.judge, LLMJudgeConfig):
+        asks = isinstance(made, JudgedMetric) or getattr(made, "whole_chat", False)
+        if asks and not isinstance(config.judge, LLMJudgeConfig):
             raise BadInput(
                 f"task.metrics.{name} ({metric.target}) is measured by a judge, and judge={config.judge.name} is none. "
                 "Set judge=llm or judge=local, or take another metric."

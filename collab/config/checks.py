@@ -16,7 +16,15 @@ from collab.config.checks_training import synthesis_problems, training_problems
 from collab.config.endpoints import budget_problems, endpoint_problems
 from collab.config.fields import range_problems
 from collab.config.policies import named_policies, policy_problems
-from collab.config.schema import Config, MixUserConfig, ModelConfig, PairwiseConfig, VLLMEngineConfig
+from collab.config.schema import (
+    Config,
+    JudgeConfig,
+    LLMJudgeConfig,
+    MixUserConfig,
+    ModelConfig,
+    PairwiseConfig,
+    VLLMEngineConfig,
+)
 from collab.util.errors import BadInput
 from collab.util.paths import is_gguf, is_model_folder
 
@@ -37,6 +45,7 @@ def check(config: Config, entry: str = "train") -> None:
         *_model_problems(config.model),
         *_device_problems(config),
         *_user_problems(config),
+        *_judge_problems(config.judge),
         *endpoint_problems(config, entry),
         *budget_problems(config, entry),
         *_engine_problems(config, entry),
@@ -60,7 +69,13 @@ def _task_problems(config: Config, entry: str) -> Iterator[str]:
             f"task {task.name} is for evaluation only (task.evaluation_only): it has no goals to train on. Run "
             f"`python evaluate.py task={task.name}`, or choose another task."
         )
-    if not task.metrics:
+    known = config.definitions.tasks
+    if known and task.name not in known:
+        yield (
+            f"definitions={config.definitions.name} has metrics for {', '.join(known)}, and the task is {task.name}. "
+            f"Take definitions=collab, or list metrics under definitions.tasks.{task.name} in a YAML file."
+        )
+    elif not task.metrics:
         yield "task.metrics is empty: R* is the weighted sum of metrics. Take task=doc_edit, or list at least one."
     elif all(metric.weight == 0 for metric in task.metrics.values()):
         yield "every weight in task.metrics is 0: all rewards would be equal. Give at least one metric a weight."
@@ -153,6 +168,18 @@ def _user_problems(config: Config) -> Iterator[str]:
                 f"user.{name} ({weights}) must be numbers of at least 0, one of them above 0: they are shares of the "
                 f"conversations. Set user.{name}.NAME=1 for at least one."
             )
+
+
+def _judge_problems(judge: JudgeConfig) -> Iterator[str]:
+    if not isinstance(judge, LLMJudgeConfig):
+        return
+    try:
+        judge.extract_prompt.format(extract_type="", chat_history="", extraction_requirement="")
+    except (LookupError, ValueError) as error:
+        yield (
+            f"judge.extract_prompt has braces that stand for nothing ({error}): it may have {{extract_type}}, "
+            "{chat_history} and {extraction_requirement}, and other braces are written twice, {{ and }}."
+        )
 
 
 def _engine_problems(config: Config, entry: str) -> Iterator[str]:

@@ -52,9 +52,16 @@ def register() -> None:
         store.store(group=group, name=f"schema_{name}", node=node)
 
 
-def apply_judge(config: Config) -> None:
-    """Put what the judge measures among the task's metrics; one that it judges instead keeps its weight."""
+def apply_metrics(config: Config) -> None:
+    """Put what the definitions and the judge measure in place of the task's metrics.
+
+    A metric that the judge judges instead keeps its weight. Metrics of the definitions stay as they are.
+    """
     metrics = config.task.metrics
+    if tasks := config.definitions.tasks:
+        own = tasks[config.task.name].metrics if config.task.name in tasks else {}
+        config.task.metrics = own | config.judge.metrics
+        return
     for name in config.judge.replaces.keys() & metrics.keys():
         metrics[name] = MetricConfig(config.judge.replaces[name], metrics[name].weight)
     metrics |= config.judge.metrics

@@ -69,8 +69,10 @@ class TaskConfig:
     num_test: int | None = number(None, at_least=1)  # maximum number of test goals; null uses all
     max_turns: int = number(3, at_least=1)  # maximum turns of a conversation; a turn is a user and an assistant message
     max_new_tokens: int = number(48, at_least=1)  # maximum tokens of one assistant message
-    system_prompt: str = ""  # system prompt of base and trained policies
-    proactive_prompt: str = ""  # system prompt of the row `proactive`: the base model, told to ask
+    # system prompt of base and trained policies: a text, file://PATH, or package://PACKAGE/PATH of an installed package
+    system_prompt: str = ""
+    # system prompt of the row `proactive`, the base model, told to ask; as task.system_prompt
+    proactive_prompt: str = ""
     metrics: dict[str, MetricConfig] = field(default_factory=dict)  # name -> metric; R* is their weighted sum
     # name -> function of the metrics of all test goals, for figures such as F1 that are not a mean over goals
     aggregates: dict[str, str] = field(default_factory=dict)
@@ -162,10 +164,25 @@ class LLMJudgeConfig(JudgeConfig):
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # the model that judges
     extract: bool = False  # a model extracts the final text or program from the conversation, instead of rules
     extractor: EndpointConfig | None = None  # the model that extracts; null: the one that judges
+    # what definitions=official asks the extractor, with {extract_type}, {chat_history} and {extraction_requirement},
+    # for JSON with final_completion: a text, file://PATH or package://PACKAGE/PATH; empty: our own words
+    extract_prompt: str = ""
     retries: int = number(2, at_least=0)  # retries of a malformed verdict
     temperature: float = number(0.0, at_least=0)  # sampling temperature of the judge
     max_new_tokens: int = number(400, at_least=1)  # maximum tokens of a verdict and its reasons
     max_extracted_tokens: int = number(2048, at_least=1)  # maximum tokens of an extracted text or program
+
+
+@dataclass
+class TaskMetricsConfig:
+    metrics: dict[str, MetricConfig] = field(default_factory=dict)  # name -> metric, as task.metrics
+
+
+@dataclass
+class DefinitionsConfig:
+    name: str = MISSING  # whose metrics are measured: collab (the task's own) | official (the official code's)
+    # name of a task -> its metrics, in place of task.metrics and of what the judge replaces; empty: the task's own
+    tasks: dict[str, TaskMetricsConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -301,6 +318,7 @@ class Config:
     algorithm: AlgorithmConfig = MISSING
     user: UserConfig = MISSING
     judge: JudgeConfig = MISSING
+    definitions: DefinitionsConfig = field(default_factory=DefinitionsConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     engine: EngineConfig = MISSING
     strategy: StrategyConfig = field(default_factory=StrategyConfig)

@@ -74,9 +74,9 @@ def _checked_items(value: int) -> int:
 
 
 class Extractor(Protocol):
-    """Copies the final document or program out of a conversation."""
+    """Copies the final document or program out of a conversation, or puts it together from the `whole` of it."""
 
-    async def extract(self, conversation: Conversation, artefact: str) -> Answer[str]: ...
+    async def extract(self, conversation: Conversation, artefact: str, *, whole: bool = False) -> Answer[str]: ...
 
 
 class TextMetric:
@@ -89,12 +89,15 @@ class TextMetric:
 
     Attributes:
         extractor: A model that extracts the text; None uses the rule of `extract`.
+        whole_chat: The extractor puts the text together from all replies. A metric for which this is true has to have
+            an extractor.
 
     Raises:
         BadInput: `finished_only` or `with_notes` is not true or false.
     """
 
     extractor: Extractor | None = None
+    whole_chat = False
 
     def __init__(self, finished_only: bool = False, with_notes: bool = False) -> None:
         for name, value in (("finished_only", finished_only), ("with_notes", with_notes)):
@@ -107,7 +110,7 @@ class TextMetric:
             return 0.0
         if self.extractor is None:
             return self._measure(extract(conversation), conversation)
-        found = await self.extractor.extract(conversation, "document")
+        found = await self.extractor.extract(conversation, "document", whole=self.whole_chat)
         value = None if found.value is None else self._measure(found.value, conversation)
         return Judged(value, found.replies)
 
@@ -158,6 +161,7 @@ class PassRate:
 
     Attributes:
         extractor: A model that extracts the program; None uses the rules of `collab.parsing.extraction.last_program`.
+        whole_chat: As in `TextMetric`.
 
     Raises:
         BadInput: `sandbox` is neither.
@@ -165,6 +169,7 @@ class PassRate:
 
     needs = ("entry_point", "tests")
     extractor: Extractor | None = None
+    whole_chat = False
 
     def __init__(self, sandbox: str = "auto") -> None:
         if sandbox not in ("auto", "strict"):
@@ -174,7 +179,7 @@ class PassRate:
     async def __call__(self, conversation: Conversation) -> float | Judged:
         if self.extractor is None:
             return await self._passes(conversation.assistant_texts, conversation.goal)
-        found = await self.extractor.extract(conversation, "program")
+        found = await self.extractor.extract(conversation, "program", whole=self.whole_chat)
         value = None if found.value is None else await self._passes([found.value], conversation.goal)
         return Judged(value, found.replies)
 

@@ -1,0 +1,40 @@
+"""Prompts that a setting names instead of spelling them out: a file, or a file of an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from collab.util.errors import BadInput
+
+_FILE, _PACKAGE = "file://", "package://"
+
+
+def prompt_text(value: str, name: str) -> str:
+    """The text behind a setting: of `file://PATH`, of `package://PACKAGE/PATH`, or the value itself.
+
+    Nothing of the package is run.
+
+    Args:
+        value: Of the setting.
+        name: Of the setting, for messages.
+
+    Raises:
+        BadInput: The package is not installed, or there is no such file.
+    """
+    if value.startswith(_FILE):
+        path = Path(value.removeprefix(_FILE)).expanduser()
+    elif value.startswith(_PACKAGE):
+        package, _, inside = value.removeprefix(_PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise BadInput(
+                f"{name}={value}: the package {package} is not installed. Run `pip install --no-deps {package}`, or "
+                "write the prompt itself."
+            )
+        path = Path(next(iter(spec.submodule_search_locations)), inside)
+    else:
+        return value
+    if not path.is_file():
+        raise BadInput(f"{name}={value}: there is no file {path}. Name one that is there, or write the prompt itself.")
+    return path.read_text(encoding="utf-8").strip()
