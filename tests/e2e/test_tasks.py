@@ -27,6 +27,7 @@ TRAINING = (
     "task.max_turns=2",
     "trainer.max_steps=1",
     "trainer.goals_per_step=1",
+    "trainer.val_every=1",
     "algorithm.num_minibatches=1",
     "sampler.group_size=2",
     "model.lora.r=4",
