@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -29,7 +30,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerFast,
 )
-from transformers import __version__ as version
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from collab.util.errors import BadInput, first_line
@@ -59,7 +59,11 @@ def gguf_folder(source: Path) -> Path:
     if folder.is_dir():
         return folder
     dtype = check_gguf(source)
-    print(f"Converting {source.name} to a Hugging Face folder, once: {folder}", file=sys.stderr, flush=True)
+    print(
+        f"Converting {source.name} to a Hugging Face folder, once: {folder}. Adapters will name it as their base.",
+        file=sys.stderr,
+        flush=True,
+    )
     return write_once(folder, lambda fresh: convert(source, fresh, _tokenizer(source), dtype))
 
 
@@ -130,7 +134,9 @@ def check_gguf(source: Path) -> torch.dtype:
         raise refusal("it scales the frequencies of its positions in a way that is not read from GGUF files")
     split = fields.get("tokenizer.ggml.pre", "default")
     if fields.get("tokenizer.ggml.model") == "gpt2" and split not in {*_splits(), *_AS_GPT2, "smollm"}:
-        raise refusal(f"transformers {version} does not know how its tokenizer splits text ({split!r})")
+        raise refusal(
+            f"transformers {transformers.__version__} does not know how its tokenizer splits text ({split!r})"
+        )
     matrices = {kinds[tensor.name] for tensor in reader.tensors if len(tensor.shape) > 1}
     return {"F32": torch.float32, "F16": torch.float16}.get("".join(matrices), torch.bfloat16)
 
@@ -176,12 +182,13 @@ def convert(source: Path, folder: Path, tokenizer: Any, dtype: torch.dtype) -> N
     # Progress bars and a note on dequantisation would go to stderr. `from_config` draws weights that are then replaced:
     # the random state is forked, so that a run that converts draws the same numbers as the next one.
     with contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
-        read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype)
+        read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype, **_unpacked())
         config = copy.deepcopy(read.config)
-        # The model that was read counts as quantised and cannot be saved, so its tensors move to a fresh one.
-        del config.quantization_config
-        if hasattr(config, "_model_name_or_path"):
-            del config._model_name_or_path  # the GGUF's title, which is no path
+        # The model that was read counts as quantised and cannot be saved, so its tensors move to a fresh one. Its
+        # name is the GGUF's title, which is no path.
+        for name in ("quantization_config", "_model_name_or_path"):
+            if hasattr(config, name):
+                delattr(config, name)
         config.rope_parameters = _rope_parameters(GGUFReader(source), config)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.load_state_dict(read.state_dict())
@@ -191,6 +198,12 @@ def convert(source: Path, folder: Path, tokenizer: Any, dtype: torch.dtype) -> N
         model.save_pretrained(folder)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(folder)
+
+
+def _unpacked() -> dict[str, Any]:
+    """Arguments by which versions of transformers that can compute with quantised weights unpack them."""
+    kind = getattr(transformers, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
 def _tokenizer(source: Path) -> Any:
