@@ -84,7 +84,11 @@ def run_system_prompt(policy: str) -> str:
         return ""
     from omegaconf import OmegaConf
 
-    return OmegaConf.select(OmegaConf.load(config), "task.system_prompt") or ""
+    from collab.config.register import register
+    from collab.util.prompts import prompt_text
+
+    register()  # the file may name one of the prompts that ship
+    return prompt_text(OmegaConf.select(OmegaConf.load(config), "task.system_prompt") or "", "task.system_prompt")
 
 
 def load_engine(policy: str) -> ChatModel:

@@ -184,11 +184,9 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
         ) from error
     assert isinstance(config, Config), "the primary config starts from the schema"
     apply_metrics(config)
-    for owner, name in (
-        (config.task, "system_prompt"),
-        (config.task, "proactive_prompt"),
-        (config.judge, "extract_prompt"),
-    ):
-        if hasattr(owner, name):
-            setattr(owner, name, prompt_text(getattr(owner, name), name))
+    prompts = {"task": ("system_prompt", "base_prompt", "proactive_prompt"), "judge": ("extract_prompt",)}
+    for part, names in prompts.items():
+        for name in names:
+            if value := getattr(getattr(config, part), name, None):
+                setattr(getattr(config, part), name, prompt_text(value, f"{part}.{name}"))
     return config

@@ -1,15 +1,16 @@
 """Estimates the hosted calls, tokens and dollars of a run before it starts, for `dry_run=true` and the budget check.
 
-The estimate is about the most that a run costs if no call fails and no guard objects: all conversations have their full
-number of turns, every reply has its maximal length, and no reply comes from the cache. Token counts are guessed from
-characters.
+There are two. The first is about the most that a run costs if no call fails and no guard objects: all conversations
+have their full number of turns, every reply has its maximal length, and no reply comes from the cache. Budgets are
+checked against it. The second has replies of the lengths that the paper measured (CollabLLM, Table 7). Token counts
+are guessed from characters.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
 
 _INSTRUCTION = 600  # approximate tokens of the instruction of a user or judge
 _USER_MESSAGE = 64  # approximate tokens of a user message; the limit of a reply also covers the user's thoughts
+_COPIES = "extractor"
 _VERDICT = 8  # tokens of an evaluator's reply
+# Tokens of one reply of the policy and of one of the user: means of Table 7 over w = 1, 2, 3.
+_REPLY = round((420 + 910 + 1220) / (1 + 2 + 3))
+_USER_REPLY = round((260 + 690 + 1060) / (1 + 2 + 3))
 
 
 @dataclass
@@ -62,17 +67,19 @@ class Calls:
 
 @dataclass
 class Estimate:
-    """Expected calls, an entry for each role and model.
+    """Calls, an entry for each role and model.
 
     Attributes:
-        total: In the whole run.
+        total: In the whole run, at most.
         unit: In the smallest useful part of a run: a training step, or one conversation.
         name: "training step" or "conversation".
+        expected: In the whole run, with replies as long as the paper's.
     """
 
     total: list[Calls]
     unit: list[Calls]
     name: str
+    expected: list[Calls] = field(default_factory=list)
 
 
 def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
@@ -83,20 +90,28 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
         goals: Of the task.
         entry: "train", "evaluate" or "synthesize".
     """
-    run = _Run(config, goals)
-    return {"train": run.train, "evaluate": run.evaluate, "synthesize": run.synthesize}[entry]()
+    most, expected = (getattr(_Run(config, goals, limits), entry)() for limits in (True, False))
+    return replace(most, expected=expected.total)
 
 
 class _Run:
-    """Calls of hosted policies, users, judges and evaluators in a run."""
+    """Calls of hosted policies, users, judges and evaluators in a run, with replies at their limits or as expected."""
 
-    def __init__(self, config: Config, goals: GoalSplits) -> None:
-        self.config, self.goals = config, goals
+    def __init__(self, config: Config, goals: GoalSplits, limits: bool) -> None:
+        self.config, self.goals, self.limits = config, goals, limits
         every = [*goals.train, *goals.val, *goals.test]
         self.goal = round(fmean(guessed_tokens(goal.prompt) + guessed_tokens(goal.reference) for goal in every))
-        self.turn = _USER_MESSAGE + config.task.max_new_tokens  # tokens of a turn
+        self.artefact = round(fmean(guessed_tokens(goal.reference) for goal in every))
+        self.reply = self.length(config.task.max_new_tokens, _REPLY)
+        self.turn = _USER_MESSAGE + self.reply  # tokens of a turn
         self.turns = range(1, config.task.max_turns + 1)
         self.tests = len(goals.test) * config.evaluation.num_conversations  # conversations of one row
+
+    def length(self, limit: int, expected: int) -> int:
+        return limit if self.limits else min(limit, expected)
+
+    def copied(self, limit: int) -> int:
+        return self.length(limit, self.artefact)
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -117,7 +132,7 @@ class _Run:
         instruction = guessed_tokens(task.system_prompt) + _USER_MESSAGE
         prompts = sum(instruction + number * self.turn for number in range(task.max_turns))
         policies = [
-            Calls("policy", row.model, task.max_turns, prompts, task.max_turns * task.max_new_tokens)
+            Calls("policy", row.model, task.max_turns, prompts, task.max_turns * self.reply)
             for row in rows.values()
             if isinstance(row, HostedPolicy)
         ]
@@ -140,7 +155,9 @@ class _Run:
         prompts = [_INSTRUCTION + self.goal + (number - 1) * self.turn for number in turns]
         count, tokens = len(prompts), sum(prompts)
         return [
-            Calls("user", user.endpoint.model, count, tokens, count * user.max_new_tokens).times(share)
+            Calls(
+                "user", user.endpoint.model, count, tokens, count * self.length(user.max_new_tokens, _USER_REPLY)
+            ).times(share)
             for share, user in _llm_users(self.config.user, test)
             if user.endpoint.kind == "http"
         ]
@@ -149,7 +166,9 @@ class _Run:
         """The judgements of one finished conversation."""
         prompt = _INSTRUCTION + self.goal + self.config.task.max_turns * self.turn
         return [
-            Calls(role, endpoint.model, count, count * prompt, count * reply)
+            Calls(
+                role, endpoint.model, count, count * prompt, count * (self.copied(reply) if role == _COPIES else reply)
+            )
             for role, endpoint, count, reply in _judgements(self.config)
             if endpoint.kind == "http"
         ]
@@ -181,15 +200,19 @@ def describe(config: Config, expected: Estimate) -> str:
     total = expected.total
     if not total:
         return "No hosted model takes part in this run: it makes no calls and costs nothing."
-    lines = ["What this run calls, if all conversations are as long as they may be and nothing is in the cache:"]
+    lines = [
+        "What this run calls at most, if all conversations are as long as they may be and nothing is in the cache:"
+    ]
     for call in total:
         cost = f"{call.usd(config):.2f} $" if call.model in config.budget.prices else "no price in budget.prices"
         lines.append(
             f"  {call.role} ({call.model}): {call.calls:.0f} calls, {call.prompt_tokens:.0f} tokens of prompts, "
             f"{call.completion_tokens:.0f} tokens of replies, {cost}"
         )
-    calls, tokens, usd = (sum(c.calls for c in total), sum(c.tokens for c in total), sum(c.usd(config) for c in total))
-    return "\n".join([*lines, f"  all: {calls:.0f} calls, {tokens:.0f} tokens, {usd:.2f} $"])
+    for name, made in (("all", total), ("expected, with replies as long as in the paper's Table 7", expected.expected)):
+        calls, tokens, usd = (sum(c.calls for c in made), sum(c.tokens for c in made), sum(c.usd(config) for c in made))
+        lines.append(f"  {name}: {calls:.0f} calls, {tokens:.0f} tokens, {usd:.2f} $")
+    return "\n".join(lines)
 
 
 def check_budget(config: Config, expected: Estimate) -> None:
@@ -232,7 +255,7 @@ def _judgements(config: Config) -> Iterator[tuple[str, EndpointConfig, int, int]
     yield "judge", judge.endpoint, judged, judge.max_new_tokens
     if judge.extract or any(getattr(metric, "whole_chat", False) for metric in classes):
         extracted = int(any(hasattr(metric, "extractor") for metric in classes))  # all metrics share one extraction
-        yield "extractor", judge.extractor or judge.endpoint, extracted, judge.max_extracted_tokens
+        yield _COPIES, judge.extractor or judge.endpoint, extracted, judge.max_extracted_tokens
 
 
 def _sum(calls: Iterable[Calls]) -> list[Calls]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.config.endpoints import policy_endpoint
-from collab.config.policies import HostedPolicy, named_policies, policy_model
+from collab.config.policies import HostedPolicy, named_policies, policy_model, system_prompt
 from collab.config.schema import Config, ModelConfig
 from collab.reports.problems import add_problems
 from collab.reports.results import PolicyScores, summarise
@@ -86,7 +86,7 @@ def play_row(
     from collab.modules.hosted import HostedPolicyModule
 
     started = time.monotonic()
-    prompt = config.task.proactive_prompt if name == "proactive" else config.task.system_prompt
+    prompt = system_prompt(config.task, name)
     data = build.data(config, run.entry)
     count = config.evaluation.num_conversations
     policy: ChatModel | None = None

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from collab.config.schema import Config, ModelConfig
+from collab.config.schema import Config, ModelConfig, TaskConfig
 from collab.util.paths import is_model_folder
 
+_HUB_ROW = re.compile(r"(?:(?P<name>[^:@]+):)?hub:(?P<id>[\w.-]+/[\w.-]+)")
 _HOSTED_ROW = re.compile(r"(?:(?P<name>[^:@]+):)?(?P<model>[^@]+)@(?P<url>https?://.+)")
 
 
@@ -22,17 +23,24 @@ class HostedPolicy:
 
 
 def named_policies(policies: Sequence[str]) -> dict[str, Path | HostedPolicy | None]:
-    """The rows of an evaluation in order: name -> folder or server of the policy, None for `base` and `proactive`.
+    """The rows of an evaluation: name -> folder, hub id or server of the policy, None for `base` and `proactive`.
 
-    Without a name before it (`name:...`), a server's row has the name of its model, and a folder that of its run:
-    `outputs/doc_edit/RUN/policy` is RUN.
+    Without a name before it (`name:...`), a row of a server or of the hub has the name of its model, and a folder has
+    that of its run: `outputs/doc_edit/RUN/policy` is RUN.
     """
     return dict(map(_read, policies))
 
 
 def policy_model(config: Config, row: Path | None) -> ModelConfig:
-    """The model of a row: the folder's, or the config's for None; with the config's other settings."""
+    """The model of a row: that of the folder or hub id, or the config's for None; with the config's other settings."""
     return config.model if row is None else replace(config.model, path=str(row))
+
+
+def system_prompt(task: TaskConfig, name: str) -> str:
+    """The instruction under which a row of the table speaks."""
+    if name == "base" and task.base_prompt is not None:
+        return task.base_prompt
+    return task.proactive_prompt if name == "proactive" else task.system_prompt
 
 
 def policy_problems(policies: Sequence[str]) -> Iterator[str]:
@@ -56,11 +64,12 @@ def policy_problems(policies: Sequence[str]) -> Iterator[str]:
                 f"policies: {text} would be called {name}, which is the config's own model. Write another name before "
                 f"it, as in my_{name}:{place}."
             )
-        if isinstance(row, Path) and not is_model_folder(row):
+        if isinstance(row, Path) and not _HUB_ROW.fullmatch(text) and not is_model_folder(row):
             what = "has no config.json or adapter_config.json" if row.is_dir() else "is not a folder"
             yield (
                 f"policies: {text} is neither base nor proactive, and {place} {what}. Name a folder that a run "
-                "exported (outputs/.../policy), as PATH or name:PATH, or a server's model, as MODEL@http://HOST:PORT/v1."
+                "exported (outputs/.../policy), as PATH or name:PATH; a policy on the hub, as hub:OWNER/NAME; or a "
+                "server's model, as MODEL@http://HOST:PORT/v1."
             )
 
 
@@ -70,6 +79,8 @@ def _read(text: str) -> tuple[str, Path | HostedPolicy | None]:
         return text, None
     if found := _HOSTED_ROW.fullmatch(text):
         return found["name"] or found["model"].rpartition("/")[2], HostedPolicy(found["model"], found["url"])
+    if found := _HUB_ROW.fullmatch(text):
+        return found["name"] or found["id"].rpartition("/")[2], Path(found["id"])
     name, _, path = text.rpartition(":")
     folder = Path(path).expanduser()
     run = folder.resolve()

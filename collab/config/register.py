@@ -28,9 +28,11 @@ _DATA = Path(__file__).resolve().parents[1] / "datamodules" / "data"
 def register() -> None:
     """Put the schemas where the YAML files' defaults lists find them (`schema_<option>` beside each option).
 
-    `${shipped:FILE}` in a YAML file is the path of a file of `collab/datamodules/data/`.
+    In a YAML file `${shipped:FILE}` is the path of a file of `collab/datamodules/data/`, and `${pick:KEY,TABLE,OTHER}`
+    the entry KEY of a table, or OTHER if it has none.
     """
     OmegaConf.register_new_resolver("shipped", lambda name: str(_DATA / name), replace=True)
+    OmegaConf.register_new_resolver("pick", lambda key, table, other=None: table.get(key, other), replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, name, node in (

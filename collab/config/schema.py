@@ -71,6 +71,7 @@ class TaskConfig:
     max_new_tokens: int = number(48, at_least=1)  # maximum tokens of one assistant message
     # system prompt of base and trained policies: a text, file://PATH, or package://PACKAGE/PATH of an installed package
     system_prompt: str = ""
+    base_prompt: str | None = None  # system prompt of the row `base`; empty: it has none; null: task.system_prompt
     # system prompt of the row `proactive`, the base model, told to ask; as task.system_prompt
     proactive_prompt: str = ""
     metrics: dict[str, MetricConfig] = field(default_factory=dict)  # name -> metric; R* is their weighted sum
@@ -307,7 +308,7 @@ class Config:
     threads: int = number(0, at_least=0)  # CPU threads of torch; 0 is torch's default
     # isolation of programs that a policy writes: auto (all that the kernel offers) | strict (full, or none is run)
     sandbox: str = one_of("auto", "strict")
-    # rows of evaluate.py's table: base | proactive | PATH | name:PATH | MODEL@URL of a server | name:MODEL@URL
+    # rows of evaluate.py's table: base | proactive | PATH | hub:OWNER/NAME | MODEL@URL of a server; name:PATH and so on
     policies: list[str] = field(default_factory=lambda: ["base", "proactive"])
     dry_run: bool = False  # print an estimate of the hosted calls, tokens and dollars of the run, and stop
     cache: str = one_of("readwrite", "read", "off")  # cache of hosted models' replies on disk: readwrite | read | off
@@ -331,3 +332,17 @@ class Config:
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+    def __post_init__(self) -> None:
+        """What `algorithm.data` means to an algorithm that draws its own candidates: goals, and their contexts."""
+        data = getattr(self.algorithm, "data", None)
+        if data is None or self.algorithm.offline:
+            return
+        self.algorithm.data = None
+        self.sampler.contexts = self.sampler.contexts or data
+        if self.task.data is None:
+            self.task.train_file = self.task.train_file or data
+        self.notes.append(
+            f"algorithm.data={data}: {self.algorithm.name} draws its own candidates. Contexts come from there "
+            f"(sampler.contexts), the training goals from {self.task.train_file or self.task.data}."
+        )

@@ -503,7 +503,7 @@ def test_weights_of_doc_edit():
 
 @pytest.mark.parametrize(("experiment", "flag"), [("doc_edit", True), ("paper/doc_edit", False)])
 def test_the_text_has_to_be_finished_but_in_the_papers_reward(experiment, flag):
-    metrics = metrics_of(f"experiment={experiment}")
+    metrics = metrics_of(f"experiment={experiment}", "definitions=collab")
     for name in ("coverage", "bleu", "copied", "repetition"):
         assert metrics[name].options["finished_only"] is flag, name
     assert metrics["bleu"].options["with_notes"] is metrics["repetition"].options["with_notes"] is flag

@@ -1,0 +1,82 @@
+"""`experiment=paper/...` composes the paper's figures for each of its algorithms."""
+
+from __future__ import annotations
+
+import pytest
+from composing import load_config
+
+from collab.app.estimate import describe, estimate
+from collab.config.checks import check
+from collab.config.policies import system_prompt
+from collab.config.schema import Config, LLMJudgeConfig, LLMUserConfig
+from collab.conversation import Goal
+from collab.datamodules.goals import GoalSplits
+
+# CollabLLM (arXiv 2502.00640), section 4 and appendix B.
+ALGORITHMS = {  # learning rate, total batch, epochs
+    "sft": (1e-5, 64, 3),
+    "dpo": (5e-6, 64, 8),
+    "online_dpo": (5e-6, 32, 1),
+    "ppo": (2e-6, 64, 5),
+}
+TASKS = {  # lambda a token, conversations, turns, test goals, metric of the task
+    "doc_edit": (1e-4, 500, 2303, 100, "bleu"),
+    "code": (5e-4, 500, 2627, 600, "pass_rate"),
+    "math": (5e-4, 500, 2527, 200, "accuracy"),
+}
+
+
+def paper(task: str, *overrides: str) -> Config:
+    return load_config("train", [f"experiment=paper/{task}", *overrides])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("task", TASKS)
+def test_each_algorithm_brings_its_figures(task: str, algorithm: str) -> None:
+    config = paper(task, f"algorithm={algorithm}")
+    check(config)
+    lr, batch, epochs = ALGORITHMS[algorithm]
+    penalty, conversations, turns, tests, metric = TASKS[task]
+    units = conversations if algorithm == "sft" else turns
+    steps = epochs * units / batch
+    assert (config.algorithm.lr, config.trainer.goals_per_step, config.algorithm.epochs) == (lr, batch, 1)
+    assert config.trainer.max_steps == pytest.approx(steps, rel=0.03)  # to a multiple of the validations
+    assert (config.algorithm.data is None) == (algorithm in ("online_dpo", "ppo"))
+    lora, sampler = config.model.lora, config.sampler
+    assert (lora.r, lora.alpha, lora.dropout) == (32, 16, 0.1)
+    assert (sampler.window, sampler.num_samples, sampler.group_size, sampler.temperature) == (2, 3, 2, 1.0)
+    assert (config.task.num_train, config.task.num_test) == (conversations, tests)
+    assert config.model.path == "meta-llama/Llama-3.1-8B-Instruct"
+    weights = {name: each.weight for name, each in config.task.metrics.items()}
+    assert weights == {metric: 1, "tokens_read": pytest.approx(-1000 * penalty), "interactivity": 1, "tokens_typed": 0}
+    assert isinstance(config.user, LLMUserConfig) and isinstance(config.judge, LLMJudgeConfig)
+    assert (config.user.endpoint.model, config.user.temperature, config.judge.temperature) == ("gpt-4o-mini", 1.0, 0.0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_base_proactive_and_trained_are_told_what_the_papers_are(task: str) -> None:
+    told = paper(task).task
+    base, proactive, trained = (system_prompt(told, name) for name in ("base", "proactive", "trained"))
+    assert base == "" and 0 < len(proactive) < len(trained) / 2
+
+
+def test_the_command_line_wins_over_the_figures() -> None:
+    config = paper("math", "algorithm=ppo", "algorithm.lr=1e-6", "trainer.max_steps=33")
+    assert (config.algorithm.lr, config.trainer.max_steps) == (1e-6, 33)
+
+
+def test_hosted_models_have_a_price() -> None:
+    config = paper("doc_edit")
+    assert {config.user.endpoint.model, config.judge.endpoint.model} <= config.budget.prices.keys()  # type: ignore
+
+
+def test_an_estimate_has_the_papers_lengths_beside_the_limits() -> None:
+    config = paper("doc_edit", "algorithm=online_dpo")
+    goals = [Goal(str(number), "Write an article.", "word " * 300) for number in range(4)]
+    found = estimate(config, GoalSplits(goals, goals, goals), "train")
+    most, expected = ({call.role: call for call in calls} for calls in (found.total, found.expected))
+    assert {role: call.calls for role, call in most.items()} == {role: call.calls for role, call in expected.items()}
+    # 425 tokens of a reply instead of 2048 in each prompt, and 375 of an extracted article instead of 2048
+    assert expected["user"].prompt_tokens < 0.5 * most["user"].prompt_tokens
+    assert expected["extractor"].completion_tokens == pytest.approx(375 * expected["extractor"].calls, rel=0.01)
+    assert "expected, with replies as long as in the paper's Table 7" in describe(config, found)
