@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import stdev
 from typing import Any, Literal, get_args
 
 from collab.util.errors import BadInput
@@ -275,6 +276,12 @@ class Candidate:
     futures: tuple[Conversation, ...] = ()
     scores: tuple[Score, ...] = ()
     mr: float | None = None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the rewards of the futures; None if fewer than two have one."""
+        rewards = [score.reward for score in self.scores if score.reward is not None]
+        return stdev(rewards) if len(rewards) > 1 else None
 
     def part(self, name: str) -> float | None:
         """Mean of one metric over the futures that have it; None if none has it."""

@@ -38,7 +38,7 @@ from collab.config.schema import (
 )
 from collab.conversation import Conversation, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
-from collab.datamodules.conversations import load_groups
+from collab.datamodules.conversations import load_groups, training_groups
 from collab.datamodules.goals import load_splits
 from collab.datamodules.offline import by_conversation, tokenise
 from collab.generation.base import RolloutEngine
@@ -93,7 +93,7 @@ def stored_groups(config: Config) -> list[Group] | None:
     """The scored groups of `algorithm.data` with their token ids; None if it is not set."""
     if config.algorithm.data is None:
         return None
-    groups = load_groups(config.algorithm.data, config.task.system_prompt)
+    groups = training_groups(config.algorithm, config.task.system_prompt)
     return tokenise(groups, ChatFormat(load_tokenizer(config.model)), num_positions(config.model))
 
 

@@ -243,12 +243,12 @@ def _check_before_start(entry: str, args: argparse.Namespace, machine: bool) -> 
 
 def _check_data(entry: str, config: Config, machine: bool) -> None:
     """Steps 3 and 4."""
-    from collab.datamodules.conversations import load_groups
+    from collab.datamodules.conversations import training_groups
     from collab.datamodules.goals import load_splits
 
     splits, groups = load_splits(config.task), []
     if entry == "train" and config.algorithm.data is not None:
-        groups = load_groups(config.algorithm.data, config.task.system_prompt)
+        groups = training_groups(config.algorithm, config.task.system_prompt)
     if config.dry_run:
         from collab.app.estimate import check_budget, describe, estimate
 

@@ -109,8 +109,13 @@ def _check_models(config: Config, entry: str) -> str:
     return template
 
 
-def check_players(config: Config, goals: GoalSplits) -> None:
+def check_players(config: Config, goals: GoalSplits, policy_here: bool) -> None:
     """The checks of users, judges, metrics, models and servers alone, for conversations outside of a run.
+
+    Args:
+        config: The checked config.
+        goals: Of the conversations.
+        policy_here: Whether `config.model` is loaded to play the policy.
 
     Raises:
         BadInput: As `check_machine` and `check_hosted`.
@@ -119,7 +124,8 @@ def check_players(config: Config, goals: GoalSplits) -> None:
         load_target(target, key)
     _check_classes(config)
     _check_metrics(config, goals)
-    _check_models(config, "evaluate")
+    if policy_here:
+        _check_models(config, "evaluate")
     check_hosted(config, goals, "evaluate")
 
 

@@ -25,7 +25,8 @@ class AlgorithmConfig:
     name: str = MISSING  # shown in run names
     target: str = MISSING  # class of the LightningModule
     options: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of the class
-    # stored conversations to train on: JSONL, Parquet, a folder of data sets or of a synthesis, or a hub name
+    # stored conversations to train on: JSONL, Parquet, a folder of data sets or of a synthesis, or a hub name. An
+    # algorithm that draws its own candidates takes goals (task.train_file) and contexts (sampler.contexts) from there
     data: str | None = None
     lr: float = number(3e-4, above=0)  # peak learning rate
     weight_decay: float = number(0.0, at_least=0)  # weight decay of AdamW
@@ -49,6 +50,9 @@ class SFTConfig(AlgorithmConfig):
     target: str = "collab.modules.sft.SFT"
     # train only on groups whose best reply has at least minimum_value in this: mr or a metric of R*; null: on all
     minimum_metric: str | None = None
+    # learn of each conversation the one path that the best reply of its last turn ends, as the official code does;
+    # false: the best reply of each turn
+    best_path: bool = False
     minimum_value: float = number(0.0)  # groups whose best reply is below this are left out and counted
 
 

@@ -20,11 +20,6 @@ def _data_problems(config: Config) -> Iterator[str]:
             f"algorithm.data is null, and {algorithm.name} learns from stored conversations. Set algorithm.data to a "
             "file, a folder or a hub data set of them."
         )
-    if algorithm.data is not None and not algorithm.offline:
-        yield (
-            f"algorithm.data={algorithm.data}, and {algorithm.name} learns from rollouts of the policy alone. Take "
-            "algorithm=sft or algorithm=dpo to learn from data, or set algorithm.data=null."
-        )
     if sampler.temperature == 0:
         yield (
             f"sampler.temperature (0) must be above 0 for {algorithm.name}: it learns from log-probs at that "

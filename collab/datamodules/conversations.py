@@ -8,6 +8,8 @@ Two layouts are read, those of the public collabllm-multiturn data sets and of t
 - flat, a row for each response: `prompt`, `completion`, `conv_id`, `score`, and the goal's columns. Rows of one
   `conv_id` with the same `prompt` are the candidates of one context, so `turn_id` is not needed.
 
+The rows of verl's CollabLLM recipe for reinforcement learning are flat ones that are wrapped; they are read too.
+
 `prompt` is the history that the response answers: user, assistant, user, ..., ending with the user; a system message
 may come first. `score` is MR; a response with the score null is left out, since a missing score is not 0. `rewards`, if
 given, maps the name of a metric to its values in the forward samples. A response with `finish_reason` "length" was cut
@@ -17,11 +19,13 @@ at the token limit, so training does not teach an end of turn after it. Other co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from collab.config.algorithms import AlgorithmConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score, Turn
 from collab.datamodules.readers import path_of, read_rows
 from collab.datamodules.rows import (
@@ -35,6 +39,7 @@ from collab.datamodules.rows import (
     kind_of,
     metadata_of,
     missing,
+    unwrapped,
 )
 from collab.datamodules.synthesis_folder import CONVERSATIONS, DATASET
 from collab.util.errors import BadInput
@@ -69,6 +74,7 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
         )
     contexts: dict[Any, tuple[Conversation, list[Candidate]]] = {}
     for where, row in read_rows(source, "train", key):
+        row = unwrapped(row)
         for context, candidate in (_nested if "turns" in row else _flat)(row, where, system_prompt):
             history = context.goal.id, tuple((m.role, m.content) for m in context.messages())
             candidates = contexts.setdefault(history, (context, []))[1]
@@ -81,6 +87,38 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
             "responses have scores."
         )
     return groups
+
+
+def training_groups(algorithm: AlgorithmConfig, system_prompt: str) -> list[Group]:
+    """The groups of `algorithm.data`, as `load_groups`; with `algorithm.best_path` those of `best_paths`."""
+    groups = load_groups(str(algorithm.data), system_prompt)
+    return best_paths(groups) if getattr(algorithm, "best_path", False) else groups
+
+
+def best_paths(groups: Iterable[Group]) -> list[Group]:
+    """Of each conversation the path that the best reply to its longest history ends: a group of one for each turn.
+
+    This is what CollabLLM's code and verl's recipe learn in SFT. All candidates of a path have the MR and the scores of
+    its last reply, so a path is kept or dropped as a whole.
+    """
+    ends: dict[str, Group] = {}  # conversation -> its longest context, with the best of the candidates there
+    for group in groups:
+        other = ends.get(group.context.goal.id)
+        if other is None or _end(group) > _end(other):
+            ends[group.context.goal.id] = group
+    return [turn for end in ends.values() for turn in _path(end)]
+
+
+def _end(group: Group) -> tuple[int, float]:
+    return group.context.turn, max(candidate.mr or 0.0 for candidate in group.candidates)
+
+
+def _path(end: Group) -> Iterator[Group]:
+    context, best = end.context, max(end.candidates, key=lambda candidate: candidate.mr or 0.0)
+    for number, turn in enumerate(context.turns):
+        earlier = replace(context, turns=context.turns[:number], pending=turn.user)
+        yield Group(earlier, (replace(best, reply=turn.reply),))
+    yield Group(context, (best,))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -163,9 +201,34 @@ def _goal(row: Row, name: str, where: str) -> Goal:
 
 
 def _context(messages: Sequence[Any], goal: Goal, system_prompt: str, where: str) -> Conversation:
-    history = [
-        _message(message, f"{where}: message {number} of the prompt") for number, message in enumerate(messages, 1)
-    ]
+    context = conversation_of(messages, goal, system_prompt, lambda n: f"{where}: message {n} of the prompt")
+    if context.pending is None:
+        ends = "ends with a message by 'assistant'" if context.turns else "has no message by 'user'"
+        raise BadInput(
+            f"{where}: the prompt {ends}; it must end with the user's message that the responses answer. Fix the "
+            "row or remove it."
+        )
+    return context
+
+
+def conversation_of(
+    messages: Sequence[Any],
+    goal: Goal,
+    system_prompt: str = "",
+    place: Callable[[int], str] = "message {} of the chat".format,
+) -> Conversation:
+    """A conversation of dicts with `role` and `content`. A message of the user at the end is `pending`.
+
+    Args:
+        messages: A system message, if there is one, then user and assistant in turns.
+        goal: What the user wants.
+        system_prompt: The assistant's instruction if there is no system message.
+        place: Number of a message, from 1 -> what an error calls it.
+
+    Raises:
+        BadInput: A message is no such dict, or it is not its role's turn.
+    """
+    history = [_message(message, place(number)) for number, message in enumerate(messages, 1)]
     if history and history[0][0] == "system":
         system_prompt, history = history[0][1], history[1:]
     skipped = len(messages) - len(history)
@@ -173,19 +236,12 @@ def _context(messages: Sequence[Any], goal: Goal, system_prompt: str, where: str
         expected = ("user", "assistant")[number % 2]
         if role != expected:
             raise BadInput(
-                f"{where}: message {number + 1 + skipped} of the prompt is by '{role}' and must be by '{expected}': "
-                "after a system message, if there is one, user and assistant take turns, the user first. Fix the row "
-                "or remove it."
+                f"{place(number + 1 + skipped)} is by '{role}' and must be by '{expected}': after a system "
+                "message, if there is one, user and assistant take turns, the user first. Fix or remove it."
             )
-    if len(history) % 2 == 0:
-        ends = "ends with a message by 'assistant'" if history else "has no message by 'user'"
-        raise BadInput(
-            f"{where}: the prompt {ends}; it must end with the user's message that the responses answer. Fix the "
-            "row or remove it."
-        )
     texts = [text for _, text in history]
     turns = tuple(Turn(user, Reply(reply)) for user, reply in zip(texts[0::2], texts[1::2], strict=False))
-    return Conversation(goal, system_prompt, turns, pending=texts[-1])
+    return Conversation(goal, system_prompt, turns, pending=texts[-1] if len(texts) % 2 else None)
 
 
 def _message(message: Any, where: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 from collab.config.schema import TaskConfig
 from collab.conversation import Goal
 from collab.datamodules.readers import read_rows
-from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, Layout, goal_of, layout_of
+from collab.datamodules.rows import COMPLETION, METADATA, PROMPT, Layout, Row, checked, goal_of, layout_of, unwrapped
 from collab.util.errors import BadInput
 from collab.util.processes import rank
 from collab.util.targets import load_target
@@ -166,15 +166,17 @@ def load_goals(source: str | Path, split: str, task: TaskGoals | None = None, ke
     layout: Layout | None = None
     located = task.located(source) if isinstance(source, str) else source
     for where, row in read_rows(located, split, key or f"task.{split}_file"):
+        row = unwrapped(row)
         if not ranked:  # the first goal decides the layout of all rows
             layout = layout_of(row, task.layouts)
-        goal = layout.read(row, where) if layout else task.completed(goal_of(row, where, task.layouts), where)
+        goal = _read(row, where, task, layout)
         if goal is None:
             continue
         if goal.id in known:
             earlier_place, earlier = known[goal.id]
-            if layout and (earlier.prompt, earlier.reference) == (goal.prompt, goal.reference):
-                continue  # the user cannot edit a published data set that holds a row twice
+            published = layout or "conv_id" in row  # each conversation, or each of its turns, has a row
+            if published and (earlier.prompt, earlier.reference) == (goal.prompt, goal.reference):
+                continue  # the user cannot edit a published data set that holds a goal twice
             raise BadInput(
                 f"{where} has the same id as {earlier_place}: '{goal.id}'. An id must be unique in its file (without "
                 f"an id, it is derived from {PROMPT} and {COMPLETION}). Remove one or give it another id."
@@ -186,6 +188,24 @@ def load_goals(source: str | Path, split: str, task: TaskGoals | None = None, ke
     if layout and layout.order:
         ranked.sort(key=lambda entry: entry[0])
     return [goal for _, goal in ranked]
+
+
+def read_goal(row: Row | Goal, task: TaskGoals, where: str = "The goal") -> Goal:
+    """One goal: a row in the project's own form or in a layout of the task, or a `Goal` that the task completes.
+
+    Raises:
+        BadInput: As `load_goals`, or the layout leaves the row out.
+    """
+    if isinstance(row, Goal):
+        return task.completed(row, where)
+    goal = _read(checked(row, "an object", where), where, task, layout_of(row, task.layouts))
+    if goal is None:
+        raise BadInput(f"{where} is one that the task leaves out. Take another.")
+    return goal
+
+
+def _read(row: Row, where: str, task: TaskGoals, layout: Layout | None) -> Goal | None:
+    return layout.read(row, where) if layout else task.completed(goal_of(row, where, task.layouts), where)
 
 
 def check_disjoint(splits: Mapping[str, list[Goal]]) -> None:

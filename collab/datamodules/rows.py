@@ -144,6 +144,19 @@ def _check_notes(goal: Goal, where: str) -> None:
         )
 
 
+def unwrapped(row: Row) -> Row:
+    """A row of verl's CollabLLM recipe as the row that it was made from; any other row as it is.
+
+    verl keeps the columns of the published data in `extra_info`, and the goal's prompt in its `interaction_kwargs`.
+    """
+    inner = row.get("extra_info")
+    told = inner.get("interaction_kwargs") if isinstance(inner, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(told, Mapping):
+        return row
+    reference = inner.get(COMPLETION) or row.get("ground_truth")
+    return {**inner, "prompt": row.get("prompt"), PROMPT: told.get(PROMPT), COMPLETION: reference}
+
+
 # --- fields ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,9 @@ conversation are one example: what they share is computed once. `trainer.goals_p
 
 The likelihood is that at temperature 1, as in TRL and in CollabLLM's code, whatever `sampler.temperature` is.
 
-Differs from CollabLLM's code, which keeps or drops a whole conversation by the metric of its last turn: each turn is
-kept or dropped on its own.
+Differs from CollabLLM's code, which learns the path that the best reply of the last turn ends, and keeps or drops it by
+the metric of that turn: each turn has its own best reply, and is kept or dropped on its own. `algorithm.best_path=true`
+does as that code.
 """
 
 from __future__ import annotations

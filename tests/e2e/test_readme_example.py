@@ -1,4 +1,4 @@
-"""The Python example of docs/python.md runs as it stands, with the real model, and shows what the page says of it."""
+"""The last Python example of docs/python.md runs as it stands, with the real model, and shows what the page says of it."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_example_runs_and_the_question_comes_out_ahead(smollm2, tmp_path):
-    (example,) = re.findall(
+    *_, example = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.M | re.S
     )
     program = tmp_path / "example.py"

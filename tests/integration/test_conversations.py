@@ -16,11 +16,11 @@ from collab.app.cli import main
 from collab.callbacks.progress import Progress, RolloutProgress
 from collab.callbacks.rollout import RolloutCallback
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
-from collab.config.algorithms import DPOConfig
+from collab.config.algorithms import DPOConfig, SFTConfig
 from collab.conversation import Message
 from collab.datamodules.base import GoalDataModule
-from collab.datamodules.conversations import load_groups
-from collab.datamodules.goals import GoalSplits
+from collab.datamodules.conversations import best_paths, load_groups, training_groups
+from collab.datamodules.goals import GoalSplits, load_goals
 from collab.datamodules.offline import by_conversation, tokenise
 from collab.lm.chat_format import ChatFormat
 from collab.modules.dpo import DPO
@@ -422,3 +422,72 @@ def test_a_run_learns_from_what_was_read_and_plays_nothing(chat_format, tiny_mod
     assert losses[2] < losses[1] < losses[0]
     assert model.requests == []
     assert not (tmp_path / "transcripts.jsonl").exists() or (tmp_path / "transcripts.jsonl").read_text() == ""
+
+
+# --- the official choices --------------------------------------------------------------------------------------------
+
+
+def verl(rows):
+    """The same as verl's recipe/collabllm/process_dataset.py writes it for reinforcement learning."""
+    wrapped = []
+    for row in rows:
+        prompt = [{"role": "system", "content": "Ask first."}, *row["prompt"]]
+        kept = {name: value for name, value in row.items() if name not in ("prompt", "single_turn_prompt")}
+        told = {"name": "collabllm", "single_turn_prompt": row["single_turn_prompt"], "task_desc": "math problems"}
+        truth = row["single_turn_completion"]
+        wrapped.append(
+            {
+                "prompt": prompt,
+                "ground_truth": truth,
+                "raw_prompt": prompt,
+                "extra_info": {**kept, "prompt": prompt, "interaction_kwargs": told},
+                "reward_model": {"style": "rule", "ground_truth": truth},
+                "data_source": "collabllm",
+                "agent_name": "collabllm_agent",
+                "index": "0",
+            }
+        )
+    return wrapped
+
+
+def parquet(path, rows):
+    import datasets
+
+    datasets.Dataset.from_list(rows).to_parquet(str(path))
+    return path
+
+
+def test_the_parquet_layout_of_verl_is_read(tmp_path):
+    rows = flat(conversation(), conversation(single_turn_prompt="Solve x + 1 = 1.", single_turn_completion="0"))
+    plain = load_groups(parquet(tmp_path / "flat.parquet", rows), "Ask first.")
+    assert load_groups(parquet(tmp_path / "rl_train.parquet", verl(rows)), "") == plain
+    assert len(plain) == 4 and plain[0].context.goal.prompt == SOLVE
+    goals = load_goals(tmp_path / "rl_train.parquet", "train")
+    assert goals == load_goals(tmp_path / "flat.parquet", "train") and len(goals) == 2
+
+
+@pytest.mark.parametrize("layout", ["nested", "flat"])
+def test_goals_are_read_from_conversations_once_each(layout, tmp_path):
+    other = conversation(single_turn_prompt="Solve x + 1 = 1.", single_turn_completion="0")
+    talks = [conversation(), other, conversation()]
+    rows = [{"conv_id": number, **row} for number, row in enumerate(talks)] if layout == "nested" else flat(*talks)
+    goals = load_goals(parquet(tmp_path / "rows.parquet", rows), "train")
+    assert [(goal.prompt, goal.reference) for goal in goals] == [(SOLVE, "3"), ("Solve x + 1 = 1.", "0")]
+    assert goals[0].metadata == GOAL["single_turn_metadata"] and goals[0].id != goals[1].id
+    contexts = load_groups(tmp_path / "rows.parquet", "")
+    assert {group.context.goal.prompt for group in contexts} == {goal.prompt for goal in goals}
+
+
+def test_the_best_path_is_that_of_the_best_last_reply(tmp_path):
+    """As `to_sft_dataset` of the official code: the longest history of a conversation, and its best reply."""
+    talk = conversation()
+    talk["turns"][0]["responses"][1]["score"] = 2.0  # the best of its turn, and on no path that goes on
+    path = parquet(tmp_path / "rows.parquet", flat(talk, conversation()))
+    groups = training_groups(SFTConfig(data=str(path), best_path=True), "")
+    said = [(group.context.turn, [candidate.reply.text for candidate in group.candidates]) for group in groups]
+    assert said == [(1, ["Sure. Which one?"]), (2, ["x is 3."])] * 2
+    assert groups[0].context.messages() == [Message("user", HELP["content"])]
+    assert all(candidate.mr == 1.0 and candidate.part("accuracy") == 0.5 for g in groups for candidate in g.candidates)
+    every = load_groups(path, "")
+    assert training_groups(SFTConfig(data=str(path)), "") == every and best_paths(every) == groups
+    assert max(every[0].candidates, key=lambda one: one.mr).reply.text == "x is 2.", "each turn's best is another"

@@ -18,7 +18,7 @@ from collab.config import algorithms, schema
 from collab.config.algorithms import GRPOConfig
 from collab.config.checks import check
 from collab.config.docs import field_docs
-from collab.config.policies import named_policies, policy_problems
+from collab.config.policies import named_policies, policy_model, policy_problems
 from collab.config.schema import Config, UserConfig
 from collab.util.errors import BadInput
 from collab.util.paths import config_dir
@@ -208,7 +208,6 @@ def test_every_field_has_a_doc_line():
         ),
         ("algorithm.warmup_steps=25", "warmup_steps (25) must be at most the 24 optimizer steps of the run"),
         ("algorithm.epochs=0", "algorithm.epochs (0) must be at least 1"),
-        ("algorithm.data=talks.jsonl", "algorithm.data=talks.jsonl, and online_dpo learns from rollouts of the policy"),
         (
             "trainer.val_every=7",
             "trainer.val_every (7) must divide trainer.max_steps (24) or be at least as much: what is learned after "
@@ -256,7 +255,6 @@ def test_a_broken_rule_is_told(override, said):
         ),
         ("sft", "algorithm.minimum_metric=bleu", "algorithm.data is null, and sft learns from"),
         ("sft", "algorithm.minimum_value=nan", "algorithm.minimum_value (nan) must be a finite number"),
-        ("ppo", "algorithm.data=talks.jsonl", "ppo learns from rollouts of the policy alone. Take algorithm=sft or"),
         ("ppo", "algorithm.gamma=0", "algorithm.gamma (0.0) must be above 0 and at most 1"),
         ("ppo", "algorithm.gae_lambda=1.1", "algorithm.gae_lambda (1.1) must be at least 0 and at most 1"),
         ("ppo", "algorithm.value_clip=0", "algorithm.value_clip (0.0) must be above 0"),
@@ -274,6 +272,29 @@ def test_a_broken_rule_of_an_algorithm_is_told(algorithm, override, said):
     with pytest.raises(BadInput) as error:
         check(load_config("train", [f"algorithm={algorithm}", override]))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("algorithm", ["online_dpo", "ppo", "grpo"])
+def test_an_algorithm_that_draws_candidates_takes_goals_and_contexts_from_data(algorithm):
+    config = load_config("train", [f"algorithm={algorithm}", "algorithm.data=talks.jsonl"])
+    check(config)
+    assert (config.algorithm.data, config.sampler.contexts, config.task.train_file) == (None, *["talks.jsonl"] * 2)
+    assert any("algorithm.data=talks.jsonl" in note and "draws its own candidates" in note for note in config.notes)
+    own = ["sampler.contexts=contexts.jsonl", "task.train_file=goals.jsonl"]
+    config = load_config("train", [f"algorithm={algorithm}", "algorithm.data=talks.jsonl", *own])
+    assert (config.sampler.contexts, config.task.train_file) == ("contexts.jsonl", "goals.jsonl")
+    stored = load_config("train", ["algorithm=dpo", "algorithm.data=talks.jsonl"])
+    assert (stored.algorithm.data, stored.sampler.contexts, stored.task.train_file) == ("talks.jsonl", None, None)
+
+
+def test_a_row_of_the_table_may_be_on_the_hub():
+    rows = named_policies(["base", "hub:collabllm/sft-math", "mine:hub:someone/sft.math-2"])
+    assert rows == {"base": None, "sft-math": Path("collabllm/sft-math"), "mine": Path("someone/sft.math-2")}
+    config = load_config("evaluate", ["policies=[base,'hub:collabllm/sft-math']"])
+    check(config, "evaluate")
+    assert policy_model(config, rows["sft-math"]).path == "collabllm/sft-math"
+    with pytest.raises(BadInput, match="a policy on the hub, as hub:OWNER/NAME"):
+        check(load_config("evaluate", ["policies=[base,'collabllm/sft-math']"]), "evaluate")
 
 
 def test_what_does_not_sample_is_free_of_the_rules_of_sampling():
