@@ -116,7 +116,7 @@ class LocalEngine:
         check_logits(inner)
         self._stops = end_tokens(lm, self.format)
         self.positions = getattr(self._config, "max_position_embeddings", None)
-        self.rows = KVRows(self._config.num_hidden_layers, self._mode.whole_blocks, max_batch)
+        self.rows = KVRows(self._config.num_hidden_layers, self._mode.whole_blocks)
         self.prefixes = PrefixCache(cache_bytes)
         self.graphs = StepGraphs()
         self._fused = FusedLinears(lm)

@@ -3,7 +3,7 @@
 One tensor holds the keys of all layers, another the values, `[layer, row, head, position, channel]`; in bf16 on a CPU
 the keys of a channel lie side by side (see `collab.lm.attention.by_layout`).
 
-A CPU reserves memory for all rows at once: pages of zeros that nobody has written take neither memory nor time.
+A CPU reserves memory ahead: pages of zeros that nobody has written take neither memory nor time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 KeyValues = tuple[torch.Tensor, torch.Tensor]
 
-_POSITIONS = 512  # that a row has at least on a CPU
+_POSITIONS = 512  # that a row has at least in fp32 on a CPU
 POSITION_BLOCK = 64  # rows grow by this many positions; a deterministic row's keys are a multiple of it
 
 
@@ -40,7 +40,6 @@ class KVRows:
     Args:
         layers: Number of the model's layers.
         whole_blocks: A forward call always reads a multiple of `POSITION_BLOCK` keys.
-        max_rows: Number of rows that there will ever be.
 
     Attributes:
         data: Keys and values, `[layer, row, head, position, channel]` each; None until the first forward call.
@@ -48,9 +47,9 @@ class KVRows:
         reach: Number of keys that the next forward call reads.
     """
 
-    def __init__(self, layers: int, whole_blocks: bool, max_rows: int) -> None:
+    def __init__(self, layers: int, whole_blocks: bool) -> None:
         self.data: KeyValues | None = None
-        self.layers, self.whole_blocks, self.max_rows = layers, whole_blocks, max_rows
+        self.layers, self.whole_blocks = layers, whole_blocks
         self.first = self.last = self.reach = 0
         self.row_index = self.positions = torch.empty(0)
         self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(layers)])
@@ -76,9 +75,11 @@ class KVRows:
         """Keys and values of the reserved size at least, with the heads and channels of `like`, `[head, channel]`."""
         (heads, key_channels), (_, value_channels) = like[0].shape, like[1].shape
         rows, positions = self._size
-        if like[0].device.type == "cpu":
-            rows, positions = max(rows, self.max_rows), max(_POSITIONS, 1 << (positions - 1).bit_length())
-        if like[0].device.type == "cpu" and like[0].dtype != torch.float32:
+        on_cpu, in_fp32 = like[0].device.type == "cpu", like[0].dtype == torch.float32
+        if on_cpu:
+            rows = _power_of_two(rows)
+            positions = _power_of_two(max(positions, _POSITIONS)) if in_fp32 else positions
+        if on_cpu and not in_fp32:
             keys = _zeros(like[0], self.layers, rows, heads, key_channels, positions).transpose(3, 4)
         else:
             keys = _zeros(like[0], self.layers, rows, heads, positions, key_channels)
@@ -215,6 +216,10 @@ def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
     # torch would write the zeros; numpy asks the system for pages of zeros.
     memory = np.zeros(math.prod(shape) * like.element_size(), dtype=np.uint8)
     return torch.from_numpy(memory).view(like.dtype).view(shape)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 def up_to_block(positions: int) -> int:
