@@ -35,6 +35,8 @@ class AlgorithmConfig:
     max_grad_norm: float = number(1.0, at_least=0)  # gradients are clipped to this norm; 0 does not clip
     # an optimizer step that moves the policy further than this is shortened, in nats per token; null: none is
     target_kl: float | None = number(None, above=0)
+    # apply model.lora.dropout in the update; only for stored conversations, whose replies another policy wrote
+    lora_dropout: bool = False
     num_minibatches: int = number(1, at_least=1)  # optimizer steps per epoch; the groups of a rollout are split evenly
     epochs: int = number(1, at_least=1)  # passes over each rollout
     # maximum tokens of a forward and backward pass, or a single group; changes memory, not the update. A pass has one

@@ -20,6 +20,11 @@ def _data_problems(config: Config) -> Iterator[str]:
             f"algorithm.data is null, and {algorithm.name} learns from stored conversations. Set algorithm.data to a "
             "file, a folder or a hub data set of them."
         )
+    if algorithm.lora_dropout and not algorithm.offline:
+        yield (
+            f"algorithm.lora_dropout=true, and {algorithm.name} learns from what the policy samples without dropout: "
+            "the update would see another distribution. Set algorithm.lora_dropout=false."
+        )
     if sampler.temperature == 0:
         yield (
             f"sampler.temperature (0) must be above 0 for {algorithm.name}: it learns from log-probs at that "

@@ -24,7 +24,8 @@ class LoraConfig:
     enabled: bool = True  # train a LoRA adapter; false trains all weights
     r: int = number(32, at_least=1)  # rank
     alpha: int = number(16, above=0)  # the adapter's output is scaled by alpha / r
-    # written into the exported adapter; off in training, so that the update sees the policy that sampled
+    # written into the exported adapter; off in training, so that the update sees the policy that sampled, unless
+    # algorithm.lora_dropout=true (sft, dpo)
     dropout: float = number(0.1, at_least=0, below=1)
     target_modules: Any = "all-linear"  # all-linear, a regular expression, or a list of module names
 

@@ -167,7 +167,7 @@ class PolicyModule(L.LightningModule):
             return
         # The first process loads the weights and sends the others their shards.
         load = self.sharding.empty if self.sharding is not None and self.global_rank > 0 else self._load
-        self.policy = Policy(load(), self.needs_reference, self.has_values)
+        self.policy = Policy(load(), self.needs_reference, self.has_values, self.config.lora_dropout)
         if self.sharding is not None:
             shard(self.policy, self.sharding, self.trainer.strategy.root_device)
 

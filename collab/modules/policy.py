@@ -10,6 +10,7 @@ import copy
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -44,14 +45,17 @@ class Policy(nn.Module):
         lm: A transformers causal LM, with or without a peft adapter; on the meta device if its weights come later.
         with_reference: Whether `forward` will be called with `reference=True`.
         with_values: Whether to add a linear value head on the trunk's last hidden states, in fp32, starting at zero.
+        adapter_dropout: Whether the adapter's dropout is on in training mode.
 
     Raises:
         BadInput: The model's logits are not those that `forward` computes (`check_logits`).
     """
 
-    def __init__(self, lm: Any, with_reference: bool, with_values: bool = False) -> None:
+    def __init__(
+        self, lm: Any, with_reference: bool, with_values: bool = False, adapter_dropout: bool = False
+    ) -> None:
         super().__init__()
-        self.lm = lm
+        self.lm, self.adapter_dropout = lm, adapter_dropout
         use_by_layout(inner_of(lm))
         if next(lm.parameters()).device.type != "meta":  # otherwise the process with the weights checks
             check_logits(inner_of(lm))
@@ -68,10 +72,13 @@ class Policy(nn.Module):
     def train(self, mode: bool = True) -> Policy:
         """Put only the layers that recompute activations into training mode, which gradient checkpointing requires.
 
-        All dropout stays off: the policy that is sampled and the one that is updated must be one distribution.
+        All dropout stays off: the policy that is sampled and the one that is updated must be one distribution. Only
+        the adapter's is on with `adapter_dropout`, for what learns from stored conversations.
         """
         super().train(False)
         for module in self.modules():
+            if self.adapter_dropout and isinstance(module, LoraLayer):
+                module.train(mode)
             if hasattr(module, "gradient_checkpointing"):
                 module.training = mode
         return self

@@ -348,6 +348,18 @@ def test_without_a_reference_there_is_no_copy() -> None:
     assert Policy(llama(), with_reference=False).reference is None
 
 
+def test_the_adapters_dropout_alone_is_on_where_it_is_asked_for() -> None:
+    lm = with_adapter(llama(attention_dropout=0.5), 0.2, lora_dropout=0.5)
+    batch = pack(GROUPS, 0.7)
+    policy = Policy(lm, with_reference=True, adapter_dropout=True)
+    with torch.no_grad():
+        expected, reference = policy.eval()(batch).logprobs, policy(batch, reference=True).logprobs
+        policy.train()
+        assert not torch.allclose(policy(batch).logprobs, expected)
+        torch.testing.assert_close(policy(batch, reference=True).logprobs, reference)  # of the adapter, not the model's
+        torch.testing.assert_close(policy.eval()(batch).logprobs, expected)
+
+
 def test_dropout_is_off_even_in_training_mode() -> None:
     lm = with_adapter(llama(attention_dropout=0.5), 0.2, lora_dropout=0.5)
     batch = pack(GROUPS, 0.7)

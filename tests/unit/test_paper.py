@@ -44,6 +44,7 @@ def test_each_algorithm_brings_its_figures(task: str, algorithm: str) -> None:
     assert (config.algorithm.data is None) == (algorithm in ("online_dpo", "ppo"))
     lora, sampler = config.model.lora, config.sampler
     assert (lora.r, lora.alpha, lora.dropout) == (32, 16, 0.1)
+    assert config.algorithm.lora_dropout is (algorithm in ("sft", "dpo"))
     assert (sampler.window, sampler.num_samples, sampler.group_size, sampler.temperature) == (2, 3, 2, 1.0)
     assert (config.task.num_train, config.task.num_test) == (conversations, tests)
     assert config.model.path == "meta-llama/Llama-3.1-8B-Instruct"
