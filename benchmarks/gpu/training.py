@@ -75,7 +75,11 @@ def _short_goals(check: Check) -> list[str]:
                 "id": f"{split}-{title}",
                 "single_turn_prompt": f"Write a notice about the {title}.",
                 "single_turn_completion": f"The {title} is here.",
-                "single_turn_metadata": {"title": f"the {title}", "form": "notice", "preferences": {"tone": "friendly"}},
+                "single_turn_metadata": {
+                    "title": f"the {title}",
+                    "form": "notice",
+                    "preferences": {"tone": "friendly"},
+                },
             }
             for title in titles
         ]

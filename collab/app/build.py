@@ -81,9 +81,10 @@ def describe(config: Config) -> str:
 def data(config: Config, entry: str, groups: list[Group] | None = None) -> GoalDataModule:
     """The task's goals, without those that are too long, and the stored groups to train on, if there are any."""
     goals, _ = goals_that_fit(config, load_splits(config.task), entry)
-    stored = None
+    stored: list[tuple[Group, ...]] | None = None
     if groups is not None:
-        whole = get_class(config.algorithm.target).whole_conversations
+        algorithm: Any = get_class(config.algorithm.target)
+        whole = algorithm.whole_conversations
         stored = by_conversation(groups) if whole else [(group,) for group in groups]
     trainer = config.trainer
     return GoalDataModule(goals, trainer.goals_per_step, trainer.max_steps, config.seed, stored)

@@ -102,7 +102,7 @@ def goals_that_fit(config: Config, goals: GoalSplits, entry: str) -> tuple[GoalS
             if not kept:
                 raise BadInput(f"{notes[-1]} {way_out}")
         splits[split] = kept
-    return GoalSplits(**splits), notes
+    return GoalSplits(splits["train"], splits["val"], splits["test"]), notes
 
 
 def contexts_that_fit(config: Config, contexts: dict[Any, Conversation]) -> dict[Any, Conversation]:

@@ -123,7 +123,8 @@ def _from_humaneval(row: Row, where: str) -> Goal:
         docstring = function.body[0]
         del lines[docstring.lineno - 1 : docstring.end_lineno]
     start = re.sub(r"\n\s*\n", "\n\n", "\n".join(lines)).strip()
-    usual, special = [], []
+    usual: list[str] = []
+    special: list[str] = []
     for number, sentence in enumerate(_sentences(description)):
         (special if number and _SPECIAL.search(sentence) else usual).append(sentence)
     items = [

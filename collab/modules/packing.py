@@ -2,9 +2,9 @@
 
 A group is `history, candidate 1, candidate 2, ...`, and a row is one group after the other. A reply that was given
 within the history, such as an earlier turn of the same conversation, is predicted where it stands there. Every other
-candidate's positions continue from the end of its history. The mask lets it see that history and itself, but neither its siblings nor other
-groups, so the log-probs are those of separate sequences. The mask must be explicit: transformers would take positions
-that jump back for a new sequence.
+candidate's positions continue from the end of its history. The mask lets it see that history and itself, but not its
+siblings nor other groups, so the log-probs are those of separate sequences. The mask must be explicit: transformers
+would take positions that jump back for a new sequence.
 
 Shapes: T positions, S sequences (candidates) of all groups, N candidate tokens of all groups.
 """

@@ -88,7 +88,11 @@ class Runner:
                     "id": f"{split}-{title}",
                     "single_turn_prompt": f"Write a notice about the {title}.",
                     "single_turn_completion": reference,
-                    "single_turn_metadata": {"title": f"the {title}", "form": "notice", "preferences": {"tone": "friendly"}},
+                    "single_turn_metadata": {
+                        "title": f"the {title}",
+                        "form": "notice",
+                        "preferences": {"tone": "friendly"},
+                    },
                 }
                 for title, reference in rows
             ]

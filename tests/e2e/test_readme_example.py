@@ -1,4 +1,4 @@
-"""The last Python example of docs/python.md runs as it stands, with the real model, and shows what the page says of it."""
+"""The last Python example of docs/python.md runs as it stands, with the real model, and shows what the page says."""
 
 import re
 from pathlib import Path
