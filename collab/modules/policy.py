@@ -51,9 +51,7 @@ class Policy(nn.Module):
         BadInput: The model's logits are not those that `forward` computes (`check_logits`).
     """
 
-    def __init__(
-        self, lm: Any, with_reference: bool, with_values: bool = False, adapter_dropout: bool = False
-    ) -> None:
+    def __init__(self, lm: Any, with_reference: bool, with_values: bool = False, adapter_dropout: bool = False) -> None:
         super().__init__()
         self.lm, self.adapter_dropout = lm, adapter_dropout
         use_by_layout(inner_of(lm))
