@@ -110,7 +110,10 @@ def test_help_names_what_one_can_type(typed):
         (["algorithm.clip_epsilon=0.1"], ["no field algorithm.clip_epsilon", "Fields of algorithm: ", "beta"]),
         (["task.metrics.bleu.options.x=1"], ["To add it, write +task.metrics.bleu.options.x=VALUE"]),
         (["model=smolm2"], ["no such model", "Did you mean smollm2?", "one of: gemma3_1b, llama31_70b, llama31_8b,"]),
-        (["experiment=paper/doc_edt"], ["Did you mean paper/doc_edit?", "is one of: abg_coqa, code, doc_edit,"]),
+        (
+            ["experiment=paper/doc_edt"],
+            ["Did you mean paper/doc_edit?", "is one of: abg_coqa, code, code_sft, doc_edit,"],
+        ),
         (["endpoint=openai"], ["endpoint=openai: nothing in this config takes it", "with user=llm"]),
         (["judge=llm", "endpoint@user.endpoint=vllm"], ["endpoint@user.endpoint=vllm: nothing in this config takes"]),
         (["+experiment=doc_edit"], ["experiment is there already. Write it without the +"]),

@@ -65,7 +65,7 @@ def test_a_file_is_converted_once_to_the_model_that_it_was_made_from(
 ) -> None:
     assert "replies end with <|im_end|>" in checks.check_model(config_of(file))
     printed = capfd.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and "Converting tiny.gguf" in printed.err
+    assert printed.out == "" and printed.err.count("Converting tiny.gguf") == 1
     (folder,) = cache.iterdir()
     assert loading.locate(config_of(file)) == (str(folder), None)
     assert torch.equal(logits(load(file)), logits(lm))

@@ -270,11 +270,15 @@ def test_stored_responses_that_are_too_long_count_for_nothing(checked, tmp_path)
 
     short, better, long = ("We bake.", 0.1), ("We bake bread.", 0.6), ("rye " * 3000, 0.9)
     with warnings.catch_warnings(record=True) as caught:
-        checked(written("most.jsonl", short, better, long))
+        checked("algorithm=dpo", written("most.jsonl", short, better, long))
     assert "1 of 3 responses are left out" in str(caught[0].message)
     with pytest.warns(UserWarning, match="1 of 2 responses are left out"):
-        assert "none has two candidates with a score" in refusal(checked, written("one.jsonl", short, long))
-    assert "no response and its history fit the 2048 positions" in refusal(checked, written("none.jsonl", long))
+        assert "none has two candidates with a score" in refusal(
+            checked, "algorithm=dpo", written("one.jsonl", short, long)
+        )
+    assert "no response and its history fit the 2048 positions" in refusal(
+        checked, "algorithm=dpo", written("none.jsonl", long)
+    )
 
 
 def test_a_strict_sandbox_that_cannot_be_had_is_refused(checked, monkeypatch):
