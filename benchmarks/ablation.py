@@ -16,7 +16,6 @@ train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from benchmarks.steps import (
     listing,
     machine,
     output_folder,
+    publish,
     run_steps,
     step_seconds,
     wall_seconds,
@@ -310,9 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (ROOT / folder / "ablation.md").write_text(page(results, records, machine()), encoding="utf-8")
     print(f"\n{table(results)}\n{verdict(results)}\n{in_words(results['seconds']['total'])}, {folder / 'ablation.md'}")
     if args.write:
-        for file in files:
-            shutil.copyfile(ROOT / folder / file, ROOT / "docs" / "results" / file)
-            print(f"docs/results/{file}")
+        publish(folder, files)
     return 0
 
 

@@ -11,7 +11,6 @@ experiment follow as in train.py, and hold for every command: `trainer.max_steps
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from benchmarks.steps import (
     listing,
     machine,
     output_folder,
+    publish,
     run_steps,
     step_seconds,
 )
@@ -292,9 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (ROOT / folder / "showcase.md").write_text(page(model, folder, seeds, results, records), encoding="utf-8")
     print(f"\n{table(results)}\n{verdicts(results, seeds)}\n{folder / 'showcase.md'}")
     if args.write:
-        for file in FILES:
-            shutil.copyfile(ROOT / folder / file, ROOT / "docs" / "results" / file)
-            print(f"docs/results/{file}")
+        publish(folder, FILES)
     return 0
 
 

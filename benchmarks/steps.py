@@ -159,6 +159,13 @@ def account(there: Mapping[str, Mapping[str, Any]], place: str) -> str:
     return "\n".join([head, "", "| step | time | threads | command |", "|---|---:|---:|---|", *steps, ""])
 
 
+def publish(folder: Path, files: Sequence[str]) -> None:
+    """Copy pages and their data from a folder, as `output_folder` gives it, into docs/results/."""
+    for file in files:
+        shutil.copyfile(ROOT / folder / file, ROOT / "docs" / "results" / file)
+        print(f"docs/results/{file}")
+
+
 def in_words(seconds: float) -> str:
     """1 h 2 min, 2 min 3 s, 4 s."""
     whole = round(seconds)

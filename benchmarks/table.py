@@ -13,7 +13,6 @@ experiment follow as in train.py, and hold for every command: `trainer.max_steps
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from benchmarks.steps import (
     listing,
     machine,
     output_folder,
+    publish,
     run_steps,
     step_seconds,
     wall_seconds,
@@ -288,9 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written.write_text(page(results, records, machine()), encoding="utf-8")
     print(f"\n{table(results)}\n{verdicts(results)}\n{in_words(results['seconds']['total'])}, {folder / 'table.md'}")
     if args.write:
-        for name in ("table.md", "table.json"):
-            shutil.copyfile(ROOT / folder / name, ROOT / "docs" / "results" / name)
-            print(f"docs/results/{name}")
+        publish(folder, ("table.md", "table.json"))
     return 0
 
 

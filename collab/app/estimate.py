@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _INSTRUCTION = 600  # approximate tokens of the instruction of a user or judge
 _USER_MESSAGE = 64  # approximate tokens of a user message; the limit of a reply also covers the user's thoughts
-_COPIES = "extractor"
+_COPIES = "extractor"  # the role whose reply repeats a part of the conversation
 _VERDICT = 8  # tokens of an evaluator's reply
 # Tokens of one reply of the policy and of one of the user: means of Table 7 over w = 1, 2, 3.
 _REPLY = round((420 + 910 + 1220) / (1 + 2 + 3))

@@ -243,7 +243,8 @@ class PolicyModule(L.LightningModule):
                 update only) the distance from the sampler's log-probs to ours, each with its number of tokens.
         """
         assert self.policy is not None
-        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
         sizes = [sum(len(reply.token_ids) for reply in example.replies) for example in examples]
         probe, before = self._probe(sizes), dict[int, torch.Tensor]()
         for number, (indices, packed) in enumerate(self.passes(examples)):
