@@ -17,11 +17,11 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/code_demonstrations.py`
 
+from benchmarks.demonstrations import row_of
 from collab.app.compose import load_config
 from collab.app.too_long import goals_that_fit
 from collab.chat.base import Sampling
-from collab.conversation import Candidate, Conversation, Goal, Message, Reply, Score
-from collab.datamodules.conversations import as_row
+from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.goals import load_splits
 from collab.randomness import RngKey
 from collab.simulation.conversation_loop import Players, play
@@ -73,20 +73,12 @@ class Demonstrator:
         return Reply(text, tuple(range(len(text) // 4)))  # about as many tokens
 
 
-def row_of(played: Conversation, score: Score) -> dict[str, object]:
-    """In the layout of `collab.datamodules.conversations`: each reply answers the context before it."""
-    goal = played.goal
-    turns = []
-    for number, turn in enumerate(played.turns):
-        context = Conversation(goal, "", played.turns[:number], pending=turn.user)
-        turns.append((context, [Candidate(turn.reply, scores=(score,), mr=score.reward)], 0))
-    return as_row(f"{goal.id}/0", goal, turns)
-
-
 def main() -> None:
     from collab.app import build
     from collab.callbacks.progress import Progress
 
+    if len(sys.argv) < 2 or "=" in sys.argv[1]:
+        sys.exit("error: name the file to write first: python benchmarks/code_demonstrations.py FILE [OVERRIDE ...]")
     written = Path(sys.argv[1])
     config = load_config("train", ["experiment=code", *sys.argv[2:]])
     goals = goals_that_fit(config, load_splits(config.task), "train")[0].train
@@ -102,7 +94,7 @@ def main() -> None:
             score = asyncio.run(simulation.reward(played))
             if score.parts["pass_rate"] == 1:
                 scores.append(score)
-                rows.append(json.dumps(row_of(played, score), ensure_ascii=False))
+                rows.append(json.dumps(row_of(f"{goal.id}/0", played, score), ensure_ascii=False))
     written.parent.mkdir(parents=True, exist_ok=True)
     written.write_text("\n".join(rows) + "\n", encoding="utf-8")
     means = ", ".join(f"{name} {fmean(s.parts[name] or 0.0 for s in scores):.3f}" for name in scores[0].parts)

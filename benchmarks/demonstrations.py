@@ -74,14 +74,14 @@ async def demonstrate(
     return played, await reward(played)
 
 
-def row_of(played: Conversation, score: Score, opening: int) -> dict[str, object]:
+def row_of(conv_id: str, played: Conversation, score: Score) -> dict[str, object]:
     """In the layout of `collab.datamodules.conversations`: each reply answers the context before it."""
     goal = played.goal
     turns = []
     for number, turn in enumerate(played.turns):
         context = Conversation(goal, "", played.turns[:number], pending=turn.user)
         turns.append((context, [Candidate(turn.reply, scores=(score,), mr=score.reward)], 0))
-    return as_row(f"{goal.id}/{opening + 1}", goal, turns)
+    return as_row(conv_id, goal, turns)
 
 
 def main() -> None:
@@ -100,8 +100,8 @@ def main() -> None:
             for goal, opening in openings
         ]
     rows = [
-        json.dumps(row_of(*each, opening), ensure_ascii=False)
-        for each, (_, opening) in zip(found, openings, strict=True)
+        json.dumps(row_of(f"{goal.id}/{opening + 1}", *each), ensure_ascii=False)
+        for each, (goal, opening) in zip(found, openings, strict=True)
     ]
     WRITTEN.write_text("\n".join(rows) + "\n", encoding="utf-8")
     rewards = [score.reward for _, score in found if score.reward is not None]
