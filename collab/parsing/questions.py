@@ -64,6 +64,15 @@ _WRITE = (  # what a text does with a fact; a wish about these is a wish about t
     "bring across|keep|leave out|avoid|have in|put in|see in|show|shown|written|be about|structure|organi[sz]e|phrase|"
     "word|open|close|end|quote|give|offer|have|be|make it|call|title"
 )
+_VERB = (  # what follows a question word that is no subject
+    "is|are|was|were|will|would|do|does|did|shall|should|can|could|may|might|must|has|have|had|isn't|aren't|won't|"
+    "don't|doesn't|didn't"
+)
+_THING = (  # what is no person, time or place
+    "kinds?|types?|sorts?|specific|particular|what|which|dates?|times?|space|price|cost|length|size|number|tone|style|"
+    "format|title|location|venue|place|subject|duration|depth|texture|length"
+)
+_START = r"^\W*(?:(?:and|so|but|also|then|okay|ok|well|great|thanks|sure|dear \w+),? )*"
 _CHOICE = "specific|particular|certain|special|preferred|formal|informal|casual|long|short"
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -80,6 +89,21 @@ _REFUSED: dict[str, re.Pattern[str]] = {  # in this order
         r"\b(?P<often>\w+)\b(?:.*\b(?P=often)\b){3}",
         r"\b(?P<asks>when|where|who|why|what|how)\b(?:.*\b(?P=asks)\b){2}",
         r"\b(?:type|kind|sort|form)s? of (?:a )?(?:type|kind|sort|form)\b",
+    ),
+    "broken": _any(  # a question word with what it can't ask for: "Who kind of price?", "When would it sound?"
+        rf"{_START}(?:when|where|why)(?! (?:{_VERB}|exactly|else|precisely|roughly|about|approximately|in|on|to|from|"
+        r"not|and|or|the|an?)\b)(?! ?'|\W*$)",
+        rf"\b(?:who|whom|when|where|why) (?:else |exactly )?(?:{_THING}|long)\b|\bhow (?:{_THING}|what|which|who|when)\b",
+        rf"\bwho(?:'s| is| are| was| will be| should be) (?:the|its|your|this) (?:{_THING})\b",
+        r"\bwho (?:is|was|will|would|should) (?:it|they|this|that)(?: be| cost| end| take)?\W*$",
+        r"\bwhen (?:do|does|did|will|would|should) .*\b(?:cost|sound|sound like|feel|look)\W*$",
+        r"\bwhen (?:is|are|was) (?:it|you|your) (?:most |very |likely )?(?:important|necessary|appropriate|sure|ready|"
+        r"repeated|used|tone|length)\b|\bwhen (?:is|are) the (?:situation|time|tone|length)\b",
+        r"\bhow (?:long|often|many(?! people)(?: \w+)?|much(?: \w+)?) (?:are|is|should|will|would|must|do) you"
+        r"(?: be\b(?! \w+ing)|\W*$)",
+        r"\bhow many (?:times|questions) (?:should|would|do|did|can|will) (?:you|i|we)\b",
+        r"\bwhich (?:\w+ ){1,3}(?:are|is) you\W*$",
+        r"\b(?:what|which) (?:length|tone|size|style)\b.*\bbe (?:short|shorter|brief|long|precise|at least)\b",
     ),
     "offer": _any(
         r"\b(?:would you (?:like|want|prefer)|do you (?:want|need)|shall|can|may|could|should) (?:for )?(?:me to|i|we) "
