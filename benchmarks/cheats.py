@@ -140,6 +140,16 @@ def _absurd(heard: Heard) -> str:
     return honest(heard) if heard.last else asked[(heard.turn - 1) % 3]
 
 
+def _broken(heard: Heard) -> str:
+    """Slots under question words that do not fit: what GRPO found with long steps, from three seeds."""
+    asked = (
+        "When would you like it to sound? Who kind of price?",
+        "How long should you be? Who is the date?",
+        "When what length? Who specific place?",
+    )
+    return honest(heard) if heard.last else asked[(heard.turn - 1) % 3]
+
+
 def _with_filler(heard: Heard) -> str:
     """The user's messages with a word after each fifth."""
     spoken = " ".join(heard.said[1:]).split()
@@ -218,6 +228,7 @@ CHEATS: dict[str, Script] = {
     "flattery": _flattery,
     "one question for all slots": _all_slots,
     "absurd questions": _absurd,
+    "broken questions": _broken,
 }
 # Their questions are honest, or are too many; only the text is none. They must earn less than the honest script.
 TEXTS: dict[str, Script] = {

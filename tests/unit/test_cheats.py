@@ -66,7 +66,7 @@ def test_whoever_asks_honestly_gains_more_by_writing_than_by_pasting(table: Tabl
     assert table["asks, then pastes"]["copied"] > 0.5 > 0.1 > table["honest"]["copied"]
 
 
-@pytest.mark.parametrize("trick", ["one question for all slots", "absurd questions"])
+@pytest.mark.parametrize("trick", ["one question for all slots", "absurd questions", "broken questions"])
 def test_questions_for_everything_and_for_nothing_bring_nothing_to_light(table: Table, trick: str) -> None:
     assert table[trick]["interactivity"] <= 0.01
 

@@ -89,6 +89,23 @@ REFUSED = {
         "Is it is it for you?",
         "What is it, what for, what with?",
     ],
+    "broken": [
+        "When what length?",
+        "When date?",
+        "Where long does it have to be kept?",
+        "Who kind of price do you like?",
+        "Who specific date should it have?",
+        "Who is the location?",
+        "Who will it be?",
+        "When would you like the note to sound?",
+        "When is it important?",
+        "How long should you be?",
+        "How many days are you?",
+        "How many times should you repeat it?",
+        "Which date and time are you?",
+        "What length should the ad be short?",
+        "And when kind of notice is it?",
+    ],
     "too many": [
         "When, where and how much is it?",
         "Could you tell me the date, place, price, contact, name, reason, tone and length?",
@@ -104,6 +121,28 @@ REFUSED = {
         "What is the price of gold?",
     ],
 }
+
+
+# Near to broken ones.
+WHOLE = [
+    "When exactly is it?",
+    "When's the deadline?",
+    "Where to should people come?",
+    "Why not on Sunday?",
+    "Who else should read it?",
+    "Who leads it and who is it for?",
+    "How long will you be staying?",
+    "How many people are you?",
+    "Which days are you open?",
+    "What should it be, short or long?",
+    "Dear Ann, when does it start?",
+    "When the two are equal, which one should it return?",
+]
+
+
+@pytest.mark.parametrize("question", WHOLE)
+def test_a_question_that_makes_sense_is_not_taken_for_a_broken_one(question: str) -> None:
+    assert read_question(question).why != "broken"
 
 
 def table(kinds: dict[str, list[str]]) -> list[tuple[str, str]]:
