@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from composing import load_config
 
+from benchmarks import paper_costs
 from collab.app.estimate import describe, estimate
 from collab.config.checks import check
 from collab.config.policies import system_prompt
@@ -81,3 +84,12 @@ def test_an_estimate_has_the_papers_lengths_beside_the_limits() -> None:
     assert expected["user"].prompt_tokens < 0.5 * most["user"].prompt_tokens
     assert expected["extractor"].completion_tokens == pytest.approx(375 * expected["extractor"].calls, rel=0.01)
     assert "expected, with replies as long as in the paper's Table 7" in describe(config, found)
+
+
+def test_the_page_has_the_costs_that_its_command_prints() -> None:
+    page = (Path(__file__).parents[2] / "docs/method/official.md").read_text(encoding="utf-8")
+    assert paper_costs.table(load_config) in page
+    for judge, model in paper_costs.JUDGES.items():
+        config = load_config("train", [f"judge={judge}"])
+        assert isinstance(config.judge, LLMJudgeConfig) and config.judge.endpoint.model == model
+        assert model in config.budget.prices
