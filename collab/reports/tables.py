@@ -17,7 +17,8 @@ from rich.text import Text
 
 from collab.reports.results import baseline_of
 
-_LABELS = {"reward": "R*", "bleu": "BLEU", "macro_f1": "macro F1"}  # other metrics have their own name
+# Other metrics have their own name.
+_LABELS = {"reward": "R*", "bleu": "BLEU", "official_bleu": "official BLEU", "macro_f1": "macro F1"}
 # The first columns. Other metrics follow in the order of the file.
 _ORDER = ("reward", "coverage", "bleu", "accuracy", "pass_rate", "interactivity", "assistant_tokens", "turns")
 _DECIMALS = {"assistant_tokens": 0, "turns": 2}  # others get three

@@ -137,6 +137,20 @@ class Bleu(TextMetric):
         return min(score / 100, 1.0)  # a perfect match comes out as 100.00000000000004
 
 
+class CharacterBleu(TextMetric):
+    """BLEU over the *characters* of text and reference, n-grams up to 4, not smoothed, 0..1: that of the official code.
+
+    The official code hands strings to nltk's `sentence_bleu`, which wants lists of words, and strings are lists of
+    characters. Here each character, a blank too, is a word for sacrebleu, which gives the same figure.
+    """
+
+    _bleu = BLEU(tokenize="none", smooth_method="none")
+
+    def of(self, text: str, conversation: Conversation) -> float:
+        text, reference = (" ".join(str(ord(each)) for each in one) for one in (text, conversation.goal.reference))
+        return min(self._bleu.corpus_score([text], [[reference]]).score / 100, 1.0)
+
+
 class Accuracy:
     """`S(Extract(t), y_g)` for problems with an answer: 1 if the last answer equals the reference, else 0.
 
@@ -183,9 +197,13 @@ class PassRate:
         value = None if found.value is None else await self._passes([found.value], conversation.goal)
         return Judged(value, found.replies)
 
+    def program(self, texts: list[str], entry_point: str) -> str:
+        """What is run: the last program in the assistant's messages, or in what the extractor copied."""
+        return last_program(texts, entry_point)  # a model may have copied a fence, too
+
     async def _passes(self, texts: list[str], goal: Goal) -> float:
         entry_point = goal.metadata["entry_point"]
-        program = last_program(texts, entry_point)  # a model may have copied a fence, too
+        program = self.program(texts, entry_point)
         if not program:
             return 0.0
         verdict = await run_program(program, goal.metadata["tests"], entry_point=entry_point, strict=self.strict)

@@ -4,57 +4,45 @@ The package `collabllm` 0.0.8 brings the extraction and the sum; its metrics are
 https://github.com/microsoft/CollabLLM. The computations are theirs, the wording of the prompts is ours.
 docs/method/official.md has the table. Interactivity is `collab.rewards.judge.Interactivity`, as theirs from 0 to 1.
 
-nltk and tiktoken come with the extra `official`.
+tiktoken comes with the extra `official`.
 """
 
 from __future__ import annotations
 
-import warnings
+import re
 from typing import Any
 
 from collab.conversation import Conversation
 from collab.rewards.judge import JudgedMetric, spoken
-from collab.rewards.metrics import Judged, PassRate, TextMetric
+from collab.rewards.metrics import CharacterBleu, Judged, PassRate
 from collab.util.errors import BadInput
 
 _EXTRA = "Run `pip install -e '.[official]'`, or take definitions=collab."
+_FENCED = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
 _ACCURACY = """\
 You decide whether a user got the right answer to a problem out of a conversation with an AI assistant. You see the
 problem, the reference answer and the whole conversation. Only the final result counts, not the way to it and not its
 form: 1 if what the assistant ends up with says the same as the reference, 0 if it says something else or nothing."""
 
 
-class CharacterBleu(TextMetric):
-    """BLEU of nltk over the *characters* of the extracted document and the reference, n-grams up to 4, not smoothed.
+class ChatBleu(CharacterBleu):
+    """`CharacterBleu` of the document that a model puts together from the whole conversation."""
 
-    The official code hands strings to a function that wants lists of words, and strings are lists of characters.
+    whole_chat = True
 
-    Raises:
-        BadInput: nltk is not installed.
+
+class ChatPassRate(PassRate):
+    """`PassRate` of the program that a model puts together from the whole conversation.
+
+    It is run as it is, so a line that is no code makes it fail. Only a fence around all of it is taken off.
     """
 
     whole_chat = True
 
-    def __init__(self) -> None:
-        super().__init__()
-        try:
-            from nltk.translate.bleu_score import sentence_bleu
-        except ImportError as error:
-            raise BadInput(
-                f"BLEU of definitions=official is computed by nltk, which is not installed. {_EXTRA}"
-            ) from error
-        self._bleu = sentence_bleu
-
-    def of(self, text: str, conversation: Conversation) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about texts that share no n-gram of some length: their BLEU is nearly 0
-            return float(self._bleu([conversation.goal.reference], text))
-
-
-class ChatPassRate(PassRate):
-    """`PassRate` of the program that a model puts together from the whole conversation."""
-
-    whole_chat = True
+    def program(self, texts: list[str], entry_point: str) -> str:
+        (text,) = texts
+        fenced = _FENCED.fullmatch(text)
+        return fenced[1] if fenced else text
 
 
 class ChatAccuracy(JudgedMetric):

@@ -19,9 +19,6 @@ from benchmarks.official_parity import RECORDED, SAMPLES, TOKENS, official, own
 from collab.rewards.official import Tokens
 from collab.util.errors import BadInput
 
-# The package gives 0 to this program in three futures of a context, and 1 to the same program in a conversation on its
-# own ("code 1"). Why was not found; ours gives 1 to both.
-APART = {"context 3": {"pass_rate", "MR"}}
 WITHOUT = tuple(f"~definitions.tasks.{task}.metrics.tokens_{side}" for task in TOKENS for side in ("read", "typed"))
 
 
@@ -51,9 +48,9 @@ def agree(case: Case, theirs: dict[str, list[float]], url: str) -> None:
     assert len(scores) == (SAMPLES if case.is_context else 1)
     names = theirs.keys() - {"MR"} - (set() if counted else {"tokens_read"})
     assert names == {name for name in scores[0].parts if name != "tokens_typed"}
-    for name in names - APART.get(case.name, set()):
+    for name in names:
         assert [score.parts[name] for score in scores] == pytest.approx(theirs[name], abs=1e-6), name
-    if counted and "MR" not in APART.get(case.name, ()):
+    if counted:
         assert fmean(score.reward or 0.0 for score in scores) == pytest.approx(fmean(theirs["MR"]), abs=1e-6)
 
 

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import tiktoken
 from composing import load_config
+from hypothesis import given
+from hypothesis import strategies as st
+from nltk.translate.bleu_score import sentence_bleu
 from scripted import Script, answering, spoken
 
 from collab.app.preflight import check_machine
@@ -23,10 +26,11 @@ from collab.conversation import Agenda, AgendaItem, Conversation, Goal, Message
 from collab.datamodules.goals import load_splits
 from collab.randomness import RngKey
 from collab.rewards.judge import Judge
-from collab.rewards.metrics import Judged
-from collab.rewards.official import CharacterBleu, ChatAccuracy, ChatPassRate, Tokens
+from collab.rewards.metrics import Bleu, CharacterBleu, Judged
+from collab.rewards.official import ChatAccuracy, ChatBleu, ChatPassRate, Tokens
 from collab.util.errors import BadInput
 from collab.util.prompts import prompt_text
+from collab.util.targets import load_target
 
 TEXT = "The kiln fires on Friday."
 TALK = (
@@ -87,9 +91,30 @@ def run(metric: Any, conversation: Conversation = TALK) -> Any:
     ],
 )
 def test_bleu_is_over_characters(text: str, expected: float) -> None:
-    metric = CharacterBleu()
+    metric = ChatBleu()
     metric.extractor = extractor(assembled(text))
     assert run(metric).value == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(*[st.text("ab c.\n漢", min_size=1, max_size=40)] * 2)
+def test_bleu_over_characters_is_that_of_nltk(text: str, reference: str) -> None:
+    talk = Conversation(Goal("g", "Write.", reference)).with_user("hi").with_reply(spoken(text))
+    assert CharacterBleu().of(text, talk) == pytest.approx(sentence_bleu([reference], text), abs=1e-9)
+
+
+def test_the_two_bleus_differ_as_the_page_of_differences_says() -> None:
+    goal = Goal("g", "Write.", "The fair is on Saturday at noon. Please bring a cake.")
+    talk = Conversation(goal).with_user("hi").with_reply(spoken("We meet at noon on Saturday. Bring cake."))
+    assert [round(run(metric, talk), 2) for metric in (CharacterBleu(), Bleu())] == [0.49, 0.11]
+
+
+def test_without_a_judge_bleu_over_characters_is_that_of_the_last_message() -> None:
+    config = load_config("train", ["task=doc_edit"]).task.metrics["official_bleu"]
+    metric = load_target(config.target, "target")(**config.options)
+    talk = TALK.with_user("now").with_reply(spoken("abcdx")).with_end("window")
+    assert run(metric, talk) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    assert config.weight == 0
 
 
 @pytest.fixture
@@ -138,16 +163,33 @@ def test_a_program_of_the_whole_chat_is_run(monkeypatch: pytest.MonkeyPatch) -> 
     metric = ChatPassRate()
     metric.extractor = judge = extractor(assembled(PROGRAM, "program"))
     talk = Conversation(CODE).with_user("hi").with_reply(spoken("It only needs a product."))
-    assert run(metric, talk).value == 1.0 and runs == [PROGRAM]
+    assert run(metric, talk).value == 1.0 and runs == [PROGRAM.strip()]
     asked = judge.model.asked[0][0]  # type: ignore[attr-defined]
     assert "def twice(x):" in asked[0].content and "It doubles." not in asked[0].content + asked[1].content
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        (PROGRAM, 1.0),
+        (f"```python\n{PROGRAM}```", 1.0),
+        (f"{PROGRAM} and more", 0.0),
+        (f"Here:\n{PROGRAM}", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_program_is_run_as_it_was_put_together(text: str, passes: float) -> None:
+    metric = ChatPassRate()
+    metric.extractor = extractor(assembled(text, "program"))
+    talk = Conversation(CODE).with_user("hi").with_reply(spoken("It only needs a product."))
+    assert run(metric, talk).value == passes
 
 
 # --- extraction -------------------------------------------------------------------------------------------------------
 
 
 def test_a_text_that_was_written_in_parts_is_no_invention() -> None:
-    metric = CharacterBleu()
+    metric = ChatBleu()
     metric.extractor = extractor(assembled("abcde"))  # a copy has to have been written in one reply
     assert run(metric).value == 1.0
 
@@ -165,7 +207,7 @@ TEMPLATE = "Find the {extract_type}. {extraction_requirement}\n{chat_history}\nA
     ],
 )
 def test_a_prompt_of_ones_own_is_filled_in_and_its_json_is_read(reply: str) -> None:
-    metric = CharacterBleu()
+    metric = ChatBleu()
     metric.extractor = judge = extractor(lambda messages, key: reply, TEMPLATE)
     assert run(metric) == Judged(1.0, (reply,))
     (asked,) = judge.model.asked[0][0]  # type: ignore[attr-defined]
@@ -177,7 +219,7 @@ def test_a_prompt_of_ones_own_is_filled_in_and_its_json_is_read(reply: str) -> N
 
 @pytest.mark.parametrize("reply", ["abcde", '{"thought": "-"}'])
 def test_an_answer_of_another_shape_is_missing(reply: str) -> None:
-    metric = CharacterBleu()
+    metric = ChatBleu()
     metric.extractor = judge = extractor(lambda messages, key: reply, TEMPLATE)
     assert run(metric).value is None and judge.problems["extractor_shape"] == 2
 
@@ -225,7 +267,7 @@ def refused(overrides: list[str]) -> str:
 
 
 def test_official_metrics_need_a_judge(bytewise: None) -> None:
-    assert "task.metrics.bleu (collab.rewards.official.CharacterBleu) is measured by a judge" in refused(["judge=none"])
+    assert "task.metrics.bleu (collab.rewards.official.ChatBleu) is measured by a judge" in refused(["judge=none"])
 
 
 def test_a_machine_without_the_table_is_told_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,14 +279,11 @@ def test_a_machine_without_the_table_is_told_the_way_out(monkeypatch: pytest.Mon
     assert "task.metrics.tokens_read: tiktoken cannot download the table" in message and "TIKTOKEN_CACHE_DIR" in message
 
 
-@pytest.mark.parametrize("package", ["nltk", "tiktoken"])
-def test_a_machine_without_the_extra_is_told_the_way_out(
-    bytewise: None, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+def test_a_machine_without_the_extra_is_told_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tiktoken"]:
         monkeypatch.setitem(sys.modules, name, None)
     message = refused(["judge=local"])
-    assert package in message and "pip install -e '.[official]'" in message
+    assert "tiktoken" in message and "pip install -e '.[official]'" in message
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
