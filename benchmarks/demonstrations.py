@@ -3,15 +3,17 @@
     python benchmarks/demonstrations.py     # writes collab/datamodules/data/doc_edit/demonstrations.jsonl
 
 `data/asked.jsonl` has for each training goal eight messages by which somebody who knows form and topic alone
-would ask. The first two open a conversation. For each of them, of all orders with two of the others, the one that
-brings most of the user's agenda to light is played. Then comes a text of what the user told: after the first opening it
-is taken from `data/second_texts.jsonl`, which has a text from the goal's notes, and after the second from the
-goal's reference. SFT learns from the file (`algorithm.data`). It has training goals only.
+would ask. The first two open a conversation. It goes on with questions of the others, two in a message, those that
+bring most of the user's agenda to light (`three_messages`). Then comes a text of what the user told, from
+`data/second_texts.jsonl`, which has a text from the goal's notes, or from the goal's reference. SFT learns from the
+file (`algorithm.data`). It has training goals only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -26,8 +28,9 @@ from benchmarks.goals import FOLDER, read_second
 from collab.conversation import Candidate, Conversation, Goal, Score
 from collab.datamodules.conversations import as_row
 from collab.datamodules.goals import load_goals
+from collab.parsing.agenda_items import agenda_of
 from collab.parsing.agenda_state import read
-from collab.parsing.english import sentences
+from collab.parsing.english import questions, sentences
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, play
@@ -35,6 +38,7 @@ from collab.simulation.conversation_loop import Players, play
 ASKED = Path(__file__).with_name("data") / "asked.jsonl"
 WRITTEN = FOLDER / "demonstrations.jsonl"
 _FIRST = 2  # messages of a goal that open a conversation; the others go on with it
+_QUESTIONS = 2  # of a message
 
 
 def read_asked() -> dict[str, list[str]]:
@@ -43,15 +47,31 @@ def read_asked() -> dict[str, list[str]]:
     return {row["id"]: row["messages"] for row in rows}
 
 
-def best_order(goal: Goal, first: str, others: Sequence[str]) -> tuple[str, ...]:
-    """`first` and the two others, in order, that bring most to light with the fewest surplus questions."""
-    orders = ((first, *later) for later in itertools.permutations(others, 2))
+def three_messages(goal: Goal, opening: str, others: Sequence[str]) -> list[str]:
+    """`opening` and two more messages, of two questions each, in the words of the others.
 
-    def value(order: Sequence[str]) -> float:
-        state = read(goal, order)
-        return len(state.given) - 0.5 * state.surplus
+    Of all pairs, a message has the one that brings most to light with the fewest questions in vain. The second message
+    asks for content where it can, the others for preferences: so the order is the same in all conversations, and
+    nothing is asked twice.
+    """
+    items, said = agenda_of(goal), list[str]()
+    left = [question for message in others for question in questions(message)]
+    for begin, preferences in ((opening, 0.1), ("", -0.1), ("", 0.1)):
 
-    return max(orders, key=value)
+        def value(more: Sequence[str], begin: str = begin, preferences: float = preferences) -> float:
+            state = read(goal, [*said, _joined(begin, more)])
+            wished = sum(items[i].preference for i in state.answered)
+            return len(state.given) + preferences * wished - 0.5 * (state.num_questions - state.pertinent)
+
+        missing = max(0, _QUESTIONS - len(questions(begin)))
+        best = max(itertools.permutations(left, missing), key=value)
+        said.append(_joined(begin, best))
+        left = [question for question in left if question not in best]
+    return said
+
+
+def _joined(begin: str, more: Sequence[str]) -> str:
+    return " ".join((begin, *more)).strip()
 
 
 def script(asked: Sequence[str], text: str, heard: Heard) -> str:
@@ -64,14 +84,18 @@ def script(asked: Sequence[str], text: str, heard: Heard) -> str:
 async def demonstrate(
     players: Players, reward: ConversationReward, goal: Goal, messages: Sequence[str], opening: int
 ) -> tuple[Conversation, Score]:
-    """The demonstration for one goal that begins with one of its openings, and its R*."""
-    order = best_order(goal, messages[opening], messages[_FIRST:])
-    text = goal.reference if opening else read_second()[goal.id]
-    speaker = Scripted(lambda heard: script(order, text, heard))
-    players = Players(speaker, players.user, players.sampling, players.max_turns)
+    """The demonstration for one goal that begins with one of its openings, and its R*.
+
+    Of the two texts the one that says more of what was told is taken; of equal ones a different one for each opening.
+    """
+    asked = three_messages(goal, messages[opening], messages[_FIRST:])
     key = RngKey(1, split="demonstrations", goal=goal.id, sample=opening)
-    played = await play(players, Conversation(goal, ""), key)
-    return played, await reward(played)
+    tried = []
+    for text in (read_second()[goal.id], goal.reference)[:: -1 if opening else 1]:
+        speaker = Scripted(functools.partial(script, asked, text))
+        played = await play(dataclasses.replace(players, policy=speaker), Conversation(goal, ""), key)
+        tried.append((played, await reward(played)))
+    return max(tried, key=lambda each: each[1].parts["coverage"] or 0.0)
 
 
 def row_of(conv_id: str, played: Conversation, score: Score) -> dict[str, object]:
