@@ -72,10 +72,15 @@ def start(config: Config) -> None:
 
 def describe(config: Config) -> str:
     """One line: which model, in which precision, on which device, in how many processes."""
+    text, processes = describe_model(config), num_processes(config)
+    return text if processes == 1 else f"{text}, {processes} processes, {_strategy_name(config)}"
+
+
+def describe_model(config: Config) -> str:
+    """Which model, in which precision, on which device."""
     device = resolve_device(config.trainer.accelerator)
     dtype = str(resolve_dtype(config.precision, device)).removeprefix("torch.")
-    text, processes = f"{config.model.path or config.model.name} in {dtype} on {device.type}", num_processes(config)
-    return text if processes == 1 else f"{text}, {processes} processes, {_strategy_name(config)}"
+    return f"{config.model.path or config.model.name} in {dtype} on {device.type}"
 
 
 def data(config: Config, entry: str, groups: list[Group] | None = None) -> GoalDataModule:

@@ -6,9 +6,10 @@ The cheapest checks come first. Each refuses with one message and no stack trace
    same. The folder must be writable.
 2. Rules across fields (`collab.config.checks.check`).
 3. The goals are read and checked.
-4. `dry_run` prints the estimate of hosted calls and ends here. Otherwise the servers of hosted models are asked, the
-   budget is compared with the estimate, and torch is imported: device, precision, processes, metrics, the model's
-   files and tokenizer, the length of the references (`collab.app.preflight`).
+4. `dry_run` prints the estimate of hosted calls and ends here. Otherwise the hub is asked whether it takes what the run
+   makes (`push_to_hub`), the servers of hosted models are asked, the budget is compared with the estimate, and torch is
+   imported: device, precision, processes, metrics, the model's files and tokenizer, the length of the references
+   (`collab.app.preflight`).
 5. Hydra makes the folder of the run. A synthesis claims it.
 6. `train`, `evaluate` or `synthesize` of `collab.app` is called.
 
@@ -257,6 +258,10 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
         check_budget(config, expected)
         sys.exit(0)
     if machine:
+        if config.push_to_hub is not None and rank() == 0:
+            from collab.util.hub import check_push
+
+            check_push(config.push_to_hub, "model" if entry == "train" else "dataset", config.hub_private)
         check_hosted(config, splits, entry)
         check_machine(config, splits, entry, groups)
         if entry == "train":

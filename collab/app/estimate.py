@@ -9,12 +9,13 @@ are guessed from characters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from collab.chat.budget import price
+from collab.config.endpoints import has_teacher
 from collab.config.policies import HostedPolicy, named_policies
 from collab.config.schema import (
     Config,
@@ -128,14 +129,8 @@ class _Run:
         return Estimate(_sum(total), step, "training step")
 
     def evaluate(self) -> Estimate:
-        task, rows = self.config.task, named_policies(self.config.policies)
-        instruction = guessed_tokens(task.system_prompt) + _USER_MESSAGE
-        prompts = sum(instruction + number * self.turn for number in range(task.max_turns))
-        policies = [
-            Calls("policy", row.model, task.max_turns, prompts, task.max_turns * self.reply)
-            for row in rows.values()
-            if isinstance(row, HostedPolicy)
-        ]
+        rows = named_policies(self.config.policies)
+        policies = [self.policy(row.model, self.turns) for row in rows.values() if isinstance(row, HostedPolicy)]
         total = [*self.whole(len(rows) * self.tests), *(policy.times(self.tests) for policy in policies)]
         total += self.compared((len(rows) - 1) * self.tests)
         return Estimate(_sum(total), _sum([*self.whole(1), *policies[:1]]), "conversation")
@@ -162,6 +157,15 @@ class _Run:
             if user.endpoint.kind == "http"
         ]
 
+    def policy(self, model: str | None, turns: Sequence[int]) -> Calls:
+        """The replies of a hosted policy in these turns. A prompt has the instruction and the conversation so far."""
+        instruction = guessed_tokens(self.config.task.system_prompt) + _USER_MESSAGE
+        prompts = sum(instruction + (number - 1) * self.turn for number in turns)
+        return Calls("policy", model, len(turns), prompts, len(turns) * self.reply)
+
+    def teacher(self, turns: Sequence[int]) -> list[Calls]:
+        return [self.policy(self.config.teacher.model, turns)] if has_teacher(self.config) else []
+
     def judge(self) -> list[Calls]:
         """The judgements of one finished conversation."""
         prompt = _INSTRUCTION + self.goal + self.config.task.max_turns * self.turn
@@ -174,13 +178,15 @@ class _Run:
         ]
 
     def group(self, turn: int, opened: bool = True) -> list[Calls]:
-        """The futures of a context's candidates and, with `opened`, the messages up to the context."""
+        """The candidates of a context, their futures and, with `opened`, the messages up to the context."""
         task, sampler = self.config.task, self.config.sampler
-        futures = candidates_at(sampler, task.max_turns, turn) * (sampler.num_samples if sampler.window else 1)
-        last = min(turn + sampler.window, task.max_turns)
+        size = candidates_at(sampler, task.max_turns, turn)
+        futures = size * (sampler.num_samples if sampler.window else 1)
+        window = range(turn + 1, min(turn + sampler.window, task.max_turns) + 1)
         before = self.user(range(1, turn + 1)) if opened else []
-        future = [*self.user(range(turn + 1, last + 1)), *self.judge()]
-        return [*before, *(call.times(futures) for call in future)]
+        replies = (call.times(size) for call in self.teacher([turn]))
+        future = [*self.user(window), *self.teacher(window), *self.judge()]
+        return [*before, *replies, *(call.times(futures) for call in future)]
 
     def whole(self, count: float, test: bool = True) -> list[Calls]:
         """Conversations from the first turn to the last."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collab.config.endpoints import endpoints_in, engine_endpoint, hosted, users
+from collab.config.endpoints import endpoints_in, engine_endpoint, has_teacher, hosted, reads_model, users
 from collab.config.policies import named_policies, policy_model
 from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, VLLMEngineConfig
+from collab.conversation import guessed_tokens
 from collab.util.errors import BadInput, error_text
 from collab.util.processes import layout, rank
 from collab.util.targets import load_target
@@ -57,22 +58,24 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
     _check_metrics(config, goals)
     _check_aggregates(config)
     template = _check_models(config, entry)
-    tokenizer = load_tokenizer(config.model)
-    check_arguments(tokenizer, config.model.chat_template_kwargs)
-    format = ChatFormat(tokenizer)
-    if groups:
-        from collab.app import build
+    tokenizer = load_tokenizer(config.model) if reads_model(config) else None
+    format = None
+    if tokenizer is not None:
+        check_arguments(tokenizer, config.model.chat_template_kwargs)
+        format = ChatFormat(tokenizer)
+        if groups:
+            from collab.app import build
 
-        groups = tokenise(groups, format, num_positions(config.model))
-        build.module(config, config.model, tokenizer).check_data(groups)
+            groups = tokenise(groups, format, num_positions(config.model))
+            build.module(config, config.model, tokenizer).check_data(groups)
     goals, notes = goals_that_fit(config, goals, entry)
     if rank() == 0:
-        for note in (f"chat template: {template}", *notes):
+        for note in (*([f"chat template: {template}"] if template else []), *notes):
             print(note, flush=True)
     _check_evaluator(config, goals)
     check_reference_lengths(
         [*goals.train, *goals.val, *goals.test],
-        lambda text: len(format.encode_text(text)),
+        lambda text: guessed_tokens(text) if format is None else len(format.encode_text(text)),
         config.task.max_new_tokens,
     )
     if isinstance(config.engine, VLLMEngineConfig):
@@ -82,12 +85,13 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
 
 
 def _check_models(config: Config, entry: str) -> str:
-    """The files of every model that this process loads; reads no weights. Returns what the policy's template does."""
+    """The files of every model that this process loads; reads no weights. Returns what the model's template does."""
     from collab.lm.checks import check_lora, check_model
     from collab.lm.loading import local_model
 
-    template = check_model(config.model)
-    _check_positions(config, config.model, "model.path")
+    template = check_model(config.model) if reads_model(config) else ""
+    if not has_teacher(config):
+        _check_positions(config, config.model, "model.path")
     for key, endpoint in endpoints_in(config).items():
         if endpoint.kind == "local" and endpoint.model is not None:
             try:
@@ -96,6 +100,7 @@ def _check_models(config: Config, entry: str) -> str:
                 raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
     if entry == "train":
         check_lora(config.model)
+        _check_base_for_others(config)
     if entry == "evaluate":
         for name, row in named_policies(config.policies).items():
             if not isinstance(row, Path):
@@ -107,6 +112,20 @@ def _check_models(config: Config, entry: str) -> str:
                 raise BadInput(f"policies: {name} cannot be played. {error}") from error
             _check_positions(config, model, "policies")
     return template
+
+
+def _check_base_for_others(config: Config) -> None:
+    """Refuse to push an adapter to a base that only this machine has."""
+    from collab.lm.loading import locate
+
+    base, _ = locate(config.model)
+    adapter = config.model.lora.enabled and not config.export.merge
+    if config.push_to_hub is not None and adapter and Path(base).exists():
+        raise BadInput(
+            f"push_to_hub={config.push_to_hub}: the policy would be an adapter to {base}, which only this machine has, "
+            "so that nobody else could load it. Set export.merge=true, which writes a whole model, or name the base by "
+            "its Hugging Face id in model.path."
+        )
 
 
 def check_players(config: Config, goals: GoalSplits, policy_here: bool) -> None:

@@ -3,8 +3,10 @@
 Everything is in one folder. After an interruption the same command continues:
 
 - `conversations.jsonl`: a row for each finished conversation, in the nested layout of
-  `collab.datamodules.conversations`. A row is on disk before the conversation counts as finished;
-- `dataset/`: all of them in the order of the goals, in the format of `datasets`; written when all are finished;
+  `collab.datamodules.conversations`, with its forward conversations. A row is on disk before the conversation counts as
+  finished. Of several processes each has a file of its own, such as `conversations-1-of-4.jsonl`;
+- `dataset/`: all of them in the order of the goals, in the format of `datasets`, and `futures/`: all forward
+  conversations. The last process that ends writes them;
 - `statistics.json`: the statistics of the paper's Table 5;
 - `synthesis.json`: the settings that conversations depend on. With other settings the folder is refused.
 
@@ -17,71 +19,106 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import interruptible
-from collab.config.endpoints import CONNECTION_FIELDS
+from collab.config.endpoints import CONNECTION_FIELDS, has_teacher, reads_model
 from collab.config.schema import Config, ModelConfig
 from collab.conversation import Goal
 from collab.datamodules.goals import load_splits
 from collab.datamodules.synthesis_folder import (
     CLAIM,
-    CONVERSATIONS,
     DATASET,
+    FUTURES,
+    LOCK,
     STATISTICS,
     ConversationFile,
     check_folder,
+    check_no_other_division,
     conversation_id,
+    file_of,
+    finished,
+    hub_folder,
     origin,
-    save_dataset,
+    part_of,
+    save_datasets,
 )
 from collab.randomness import RngKey
 from collab.reports.synthesis import statistics
 from collab.util.errors import BadInput
-from collab.util.files import only_writer, write_json
+from collab.util.files import among_others, if_last, only_writer, write_json
+from collab.util.hub import push
+from collab.util.processes import local_rank, rank, started
 
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
+    from collab.chat.base import ChatModel
     from collab.chat.endpoints import Endpoints
+    from collab.simulation.sampler import Simulation
 
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}  # weights, config, tokenizer
 
 
 def synthesize(config: Config) -> None:
-    """Play the conversations of `config.synthesis` that `config.output_dir` lacks, then write the data set of all.
+    """Play the conversations of `config.synthesis` that `config.output_dir` lacks, then write the data sets of all.
 
-    Call `claim_folder` first.
+    Of several processes each plays its part, and the last one writes the data sets. Call `claim_folder` first.
 
     Raises:
-        BadInput: No conversation could be scored, another process writes into the folder, or a write failed.
+        BadInput: No conversation could be scored, another process plays the same ones, or a write failed.
         SystemExit: Interrupted; the status is 128 + the signal.
     """
-    with interruptible("the same command"), only_writer(Path(config.output_dir), CLAIM):
-        _synthesize(config)
+    folder = Path(config.output_dir)
+    part, parts = own_part(config)
+    with interruptible("the same command"):
+        with among_others(folder / LOCK), only_writer(folder, file_of(part, parts)):
+            check_no_other_division(folder, parts)
+            _play_part(config, part, parts)
+        with if_last(folder / LOCK) as last:
+            waited_for = [name for name in map(file_of, range(parts), [parts] * parts) if not (folder / name).is_file()]
+            if last and not waited_for:
+                _write_data(config)
+            else:
+                others = f"not begun yet: {', '.join(waited_for)}" if waited_for else "still at work"
+                print(f"part {part + 1} of {parts} is played; others are {others}. The last one writes the data sets.")
 
 
-def _synthesize(config: Config) -> None:
+def own_part(config: Config) -> tuple[int, int]:
+    """The part of the conversations, from 0, that this process plays, and the number of parts."""
+    if config.synthesis.part is not None:
+        number, parts = map(int, config.synthesis.part.split("/"))
+        return number - 1, parts
+    launched = started()
+    return (rank(), launched[1] * launched[2]) if launched else (0, 1)
+
+
+def _play_part(config: Config, part: int, parts: int) -> None:
     from collab.app import build
-    from collab.app.too_long import goals_that_fit
     from collab.callbacks.progress import Progress
+    from collab.chat.endpoints import Endpoints
 
     build.start(config)
     folder = Path(config.output_dir)
-    goals = load_splits(config.task)
-    numbers = range(config.synthesis.num_conversations)
-    playable = goals_that_fit(config, goals, "synthesize")[0].train
-    wanted = [(goal, number) for goal in playable[: config.synthesis.num_goals] for number in numbers]
-    store = ConversationFile(folder / CONVERSATIONS)
-    finished = {row["conv_id"] for row in store.rows}
-    missing = [(goal, number) for goal, number in wanted if conversation_id(goal, number) not in finished]
-    with Progress(animate=config.callbacks.progress_bar) as progress, build.endpoints(config, progress) as endpoints:
-        if finished:
-            progress.say(f"{len(finished)} conversations are there already.")
+    wanted = [
+        (goal, number)
+        for place, goal in enumerate(_playable(config))
+        for number in range(config.synthesis.num_conversations)
+        if part_of(place, number, parts) == part
+    ]
+    there = {row["conv_id"] for row in finished(folder)}
+    missing = [(goal, number) for goal, number in wanted if conversation_id(goal, number) not in there]
+    with (
+        Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
+        Endpoints(config, progress.note, part, parts) as endpoints,
+    ):
+        if len(missing) < len(wanted):
+            progress.say(f"{len(wanted) - len(missing)} conversations are there already.")
         if missing:
-            progress.say(build.describe(config))
+            progress.say(_described(config) + (f", part {part + 1} of {parts}" if parts > 1 else ""))
+            store = ConversationFile(folder / file_of(part, parts))
             unscored = _play(config, missing, len(wanted), store, progress, endpoints)
             progress.say(*endpoints.ledger.table())
             if unscored:
@@ -89,23 +126,47 @@ def _synthesize(config: Config) -> None:
                     f"{unscored} conversations are left out: at some turn no response could be scored. The same "
                     "command tries them again."
                 )
-    if not store.rows:
+
+
+def _playable(config: Config) -> list[Goal]:
+    from collab.app.too_long import goals_that_fit
+
+    goals, _ = goals_that_fit(config, load_splits(config.task), "synthesize")
+    return goals.train[: config.synthesis.num_goals]
+
+
+def _described(config: Config) -> str:
+    from collab.app import build
+
+    if has_teacher(config):
+        return f"{config.teacher.model or 'the model'} at {config.teacher.base_url} plays the assistant"
+    return build.describe_model(config)
+
+
+def _write_data(config: Config) -> None:
+    """Write the data sets and statistics of all finished conversations, and put them on the hub if that is wanted."""
+    folder = Path(config.output_dir)
+    place = {goal.id: index for index, goal in enumerate(load_splits(config.task).train)}
+    rows = sorted(finished(folder), key=lambda row: (place[origin(row)[0]], origin(row)[1]))
+    if not rows:
         raise BadInput(
             "No conversation could be scored: in each there is a turn in which some metric of task.metrics never "
             "had a value. See what that metric needs."
         )
-    place = {goal.id: index for index, goal in enumerate(goals.train)}
-    rows = sorted(store.rows, key=lambda row: (place[origin(row)[0]], origin(row)[1]))
-    if missing or not (folder / DATASET).is_dir():
-        save_dataset(rows, folder / DATASET)
+    save_datasets(rows, folder)
     figures = statistics(rows)
     write_json(folder / STATISTICS, figures)
-    for name, value in figures.items():
-        shown = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-        progress.say(f"{name.replace('_', ' '):>22}: {shown}")
-    for what, file in (("data set", DATASET), ("conversations", CONVERSATIONS), ("statistics", STATISTICS)):
-        progress.say(f"{what:>22}: {folder / file}")
-    progress.say(f"{'train on it':>22}: algorithm=dpo algorithm.data={folder}")
+    told = {
+        name.replace("_", " "): "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+        for name, value in figures.items()
+    }
+    told |= {"data set": str(folder / DATASET), "forward conversations": str(folder / FUTURES)}
+    told |= {"statistics": str(folder / STATISTICS), "train on it": f"algorithm=dpo algorithm.data={folder}"}
+    if config.push_to_hub is not None:
+        made = hub_folder(folder, config.task.name, told)
+        told["on the hub"] = push(made, config.push_to_hub, "dataset", config.hub_private)
+    for name, value in told.items():
+        print(f"{name:>22}: {value}", flush=True)
 
 
 def _play(
@@ -118,26 +179,23 @@ def _play(
 ) -> int:
     """Play the missing conversations of `total`; returns the number of those that could not be scored."""
     from collab.app import build
-    from collab.datamodules.conversations import as_row
-    from collab.lm.device import resolve_device, resolve_dtype
-    from collab.lm.loading import load_model, load_tokenizer
+    from collab.datamodules.conversations import as_futures, as_row
     from collab.simulation.synthesis import synthesise
 
-    device = resolve_device(config.trainer.accelerator)
-    lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
-    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), config.model)
-    engine = simulation.make_engine(lm, load_tokenizer(config.model))
+    model = None if has_teacher(config) else config.model
+    simulation = build.simulation(config, endpoints, endpoints.shown_by(progress.advance), model)
+    assistant = _assistant(config, simulation, endpoints)
     # If all were played at once, all would finish at once, and an early stop would leave none.
     at_once = asyncio.Semaphore(config.synthesis.at_once)
-    started, finished = time.monotonic(), total - len(missing)
+    began, done = time.monotonic(), total - len(missing)
 
     async def play(goal: Goal, number: int) -> bool:
-        nonlocal finished
+        nonlocal done
         async with at_once:
-            began = time.monotonic()
+            started = time.monotonic()
             made = await synthesise(
                 simulation,
-                engine,
+                assistant,
                 goal,
                 system_prompt=config.task.system_prompt,
                 proactive_prompt=config.task.proactive_prompt,
@@ -145,22 +203,42 @@ def _play(
             )
         if made is None or not made.turns:
             return False
-        store.append(as_row(conversation_id(goal, number), goal, made.turns, ended_by=made.ended_by))
-        finished += 1
+        name = conversation_id(goal, number)
+        futures = {FUTURES: as_futures(name, made.turns)}
+        store.append(as_row(name, goal, made.turns, ended_by=made.ended_by, **futures))
+        done += 1
         now = time.monotonic()
         best = [max(c.mr for c in candidates if c.mr is not None) for _, candidates, _ in made.turns]
-        speed = {"tokens/s": round(engine.new_tokens / (now - started))}
-        progress.step(finished, now - began, turns=len(made.turns), mr=fmean(best), **speed)
+        tokens = getattr(assistant, "new_tokens", None)  # a teacher's are told by the ledger
+        speed = {} if tokens is None else {"tokens/s": round(tokens / (now - began))}
+        progress.step(done, now - started, turns=len(made.turns), mr=fmean(best), **speed)
         return True
 
     async def play_all() -> list[bool]:
         return await asyncio.gather(*(play(goal, number) for goal, number in missing))
 
-    progress.steps(total, completed=finished, name="conversation")
+    progress.steps(total, completed=done, name="conversation")
     progress.phase("forward samples", None)
     scored = asyncio.run(play_all())
     progress.done()
     return scored.count(False)
+
+
+def _assistant(config: Config, simulation: Simulation, endpoints: Endpoints) -> ChatModel:
+    """Who draws the candidates and speaks in their futures: the teacher, or the model, loaded here."""
+    if has_teacher(config):
+        return endpoints.model(config.teacher)
+    import torch
+
+    from collab.lm.device import resolve_device, resolve_dtype
+    from collab.lm.loading import load_model, load_tokenizer
+
+    device = resolve_device(config.trainer.accelerator)
+    if device.type == "cuda":
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # torchrun shows all devices to all processes
+    lm = load_model(config.model, resolve_dtype(config.precision, device), device, adapter=False)
+    engine: ChatModel = simulation.make_engine(lm, load_tokenizer(config.model))
+    return engine
 
 
 # --- what conversations depend on ------------------------------------------------------------------------------------
@@ -185,7 +263,8 @@ def _settings(config: Config) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "precision": config.precision,
-        "model": _model_identity(config.model),
+        "model": _model_identity(config.model) if reads_model(config) else None,
+        "teacher": _teacher_identity(config) if has_teacher(config) else None,
         "task": {
             "max_turns": task.max_turns,
             "max_new_tokens": task.max_new_tokens,
@@ -206,6 +285,14 @@ def _without_connections(part: Any) -> Any:
         return part
     left_out = CONNECTION_FIELDS if "base_url" in part else ()
     return {name: _without_connections(value) for name, value in part.items() if name not in left_out}
+
+
+def _teacher_identity(config: Config) -> dict[str, Any]:
+    from collab.chat.probe import served_model
+
+    teacher = config.teacher
+    named = replace(teacher, model=teacher.model or served_model(teacher))
+    return dict(_without_connections(asdict(named)))
 
 
 def _model_identity(model: ModelConfig) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from collab.config.endpoints import users
+from collab.config.endpoints import has_teacher, users
 from collab.config.policies import named_policies, policy_model
 from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig
-from collab.conversation import Conversation, Goal, Message
+from collab.conversation import Conversation, Goal, Message, guessed_tokens
 from collab.datamodules.goals import SPLITS, GoalSplits
 from collab.lm import loading
 from collab.lm.chat_format import ChatFormat
@@ -118,15 +118,18 @@ def contexts_that_fit(config: Config, contexts: dict[Any, Conversation]) -> dict
 
 
 def _programs_fit(config: Config) -> Callable[[Goal], bool]:
-    """Goal -> whether it is no program, or a reply can hold it."""
-    room = Room(config.model, config.task.max_new_tokens)
+    """Goal -> whether it is no program, or a reply can hold it. The tokens of a teacher are guessed."""
+    longest = config.task.max_new_tokens
+    if has_teacher(config):
+        return lambda goal: makes(goal) != "program" or guessed_tokens(goal.reference) <= longest
+    room = Room(config.model, longest)
     return lambda goal: makes(goal) != "program" or room.says(goal.reference)
 
 
 def _beginnings(config: Config, entry: str) -> Callable[[Goal], bool]:
     """Goal -> whether one of the users can begin a conversation about it, with every local policy."""
     task = config.task
-    rows = named_policies(config.policies).values() if entry == "evaluate" else [None]
+    rows = named_policies(config.policies).values() if entry == "evaluate" else [] if has_teacher(config) else [None]
     rooms = [
         Room(policy_model(config, row), task.max_new_tokens) for row in rows if row is None or isinstance(row, Path)
     ]

@@ -19,6 +19,7 @@ from collab.config.endpoints import hosted
 from collab.config.schema import Config
 from collab.reports.plots import training_curves
 from collab.reports.problems import add_problems
+from collab.util.hub import push
 from collab.util.processes import rank
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def train(config: Config) -> None:
     ):
         if path is not None:
             progress.say(f"{what:>15}: {path}")
+    if config.push_to_hub is not None:
+        progress.say(f"{'on the hub':>15}: {push(folder / 'policy', config.push_to_hub, 'model', config.hub_private)}")
 
 
 def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from collab.config.checks_training import synthesis_problems, training_problems
+from collab.config.checks_training import hub_problems, synthesis_problems, teacher_problems, training_problems
 from collab.config.endpoints import budget_problems, endpoint_problems
 from collab.config.fields import range_problems
 from collab.config.policies import named_policies, policy_problems
@@ -46,6 +46,8 @@ def check(config: Config, entry: str = "train") -> None:
         *_device_problems(config),
         *_user_problems(config),
         *_judge_problems(config.judge),
+        *teacher_problems(config, entry),
+        *hub_problems(config.push_to_hub, entry),
         *endpoint_problems(config, entry),
         *budget_problems(config, entry),
         *_engine_problems(config, entry),
@@ -185,9 +187,7 @@ def _judge_problems(judge: JudgeConfig) -> Iterator[str]:
 def _engine_problems(config: Config, entry: str) -> Iterator[str]:
     if not isinstance(config.engine, VLLMEngineConfig):
         return
-    if entry == "synthesize":
-        yield "engine=vllm trains and evaluates, and a synthesis decodes in its own process. Set engine=local."
-    if not config.model.lora.enabled:
+    if not config.model.lora.enabled and entry != "synthesize":
         yield (
             "engine=vllm takes new weights as LoRA adapters, and model.lora.enabled=false trains every weight: a vLLM "
             "server cannot be given a whole model over HTTP. Set model.lora.enabled=true, or engine=local."

@@ -1,10 +1,14 @@
-"""Rules of the commands that draw candidates to learn from: training and synthesis."""
+"""Rules of the commands that make something: training and synthesis."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 
-from collab.config.schema import Config
+from collab.config.endpoints import has_teacher
+from collab.config.schema import Config, EndpointConfig, VLLMEngineConfig
+from collab.util.processes import started
 
 
 def training_problems(config: Config) -> Iterator[str]:
@@ -83,5 +87,63 @@ def synthesis_problems(config: Config) -> Iterator[str]:
     if trainer.devices not in ("auto", 1) or trainer.num_nodes != 1:
         yield (
             f"trainer.devices ({trainer.devices}) and trainer.num_nodes ({trainer.num_nodes}) must be 1 for a "
-            "synthesis: it runs in one process. Set trainer.devices=1 trainer.num_nodes=1."
+            "synthesis: it starts no other processes. Set trainer.devices=1 trainer.num_nodes=1, and start several by "
+            "torchrun or SLURM, or with synthesis.part=1/2 and synthesis.part=2/2."
+        )
+    if isinstance(config.engine, VLLMEngineConfig):
+        yield (
+            "engine=vllm trains and evaluates. In a synthesis a server speaks as the teacher. Set engine=local "
+            "teacher=vllm."
+        )
+    yield from _part_problems(config.synthesis.part)
+
+
+def _part_problems(part: str | None) -> Iterator[str]:
+    if part is None:
+        return
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        yield (
+            f"synthesis.part ({part}) must be I/N, the number of a part and the number of all parts, from 1/N to N/N. "
+            "Set synthesis.part=1/4 for the first of four."
+        )
+    launched = started()
+    if launched and launched[1] * launched[2] > 1:
+        yield (
+            f"synthesis.part ({part}) says which part this process plays, and so does {launched[0]}, which has started "
+            f"{launched[1] * launched[2]} processes. Leave synthesis.part out."
+        )
+
+
+def teacher_problems(config: Config, entry: str) -> Iterator[str]:
+    """What is wrong with the teacher, whose other fields are checked as those of all servers."""
+    teacher = config.teacher
+    if teacher.kind == "local":
+        yield (
+            "teacher.kind=local: weights in this process are those of the model. Set teacher=none, and model.path to "
+            "the teacher's folder or Hugging Face id."
+        )
+    elif not has_teacher(config):
+        if replace(teacher, base_url="") != EndpointConfig():
+            yield (
+                f"teacher.base_url is empty, and teacher.model is {teacher.model}: a teacher speaks from a server. "
+                "Take an option, as in teacher=vllm, or set teacher.base_url."
+            )
+    elif entry != "synthesize":
+        yield (
+            "teacher plays the assistant of `collab synthesize`, and nothing here. Set teacher=none; a server's model "
+            "is evaluated as a row, 'policies=[MODEL@URL]'."
+        )
+
+
+def hub_problems(repo: str | None, entry: str) -> Iterator[str]:
+    """What is wrong with `push_to_hub`."""
+    if repo is None:
+        return
+    if entry == "evaluate":
+        yield f"push_to_hub={repo}: an evaluation makes nothing to put there. Leave it out."
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        yield (
+            f"push_to_hub ({repo}) must be OWNER/NAME, the owner a user or an organisation of the Hugging Face hub. "
+            "Set push_to_hub=OWNER/NAME."
         )

@@ -31,10 +31,20 @@ def hosted(config: Config, entry: str) -> dict[str, EndpointConfig]:
 
 
 def endpoints_in(config: Config) -> dict[str, EndpointConfig]:
-    """Dotted key -> where a user, a judge, the extractor or the evaluator speaks from."""
-    return {
-        key: node for key, node in nodes(config) if isinstance(node, EndpointConfig) and key != "evaluation.endpoint"
-    }
+    """Dotted key -> where a user, a judge, the extractor, the evaluator or the teacher speaks from."""
+    left_out = {"evaluation.endpoint"} if has_teacher(config) else {"evaluation.endpoint", "teacher"}
+    return {key: node for key, node in nodes(config) if isinstance(node, EndpointConfig) and key not in left_out}
+
+
+def has_teacher(config: Config) -> bool:
+    """Whether a server plays the assistant of a synthesis."""
+    return bool(config.teacher.base_url)
+
+
+def reads_model(config: Config) -> bool:
+    """Whether the run reads the files of `model`: with a teacher only for a local user or judge that shares them."""
+    shared = (each.kind == "local" and each.model is None for each in endpoints_in(config).values())
+    return not has_teacher(config) or any(shared)
 
 
 def users(config: Config) -> dict[str, UserConfig]:

@@ -95,7 +95,7 @@ class ServerConfig:
 
 @dataclass
 class EndpointConfig(ServerConfig):
-    """Where a user, a judge or a row of an evaluation speaks from."""
+    """Where a user, a judge, a teacher or a row of an evaluation speaks from."""
 
     kind: str = one_of("http", "local")  # http (an OpenAI-compatible server) | local (weights in this process)
     model: str | None = None  # name at the server, null if it has only one; of local weights a path or hub id
@@ -289,7 +289,10 @@ class PairwiseConfig(EvaluatorConfig):
 class SynthesisConfig:
     num_goals: int | None = number(None, at_least=1)  # use the first training goals, this many; null uses all
     num_conversations: int = number(1, at_least=1)  # conversations per goal
-    at_once: int = number(16, at_least=1)  # maximum conversations played at the same time
+    at_once: int = number(16, at_least=1)  # maximum conversations played at the same time, by each process
+    # I/N, e.g. 1/4: this command plays the first of four parts, beside three others; null: all conversations, or under
+    # torchrun and SLURM the part of each process
+    part: str | None = None
 
 
 @dataclass
@@ -314,12 +317,17 @@ class Config:
     dry_run: bool = False  # print an estimate of the hosted calls, tokens and dollars of the run, and stop
     cache: str = one_of("readwrite", "read", "off")  # cache of hosted models' replies on disk: readwrite | read | off
     cache_file: str = "outputs/replies.sqlite"  # file of that cache; several runs share it
+    # OWNER/NAME on the Hugging Face hub, where a training puts its best policy and a synthesis its data, at the end
+    push_to_hub: str | None = None
+    hub_private: bool = True  # only its owner sees that repository
     notes: list[str] = field(default_factory=list)  # what an experiment prints when it starts
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     algorithm: AlgorithmConfig = MISSING
     user: UserConfig = MISSING
     judge: JudgeConfig = MISSING
+    # the server that plays the assistant of a synthesis; with an empty base_url the model itself does
+    teacher: EndpointConfig = field(default_factory=EndpointConfig)
     definitions: DefinitionsConfig = field(default_factory=DefinitionsConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     engine: EngineConfig = MISSING

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from collab.config.algorithms import AlgorithmConfig
-from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score, Turn
+from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score, Turn, as_record
 from collab.datamodules.readers import path_of, read_rows
 from collab.datamodules.rows import (
     COMPLETION,
@@ -41,7 +41,7 @@ from collab.datamodules.rows import (
     missing,
     unwrapped,
 )
-from collab.datamodules.synthesis_folder import CONVERSATIONS, DATASET
+from collab.datamodules.synthesis_folder import DATASET, conversation_files
 from collab.util.errors import BadInput
 
 KEY = "algorithm.data"  # the config field that names the data
@@ -67,10 +67,10 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
     folder = path_of(source, key)
     if (folder / DATASET).is_dir():
         source = folder / DATASET
-    elif (folder / CONVERSATIONS).is_file():
+    elif files := conversation_files(folder):
         raise BadInput(
             f"{key}={source} is the folder of a synthesis that has not finished: it has no {DATASET} folder yet. Run "
-            f"its command once more, or name {folder / CONVERSATIONS} to train on the conversations that are done."
+            f"its command once more, or name {files[0]} to train on the conversations that are done."
         )
     contexts: dict[Any, tuple[Conversation, list[Candidate]]] = {}
     for where, row in read_rows(source, "train", key):
@@ -157,6 +157,25 @@ def as_row(
         ],
         **extra,
     }
+
+
+def as_futures(conv_id: str, turns: Iterable[tuple[Conversation, Sequence[Candidate], int]]) -> list[dict[str, Any]]:
+    """JSON-ready records of all forward conversations of one conversation, those without a score too.
+
+    Args:
+        conv_id: As in `as_row`.
+        turns: As in `as_row`.
+
+    Returns:
+        Records as in `conversation.as_record`, with `conv_id`, the number `turn`, from 1, and `response` and `sample`,
+        which count the candidates of the turn and the forward samples of each from 0.
+    """
+    return [
+        as_record(future, score, conv_id=conv_id, turn=context.turn, response=number, sample=sample)
+        for context, candidates, _ in turns
+        for number, candidate in enumerate(candidates)
+        for sample, (future, score) in enumerate(zip(candidate.futures, candidate.scores, strict=True))
+    ]
 
 
 def _response(candidate: Candidate, proactive: bool) -> dict[str, Any]:

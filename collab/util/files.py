@@ -72,3 +72,46 @@ def only_writer(folder: Path, name: str) -> Iterator[None]:
                 "name another folder (output_dir)."
             ) from error
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process is the `only_writer` of a file."""
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+@contextmanager
+def among_others(path: Path) -> Iterator[None]:
+    """Mark this process as one of several that work; waits while one of them is in `if_last`.
+
+    Args:
+        path: A file for the mark; it is made if it is missing.
+    """
+    import fcntl
+
+    with path.open("ab") as mark:
+        fcntl.flock(mark, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def if_last(path: Path) -> Iterator[bool]:
+    """Whether no process is in `among_others` with this file; then none gets in meanwhile.
+
+    If each comes here when it has left `among_others`, at least one hears yes: the last of them.
+    """
+    import fcntl
+
+    with path.open("ab") as mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            last = True
+        except OSError:
+            last = False
+        yield last

@@ -17,6 +17,11 @@ def rank() -> int:
     return 0
 
 
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+
+
 def layout(devices: Any, nodes: int, available: int) -> tuple[Any, int]:
     """Devices per machine and number of machines of a run; those that torchrun or SLURM has started come first.
 

@@ -475,7 +475,7 @@ def test_rows_of_an_evaluation_are_adapters_to_the_one_base(
     [
         ("model.lora.enabled=false", "train", "Set model.lora.enabled=true, or engine=local."),
         ("export.merge=true", "train", "Set export.merge=false, or engine=local."),
-        ("model.lora.r=4", "synthesize", "Set engine=local."),
+        ("model.lora.r=4", "synthesize", "Set engine=local teacher=vllm."),
         ("engine.base_url=http://user:secret@127.0.0.1/v1", "train", "engine: the base_url has a user, a password"),
         ("engine.base_url=localhost", "train", "engine: the base_url (localhost) must be the address of a server"),
         ("engine.key_env=sk-abc", "train", "engine.key_env must be the NAME of an environment variable"),

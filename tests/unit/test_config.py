@@ -78,6 +78,10 @@ def test_every_option_composes_and_passes(entry, override):
             BadInput, match=r"task abg_coqa is for evaluation only .* Run `python evaluate.py task=abg_c"
         ):
             check(config, entry)
+    elif override.startswith("teacher=") and override != "teacher=none":
+        check(config, "synthesize")
+        with pytest.raises(BadInput, match="teacher plays the assistant of `collab synthesize`, and nothing here"):
+            check(config, entry)
     else:
         check(config, entry)
     assert isinstance(config, Config)
