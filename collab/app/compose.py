@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from collab.config.docs import field_docs
+from collab.config.endpoints import users
 from collab.config.register import apply_metrics, register
 from collab.config.schema import Config
 from collab.util.errors import BadInput, error_text
@@ -184,9 +185,9 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
         ) from error
     assert isinstance(config, Config), "the primary config starts from the schema"
     apply_metrics(config)
-    prompts = {"task": ("system_prompt", "base_prompt", "proactive_prompt"), "judge": ("extract_prompt",)}
-    for part, names in prompts.items():
-        for name in names:
-            if value := getattr(getattr(config, part), name, None):
-                setattr(getattr(config, part), name, prompt_text(value, f"{part}.{name}"))
+    parts: dict[str, Any] = {"task": config.task, "judge": config.judge, **users(config)}
+    for key, part in parts.items():
+        for name in ("system_prompt", "base_prompt", "proactive_prompt", "extract_prompt", "prompt"):
+            if value := getattr(part, name, None):
+                setattr(part, name, prompt_text(value, f"{key}.{name}"))
     return config

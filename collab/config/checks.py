@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from collab.config.checks_training import hub_problems, synthesis_problems, teacher_problems, training_problems
-from collab.config.endpoints import budget_problems, endpoint_problems
+from collab.config.endpoints import budget_problems, endpoint_problems, users
 from collab.config.fields import range_problems
 from collab.config.policies import named_policies, policy_problems
 from collab.config.schema import (
     Config,
-    JudgeConfig,
     LLMJudgeConfig,
+    LLMUserConfig,
     MixUserConfig,
     ModelConfig,
     PairwiseConfig,
@@ -45,7 +45,7 @@ def check(config: Config, entry: str = "train") -> None:
         *_model_problems(config.model),
         *_device_problems(config),
         *_user_problems(config),
-        *_judge_problems(config.judge),
+        *_prompt_problems(config),
         *teacher_problems(config, entry),
         *hub_problems(config.push_to_hub, entry),
         *endpoint_problems(config, entry),
@@ -172,16 +172,26 @@ def _user_problems(config: Config) -> Iterator[str]:
             )
 
 
-def _judge_problems(judge: JudgeConfig) -> Iterator[str]:
-    if not isinstance(judge, LLMJudgeConfig):
-        return
-    try:
-        judge.extract_prompt.format(extract_type="", chat_history="", extraction_requirement="")
-    except (LookupError, ValueError) as error:
-        yield (
-            f"judge.extract_prompt has braces that stand for nothing ({error}): it may have {{extract_type}}, "
-            "{chat_history} and {extraction_requirement}, and other braces are written twice, {{ and }}."
-        )
+def _prompt_problems(config: Config) -> Iterator[str]:
+    """Braces in the prompts that are filled in."""
+    filled: list[tuple[str, str, str]] = []
+    for key, user in users(config).items():
+        if isinstance(user, LLMUserConfig):
+            told = "task_desc single_turn_prompt chat_history terminal_signal"
+            filled.append((f"{key}.prompt", user.prompt, told))
+    if isinstance(config.judge, LLMJudgeConfig):
+        told = "extract_type chat_history extraction_requirement"
+        filled.append(("judge.extract_prompt", config.judge.extract_prompt, told))
+    for key, prompt, told in filled:
+        names = told.split()
+        try:
+            prompt.format(**dict.fromkeys(names, ""))
+        except (LookupError, ValueError) as error:
+            *others, last = (f"{{{name}}}" for name in names)
+            yield (
+                f"{key} has braces that stand for nothing ({error}): it may have {', '.join(others)} and {last}, and "
+                "other braces are written twice, {{ and }}."
+            )
 
 
 def _engine_problems(config: Config, entry: str) -> Iterator[str]:

@@ -141,6 +141,9 @@ class LLMUserConfig(UserConfig):
     patience: int = number(3, at_least=1)  # useless replies in a row after which the user may give up
     mistakes: float = number(0.2, at_least=0, at_most=1)  # share of messages in which the user is told to slip
     retries: int = number(2, at_least=0)  # retries of a message that is malformed or rejected by a guard
+    # what the model is asked, without persona and mistakes, with {task_desc}, {single_turn_prompt}, {chat_history} and
+    # {terminal_signal}, for JSON with response: a text, file://PATH or package://PACKAGE/PATH; empty: our own words
+    prompt: str = ""
     temperature: float = number(1.0, at_least=0)  # sampling temperature of the user
     max_new_tokens: int = number(300, at_least=1)  # maximum tokens of a message and the user's thoughts before it
 

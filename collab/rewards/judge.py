@@ -175,9 +175,10 @@ class Judge:
         key = RngKey(self.seed, role=self.role, goal=conversation.goal.id)
         texts, required = spoken(conversation), _required(conversation.goal)
         if self.template:
-            chat = "\n".join(f"**User**: {turn.user}\n**Assistant**: {turn.reply.text}" for turn in conversation.turns)
             asked = self.template.format(
-                extract_type=_OFFICIAL.get(artefact, artefact), chat_history=chat, extraction_requirement=required
+                extract_type=_OFFICIAL.get(artefact, artefact),
+                chat_history=official_history(conversation),
+                extraction_requirement=required,
             )
             return await self._counted(key, [Message("user", asked)], _final_completion)
         sign = mark(key, *texts)
@@ -242,6 +243,11 @@ def spoken(conversation: Conversation) -> list[str]:
     """The messages of a conversation, each behind its role."""
     turns = conversation.turns
     return [text for turn in turns for text in (f"USER: {turn.user}", f"ASSISTANT: {turn.reply.text}")]
+
+
+def official_history(conversation: Conversation) -> str:
+    """The messages of a conversation as the official code shows them in its prompts; "" before the first."""
+    return "\n".join(f"**User**: {turn.user}\n**Assistant**: {turn.reply.text}" for turn in conversation.turns)
 
 
 class JudgedMetric:

@@ -9,6 +9,8 @@ answer, its thought and its message. The wording of the prompt is our own. Three
 - Each message has to pass the guards (`collab.simulation.guards`). The model is asked again for one that does not, a
   bounded number of times; then the conversation ends as invalid and counts nowhere.
 - The assistant's messages stand behind a mark that it cannot know, so it cannot speak for the user.
+
+With a prompt of one's own (`user.prompt`), such as that of the official code, only the guards are left of these.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Goal, Message
 from collab.parsing.agenda_items import form_of, makes, preferences_of, topic_of
 from collab.randomness import RngKey
+from collab.rewards.judge import official_history
 from collab.simulation.guards import leaks, repeats, role_confusion, stops_too_early
 from collab.simulation.user import UserTurn, invalid
 
 SATISFIED, GIVES_UP = "[[SATISFIED]]", "[[GIVE UP]]"
+OFFICIAL_SIGNAL = "[[TERMINATE CHAT]]"  # in the official code: the user has what it wants, or it gives up
 CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
 
 _VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
@@ -38,6 +42,12 @@ _TASKS = {
     "answer": "It is to solve a problem for you. You do not know the solution, and you do not work it out.",
     "program": "It is to write a Python program for you. You do not write code.",
     "reply": "It is to answer you.",
+}
+_OFFICIAL_TASKS = {  # how the official code names what is made
+    "text": "document editing",
+    "answer": "question answering",
+    "program": "code generation",
+    "reply": "question answering",
 }
 _SYSTEM = """\
 You play a person who chats with an AI assistant. You want something from it, and you are not the assistant. {task}
@@ -78,7 +88,7 @@ _SLIPS = (
 )
 
 _REMINDERS = {
-    SHAPE: 'That was not the JSON object. Answer with {"current_answer": ..., "thought": ..., "message": ...} only.',
+    SHAPE: 'That was not the JSON object. Answer with {"current_answer": ..., "thought": ..., FIELD: ...} only.',
     CONFUSION: "You spoke as the assistant. You are the person who wants something, and you leave the work to it. "
     "Answer again, as that person, in the same JSON form.",
     LEAK: "You copied out what you want. Say less of it, and in your own words. Answer again in the same JSON form.",
@@ -105,6 +115,7 @@ class LLMUser:
         self.problems = Counter() if problems is None else problems
         for kind in (*_REMINDERS, FAILED, CONTEXT_FULL, "invalid"):
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
+        self._field = "response" if config.prompt else "message"  # of the JSON
         self._sampling = Sampling(config.max_new_tokens, config.temperature, response_format="json", adapter=False)
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
@@ -126,6 +137,14 @@ class LLMUser:
     def messages(self, conversation: Conversation, key: RngKey, persona: str) -> list[Message]:
         """The prompt of the model. `key` decides about the slip and the mark."""
         goal, config = conversation.goal, self.config
+        if config.prompt:
+            filled = config.prompt.format(
+                task_desc=_OFFICIAL_TASKS[makes(goal)],
+                single_turn_prompt=goal.prompt,
+                chat_history=official_history(conversation),
+                terminal_signal=OFFICIAL_SIGNAL,
+            )
+            return [Message("user", filled)]
         texts = [text for turn in conversation.turns for text in (turn.user, turn.reply.text)]
         sign = mark(key.at(role="mark", turn=0, candidate=None), *texts)
         system = _SYSTEM.format(
@@ -156,23 +175,35 @@ class LLMUser:
         Raises:
             Unfit: The reply has the wrong shape, or a guard refuses it.
         """
-        answer = find_object(text, "message")
-        if answer is None or isinstance(answer["message"], dict | list):
-            raise Unfit(SHAPE, _REMINDERS[SHAPE])
-        message = as_text(answer["message"])
-        if problem := self._problem(conversation, message):
-            raise Unfit(problem, _REMINDERS[problem])
-        if signal := _SIGNAL.search(message):
-            return UserTurn("", "satisfied" if signal[1].lower() == "satisfied" else "patience")
-        return UserTurn(message)
+        answer = find_object(text, self._field)
+        if answer is None or isinstance(answer[self._field], dict | list):
+            raise self._unfit(SHAPE)
+        message = as_text(answer[self._field])
+        end = self._end(conversation, message)
+        if problem := self._problem(conversation, message, end):
+            raise self._unfit(problem)
+        return UserTurn("" if end else message, end)
 
-    def _problem(self, conversation: Conversation, message: str) -> str:
+    def _unfit(self, problem: str) -> Unfit:
+        return Unfit(problem, _REMINDERS[problem].replace("FIELD", f'"{self._field}"'))
+
+    def _end(self, conversation: Conversation, message: str) -> str:
+        """Why a message ends the chat; "" if it does not."""
+        if self.config.prompt:
+            if OFFICIAL_SIGNAL not in message:
+                return ""
+            return "patience" if stops_too_early(conversation, True, self.config.patience) else "satisfied"
+        signal = _SIGNAL.search(message)
+        if signal is None:
+            return ""
+        return "satisfied" if signal[1].lower() == "satisfied" else "patience"
+
+    def _problem(self, conversation: Conversation, message: str, end: str) -> str:
         goal, heard = conversation.goal, conversation.assistant_texts
         if _UNFILLED.fullmatch(message):
             return SHAPE
-        if signal := _SIGNAL.search(message):
-            satisfied = signal[1].lower() == "satisfied"
-            return STOP if stops_too_early(conversation, satisfied, self.config.patience) else ""
+        if end:
+            return STOP if stops_too_early(conversation, end == "satisfied", self.config.patience) else ""
         if not message.strip():
             return EMPTY
         if repeats(conversation, message):
@@ -185,7 +216,7 @@ class LLMUser:
 
     def _persona(self, key: RngKey) -> str:
         """Draw the persona of a conversation. Candidates of a context get the same one even if it was not stored."""
-        names = sorted(self.config.personas)
+        names = [] if self.config.prompt else sorted(self.config.personas)
         draws = key.at(role="persona", turn=0, candidate=None).stream()
         return names[int(draws.integers(len(names)))] if names else ""
 

@@ -23,7 +23,7 @@ from collab.randomness import RngKey
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, draw_context, play, sample_candidates
-from collab.simulation.llm import GIVES_UP, SATISFIED, LLMUser, goal_text
+from collab.simulation.llm import GIVES_UP, OFFICIAL_SIGNAL, SATISFIED, LLMUser, goal_text
 from collab.simulation.mix import MixUser
 from collab.simulation.multiturn import as_group, multiturn_reward
 from collab.simulation.user import UserTurn
@@ -333,6 +333,54 @@ def test_local_weights_are_read_once_for_what_is_alike_in_all_that_matters(tiny_
     assert len({id(one) for one in (first, *others)}) == 4
 
 
+# --- a prompt of one's own -------------------------------------------------------------------------------------------
+
+OWN = (
+    "Play who wants {single_turn_prompt}, which is {task_desc}. End by {terminal_signal}. As {{...}}.\n{chat_history}|"
+)
+
+
+def spoke(message: str) -> str:
+    return json.dumps({"current_answer": "none", "thought": "hm", "response": message})
+
+
+def test_the_prompt_of_the_official_code_is_read_from_its_package(tmp_path: Path, monkeypatch) -> None:
+    """A stand-in for it, in our words and its layout: where it is, what stands in braces, and the JSON it asks for."""
+    (tmp_path / "standin" / "prompts").mkdir(parents=True)
+    (tmp_path / "standin" / "__init__.py").write_text("raise RuntimeError('nothing of the package is run')")
+    (tmp_path / "standin" / "prompts" / "user_simulator.txt").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ["definitions=official", "judge=local", "user.prompt=package://standin/prompts/user_simulator.txt"]
+    config = load_config("train", ["user=local", *given])
+    check(config)
+    assert isinstance(config.user, LLMUserConfig) and config.user.personas
+    model = answering(spoke("hi, a notice pls"), "Hm.", spoke("make it warmer"))
+    played = LLMUser(config.user, 4, model)
+    assert asyncio.run(played.respond(Conversation(GOAL), KEY)) == UserTurn("hi, a notice pls")
+    assert asyncio.run(played.respond(DRAFTED, KEY)) == UserTurn("make it warmer")
+    start = f"Play who wants {GOAL.prompt}, which is document editing. End by {OFFICIAL_SIGNAL}. As {{...}}.\n"
+    turn = DRAFTED.turns[0]
+    shown = f"**User**: {turn.user}\n**Assistant**: {turn.reply.text}"
+    first, second, third = ([message.content for message in messages] for messages, _, _ in model.asked)
+    assert first == [f"{start}|"] and second == [f"{start}{shown}|"]
+    assert third[1] == "Hm." and '"response"' in third[2]
+    mixed = load_config("train", ["user=mix", "user.users.llm.prompt=package://standin/prompts/user_simulator.txt"])
+    assert isinstance(mixed.user, MixUserConfig) and mixed.user.users["llm"].prompt == OWN
+
+
+@pytest.mark.parametrize(
+    ("conversation", "end"),
+    [
+        (DRAFTED, "satisfied"),
+        (after(("hi", "Which day?"), ("tuesday", "Who reads it?"), ("people", "What tone?")), "patience"),
+        (after(("hi", "Which day?")), "invalid: stop"),
+    ],
+)
+def test_the_signal_of_a_prompt_of_ones_own_ends_the_chat(conversation: Conversation, end: str) -> None:
+    turn, _ = respond(answering(spoke(f"Thanks. {OFFICIAL_SIGNAL}")), conversation, prompt=OWN)
+    assert turn == UserTurn("", end)
+
+
 # --- config ----------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +392,8 @@ def test_local_weights_are_read_once_for_what_is_alike_in_all_that_matters(tiny_
         (["user=mix", "user.users.llm.endpoint.kind=phone"], r"user.users.llm.endpoint.kind \(phone\)"),
         (["user=mix", "user.weights={agenda:0,llm:0}"], "one of them above 0"),
         (["user=mix", "+user.test_weights.nobody=1"], "user.test_weights names nobody, and user.users has agenda, llm"),
+        (["user=llm", "user.prompt='{what}'"], "user.prompt has braces that stand for nothing"),
+        (["user=mix", "user.users.llm.prompt='{what}'"], "user.users.llm.prompt has braces that stand for nothing"),
         (["trainer.max_invalid=2"], r"trainer.max_invalid \(2.0\) must be at least 0 and at most 1"),
     ],
 )
