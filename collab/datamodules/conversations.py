@@ -8,7 +8,9 @@ Two layouts are read, those of the public collabllm-multiturn data sets and of t
 - flat, a row for each response: `prompt`, `completion`, `conv_id`, `score`, and the goal's columns. Rows of one
   `conv_id` with the same `prompt` are the candidates of one context, so `turn_id` is not needed.
 
-The rows of verl's CollabLLM recipe for reinforcement learning are flat ones that are wrapped; they are read too.
+The rows of verl's CollabLLM recipe for reinforcement learning are flat ones that are wrapped; they are read too. Those
+of its SFT, and of verl's multiturn SFT in general, are whole chats: the column `messages`, or `prompt` alone. Each reply
+of a chat is learned. It has no score, and is the only candidate of its context.
 
 `prompt` is the history that the response answers: user, assistant, user, ..., ending with the user; a system message
 may come first. `score` is MR; a response with the score null is left out, since a missing score is not 0. `rewards`, if
@@ -34,6 +36,7 @@ from collab.datamodules.rows import (
     PROMPT,
     Row,
     checked,
+    derived_id,
     field_of,
     id_of,
     kind_of,
@@ -45,6 +48,7 @@ from collab.datamodules.synthesis_folder import DATASET, conversation_files
 from collab.util.errors import BadInput
 
 KEY = "algorithm.data"  # the config field that names the data
+_MESSAGES = "messages"  # the column of whole chats
 MR = "MR"  # the entry of `rewards` that is the sum of the others
 
 
@@ -75,7 +79,7 @@ def load_groups(source: str | Path, system_prompt: str, key: str = KEY) -> list[
     contexts: dict[Any, tuple[Conversation, list[Candidate]]] = {}
     for where, row in read_rows(source, "train", key):
         row = unwrapped(row)
-        for context, candidate in (_nested if "turns" in row else _flat)(row, where, system_prompt):
+        for context, candidate in _layout(row)(row, where, system_prompt):
             history = context.goal.id, tuple((m.role, m.content) for m in context.messages())
             candidates = contexts.setdefault(history, (context, []))[1]
             if candidate is not None:
@@ -195,7 +199,27 @@ def _response(candidate: Candidate, proactive: bool) -> dict[str, Any]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 _Scored = tuple[Conversation, Candidate | None]  # a context and a response to it; None if that has no score
-_LAYOUTS = "A row is a response with prompt, completion, conv_id and score, or a conversation with turns."
+_LAYOUTS = "A row is a response with prompt, completion, conv_id and score, or a conversation with turns or messages."
+
+
+def _layout(row: Row) -> Callable[[Row, str, str], Iterator[_Scored]]:
+    if "turns" in row:
+        return _nested
+    return _chat if _MESSAGES in row or row.keys() == {"prompt"} else _flat
+
+
+def _chat(row: Row, where: str, system_prompt: str) -> Iterator[_Scored]:
+    name = _MESSAGES if _MESSAGES in row else "prompt"
+    messages = field_of(row, name, where, "a list", _LAYOUTS)
+    conv_id = derived_id(str(messages)) if row.get("conv_id") is None else id_of(row, "conv_id", where)
+    chat = conversation_of(messages, _goal(row, conv_id, where), system_prompt, lambda n: f"{where}: message {n}")
+    if not chat.turns:
+        raise BadInput(
+            f"{where}: there is no message by 'assistant' in {name}, so nothing can be learned. Remove the row."
+        )
+    for number, turn in enumerate(chat.turns):
+        context = replace(chat, turns=chat.turns[:number], pending=turn.user)
+        yield context, Candidate(turn.reply, mr=0.0)  # nothing is compared with it
 
 
 def _nested(row: Row, where: str, system_prompt: str) -> Iterator[_Scored]:

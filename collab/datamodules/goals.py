@@ -174,7 +174,8 @@ def load_goals(source: str | Path, split: str, task: TaskGoals | None = None, ke
             continue
         if goal.id in known:
             earlier_place, earlier = known[goal.id]
-            published = layout or "conv_id" in row  # each conversation, or each of its turns, has a row
+            # each conversation, or each of its turns, has a row
+            published = layout or "conv_id" in row or "messages" in row
             if published and (earlier.prompt, earlier.reference) == (goal.prompt, goal.reference):
                 continue  # the user cannot edit a published data set that holds a goal twice
             raise BadInput(

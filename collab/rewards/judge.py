@@ -225,7 +225,12 @@ def _final_completion(reply: str) -> str:
 
 
 def _required(goal: Goal) -> str:
-    """What a program has to begin with, which the official code tells the extractor too; "" for other results."""
+    """What a program has to begin with, which the official code tells the extractor too; "" for other results.
+
+    Published goals have it in their metadata, in the words of the official code.
+    """
+    if isinstance(told := goal.metadata.get("extraction_requirement"), str):
+        return told
     items = goal.agenda.items if goal.agenda is not None and goal.agenda.makes == "program" else ()
     return "\n".join(item.text for item in items if item.kind in ("library", "signature"))
 

@@ -24,6 +24,7 @@ from collab.datamodules.goals import GoalSplits, load_goals
 from collab.datamodules.offline import by_conversation, tokenise
 from collab.lm.chat_format import ChatFormat
 from collab.modules.dpo import DPO
+from collab.modules.sft import SFT
 from collab.util.errors import BadInput
 
 # The columns of the card of collabllm/collabllm-multiturn-math-hard, in its words:
@@ -464,6 +465,54 @@ def test_the_parquet_layout_of_verl_is_read(tmp_path):
     assert len(plain) == 4 and plain[0].context.goal.prompt == SOLVE
     goals = load_goals(tmp_path / "rl_train.parquet", "train")
     assert goals == load_goals(tmp_path / "flat.parquet", "train") and len(goals) == 2
+
+
+def of_sft(talk):
+    """The best path of a conversation as that recipe writes it for SFT: a list of messages, and nothing else."""
+    last = talk["turns"][-1]
+    best = max(last["responses"], key=lambda one: one["score"])
+    return [
+        {"role": "system", "content": "Ask."},
+        *last["prompt"],
+        {"role": "assistant", "content": best["completion"]},
+    ]
+
+
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_whole_chats_of_verl_are_learned(column, tmp_path):
+    rows = [{column: of_sft(conversation())}, {column: of_sft(conversation())[:3]}]
+    groups = load_groups(parquet(tmp_path / "sft_train.parquet", rows), "")
+    said = [(group.context.messages(), [one.reply.text for one in group.candidates]) for group in groups]
+    start = [Message("system", "Ask."), Message("user", HELP["content"])]
+    end = [*start, Message("assistant", ASK["content"]), Message("user", TELL["content"])]
+    assert said == [(start, [ASK["content"]]), (end, ["x is 3."]), (start, [ASK["content"]])]
+    first, second = by_conversation(groups)
+    assert len(first) == 2 and len(second) == 1
+    config = SFTConfig(data="sft_train.parquet")
+    assert training_groups(SFTConfig(data=str(tmp_path / "sft_train.parquet")), "") == groups
+    assert SFT(config, None, None, 1.0, 1).check_data(groups).startswith("3 replies of 3 groups")
+
+
+def test_whole_chats_with_a_goal_are_goals_once_each(tmp_path):
+    rows = [{"messages": of_sft(conversation())[:length], **GOAL} for length in (5, 3)]
+    (goal,) = load_goals(parquet(tmp_path / "chats.parquet", rows), "train")
+    assert (goal.prompt, goal.reference) == (SOLVE, "3")
+    assert {group.context.goal.prompt for group in load_groups(tmp_path / "chats.parquet", "")} == {SOLVE}
+    with pytest.raises(BadInput, match="field single_turn_prompt is missing"):
+        load_goals(parquet(tmp_path / "bare.parquet", [{"messages": of_sft(conversation())}]), "train")
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([HELP], "row 1: there is no message by 'assistant' in messages"),
+        ([HELP, TELL], "row 1: message 2 is by 'user' and must be by 'assistant'"),
+        ("Hi", "row 1: field messages is text"),
+    ],
+)
+def test_whole_chats_that_cannot_be_read_are_named(messages, said, tmp_path):
+    with pytest.raises(BadInput, match=said):
+        load_groups(parquet(tmp_path / "chats.parquet", [{"messages": messages}]), "")
 
 
 @pytest.mark.parametrize("layout", ["nested", "flat"])

@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -215,6 +216,16 @@ def test_a_prompt_of_ones_own_is_filled_in_and_its_json_is_read(reply: str) -> N
         "Find the document. \n**User**: hi there\n**Assistant**: Which day?\n**User**: friday\n**Assistant**: Done.\n"
         "As {...}."
     )
+
+
+@pytest.mark.parametrize("template", ["", TEMPLATE])
+def test_the_extractor_is_told_what_a_published_goal_requires(template: str) -> None:
+    metric = ChatPassRate()
+    metric.extractor = judge = extractor(assembled("", "program") if not template else (lambda *_: "-"), template)
+    goal = replace(CODE, metadata={**CODE.metadata, "extraction_requirement": "Begin with an import."})
+    run(metric, Conversation(goal).with_user("hi").with_reply(spoken("No.")))
+    asked = judge.model.asked[0][0]  # type: ignore[attr-defined]
+    assert "Begin with an import." in asked[0].content and "def twice" not in asked[0].content
 
 
 @pytest.mark.parametrize("reply", ["abcde", '{"thought": "-"}'])

@@ -484,6 +484,19 @@ def test_own_goals_of_code_get_their_signature_as_an_agenda(tmp_path):
     assert goal.agenda.items == (AgendaItem("signature", "It has to start like this:\ndef double(a, b=2):"),)
 
 
+def test_goals_of_the_published_conversations_about_code_are_read(tmp_path):
+    """The metadata of collabllm/collabllm-multiturn-bigcodebench-large, as its card has them."""
+    given = OWN["single_turn_metadata"]
+    told = {"entry_point": "double", "test": given["tests"], "task_id": "B/1", "extraction_requirement": "Begin so."}
+    turn = {"prompt": [{"role": "user", "content": "hi"}], "completion": "Which?", "score": 0.5, "turn_id": 1}
+    rows = [{**OWN, "conv_id": number, "single_turn_metadata": told, **turn} for number in (1, 2)]
+    (goal,) = read(
+        "code", write(tmp_path / "published.jsonl", [{k: v for k, v in row.items() if k != "id"} for row in rows])
+    )
+    assert goal.metadata["tests"] == given["tests"] and goal.metadata["entry_point"] == "double"
+    assert passes(goal, f"```python\n{goal.reference}\n```") == 1.0
+
+
 @pytest.mark.parametrize(
     ("row", "change", "said"),
     [
