@@ -160,12 +160,12 @@ def _write_data(config: Config) -> None:
         name.replace("_", " "): "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
         for name, value in figures.items()
     }
-    told |= {"data set": str(folder / DATASET), "forward conversations": str(folder / FUTURES)}
-    told |= {"statistics": str(folder / STATISTICS), "train on it": f"algorithm=dpo algorithm.data={folder}"}
+    places = {"data set": str(folder / DATASET), "forward conversations": str(folder / FUTURES)}
+    places |= {"statistics": str(folder / STATISTICS), "train on it": f"algorithm=dpo algorithm.data={folder}"}
     if config.push_to_hub is not None:
         made = hub_folder(folder, config.task.name, told)
-        told["on the hub"] = push(made, config.push_to_hub, "dataset", config.hub_private)
-    for name, value in told.items():
+        places["on the hub"] = push(made, config.push_to_hub, "dataset", config.hub_private)
+    for name, value in (told | places).items():
         print(f"{name:>22}: {value}", flush=True)
 
 

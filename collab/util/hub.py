@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import httpx
-
 from collab.util.errors import BadInput, first_line
 from collab.util.network import unreachable
 from collab.util.processes import rank
@@ -53,7 +51,7 @@ def check_push(repo: str, kind: Kind, private: bool) -> None:
             asked for and the repository is public.
     """
     from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
     later = f"leave it out, and upload later by `{_command(repo, kind, 'FOLDER', private)}`"
     if constants.is_offline_mode():
@@ -74,7 +72,7 @@ def check_push(repo: str, kind: Kind, private: bool) -> None:
             public = not api.repo_info(repo, repo_type=kind).private
         except RepositoryNotFoundError:
             public = False
-    except httpx.HTTPError as error:
+    except HTTPError as error:
         raise BadInput(
             f"push_to_hub={repo}: the hub refuses the token ({first_line(error)}). Check it, or {later}."
         ) from None
@@ -106,12 +104,13 @@ def push(folder: Path, repo: str, kind: Kind, private: bool) -> str:
         BadInput: The hub refused, or could not be reached. The message has the command that does it later.
     """
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HTTPError  # of the HTTP client that it uses
 
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
         address = api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder, commit_message=f"Upload {folder.name}")
-    except httpx.HTTPError as error:
+    except (HTTPError, OSError) as error:
         raise BadInput(
             f"push_to_hub={repo}: {first_line(error)}. Everything is in {folder}. Put it there by "
             f"`{_command(repo, kind, str(folder), private)}`."
