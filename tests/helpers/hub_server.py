@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_of-ada"
 
 
@@ -121,3 +124,13 @@ class HubServer:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         return folder
+
+
+def use_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this server were the hub, and its token were here."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)

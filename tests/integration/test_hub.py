@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, use_hub
 from huggingface_hub import constants
 
 from collab.util.errors import BadInput
@@ -16,18 +16,8 @@ from collab.util.hub import check_push, push
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer() as server:
-        use(server, monkeypatch)
+        use_hub(server, monkeypatch)
         yield server
-
-
-def use(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this server were the hub, and its token were here."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -68,7 +58,7 @@ def test_without_a_token_nothing_is_begun(hub: HubServer, monkeypatch: pytest.Mo
 )
 def test_a_token_that_may_not_write_there_is_refused(repo, role, token, said, monkeypatch) -> None:
     with HubServer(role=role) as server:
-        use(server, monkeypatch)
+        use_hub(server, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(BadInput) as caught:
             check_push(repo, "dataset", True)
@@ -86,7 +76,7 @@ def test_what_is_private_does_not_go_to_a_public_place(hub: HubServer) -> None:
 
 def test_a_hub_that_is_away_is_told_with_what_to_do_later(monkeypatch: pytest.MonkeyPatch) -> None:
     with HubServer() as server:
-        use(server, monkeypatch)
+        use_hub(server, monkeypatch)
     with pytest.raises(
         BadInput, match=r"cannot be reached \(ConnectError\).*hf upload ada/x FOLDER \. --repo-type model"
     ):
@@ -99,7 +89,7 @@ def test_a_hub_that_is_away_is_told_with_what_to_do_later(monkeypatch: pytest.Mo
 def test_a_push_that_fails_names_the_command_for_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with HubServer(refuse=("/api/models/ada/x/commit/main",)) as server:
-        use(server, monkeypatch)
+        use_hub(server, monkeypatch)
         with pytest.raises(BadInput) as caught:
             push(tmp_path, "ada/x", "model", True)
     assert f"`hf upload ada/x {tmp_path} . --repo-type model --private`" in str(caught.value)

@@ -52,6 +52,12 @@ def test_what_is_right_passes_and_says_what_the_template_does(checked, capsys):
     checked(entry="evaluate")
 
 
+def test_an_adapter_to_a_folder_of_this_machine_is_not_for_the_hub(checked, tiny_model):
+    said = refusal(checked, "push_to_hub=ada/x")
+    assert f"the policy would be an adapter to {tiny_model}" in said and "Set export.merge=true" in said
+    checked("push_to_hub=ada/x", "export.merge=true")
+
+
 def test_attention_that_cannot_run_here_is_refused(checked):
     assert "the package flash-attn is not installed" in refusal(checked, "model.attention=flash_attention_2")
 

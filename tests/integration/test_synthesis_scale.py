@@ -14,8 +14,7 @@ import pytest
 from commands import finished, joined, start, start_two
 from composing import load_config
 from fault_server import FaultServer
-from hub_server import HubServer
-from test_hub import use
+from hub_server import HubServer, use_hub
 
 from collab.app.estimate import estimate
 from collab.app.synthesize import claim_folder, own_part, synthesize
@@ -302,7 +301,7 @@ def test_the_data_arrive_at_the_hub_and_are_read_from_there(
     os.makedirs(folder)
     claim_folder(config)
     with HubServer() as hub:
-        use(hub, monkeypatch)
+        use_hub(hub, monkeypatch)
         synthesize(config)
         assert f"on the hub: {hub.url}/datasets/lab/talks" in capsys.readouterr().out
         assert hub.repos["datasets/lab/talks"]["private"]
