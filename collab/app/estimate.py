@@ -166,9 +166,9 @@ class _Run:
     def teacher(self, turns: Sequence[int]) -> list[Calls]:
         return [self.policy(self.config.teacher.model, turns)] if has_teacher(self.config) else []
 
-    def judge(self) -> list[Calls]:
-        """The judgements of one finished conversation."""
-        prompt = _INSTRUCTION + self.goal + self.config.task.max_turns * self.turn
+    def judge(self, turns: int) -> list[Calls]:
+        """The judgements of one conversation of so many turns."""
+        prompt = _INSTRUCTION + self.goal + turns * self.turn
         return [
             Calls(
                 role, endpoint.model, count, count * prompt, count * (self.copied(reply) if role == _COPIES else reply)
@@ -182,15 +182,16 @@ class _Run:
         task, sampler = self.config.task, self.config.sampler
         size = candidates_at(sampler, task.max_turns, turn)
         futures = size * (sampler.num_samples if sampler.window else 1)
-        window = range(turn + 1, min(turn + sampler.window, task.max_turns) + 1)
+        last = min(turn + sampler.window, task.max_turns)
+        window = range(turn + 1, last + 1)
         before = self.user(range(1, turn + 1)) if opened else []
         replies = (call.times(size) for call in self.teacher([turn]))
-        future = [*self.user(window), *self.teacher(window), *self.judge()]
+        future = [*self.user(window), *self.teacher(window), *self.judge(last)]
         return [*before, *replies, *(call.times(futures) for call in future)]
 
     def whole(self, count: float, test: bool = True) -> list[Calls]:
         """Conversations from the first turn to the last."""
-        return [call.times(count) for call in (*self.user(self.turns, test), *self.judge())]
+        return [call.times(count) for call in (*self.user(self.turns, test), *self.judge(len(self.turns)))]
 
     def compared(self, pairs: int) -> list[Calls]:
         """Pairs of conversations, in both orders, with two questions."""

@@ -9,8 +9,8 @@ Two layouts are read, those of the public collabllm-multiturn data sets and of t
   `conv_id` with the same `prompt` are the candidates of one context, so `turn_id` is not needed.
 
 The rows of verl's CollabLLM recipe for reinforcement learning are flat ones that are wrapped; they are read too. Those
-of its SFT, and of verl's multiturn SFT in general, are whole chats: the column `messages`, or `prompt` alone. Each reply
-of a chat is learned. It has no score, and is the only candidate of its context.
+of its SFT, and of verl's multiturn SFT in general, are whole chats: the column `messages`, or `prompt` alone. Each
+reply of a chat is learned. It has no score, and is the only candidate of its context.
 
 `prompt` is the history that the response answers: user, assistant, user, ..., ending with the user; a system message
 may come first. `score` is MR; a response with the score null is left out, since a missing score is not 0. `rewards`, if

@@ -83,6 +83,12 @@ def test_an_estimate_has_the_papers_lengths_beside_the_limits() -> None:
     # 425 tokens of a reply instead of 2048 in each prompt, and 375 of an extracted article instead of 2048
     assert expected["user"].prompt_tokens < 0.5 * most["user"].prompt_tokens
     assert expected["extractor"].completion_tokens == pytest.approx(375 * expected["extractor"].calls, rel=0.01)
+    # A judge reads a future as far as it goes: contexts at turns 1 to 5 and two turns more are 3, 4, 5, 5 and 5 turns.
+    # A step has 32 contexts of two candidates with three futures, each judged for interactivity.
+    made = {call.role: call for call in found.unit}["judge"]
+    goal = 600 + 5 + 375  # instruction, prompt and reference
+    assert made.calls == 32 * 2 * 3
+    assert made.prompt_tokens / made.calls == goal + (3 + 4 + 5 + 5 + 5) / 5 * (64 + 2048)
     assert "expected, with replies as long as in the paper's Table 7" in describe(config, found)
 
 
