@@ -26,12 +26,13 @@ _FIELDS = {
     "train": """
         resume model.lora.enabled task.train_file task.val_file task.test_file task.num_test algorithm.data algorithm.lr
         sampler.window sampler.num_samples sampler.group_size sampler.paired trainer.devices trainer.max_steps
-        trainer.goals_per_step logger.wandb evaluation.num_conversations export.merge
+        trainer.goals_per_step logger.wandb evaluation.num_conversations export.merge push_to_hub
     """,
     "evaluate": "resume policies task.test_file task.num_test trainer.devices evaluation.num_conversations",
     "synthesize": """
         task.train_file sampler.window sampler.num_samples sampler.group_size sampler.paired
-        synthesis.num_goals synthesis.num_conversations synthesis.at_once
+        synthesis.num_goals synthesis.num_conversations synthesis.at_once synthesis.part teacher.base_url teacher.model
+        push_to_hub
     """,
 }
 _FLAGS = (
@@ -73,6 +74,8 @@ EXAMPLES = {
         ("experiment=doc_edit sampler.window=2 sampler.num_samples=3 output_dir=data/w2", "the paper's MR, elsewhere"),
         ("experiment=doc_edit synthesis.num_conversations=2", "two conversations per goal; those that are there stay"),
         ("experiment=doc_edit task.train_file=goals.jsonl output_dir=data/mine", "from your own goals"),
+        ("experiment=math teacher=openai user=openai budget.max_usd=50", "GPT-4o as the assistant, as in the paper"),
+        ("experiment=doc_edit synthesis.part=1/2", "the first half; another command plays synthesis.part=2/2"),
         ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
     ),
 }
