@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,10 @@ def conversation_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("conversations*.jsonl"))
 
 
-def finished(folder: Path) -> list[dict[str, Any]]:
+def finished(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of all finished conversations."""
-    return [row for file in conversation_files(folder) for row in ConversationFile(file).rows]
+    for file in conversation_files(folder):
+        yield from ConversationFile(file).read()
 
 
 def check_no_other_division(folder: Path, parts: int) -> None:
@@ -136,25 +137,28 @@ def hub_folder(folder: Path, task: str, figures: Mapping[str, str]) -> Path:
 
 
 class ConversationFile:
-    """A JSONL file of finished conversations, to read and to append to.
+    """A JSONL file of finished conversations, to read and to append to. Nothing of it is kept in memory.
 
     The last line may be torn if a run was killed while it wrote. It counts as not written, and is cut off before the
     next conversation is appended.
 
     Args:
         path: The file; it need not exist.
-
-    Attributes:
-        rows: One row for each conversation.
-
-    Raises:
-        BadInput: A line before the last is broken.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        whole, _, _ = path.read_bytes().rpartition(b"\n") if path.is_file() else (b"", b"", b"")
-        self.rows = [row for _, row in json_lines(whole, path)]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each conversation; raises `BadInput` if a line before the last is broken."""
+        return list(self.read())
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """As `rows`, one by one."""
+        whole, _, _ = self.path.read_bytes().rpartition(b"\n") if self.path.is_file() else (b"", b"", b"")
+        for _, row in json_lines(whole, self.path):
+            yield row
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one conversation; it is on disk when this returns."""
@@ -163,7 +167,6 @@ class ConversationFile:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append(row)
 
 
 def save_dataset(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from commands import finished, start
+from commands import finished, joined, start, start_two
 from composing import load_config
 
 from collab.app import build
@@ -63,6 +63,22 @@ def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, letters_model: 
     assert list(names) == [name for name in expected if name in names]
     in_file = {json.dumps([r["conv_id"], t["prompt"]]) for r in rows for t in r["turns"]}
     assert len(groups) == len(in_file) == found["turns"]
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_with_weights_of_their_own_share_the_work(
+    runner: Runner, letters_model: Path, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "data", tmp_path / "log"
+    overrides = small(runner, f"model.path={letters_model}", "synthesis.num_conversations=3", f"output_dir={folder}")
+    joined(start_two("collab", ["synthesize", *overrides, "trainer.accelerator=cpu"], log), log)
+    parts = [
+        [row["conv_id"] for row in ConversationFile(folder / f"conversations-{n}-of-2.jsonl").rows] for n in (1, 2)
+    ]
+    assert sorted(parts[0]) == ["train-ferry/1", "train-kiln/0", "train-kiln/2"]
+    assert sorted(parts[1]) == ["train-ferry/0", "train-ferry/2", "train-kiln/1"]
+    assert json.loads((folder / "statistics.json").read_text())["conversations"] == 6
+    assert "part 1 of 2" in log.read_text()
 
 
 def test_the_real_model_makes_data_that_it_can_learn_from(

@@ -278,7 +278,7 @@ def test_a_torn_last_line_is_cut_off_and_a_broken_one_is_named(tmp_path):
     assert ConversationFile(path).rows == again.rows == rows
     path.write_bytes(b'{"conv_id": "mi\n' + whole)
     with pytest.raises(BadInput, match="line 1 is not JSON"):
-        ConversationFile(path)
+        _ = ConversationFile(path).rows
 
 
 COMPOSED = functools.cache(lambda: load_config("synthesize", ["experiment=doc_edit"]))

@@ -18,7 +18,9 @@ from hub_server import HubServer, use_hub
 
 from collab.app.estimate import estimate
 from collab.app.synthesize import claim_folder, own_part, synthesize
+from collab.app.too_long import goals_that_fit
 from collab.config.checks import check
+from collab.config.endpoints import reads_model
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
 from collab.datamodules.synthesis_folder import (
@@ -28,7 +30,7 @@ from collab.datamodules.synthesis_folder import (
     file_of,
     part_of,
 )
-from collab.datamodules.synthesis_folder import finished as finished_rows
+from collab.datamodules.synthesis_folder import finished as rows_of
 from collab.util.errors import BadInput
 from collab.util.files import among_others, if_last, is_locked, only_writer
 
@@ -57,6 +59,10 @@ def run(server: FaultServer, folder: Path, *more: str) -> str:
     done = finished("collab", "synthesize", *command(server, folder, *more))
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def finished_rows(folder: Path) -> list[dict[str, Any]]:
+    return list(rows_of(folder))
 
 
 def names(folder: Path) -> list[str]:
@@ -130,6 +136,25 @@ def test_the_teacher_is_a_part_of_what_a_folder_holds(teacher: FaultServer, tmp_
         claim("teacher.model=unlisted")
     with pytest.raises(BadInput, match="teacher is {.* there and null here"):
         claim("teacher=none", "teacher.base_url=''")
+
+
+def test_the_model_is_read_if_a_local_user_or_judge_speaks_with_it() -> None:
+    def read(*overrides: str) -> bool:
+        return reads_model(load_config("synthesize", ["experiment=doc_edit", *overrides]))
+
+    assert read() and read("teacher=vllm", "user=local") and read("teacher=vllm", "judge=local")
+    assert not read("teacher=vllm") and not read("teacher=vllm", "user=local", "user.endpoint.model=another/one")
+
+
+def test_programs_that_no_reply_can_hold_are_left_out_by_a_guess() -> None:
+    overrides = ["experiment=code", "teacher=vllm", "model.path=nobody/has-this-model", "task.max_new_tokens=60"]
+    config = load_config("synthesize", overrides)
+    goals = load_splits(config.task)
+    kept, notes = goals_that_fit(config, goals, "synthesize")
+    lengths = {goal.id: len(goal.reference) / 4 for goal in goals.train}  # one token for four characters
+    assert {goal.id for goal in kept.train} == {name for name, length in lengths.items() if length <= 60}
+    assert 0 < len(kept.train) < len(goals.train)
+    assert any("programs are longer than task.max_new_tokens (60)" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +237,26 @@ def test_another_division_of_the_same_conversations_is_refused_while_one_is_play
         with pytest.raises(BadInput, match="Another process is writing into"), only_writer(tmp_path, file_of(1, 4)):
             pass
     check_no_other_division(tmp_path, 2)  # it has ended; what it played is read
+
+
+def test_a_command_is_refused_while_its_conversations_are_played(teacher: FaultServer, tmp_path: Path) -> None:
+    config = load_config("synthesize", command(teacher, tmp_path, "synthesis.part=1/2"), output_dir=str(tmp_path))
+    claim_folder(config)
+    for other, said in ((file_of(0, 1), "another number of parts than 2"), (file_of(0, 2), "Another process is wri")):
+        with only_writer(tmp_path, other), pytest.raises(BadInput, match=said):
+            synthesize(config)
+    assert teacher.calls == []
+
+
+def test_the_data_are_written_when_the_last_part_has_ended(teacher: FaultServer, tmp_path: Path, capsys) -> None:
+    for part, there in (("2/2", False), ("1/2", True)):
+        given = command(teacher, tmp_path, f"synthesis.part={part}")
+        config = load_config("synthesize", given, output_dir=str(tmp_path))
+        claim_folder(config)
+        synthesize(config)
+        assert ("others are not begun yet: conversations-1-of-2.jsonl" in capsys.readouterr().out) is not there
+        assert (tmp_path / "dataset").is_dir() is (tmp_path / "futures").is_dir() is there
+    assert len(datasets.load_from_disk(str(tmp_path / "dataset"))) == 3
 
 
 @pytest.mark.timeout(300)
