@@ -103,6 +103,7 @@ _REFUSED: dict[str, re.Pattern[str]] = {  # in this order
         r"(?: be\b(?! \w+ing)|\W*$)",
         r"\bhow many (?:times|questions) (?:should|would|do|did|can|will) (?:you|i|we)\b",
         r"\bwhich (?:\w+ ){1,3}(?:are|is) you\W*$",
+        r"\b(?P<named>tone|length|style|size)\b.*\b(?P=named)\b|\bhow (?:long|short|much|many|often)\b[^,]*\btone\b",
         r"\b(?:what|which) (?:length|tone|size|style)\b.*\bbe (?:short|shorter|brief|long|precise|at least)\b",
     ),
     "offer": _any(

@@ -105,6 +105,8 @@ REFUSED = {
         "Which date and time are you?",
         "What length should the ad be short?",
         "And when kind of notice is it?",
+        "How long should the tone be?",
+        "What tone should the tone have?",
     ],
     "too many": [
         "When, where and how much is it?",
