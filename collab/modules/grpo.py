@@ -13,8 +13,8 @@ which has no effect on the first update of a rollout.
 With `max_trained_candidates`, all candidates are compared, but only those with the largest |advantage| are trained on:
 sampling is cheap and the update is not (as in PODS, Xu et al. 2025, which maximises the variance of the rewards).
 
-With `better_only`, those below the mean are left out. What is pushed down gives its probability to anything, and with few
-candidates on a small model that is broken language (docs/recipe-log.md).
+With `better_only`, those below the mean are left out. What is pushed down gives its probability to anything, and with
+few candidates of a small model that is broken language (docs/recipe-log.md).
 """
 
 from __future__ import annotations
