@@ -218,7 +218,7 @@ def test_a_class_has_the_methods_of_its_kind_and_takes_its_options(override, sai
 def test_an_unknown_metric_is_named_with_those_that_are_there(checked):
     message = refusal(checked, "task.metrics.bleu.target=collab.rewards.metrics.Blue")
     assert "task.metrics.bleu.target=collab.rewards.metrics.Blue cannot be imported" in message
-    assert "collab.rewards.metrics has:" in message and " Bleu, Accuracy, PassRate," in message
+    assert "collab.rewards.metrics has:" in message and " Bleu, CharacterBleu, Accuracy, PassRate," in message
 
 
 def test_a_metric_of_another_tasks_goals_is_refused(checked):
