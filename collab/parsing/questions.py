@@ -93,7 +93,8 @@ _REFUSED: dict[str, re.Pattern[str]] = {  # in this order
     "broken": _any(  # a question word with what it can't ask for: "Who kind of price?", "When would it sound?"
         rf"{_START}(?:when|where|why)(?! (?:{_VERB}|exactly|else|precisely|roughly|about|approximately|in|on|to|from|"
         r"not|and|or|the|an?)\b)(?! ?'|\W*$)",
-        rf"\b(?:who|whom|when|where|why) (?:else |exactly )?(?:{_THING}|long)\b|\bhow (?:{_THING}|what|which|who|when)\b",
+        rf"\b(?:who|whom|when|where|why) (?:else |exactly )?(?:{_THING}|long)\b",
+        rf"\bhow (?:{_THING}|what|which|who|when)\b",
         rf"\bwho(?:'s| is| are| was| will be| should be) (?:the|its|your|this) (?:{_THING})\b",
         r"\bwho (?:is|was|will|would|should) (?:it|they|this|that)(?: be| cost| end| take)?\W*$",
         r"\bwhen (?:do|does|did|will|would|should) .*\b(?:cost|sound|sound like|feel|look)\W*$",
