@@ -89,8 +89,6 @@ class GRPOConfig(AlgorithmConfig):
     loss_aggregation: str = one_of("tokens", "sequences", "sums")
     # train on this many candidates per group, those with the largest |advantage|; 0 trains on all
     max_trained_candidates: int = number(0, at_least=0)
-    # train only on candidates above their group's mean: good replies become likelier, bad ones are not pushed down
-    better_only: bool = False
     # added to the standard deviation of a group's rewards, so that nearly equal rewards give small advantages
     std_eps: float = number(1.0e-6, above=0)
 

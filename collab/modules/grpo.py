@@ -12,9 +12,6 @@ which has no effect on the first update of a rollout.
 
 With `max_trained_candidates`, all candidates are compared, but only those with the largest |advantage| are trained on:
 sampling is cheap and the update is not (as in PODS, Xu et al. 2025, which maximises the variance of the rewards).
-
-With `better_only`, those below the mean are left out. What is pushed down gives its probability to anything, and with
-few candidates of a small model that is broken language (docs/recipe-log.md).
 """
 
 from __future__ import annotations
@@ -46,8 +43,7 @@ class GRPO(PolicyModule):
             config = self.config
             advantages = group_advantages(rewards, config.scale_by_std, config.std_eps, config.leave_one_out)
             order = advantages.abs().argsort(descending=True, stable=True).tolist()
-            fit = [index for index in order if advantages[index] > 0 or not config.better_only]
-            chosen = sorted(fit[: config.max_trained_candidates or None])
+            chosen = sorted(order[: config.max_trained_candidates or None])
             replies = tuple(group.candidates[index].reply for index in chosen)
             found.append(Example(replies, tuple(advantages[chosen].tolist())))
         return found

@@ -241,15 +241,6 @@ def test_grpo_learns_from_those_that_stand_out() -> None:
     assert make("grpo", max_trained_candidates=9).examples(given) == [whole]
 
 
-def test_with_better_only_the_candidates_below_the_mean_are_compared_and_not_trained_on() -> None:
-    given = [group(4, [1.0, 5.0, 2.0, 4.0])]  # mean 3
-    (example,), (whole,) = make("grpo", better_only=True).examples(given), make("grpo").examples(given)
-    assert example.replies == (whole.replies[1], whole.replies[3])
-    assert example.weights == (whole.weights[1], whole.weights[3])
-    (best,) = make("grpo", better_only=True, max_trained_candidates=1).examples(given)
-    assert best.replies == (whole.replies[1],)
-
-
 # --- the gradient ----------------------------------------------------------------------------------------------------
 
 
