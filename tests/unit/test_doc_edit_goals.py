@@ -119,7 +119,7 @@ def test_scripts_read_topic_and_form_off_every_opening() -> None:
 
 
 def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
-    """Two for each training goal: three messages that ask, then a text that says some of what it was told."""
+    """Two for each training goal: three messages of two questions, then a text that says what it was told."""
     goals = {goal.prompt: goal for goal in SPLITS.train}
     groups = load_groups(load_config("train", ["experiment=doc_edit_sft"]).algorithm.data, "")
     assert {group.context.goal.prompt for group in groups} <= goals.keys()
@@ -127,7 +127,7 @@ def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
     assert len(last) == len(groups) / 4 == 2 * 104
     for group in last:
         state = read(goals[group.context.goal.prompt], group.context.assistant_texts)
-        assert len(state.given) >= 2
-    assert sum(group.candidates[0].mr < 0.35 for group in last) == 2  # those SFT leaves out (algorithm.minimum_value)
+        assert state.num_questions >= 6 and len(state.given) >= 3
+        assert group.candidates[0].mr >= 0.35  # SFT leaves none out (algorithm.minimum_value)
     said = [coverage(goals[group.context.goal.prompt], group.candidates[0].reply.text) for group in last]
-    assert sum(said) / len(said) > 0.5
+    assert sum(said) / len(said) > 0.6
