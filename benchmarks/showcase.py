@@ -42,6 +42,7 @@ COLUMNS = {
     "reward": "R*",
     "coverage": "coverage",
     "bleu": "BLEU",
+    "official_bleu": "official BLEU",
     "interactivity": "interactivity",
     "pertinent": "pertinent",
     "distinct_questions": "distinct questions",

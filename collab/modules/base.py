@@ -62,7 +62,7 @@ class Step(NamedTuple):
 
     Attributes:
         norm: Norm of the gradient before clipping.
-        kl: How far the step would have moved the policy, in nats per token; nan without `target_kl`.
+        kl: How far the whole step would have moved the policy, in nats per token; nan without `target_kl`.
         scale: The part of it that was made.
     """
 
@@ -110,6 +110,7 @@ class PolicyModule(L.LightningModule):
         self._load = load
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold trainable weights only
+        self._scale = 1.0  # the part of the last step that `target_kl` left
 
     # --- what an algorithm says ----------------------------------------------------------------------------------
 
@@ -182,6 +183,10 @@ class PolicyModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        checkpoint["step_scale"] = self._scale
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._scale = checkpoint["step_scale"]
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -292,19 +297,25 @@ class PolicyModule(L.LightningModule):
             return Step(norm)
         before = [parameter.detach().clone() for parameter in trained]
         optimizer.step()
-        target, scale = self.config.target_kl, 1.0
-        kl = moved = self._moved(probe, logprobs)
+
+        def shorten(part: float) -> None:
+            with torch.no_grad():
+                for parameter, old in zip(trained, before, strict=True):
+                    parameter.lerp_(old, 1 - part)
+
+        target, scale = self.config.target_kl, min(1.0, 2 * self._scale)  # the steps of a run are alike
+        shorten(scale)
+        kl = (moved := self._moved(probe, logprobs)) / scale**2
         for _ in range(_SHORTENINGS):
             if moved <= target:
                 break
             part = math.sqrt(target / moved)  # the KL of a short step grows with its square
-            with torch.no_grad():
-                for parameter, old in zip(trained, before, strict=True):
-                    parameter.lerp_(old, 1 - part)
+            shorten(part)
             scale *= part
             if moved < _FAR * target:
                 break
             moved = self._moved(probe, logprobs)
+        self._scale = scale
         return Step(norm, kl, scale)
 
     def _probe(self, sizes: Sequence[int]) -> set[int]:
