@@ -150,6 +150,11 @@ def _config(task: str, definitions: str, settings: Sequence[str], overrides: Seq
     config = load_config(
         "evaluate", [f"task={task}", f"definitions={definitions}", "name=library", *settings, *overrides]
     )
+    if config.dry_run:
+        raise BadInput(
+            "dry_run=true: these functions make their calls and estimate none. Leave it out; `collab estimate` tells "
+            "what a run of the same user and judge costs."
+        )
     endpoint = config.evaluation.endpoint
     served = endpoint.base_url and endpoint.model
     config.policies = [f"policy:{endpoint.model}@{endpoint.base_url}"] if served else ["base"]

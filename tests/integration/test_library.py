@@ -169,6 +169,7 @@ def test_a_server_plays_policy_user_and_judge(tmp_path: Path, monkeypatch: pytes
         ({"window": -1}, "sampler.window"),
         ({"num_samples": 0}, "sampler.num_samples"),
         ({"overrides": ["task.max_tokens=3"]}, "There is no field task.max_tokens"),
+        ({"overrides": ["dry_run=true"]}, "`collab estimate` tells what"),
         ({"task": "code"}, "entry_point"),
         ({"definitions": "official"}, "judge"),
     ],
