@@ -255,6 +255,7 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
     from collab.rewards.judge import JudgedMetric
     from collab.rewards.metrics import applies
 
+    extracts = False
     for name, metric in config.task.metrics.items():
         try:
             made = load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
@@ -265,8 +266,9 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
                 f"task.metrics.{name}.options ({metric.options}) do not fit {metric.target}: {error_text(error)} "
                 f"Set task.metrics.{name}.options to what the class takes."
             ) from error
-        asks = isinstance(made, JudgedMetric) or getattr(made, "whole_chat", False)
-        if asks and not isinstance(config.judge, LLMJudgeConfig):
+        whole_chat = getattr(made, "whole_chat", False)
+        extracts |= whole_chat
+        if (isinstance(made, JudgedMetric) or whole_chat) and not isinstance(config.judge, LLMJudgeConfig):
             raise BadInput(
                 f"task.metrics.{name} ({metric.target}) is measured by a judge, and judge={config.judge.name} is none. "
                 "Set judge=llm or judge=local, or take another metric."
@@ -279,6 +281,12 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
                     f"goal {goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take "
                     "a metric that fits the task, or goals that have it."
                 )
+    if getattr(config.judge, "extract_prompt", "") and not extracts:
+        raise BadInput(
+            f"judge.extract_prompt is asked where a result is put together from the whole chat, and no metric of "
+            f"task={config.task.name} with definitions={config.definitions.name} does so. Leave it out, or take "
+            "definitions=official for a document or a program."
+        )
 
 
 def _check_aggregates(config: Config) -> None:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from collab.config.checks_training import hub_problems, synthesis_problems, teacher_problems, training_problems
@@ -174,15 +175,15 @@ def _user_problems(config: Config) -> Iterator[str]:
 
 def _prompt_problems(config: Config) -> Iterator[str]:
     """Braces in the prompts that are filled in."""
-    filled: list[tuple[str, str, str]] = []
+    filled: list[tuple[str, str, str, str]] = []  # field, prompt, what it may have, what it must have
     for key, user in users(config).items():
         if isinstance(user, LLMUserConfig):
             told = "task_desc single_turn_prompt chat_history terminal_signal"
-            filled.append((f"{key}.prompt", user.prompt, told))
+            filled.append((f"{key}.prompt", user.prompt, told, "single_turn_prompt chat_history"))
     if isinstance(config.judge, LLMJudgeConfig):
         told = "extract_type chat_history extraction_requirement"
-        filled.append(("judge.extract_prompt", config.judge.extract_prompt, told))
-    for key, prompt, told in filled:
+        filled.append(("judge.extract_prompt", config.judge.extract_prompt, told, "chat_history"))
+    for key, prompt, told, needed in filled:
         names = told.split()
         try:
             prompt.format(**dict.fromkeys(names, ""))
@@ -191,6 +192,13 @@ def _prompt_problems(config: Config) -> Iterator[str]:
             yield (
                 f"{key} has braces that stand for nothing ({error}): it may have {', '.join(others)} and {last}, and "
                 "other braces are written twice, {{ and }}."
+            )
+            continue
+        there = {name for _, name, _, _ in Formatter().parse(prompt)}
+        if prompt and (lacking := [f"{{{name}}}" for name in needed.split() if name not in there]):
+            yield (
+                f"{key} has no {' and no '.join(lacking)}, so the model would never see it. Write it where it is to "
+                "stand, or leave the prompt empty for our own words."
             )
 
 

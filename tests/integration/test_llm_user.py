@@ -394,6 +394,8 @@ def test_the_signal_of_a_prompt_of_ones_own_ends_the_chat(conversation: Conversa
         (["user=mix", "+user.test_weights.nobody=1"], "user.test_weights names nobody, and user.users has agenda, llm"),
         (["user=llm", "user.prompt='{what}'"], "user.prompt has braces that stand for nothing"),
         (["user=mix", "user.users.llm.prompt='{what}'"], "user.users.llm.prompt has braces that stand for nothing"),
+        (["user=llm", "user.prompt='{chat_history}'"], "user.prompt has no {single_turn_prompt}, so the model"),
+        (["user=llm", "user.prompt='Be a user.'"], "has no {single_turn_prompt} and no {chat_history}, so the model"),
         (["trainer.max_invalid=2"], r"trainer.max_invalid \(2.0\) must be at least 0 and at most 1"),
     ],
 )

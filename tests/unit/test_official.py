@@ -264,9 +264,16 @@ def test_a_task_without_official_metrics_is_named() -> None:
         check(load_config("evaluate", ["task=abg_coqa", "definitions=official"]), "evaluate")
 
 
-def test_braces_that_stand_for_nothing_are_named() -> None:
-    config = load_config("train", ["judge=local", "definitions=official", "judge.extract_prompt='{what}'"])
-    with pytest.raises(BadInput, match="judge.extract_prompt has braces that stand for nothing"):
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("'{what}'", "judge.extract_prompt has braces that stand for nothing"),
+        ("'Copy the {extract_type}.'", "judge.extract_prompt has no {chat_history}, so the model would never see it"),
+    ],
+)
+def test_a_prompt_that_cannot_be_filled_in_is_named(prompt: str, said: str) -> None:
+    config = load_config("train", ["judge=local", "definitions=official", f"judge.extract_prompt={prompt}"])
+    with pytest.raises(BadInput, match=said):
         check(config)
 
 
@@ -275,6 +282,12 @@ def refused(overrides: list[str]) -> str:
     with pytest.raises(BadInput) as found:
         check_machine(config, load_splits(config.task))
     return str(found.value)
+
+
+def test_a_prompt_that_nothing_asks_is_refused() -> None:
+    config = load_config("train", ["judge=local", "judge.extract_prompt='{chat_history}'"])
+    with pytest.raises(BadInput, match="judge.extract_prompt is asked where"):
+        check_machine(config, load_splits(config.task))
 
 
 def test_official_metrics_need_a_judge(bytewise: None) -> None:
