@@ -24,7 +24,7 @@ T = TypeVar("T")
 FAILED = "failed"  # the model gave no reply at all
 SHAPE = "shape"  # the reply did not have the required shape
 _MOST_STARTS = 8  # opening braces that are tried as the start of an object
-_LONGEST = 4000  # characters that are read: repairing endless repetition takes minutes
+LONGEST = 4000  # characters that are read: repairing endless repetition takes minutes
 
 
 class Unfit(Exception):
@@ -94,8 +94,11 @@ async def ask(
 
 
 def find_object(text: str, *names: str) -> dict[str, Any] | None:
-    """The first JSON object in `text` that has all of `names`, repaired if need be; None if there is none."""
-    text = text[:_LONGEST]
+    """The first JSON object in `text` that has all of `names`, repaired if need be; None if there is none.
+
+    Only the first `LONGEST` characters are read.
+    """
+    text = text[:LONGEST]
     starts = [match.start() for match in re.finditer(r"\{(?!\s*\{)", text)]  # the last one of adjacent braces
     for start in starts[:_MOST_STARTS]:
         try:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
-from collab.chat.structured import FAILED, SHAPE, Answer, Unfit, as_text, ask, fence, find_object, mark
+from collab.chat.structured import FAILED, LONGEST, SHAPE, Answer, Unfit, as_text, ask, fence, find_object, mark
 from collab.conversation import Conversation, Goal, Message
 from collab.parsing.answers import CHECKER
 from collab.parsing.english import words
@@ -218,7 +218,8 @@ def _final_completion(reply: str) -> str:
     try:
         found = json.loads(reply[reply.find("{") : reply.rfind("}") + 1], strict=False)
     except ValueError:
-        found = find_object(reply, "final_completion")
+        # A longer one would be repaired as far as it is read, and a part of the result be scored as all of it.
+        found = find_object(reply, "final_completion") if len(reply) <= LONGEST else None
     if not isinstance(found, dict) or "final_completion" not in found:
         raise Unfit(SHAPE, 'That was not the JSON object with "thought" and "final_completion". Answer with it only.')
     return as_text(found["final_completion"])

@@ -20,7 +20,7 @@ def prompt_text(value: str, name: str) -> str:
         name: Of the setting, for messages.
 
     Raises:
-        BadInput: The package is not installed, or there is no such file.
+        BadInput: The package is not installed, there is no such file, or it is not UTF-8.
     """
     if value.startswith(_FILE):
         path = Path(value.removeprefix(_FILE)).expanduser()
@@ -37,4 +37,10 @@ def prompt_text(value: str, name: str) -> str:
         return value
     if not path.is_file():
         raise BadInput(f"{name}={value}: there is no file {path}. Name one that is there, or write the prompt itself.")
-    return path.read_text(encoding="utf-8").strip()
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{name}={value}: {path} must be UTF-8, and byte {error.start} of it is not. Save it as UTF-8, or write "
+            "the prompt itself."
+        ) from error

@@ -228,7 +228,10 @@ def test_the_extractor_is_told_what_a_published_goal_requires(template: str) -> 
     assert "Begin with an import." in asked[0].content and "def twice" not in asked[0].content
 
 
-@pytest.mark.parametrize("reply", ["abcde", '{"thought": "-"}'])
+CUT = '{thought: "-", "final_completion": "abcde' + " and so on" * 400 + '",}'  # repaired, it would be a part
+
+
+@pytest.mark.parametrize("reply", ["abcde", '{"thought": "-"}', CUT])
 def test_an_answer_of_another_shape_is_missing(reply: str) -> None:
     metric = ChatBleu()
     metric.extractor = judge = extractor(lambda messages, key: reply, TEMPLATE)
@@ -337,6 +340,13 @@ def test_a_prompt_is_a_text_a_file_or_a_file_of_a_package(tmp_path: Any, monkeyp
 def test_a_prompt_that_is_not_there_is_named(value: str, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         prompt_text(value, "task.system_prompt")
+
+
+def test_a_prompt_that_is_not_utf_8_is_named(tmp_path: Any) -> None:
+    file = tmp_path / "ask.txt"
+    file.write_bytes("Fragen Sie höflich.".encode("latin-1"))
+    with pytest.raises(BadInput, match=r"ask.txt must be UTF-8, and byte 12 of it is not. Save it as UTF-8"):
+        prompt_text(f"file://{file}", "task.system_prompt")
 
 
 def _mark(messages: Sequence[Message]) -> str:
