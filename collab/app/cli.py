@@ -199,6 +199,12 @@ def check_sweep(entry: str, args: argparse.Namespace) -> Sweep:
             configs = [composed_of(list(job)) for job in jobs]
         if any(config.resume for config in configs):
             raise BadInput("resume goes on with one run, and -m starts several. Resume each job: resume=FOLDER.")
+        pushed = [config.push_to_hub for config in configs if config.push_to_hub]
+        if len(set(pushed)) < len(pushed):
+            raise BadInput(
+                f"push_to_hub={pushed[0]}: several jobs would replace each other's policy there. Name a repository for "
+                "each, as in 'push_to_hub=OWNER/NAME-${seed}', or leave it out."
+            )
         fixed = [str(one.input_line) for one in overrides if not one.is_sweep_override()]
         folders = composed_of(fixed, with_hydra=True).hydra
         single = places and places[0].key_or_group != "hydra.sweep.dir"  # it names the folder of a single run

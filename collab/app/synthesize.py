@@ -84,6 +84,8 @@ def synthesize(config: Config) -> None:
             else:
                 others = f"not begun yet: {', '.join(waited_for)}" if waited_for else "still at work"
                 print(f"part {part + 1} of {parts} is played; others are {others}. The last one writes the data sets.")
+                if config.push_to_hub is not None:
+                    print(f"push_to_hub={config.push_to_hub}: give it to all parts. Only the last one pushes.")
 
 
 def own_part(config: Config) -> tuple[int, int]:

@@ -149,6 +149,7 @@ def test_an_override_that_does_not_fit_is_told_in_one_message(overrides, said):
         (["experiment=doc_edit", "sampler.group_size=1", "sampler.window=-1"], "2 problems in the config"),
         (["task.train_file=nowhere.jsonl"], "There is no file nowhere.jsonl"),
         (["-m", "seed=1,2", "model=smollm2,smolm2"], "Did you mean smollm2?"),
+        (["-m", "seed=1,2", "push_to_hub=ada/x"], "push_to_hub=ada/x: several jobs would replace each other's policy"),
     ],
 )
 def test_bad_input_ends_with_one_message_and_leaves_no_folder(arguments, said, typed, tmp_path):

@@ -249,12 +249,14 @@ def test_a_command_is_refused_while_its_conversations_are_played(teacher: FaultS
 
 
 def test_the_data_are_written_when_the_last_part_has_ended(teacher: FaultServer, tmp_path: Path, capsys) -> None:
-    for part, there in (("2/2", False), ("1/2", True)):
-        given = command(teacher, tmp_path, f"synthesis.part={part}")
+    for part, there, more in (("2/2", False, ["push_to_hub=ada/x"]), ("1/2", True, [])):
+        given = command(teacher, tmp_path, f"synthesis.part={part}", *more)
         config = load_config("synthesize", given, output_dir=str(tmp_path))
         claim_folder(config)
         synthesize(config)
-        assert ("others are not begun yet: conversations-1-of-2.jsonl" in capsys.readouterr().out) is not there
+        said = capsys.readouterr().out
+        assert ("others are not begun yet: conversations-1-of-2.jsonl" in said) is not there
+        assert ("push_to_hub=ada/x: give it to all parts." in said) is not there  # the last part pushes nothing
         assert (tmp_path / "dataset").is_dir() is (tmp_path / "futures").is_dir() is there
     assert len(datasets.load_from_disk(str(tmp_path / "dataset"))) == 3
 
