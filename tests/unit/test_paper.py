@@ -15,17 +15,18 @@ from collab.config.schema import Config, LLMJudgeConfig, LLMUserConfig
 from collab.conversation import Goal
 from collab.datamodules.goals import GoalSplits
 
-# CollabLLM (arXiv 2502.00640), section 4 and appendix B.
-ALGORITHMS = {  # learning rate, total batch, epochs
-    "sft": (1e-5, 64, 3),
-    "dpo": (5e-6, 64, 8),
-    "online_dpo": (5e-6, 32, 1),
-    "ppo": (2e-6, 64, 5),
+# CollabLLM (arXiv 2502.00640), section 4 and appendix B; from the authors' scripts: schedule and choice of the data
+# (scripts/train/*.py), temperature of the policy (scripts/config.sh).
+ALGORITHMS = {  # learning rate, total batch, epochs, schedule, what is learned of the stored conversations
+    "sft": (1e-5, 64, 3, "cosine", {"best_path": True}),
+    "dpo": (5e-6, 64, 8, "cosine", {"minimum_gap": 0.02}),
+    "online_dpo": (5e-6, 32, 1, "cosine", {}),
+    "ppo": (2e-6, 64, 5, "constant", {}),
 }
-TASKS = {  # lambda a token, conversations, turns, test goals, metric of the task
-    "doc_edit": (1e-4, 500, 2303, 100, "bleu"),
-    "code": (5e-4, 500, 2627, 600, "pass_rate"),
-    "math": (5e-4, 500, 2527, 200, "accuracy"),
+TASKS = {  # lambda a token, temperature, conversations, turns, test goals, metric of the task
+    "doc_edit": (1e-4, 0.8, 500, 2303, 100, "bleu"),
+    "code": (5e-4, 0.6, 500, 2627, 600, "pass_rate"),
+    "math": (5e-4, 0.6, 500, 2527, 200, "accuracy"),
 }
 
 
@@ -38,17 +39,20 @@ def paper(task: str, *overrides: str) -> Config:
 def test_each_algorithm_brings_its_figures(task: str, algorithm: str) -> None:
     config = paper(task, f"algorithm={algorithm}")
     check(config)
-    lr, batch, epochs = ALGORITHMS[algorithm]
-    penalty, conversations, turns, tests, metric = TASKS[task]
+    lr, batch, epochs, schedule, chosen = ALGORITHMS[algorithm]
+    penalty, temperature, conversations, turns, tests, metric = TASKS[task]
     units = conversations if algorithm == "sft" else turns
     steps = epochs * units / batch
     assert (config.algorithm.lr, config.trainer.goals_per_step, config.algorithm.epochs) == (lr, batch, 1)
     assert config.trainer.max_steps == pytest.approx(steps, rel=0.03)  # to a multiple of the validations
+    assert (config.algorithm.schedule, config.algorithm.warmup_steps) == (schedule, 0)
+    assert {name: getattr(config.algorithm, name) for name in chosen} == chosen
     assert (config.algorithm.data is None) == (algorithm in ("online_dpo", "ppo"))
     lora, sampler = config.model.lora, config.sampler
     assert (lora.r, lora.alpha, lora.dropout) == (32, 16, 0.1)
     assert config.algorithm.lora_dropout is (algorithm in ("sft", "dpo"))
-    assert (sampler.window, sampler.num_samples, sampler.group_size, sampler.temperature) == (2, 3, 2, 1.0)
+    assert (sampler.window, sampler.num_samples, sampler.group_size) == (2, 3, 2)
+    assert sampler.temperature == (1.0 if algorithm == "dpo" else temperature)  # its log-probs are those at 1
     assert (config.task.num_train, config.task.num_test) == (conversations, tests)
     assert config.model.path == "meta-llama/Llama-3.1-8B-Instruct"
     weights = {name: each.weight for name, each in config.task.metrics.items()}
