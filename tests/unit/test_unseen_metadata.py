@@ -14,6 +14,7 @@ from collab.config.schema import AgendaUserConfig, LLMUserConfig
 from collab.conversation import Conversation, Goal
 from collab.randomness import RngKey
 from collab.rewards.judge import Helpfulness, Interactivity, Judge, JudgedAccuracy
+from collab.rewards.official import ChatAccuracy
 from collab.simulation.agenda import AgendaUser
 from collab.simulation.conversation_loop import Players, play
 from collab.simulation.llm import LLMUser
@@ -31,30 +32,38 @@ UNSEEN = {
     for name in ("scoring_key", "tests", "entry_point", "tone", "audience", "length", "style", "format", "answer")
 }
 UNSEEN |= {"rubric": [f"{SECRET} rubric"], "own": {"deep": f"{SECRET} deep", f"{SECRET}": 1}}
-LINE = '{"current_answer": "none", "thought": "hm", "message": "Please mention the bridge, too."}'
+LINE = (
+    '{"current_answer": "none", "thought": "hm", "message": "Please mention the bridge, too.", '
+    '"response": "Please mention the bridge, too."}'  # what a user with a prompt of its own answers in
+)
+USERS = {
+    "llm": LLMUserConfig(),
+    "prompt": LLMUserConfig(prompt="{task_desc} {single_turn_prompt} {chat_history} {terminal_signal}"),
+}
 REPLIES = ("When is it? Which style, format and tone? What is the key?", "We meet at noon.", "The answer is x.")
 
 
 @pytest.mark.parametrize("makes", AGENDAS)
-@pytest.mark.parametrize("who", ["agenda", "llm"])
+@pytest.mark.parametrize("who", ["agenda", *USERS])
 def test_a_secret_in_the_metadata_reaches_no_prompt(makes: str, who: str) -> None:
     goal = Goal("walk", "A notice of our walk.", "We meet at noon by the mill.", {**UNSEEN, **AGENDAS[makes]})
     policy, speaker, rater = ScriptedModel(says(*REPLIES)), answering(LINE), answering("nothing to read")
-    user = AgendaUser(AgendaUserConfig(), 3) if who == "agenda" else LLMUser(LLMUserConfig(), 3, speaker)
+    user = AgendaUser(AgendaUserConfig(), 3) if who == "agenda" else LLMUser(USERS[who], 3, speaker)
     players = Players(policy, user, Sampling(64), max_turns=3)
     done = asyncio.run(play(players, Conversation(goal), RngKey(1, goal=goal.id)))
 
     judge = Judge(rater, Sampling(64), 0, 1, Counter())
 
     async def score() -> None:
-        for metric in (Interactivity(), Helpfulness(), JudgedAccuracy()):
+        for metric in (Interactivity(), Helpfulness(), JudgedAccuracy(), ChatAccuracy()):
             metric.judge = judge
             await metric(done)
         for artefact in ("document", "program"):
-            await judge.extract(done, artefact)
+            for whole in (False, True):
+                await judge.extract(done, artefact, whole=whole)
 
     asyncio.run(score())
-    assert done.turns and policy.asked and len(rater.asked) >= 4 and bool(speaker.asked) == (who == "llm")
+    assert done.turns and policy.asked and len(rater.asked) >= 7 and bool(speaker.asked) == (who in USERS)
     prompts = [
         message.content for model in (policy, speaker, rater) for asked, _, _ in model.asked for message in asked
     ]
