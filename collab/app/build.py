@@ -36,7 +36,7 @@ from collab.config.schema import (
     PairwiseConfig,
     VLLMEngineConfig,
 )
-from collab.conversation import Conversation, Group, Message, Reply
+from collab.conversation import Conversation, Goal, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import load_groups, training_groups
 from collab.datamodules.goals import load_splits
@@ -52,6 +52,7 @@ from collab.rewards.judge import Judge, JudgedMetric
 from collab.rewards.pairwise import PairwiseJudge
 from collab.rewards.reward import ConversationReward
 from collab.simulation.sampler import Simulation
+from collab.util.errors import BadInput
 from collab.util.processes import layout, rank
 from collab.util.quiet import quiet
 
@@ -103,15 +104,35 @@ def stored_groups(config: Config) -> list[Group] | None:
     return tokenise(groups, ChatFormat(load_tokenizer(config.model)), num_positions(config.model))
 
 
-def stored_contexts(config: Config) -> dict[tuple[str, int], Conversation]:
+def stored_contexts(
+    config: Config, goals: Sequence[Goal], tell: Callable[[str], None] = lambda text: None
+) -> dict[tuple[str, int], Conversation]:
     """(Prompt of a goal, turn) -> its context in `sampler.contexts`, without those that are too long.
 
     Empty if nothing is rolled out.
+
+    Args:
+        config: The checked config.
+        goals: To train on.
+        tell: Gets a line that says how many of them have contexts.
+
+    Raises:
+        BadInput: As `load_groups`, or no goal has a context.
     """
-    if config.sampler.contexts is None or config.algorithm.data is not None:
+    source = config.sampler.contexts
+    if source is None or config.algorithm.data is not None:
         return {}
-    groups = load_groups(config.sampler.contexts, config.task.system_prompt, "sampler.contexts")
-    return contexts_that_fit(config, {(one.context.goal.prompt, one.context.turn): one.context for one in groups})
+    groups = load_groups(source, config.task.system_prompt, "sampler.contexts")
+    contexts = {(one.context.goal.prompt, one.context.turn): one.context for one in groups}
+    prompts = {prompt for prompt, _ in contexts}
+    count = sum(goal.prompt in prompts for goal in goals)
+    if not count:
+        raise BadInput(
+            f"sampler.contexts={source} has contexts of none of the {len(goals)} training goals: none has the same "
+            f"single_turn_prompt. Take the goals from there, too (task.train_file={source}), or leave it out."
+        )
+    tell(f"{count} of the {len(goals)} training goals have contexts in {source}.")
+    return contexts_that_fit(config, contexts)
 
 
 def endpoints(config: Config, progress: Progress) -> Endpoints:

@@ -274,7 +274,7 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
             from collab.app.build import stored_contexts
             from collab.app.wandb_mode import wandb_mode
 
-            stored_contexts(config)
+            stored_contexts(config, splits.train)
             wandb_mode(config.logger.wandb)  # last, since it may wait for W&B's server
 
 

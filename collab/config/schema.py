@@ -352,9 +352,9 @@ class Config:
             return
         self.algorithm.data = None
         self.sampler.contexts = self.sampler.contexts or data
-        if self.task.data is None:
-            self.task.train_file = self.task.train_file or data
+        self.task.train_file = self.task.train_file or data
         self.notes.append(
-            f"algorithm.data={data}: {self.algorithm.name} draws its own candidates. Contexts come from there "
-            f"(sampler.contexts), the training goals from {self.task.train_file or self.task.data}."
+            f"algorithm.data={data}: {self.algorithm.name} draws its own candidates. Contexts come from "
+            f"{self.sampler.contexts} (sampler.contexts), the training goals from {self.task.train_file} "
+            "(task.train_file)."
         )

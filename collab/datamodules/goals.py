@@ -85,7 +85,8 @@ def load_splits(config: TaskConfig) -> GoalSplits:
 
     `task.data` is cut in this order: `num_test` goals for testing, the next `num_val` for validation, the next
     `num_train` (by default all others) for training. Of a file or of shipped goals, the first `num_*` are used.
-    Of what is left of `task.data`, goals that resemble a test goal are left out.
+    Of what is left of `task.data`, goals that resemble a test goal are left out. Of a training file beside `task.data`,
+    which may be the same published goals, those with the prompt of another split's goal are left out.
 
     Raises:
         BadInput: As `make_task`, `load_goals` and `check_disjoint`; a split has no source; `task.data` has too few
@@ -118,6 +119,9 @@ def load_splits(config: TaskConfig) -> GoalSplits:
                     f"{len(found)} are left (test is cut first, then val, then train). Lower task.num_test, "
                     f"task.num_val or task.num_train, or give more data.{''.join(f' {note}' for note in notes)}"
                 )
+        if split == "train" and file and config.data:
+            found, told = _not_held_out(found, (*goals["val"], *goals["test"]), config)
+            notes = (*notes, *told)
         goals[split] = found[:count]
         if pool and split == "test":
             pool, notes = _unlike(pool, goals["test"], task)
@@ -146,6 +150,23 @@ def _unlike(pool: list[Goal], test: list[Goal], task: TaskGoals) -> tuple[list[G
     return kept, (
         f"{left_out} of the {len(pool)} goals for training and validation resemble a test goal, and are left out.",
     )
+
+
+def _not_held_out(
+    found: list[Goal], held_out: Iterable[Goal], config: TaskConfig
+) -> tuple[list[Goal], tuple[str, ...]]:
+    """The training goals that ask for nothing that validation or test goals ask for, and a note about the others."""
+    prompts = {goal.prompt for goal in held_out}
+    kept = [goal for goal in found if goal.prompt not in prompts]
+    if len(kept) == len(found):
+        return kept, ()
+    told = (
+        f"{len(found) - len(kept)} of the {len(found)} goals of {config.train_file} are validation or test goals of "
+        f"{config.data}, too, and are left out."
+    )
+    if not kept:
+        raise BadInput(f"{told} None is left to train on. Set task.train_file to other goals.")
+    return kept, (told,)
 
 
 def load_goals(source: str | Path, split: str, task: TaskGoals | None = None, key: str | None = None) -> list[Goal]:

@@ -9,15 +9,17 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from composing import load_config
 from scripted import ScriptedModel, says
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from collab.app.build import stored_contexts
 from collab.app.cli import main
 from collab.callbacks.progress import Progress, RolloutProgress
 from collab.callbacks.rollout import RolloutCallback
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
 from collab.config.algorithms import DPOConfig, SFTConfig
-from collab.conversation import Message
+from collab.conversation import Goal, Message
 from collab.datamodules.base import GoalDataModule
 from collab.datamodules.conversations import best_paths, load_groups, training_groups
 from collab.datamodules.goals import GoalSplits, load_goals
@@ -278,6 +280,17 @@ def test_a_bad_row_is_named_with_its_turn(row, said, tmp_path):
         load_groups(write(tmp_path / "c.jsonl", [conversation(), row]), "")
     for text in said:
         assert text in str(caught.value)
+
+
+def test_contexts_are_those_of_the_training_goals(tmp_path, tiny_model):
+    source = write(tmp_path / "c.jsonl", [conversation()])
+    config = load_config("train", ["task=math", f"sampler.contexts={source}", f"model.path={tiny_model}"])
+    told = []
+    ours, other = Goal("a", conversation()["single_turn_prompt"], "3"), Goal("b", "x", "3")
+    assert {turn for _, turn in stored_contexts(config, [ours, other], told.append)} == {1, 2}
+    assert told == [f"1 of the 2 training goals have contexts in {source}."]
+    with pytest.raises(BadInput, match=r"has contexts of none of the 1 training goals.*task.train_file="):
+        stored_contexts(config, [other])
 
 
 def test_what_cannot_be_read_is_told(tmp_path):

@@ -287,6 +287,11 @@ def test_an_algorithm_that_draws_candidates_takes_goals_and_contexts_from_data(a
     own = ["sampler.contexts=contexts.jsonl", "task.train_file=goals.jsonl"]
     config = load_config("train", [f"algorithm={algorithm}", "algorithm.data=talks.jsonl", *own])
     assert (config.sampler.contexts, config.task.train_file) == ("contexts.jsonl", "goals.jsonl")
+    cut = load_config("train", [f"algorithm={algorithm}", "algorithm.data=talks.jsonl", "task.data=goals.csv"])
+    assert (cut.task.data, cut.task.train_file) == (
+        "goals.csv",
+        "talks.jsonl",
+    )  # which validation and test are cut from
     stored = load_config("train", ["algorithm=dpo", "algorithm.data=talks.jsonl"])
     assert (stored.algorithm.data, stored.sampler.contexts, stored.task.train_file) == ("talks.jsonl", None, None)
 

@@ -113,6 +113,18 @@ def test_splits_are_cut_from_one_data_set_in_its_order(tmp_path):
         load_splits(task("doc_edit", data=source, num_test=2, num_val=2))
 
 
+def test_training_goals_beside_a_data_set_are_none_of_its_held_out_ones(tmp_path):
+    source = write_csv(tmp_path / "medium_articles.csv", ARTICLES)
+    asked = [goal.prompt for goal in read("doc_edit", source)]
+    rows = [{"single_turn_prompt": text, "single_turn_completion": "Another."} for text in (*asked, "p")]
+    cut = {"data": source, "num_test": 1, "num_val": 1}
+    splits = load_splits(task("doc_edit", train_file=write(tmp_path / "own.jsonl", rows), **cut))
+    assert [goal.prompt for goal in splits.train] == [asked[2], "p"]
+    assert splits.notes[0].startswith("2 of the 4 goals of ") and "validation or test goals" in splits.notes[0]
+    with pytest.raises(BadInput, match="None is left to train on. Set task.train_file to other goals"):
+        load_splits(task("doc_edit", train_file=write(tmp_path / "few.jsonl", rows[:2]), **cut))
+
+
 def test_the_number_of_goals_may_be_limited_whatever_they_come_from():
     whole, less = load_splits(task("doc_edit")), load_splits(task("doc_edit", num_train=5, num_test=2))
     assert (less.train, less.val, less.test) == (whole.train[:5], whole.val, whole.test[:2])
