@@ -96,7 +96,7 @@ def preferences_of(goal: Goal) -> dict[str, str]:
     return {
         name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in (goal.metadata.get("preferences") or {}).items()
-        if value
+        if value or isinstance(value, int | float)  # 0 is one
     }
 
 

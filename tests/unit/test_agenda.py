@@ -93,9 +93,9 @@ def test_agenda_is_the_sentences_then_the_preferences():
 def test_only_preferences_are_told_to_the_user():
     secret = {"scoring_key": "XY-1", "rubric": ["XY-2"], "source": "XY-3", "tests": "XY-4", "difficulty": 5}
     secret |= {"tone": "XY-6", "format": "XY-7"}
-    own = {**GOAL.metadata["preferences"], "colour": "red", "avoid": ["puns", "slang"]}
+    own = {**GOAL.metadata["preferences"], "colour": "red", "avoid": ["puns", "slang"], "pictures": 0, "style": ""}
     goal = replace(GOAL, metadata={**secret, **GOAL.metadata, "preferences": own})
-    told = {**own, "avoid": "puns, slang"}
+    told = {name: value for name, value in own.items() if name != "style"} | {"avoid": "puns, slang", "pictures": "0"}
     assert preferences_of(goal) == told
     assert {item.kind: item.text for item in agenda_of(goal) if item.preference} == told
     for text in (goal_text(goal), *(item.text for item in agenda_of(goal))):
