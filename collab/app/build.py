@@ -228,12 +228,13 @@ def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[s
         return metrics
     model = speaker(judge.endpoint)
     sampling = Sampling(judge.max_new_tokens, judge.temperature, response_format="json", adapter=False)
-    rater, extractor = Judge(model, sampling, judge.retries, config.seed, problems), None
+    prompts = {name: getattr(judge, f"{name}_prompt") for name in ("extract", "accuracy", "interactivity")}
+    rater, extractor = Judge(model, sampling, judge.retries, config.seed, problems, prompts=prompts), None
     if judge.extract or any(getattr(metric, "whole_chat", False) for _, metric in metrics.values()):
         if judge.extractor is not None:
             model = speaker(judge.extractor)
         sampling = Sampling(judge.max_extracted_tokens, judge.temperature, adapter=False)
-        extractor = Judge(model, sampling, judge.retries, config.seed, problems, "extractor", judge.extract_prompt)
+        extractor = Judge(model, sampling, judge.retries, config.seed, problems, "extractor", prompts)
     for _, metric in metrics.values():
         if isinstance(metric, JudgedMetric):
             metric.judge = rater

@@ -187,7 +187,8 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
     apply_metrics(config)
     parts: dict[str, Any] = {"task": config.task, "judge": config.judge, **users(config)}
     for key, part in parts.items():
-        for name in ("system_prompt", "base_prompt", "proactive_prompt", "extract_prompt", "prompt"):
-            if value := getattr(part, name, None):
-                setattr(part, name, prompt_text(value, f"{key}.{name}"))
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if field.name.endswith("prompt") and value:
+                setattr(part, field.name, prompt_text(value, f"{key}.{field.name}"))
     return config

@@ -255,7 +255,7 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
     from collab.rewards.judge import JudgedMetric
     from collab.rewards.metrics import applies
 
-    extracts = False
+    asked = set()  # prompts of the judge
     for name, metric in config.task.metrics.items():
         try:
             made = load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
@@ -267,7 +267,7 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
                 f"Set task.metrics.{name}.options to what the class takes."
             ) from error
         whole_chat = getattr(made, "whole_chat", False)
-        extracts |= whole_chat
+        asked |= {"extract"} if whole_chat else {getattr(made, "what", "")}
         if (isinstance(made, JudgedMetric) or whole_chat) and not isinstance(config.judge, LLMJudgeConfig):
             raise BadInput(
                 f"task.metrics.{name} ({metric.target}) is measured by a judge, and judge={config.judge.name} is none. "
@@ -281,12 +281,13 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
                     f"goal {goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take "
                     "a metric that fits the task, or goals that have it."
                 )
-    if getattr(config.judge, "extract_prompt", "") and not extracts:
-        raise BadInput(
-            f"judge.extract_prompt is asked where a result is put together from the whole chat, and no metric of "
-            f"task={config.task.name} with definitions={config.definitions.name} does so. Leave it out, or take "
-            "definitions=official for a document or a program."
-        )
+    for name in ("extract", "accuracy", "interactivity"):
+        if getattr(config.judge, f"{name}_prompt", "") and name not in asked:
+            raise BadInput(
+                f"judge.{name}_prompt is set, and no metric of task={config.task.name} with "
+                f"definitions={config.definitions.name} asks it. Leave it out, or take definitions=official and a task "
+                "that is measured so."
+            )
 
 
 def _check_aggregates(config: Config) -> None:

@@ -183,6 +183,9 @@ def _prompt_problems(config: Config) -> Iterator[str]:
     if isinstance(config.judge, LLMJudgeConfig):
         told = "extract_type chat_history extraction_requirement"
         filled.append(("judge.extract_prompt", config.judge.extract_prompt, told, "chat_history"))
+        told = "single_turn_prompt ground_truth chat_history"
+        filled.append(("judge.accuracy_prompt", config.judge.accuracy_prompt, told, "ground_truth chat_history"))
+        filled.append(("judge.interactivity_prompt", config.judge.interactivity_prompt, told, "chat_history"))
     for key, prompt, told, needed in filled:
         names = told.split()
         try:

@@ -172,6 +172,10 @@ class LLMJudgeConfig(JudgeConfig):
     # what definitions=official asks the extractor, with {extract_type}, {chat_history} and {extraction_requirement},
     # for JSON with final_completion: a text, file://PATH or package://PACKAGE/PATH; empty: our own words
     extract_prompt: str = ""
+    # what is asked of accuracy, with {single_turn_prompt}, {ground_truth} and {chat_history}, for JSON with accuracy, a
+    # number from 0 to 1: given as extract_prompt; empty: our own words
+    accuracy_prompt: str = ""
+    interactivity_prompt: str = ""  # as accuracy_prompt, of interactivity
     retries: int = number(2, at_least=0)  # retries of a malformed verdict
     temperature: float = number(0.0, at_least=0)  # sampling temperature of the judge
     max_new_tokens: int = number(400, at_least=1)  # maximum tokens of a verdict and its reasons

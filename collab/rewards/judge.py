@@ -17,9 +17,9 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, LONGEST, SHAPE, Answer, Unfit, as_text, ask, fence, find_object, mark
@@ -100,7 +100,8 @@ class Judge:
         seed: Of the run.
         problems: Counts rejected replies as `<role>_<kind>`, and missing values as `<role>_missing`.
         role: "judge" or "extractor".
-        template: The extractor's prompt for a result of the whole chat, as `judge.extract_prompt` says; "" is our own.
+        prompts: Prompts of one's own for "extract", "accuracy" and "interactivity", as `judge.extract_prompt` says.
+            They are filled in as in the official code, without a mark. "" or none is our own.
     """
 
     model: ChatModel
@@ -109,25 +110,36 @@ class Judge:
     seed: int
     problems: Counter[str]
     role: str = "judge"
-    template: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._extracting: dict[tuple[str, ...], asyncio.Task[Answer[str]]] = {}  # extractions in progress
         for kind in (SHAPE, FAILED, CONTEXT_FULL, "missing", *((INVENTED,) if self.role == "extractor" else ())):
             self.problems[f"{self.role}_{kind}"] += 0  # so that every step logs every name
 
-    async def score(self, what: str, task: str, goal: Goal, *, material: str, name: str, texts: list[str]) -> Judged:
+    async def score(
+        self, what: str, task: str, conversation: Conversation, *, material: str, name: str, texts: list[str]
+    ) -> Judged:
         """A score in 0..1.
 
         Args:
             what: The metric's name.
             task: What to rate and how.
-            goal: The conversation's goal.
+            conversation: Its goal keys the draw. A prompt of one's own shows the conversation instead of the texts.
             material: What the judged texts are, in words.
             name: The same in one word.
             texts: The judged texts.
         """
+        goal = conversation.goal
         key = RngKey(self.seed, role=f"{self.role}/{what}", goal=goal.id)
+        if prompt := self.prompts.get(what):
+            asked = prompt.format(
+                single_turn_prompt=goal.prompt,
+                ground_truth=goal.reference,
+                chat_history=official_history(conversation),
+            )
+            answer = await self._counted(key, [Message("user", asked)], lambda reply: _named_score(reply, what))
+            return Judged(answer.value, answer.replies)
         sign = mark(key, *texts)
 
         def read(reply: str) -> float:
@@ -174,8 +186,8 @@ class Judge:
     async def _assemble(self, conversation: Conversation, artefact: str) -> Answer[str]:
         key = RngKey(self.seed, role=self.role, goal=conversation.goal.id)
         texts, required = spoken(conversation), _required(conversation.goal)
-        if self.template:
-            asked = self.template.format(
+        if prompt := self.prompts.get("extract"):
+            asked = prompt.format(
                 extract_type=_OFFICIAL.get(artefact, artefact),
                 chat_history=official_history(conversation),
                 extraction_requirement=required,
@@ -215,14 +227,26 @@ def _final_completion(reply: str) -> str:
     """The field of this name; prompts of the official code let a model put its text between three quotes."""
     if quoted := re.search(r"""["']final_completion["']\s*:\s*("{3}|'{3})(.*)\1""", reply, re.DOTALL):
         return quoted[2].strip()
+    return as_text(_object(reply, "final_completion")["final_completion"])
+
+
+def _named_score(reply: str, name: str) -> float:
+    """The number from 0 to 1 in the field of this name."""
+    text = as_text(_object(reply, name)[name])
+    if not re.fullmatch(r"0|1|0?\.\d+|[01]\.0*", text):
+        raise Unfit(SHAPE, f'"{name}" was no number from 0 to 1. Answer with the JSON object only.')
+    return float(text)
+
+
+def _object(reply: str, name: str) -> dict[str, Any]:
     try:
         found = json.loads(reply[reply.find("{") : reply.rfind("}") + 1], strict=False)
     except ValueError:
         # A longer one would be repaired as far as it is read, and a part of the result be scored as all of it.
-        found = find_object(reply, "final_completion") if len(reply) <= LONGEST else None
-    if not isinstance(found, dict) or "final_completion" not in found:
-        raise Unfit(SHAPE, 'That was not the JSON object with "thought" and "final_completion". Answer with it only.')
-    return as_text(found["final_completion"])
+        found = find_object(reply, name) if len(reply) <= LONGEST else None
+    if not isinstance(found, dict) or name not in found:
+        raise Unfit(SHAPE, f'That was not the JSON object with "thought" and "{name}". Answer with it only.')
+    return found
 
 
 def _required(goal: Goal) -> str:
@@ -257,21 +281,27 @@ def official_history(conversation: Conversation) -> str:
 
 
 class JudgedMetric:
-    """A metric that needs a judge."""
+    """A metric that needs a judge.
 
-    judge: Judge  # set by `collab.app.build`
+    Attributes:
+        judge: Set by `collab.app.build`.
+        what: The name under which the judge is asked, which a prompt of one's own goes by.
+    """
+
+    judge: Judge
+    what = ""
 
 
 class _Rated(JudgedMetric):
     """A score of the whole conversation by one rubric."""
 
-    what = rubric = ""
+    rubric = ""
 
     async def __call__(self, conversation: Conversation) -> Judged:
         return await self.judge.score(
             self.what,
             self.rubric,
-            conversation.goal,
+            conversation,
             material="The conversation",
             name="conversation",
             texts=spoken(conversation),
@@ -293,6 +323,8 @@ class Helpfulness(_Rated):
 class JudgedAccuracy(JudgedMetric):
     """As `collab.rewards.metrics.Accuracy`, but the judge decides where math-verify cannot."""
 
+    what = "accuracy"
+
     async def __call__(self, conversation: Conversation) -> float | Judged | None:
         reference = conversation.goal.reference
         answer = last_answer(conversation.assistant_texts, reference)
@@ -302,9 +334,9 @@ class JudgedAccuracy(JudgedMetric):
         if decided is not None:
             return float(decided)
         return await self.judge.score(
-            "accuracy",
+            self.what,
             _CORRECTNESS,
-            conversation.goal,
+            conversation,
             material="The answer",
             name="answers",
             texts=[f"PROBLEM: {conversation.goal.prompt}", f"REFERENCE: {reference}", f"GIVEN: {answer}"],

@@ -48,12 +48,14 @@ class ChatPassRate(PassRate):
 class ChatAccuracy(JudgedMetric):
     """1 if a judge who reads the whole conversation finds the reference answer in it, else 0."""
 
+    what = "accuracy"
+
     async def __call__(self, conversation: Conversation) -> Judged:
         goal = conversation.goal
         return await self.judge.score(
-            "accuracy",
+            self.what,
             _ACCURACY,
-            goal,
+            conversation,
             material="The problem, its reference answer and the conversation",
             name="conversation",
             texts=[f"PROBLEM: {goal.prompt}", f"REFERENCE: {goal.reference}", *spoken(conversation)],

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import sentence_bleu
 from scripted import Script, answering, spoken
 
+from collab.app import build
 from collab.app.preflight import check_machine
 from collab.chat.base import Sampling
+from collab.chat.endpoints import Endpoints
 from collab.config.checks import check
 from collab.conversation import Agenda, AgendaItem, Conversation, Goal, Message
 from collab.datamodules.goals import load_splits
@@ -62,7 +64,7 @@ CODE = Goal(
 
 
 def extractor(script: Script, template: str = "") -> Judge:
-    return Judge(answering(script), Sampling(200, 0.0), 1, 3, Counter(), "extractor", template)
+    return Judge(answering(script), Sampling(200, 0.0), 1, 3, Counter(), "extractor", {"extract": template})
 
 
 def assembled(text: str, artefact: str = "document") -> Script:
@@ -238,6 +240,48 @@ def test_an_answer_of_another_shape_is_missing(reply: str) -> None:
     assert run(metric).value is None and judge.problems["extractor_shape"] == 2
 
 
+# --- prompts of one's own ---------------------------------------------------------------------------------------------
+
+ASKED = {
+    "accuracy": "Of {single_turn_prompt}, is {ground_truth} in this?\n{chat_history}\nAs {{...}}.",
+    "interactivity": "How well do they work together?\n{chat_history}\nAs {{...}}.",
+}
+CHAT = "**User**: hi there\n**Assistant**: Which day?\n**User**: friday\n**Assistant**: Done.\nAs {...}."
+
+
+def test_the_judges_prompts_are_read_from_a_package(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, bytewise: None
+) -> None:
+    """A stand-in for the package, in our words."""
+    (tmp_path / "standin" / "prompts").mkdir(parents=True)
+    (tmp_path / "standin" / "__init__.py").write_text("raise RuntimeError('nothing of the package is run')")
+    given = ["definitions=official", "judge=local", "task=math"]
+    for name, text in ASKED.items():
+        (tmp_path / "standin" / "prompts" / f"{name}.txt").write_text(text)
+        given.append(f"judge.{name}_prompt=package://standin/prompts/{name}.txt")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config("train", given)
+    check(config)
+    model = answering('{"thought": "-", "accuracy": 1}', 'So: {"thought": """a "b" c""", "interactivity": 0.25}')
+    monkeypatch.setattr(build, "chat_model", lambda *_: model)
+    with Endpoints(replace(config, output_dir=str(tmp_path / "run"))) as endpoints:
+        metrics = build.simulation(config, endpoints, lambda: None).reward.metrics
+    for name, shown in (("accuracy", f"Of Write a notice., is abcde in this?\n{CHAT}"), ("interactivity", CHAT)):
+        found = run(metrics[name][1])
+        assert found.value == {"accuracy": 1.0, "interactivity": 0.25}[name] and len(found.replies) == 1
+        (asked,) = model.asked[-1][0]
+        assert asked.content.endswith(shown) and "mark" not in asked.content
+
+
+@pytest.mark.parametrize(
+    "reply", ["1", '{"accuracy": 2}', '{"accuracy": -0.5}', '{"accuracy": "9/10"}', '{"accuracy": true}']
+)
+def test_a_verdict_that_is_no_number_from_0_to_1_is_missing(reply: str) -> None:
+    metric = ChatAccuracy()
+    metric.judge = Judge(answering(reply), Sampling(200, 0.0), 1, 3, Counter(), prompts=ASKED)
+    assert run(metric).value is None and metric.judge.problems["judge_shape"] == 2
+
+
 # --- config -----------------------------------------------------------------------------------------------------------
 
 
@@ -270,12 +314,17 @@ def test_a_task_without_official_metrics_is_named() -> None:
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("'{what}'", "judge.extract_prompt has braces that stand for nothing"),
-        ("'Copy the {extract_type}.'", "judge.extract_prompt has no {chat_history}, so the model would never see it"),
+        ("extract_prompt='{what}'", "judge.extract_prompt has braces that stand for nothing"),
+        ("extract_prompt='Copy the {extract_type}.'", "judge.extract_prompt has no {chat_history}, so the model would"),
+        (
+            "accuracy_prompt='Is it {single_turn_prompt}?'",
+            "accuracy_prompt has no {ground_truth} and no {chat_history}",
+        ),
+        ("interactivity_prompt='Rate it.'", "judge.interactivity_prompt has no {chat_history}"),
     ],
 )
 def test_a_prompt_that_cannot_be_filled_in_is_named(prompt: str, said: str) -> None:
-    config = load_config("train", ["judge=local", "definitions=official", f"judge.extract_prompt={prompt}"])
+    config = load_config("train", ["judge=local", "definitions=official", f"judge.{prompt}"])
     with pytest.raises(BadInput, match=said):
         check(config)
 
@@ -287,9 +336,10 @@ def refused(overrides: list[str]) -> str:
     return str(found.value)
 
 
-def test_a_prompt_that_nothing_asks_is_refused() -> None:
-    config = load_config("train", ["judge=local", "judge.extract_prompt='{chat_history}'"])
-    with pytest.raises(BadInput, match="judge.extract_prompt is asked where"):
+@pytest.mark.parametrize("name", ["extract", "accuracy"])
+def test_a_prompt_that_nothing_asks_is_refused(name: str) -> None:
+    config = load_config("train", ["judge=local", f"judge.{name}_prompt='{{chat_history}}'"])
+    with pytest.raises(BadInput, match=f"judge.{name}_prompt is set, and no metric of task=doc_edit with"):
         check_machine(config, load_splits(config.task))
 
 
