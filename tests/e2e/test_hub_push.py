@@ -1,14 +1,19 @@
-"""A training that puts its policy on the hub, at the end: a server on loopback in place of it."""
+"""Policies on the hub: a training that puts its own there, at a server on loopback, and a row that is one."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import ENVIRONMENT, ROOT
 from composing import load_config
 from hub_server import HubServer, use_hub
+from models import with_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from collab.app.train import train
@@ -31,3 +36,21 @@ def test_the_best_policy_arrives_and_loads(
     for name, weight in exported.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name])
     assert AutoTokenizer.from_pretrained(there).chat_template
+
+
+def test_a_policy_on_the_hub_is_a_row_of_the_table(letters: list[str], letters_model: Path, tmp_path: Path) -> None:
+    """An adapter that was downloaded before: the hub cannot be asked here."""
+    cache = tmp_path / "cache" / "models--lab--adapter"
+    folder = cache / "snapshots" / ("0" * 40)
+    with_adapter(AutoModelForCausalLM.from_pretrained(letters_model), learned=1.0).save_pretrained(folder)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    typed = [*letters, f"policies=[base,hub:lab/adapter,here:{folder}]", f"output_dir={tmp_path / 'run'}"]
+    env = {**ENVIRONMENT, "HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "evaluate.py", *typed], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, list[object]] = {}
+    for line in (tmp_path / "run" / "transcripts.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        said.setdefault(record["policy"], []).append(record["messages"])
+    assert said["adapter"] == said["here"] != said["base"]
