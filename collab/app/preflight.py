@@ -255,7 +255,7 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
     from collab.rewards.judge import JudgedMetric
     from collab.rewards.metrics import applies
 
-    asked = set()  # prompts of the judge
+    asked: set[str] = set()  # prompts of the judge
     for name, metric in config.task.metrics.items():
         try:
             made = load_target(metric.target, f"task.metrics.{name}.target")(**metric.options)
