@@ -324,7 +324,10 @@ def main() -> None:
             f"| {name} | " + " | ".join(f"{row[c]:.0f}" if c == "tokens" else f"{row[c]:.3f}" for c in columns) + " |"
         )
     wrong = verdict(table)
-    print("\n".join(wrong) or "as it should be: the honest script has at least twice the R* of the best cheat")
+    held = "as it should be: the honest script has at least twice the R* of the best cheat"
+    print(
+        "\n".join(wrong) or held + (", no model was played" if given.scripts else ", no cheat has more than the base")
+    )
     sys.exit(bool(wrong))
 
 

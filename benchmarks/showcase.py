@@ -147,7 +147,7 @@ def verdicts(results: Mapping[str, Any], seeds: Sequence[int]) -> str:
 
     def pertinent(seed: str) -> tuple[str, bool]:
         value = mean(seed, "trained", "pertinent")
-        return f"{value:.2f}", value >= 0.8
+        return f"{value:.3f}", value >= 0.8
 
     def covered(seed: str) -> tuple[str, bool]:
         base, proactive, trained = (mean(seed, name, "coverage") for name in POLICIES)
@@ -168,7 +168,7 @@ def verdicts(results: Mapping[str, Any], seeds: Sequence[int]) -> str:
     for what, came in wanted.items():
         found = [came(seed) for seed in by_seed]
         met = sum(good for _, good in found)
-        verdict = "met" if met == len(found) else f"**missed** ({met} of {len(found)} seeds)"
+        verdict = "met" if met == len(found) else f"**missed** (met with {met} of {len(found)} seeds)"
         lines.append(f"| {what} | {' | '.join(text for text, _ in found)} | {verdict} |")
     return "\n".join(lines) + "\n"
 

@@ -150,13 +150,13 @@ def step_seconds(record: Mapping[str, Any]) -> float:
 
 def account(there: Mapping[str, Mapping[str, Any]], place: str) -> str:
     """By what commit, where and in what time the steps were made, and each one's command, in Markdown."""
-    commits = ", ".join(dict.fromkeys(record["commit"] for record in there.values())) or "unknown"
     steps = (
-        f"| `{name}` | {in_words(step_seconds(record))} | {record['threads']} | `{record['command']}` |"
+        f"| `{name}` | {record['commit'] or 'unknown'} | {in_words(step_seconds(record))} | {record['threads']} "
+        f"| `{record['command']}` |"
         for name, record in there.items()
     )
-    head = f"Commit {commits}; {place}; {in_words(wall_seconds(there))} of wall time."
-    return "\n".join([head, "", "| step | time | threads | command |", "|---|---:|---:|---|", *steps, ""])
+    head = f"{place}; {in_words(wall_seconds(there))} of wall time."
+    return "\n".join([head, "", "| step | commit | time | threads | command |", "|---|---|---:|---:|---|", *steps, ""])
 
 
 def publish(folder: Path, files: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ A question earns what it asks for (`collab.parsing.questions`):
 - an open question ("What should it say?") earns the next item, once. The same request in other words earns nothing;
 - a question that asks for nothing of the user's earns nothing: world knowledge, definitions, reversed roles, offers;
 - a question is surplus if its answer is known, if it was asked before, or if it comes on top of `items_per_answer`
-  others in one message. Interactivity counts it against the policy.
+  others in one message. Interactivity counts it, and a question for nothing of the user's, against the policy.
 
 A draft earns no content: the user names at most the *kind* of what it misses. A draft that covers enough of the notes
 ends the chat. With an agenda that is spelt out the user cannot judge a result, but knows which items it has not given.

@@ -259,7 +259,7 @@ def test_what_the_showcase_wanted_is_judged_by_the_numbers_of_each_seed() -> Non
     lines = showcase.verdicts(results(good, good), [1, 2]).splitlines()[2:]
     assert len(lines) == 5 and all(line.endswith("| met |") for line in lines)
     lines = showcase.verdicts(results(good, bad), [1, 2]).splitlines()[2:]
-    assert all(line.endswith("| **missed** (1 of 2 seeds) |") for line in lines)
+    assert all(line.endswith("| **missed** (met with 1 of 2 seeds) |") for line in lines)
 
 
 def test_a_conversation_cannot_break_the_page(tmp_path: Path) -> None:
