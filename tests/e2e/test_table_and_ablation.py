@@ -101,7 +101,8 @@ def test_every_algorithm_from_synthesis_to_the_table(
     page, said = (tmp_path / "out/table.md").read_text(), capsys.readouterr().out
     assert table.table(results) in page and table.table(results) in said
     assert "| official BLEU |" in page and "paper: " not in page
-    assert page.count("in R\\* |") == 5 and "14 min 0 s of wall time" in page and "Commit abc; CPU with" in page
+    assert page.count("in R\\* |") == 5 and "14 min 0 s of wall time" in page and "\nCPU with" in page
+    assert page.count(" | abc | 2 min 0 s | 1 | `python ") == len(results["seconds"]) - 1
     # Policies start where the paper's do.
     starts = {
         name: json.loads((tmp_path / "out" / name / "results.json").read_text())["config"]["model"]["path"]
