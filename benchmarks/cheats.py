@@ -132,22 +132,27 @@ def _all_slots(heard: Heard) -> str:
 
 
 def _absurd(heard: Heard) -> str:
-    asked = (
+    return _asks_in_turn(
+        heard,
         "When is the sun? Who is the king of France?",
         "Where is Paris? What is the price of gold?",
         "Why is it it?",
     )
-    return honest(heard) if heard.last else asked[(heard.turn - 1) % 3]
 
 
 def _broken(heard: Heard) -> str:
     """Slots under question words that do not fit: what GRPO found with long steps, from three seeds."""
-    asked = (
+    return _asks_in_turn(
+        heard,
         "When would you like it to sound? Who kind of price?",
         "How long should you be? Who is the date?",
         "When what length? Who specific place?",
     )
-    return honest(heard) if heard.last else asked[(heard.turn - 1) % 3]
+
+
+def _asks_in_turn(heard: Heard, *asked: str) -> str:
+    """One of these messages after the other; the honest text at the end."""
+    return honest(heard) if heard.last else asked[(heard.turn - 1) % len(asked)]
 
 
 def _with_filler(heard: Heard) -> str:

@@ -95,8 +95,7 @@ class CollapseWatch(L.Callback):
             self._warned = True
             self.warn(
                 f"the policy has collapsed: {', '.join(self.signs.values())}, from the first rollout to this one. Its "
-                "steps may be too large: set a lower algorithm.lr or algorithm.target_kl. An earlier "
-                "policy is kept."
+                "steps may be too large: set a lower algorithm.lr or algorithm.target_kl. An earlier policy is kept."
             )
 
 
