@@ -148,7 +148,7 @@ def test_the_model_is_read_if_a_local_user_or_judge_speaks_with_it() -> None:
 
 def test_programs_that_no_reply_can_hold_are_left_out_by_a_guess() -> None:
     overrides = ["experiment=code", "teacher=vllm", "model.path=nobody/has-this-model", "task.max_new_tokens=60"]
-    config = load_config("synthesize", overrides)
+    config = load_config("synthesize", [*overrides, "task.data=null", "task.num_test=8", "task.num_val=4"])
     goals = load_splits(config.task)
     kept, notes = goals_that_fit(config, goals, "synthesize")
     lengths = {goal.id: len(goal.reference) / 4 for goal in goals.train}  # one token for four characters
