@@ -3,11 +3,12 @@
     python benchmarks/ablation.py --dry-run     # the commands
     python benchmarks/ablation.py --write       # run them, then write docs/results/ablation.md, .json and .png
 
-Hydra sweeps train on the embedded doc_edit with `sampler.window` 0, 1, 2 and 3 under the whole reward, and with the
-extrinsic part alone (the text) and the intrinsic part alone (interactivity, tokens) at window 1, from three seeds. One
-evaluation then plays the same test goals with all policies, under the same user randomness, and scores them by the
-whole reward, whatever they were trained on. Every context has eight candidates, whatever the window
-(`sampler.equal_turns=false`), and every setting draws its contexts from the same goals at the same turns.
+SFT on the shipped conversations comes first. From its policy Hydra sweeps train on the embedded doc_edit with
+`sampler.window` 0, 1, 2 and 3 under the whole reward, and with the extrinsic part alone (the text) and the intrinsic
+part alone (interactivity, tokens) at window 1, from three seeds. One evaluation then plays the same test goals with all
+policies, under the same user randomness, and scores them by the whole reward, whatever they were trained on. Every
+context has eight candidates, whatever the window (`sampler.equal_turns=false`), and every setting draws its contexts
+from the same goals at the same turns.
 
 The claim to test: w >= 1 beats w = 0. The same call goes on where it was stopped. Fields of the experiment follow as in
 train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`.
@@ -26,9 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from benchmarks.steps import (
-    GRPO,
     ROOT,
-    SETTING,
     Step,
     StepFailed,
     account,
@@ -49,6 +48,10 @@ from collab.reports.tables import Row, estimate_cell, markdown
 from collab.util.errors import BadInput
 from collab.util.files import write_json
 
+# A draft counts wherever it stands, so that a window of 0 has a text to score.
+DRAFTS = tuple(
+    f"task.metrics.{name}.options.finished_only=false" for name in ("bleu", "coverage", "copied", "repetition")
+)
 SEEDS = (1, 2, 3)
 WINDOWS = (0, 1, 2, 3)
 ONE_WINDOW = 1  # that of the runs with a part of the reward
@@ -75,24 +78,26 @@ def steps(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
         folder: Of all steps, as the commands have it.
         overrides: Of the user; they hold for every command, but for what ties the steps together.
     """
-    experiment = ("experiment=doc_edit", *SETTING, "callbacks=quiet", "logger.wandb=disabled")
-    # train.py plays test goals itself; here that is left to the one evaluation. The policy is the last one.
-    sizes = ("sampler.equal_turns=false", "trainer.max_steps=5", "task.num_val=1")
-    training = ("train.py", "-m", *experiment, *GRPO, *sizes, "task.num_test=1", "evaluation.num_conversations=1")
+    common = ("callbacks=quiet", "logger.wandb=disabled", "evaluation.num_conversations=1")
+    # train.py plays test goals itself; here that is left to the one evaluation.
+    once = (*common, "task.num_test=1")
+    training = ("train.py", "-m", "experiment=doc_edit", *DRAFTS, *once, "sampler.equal_turns=false")
+    start = f"model.path={folder / 'sft' / 'policy'}"
 
     def sweep(name: str, key: str, values: tuple[int, ...], *tied: str) -> Step:
         folders = (f"hydra.sweep.dir={folder / name}", f"hydra.sweep.subdir=${{{key}}}")
-        return Step(name, merged((*training, *overrides, *tied, *folders)), sweep=(key, values))
+        return Step(name, merged((*training, *overrides, *tied, start, *folders)), ("sft",), sweep=(key, values))
 
+    first = ("train.py", "experiment=doc_edit_sft", *once, *overrides, "seed=1", f"output_dir={folder / 'sft'}")
     found = [sweep(f"windows-seed{seed}", "sampler.window", WINDOWS, f"seed={seed}") for seed in SEEDS]
     for name, weights in (("extrinsic", EXTRINSIC), ("intrinsic", INTRINSIC)):
         found.append(sweep(name, "seed", SEEDS, f"sampler.window={ONE_WINDOW}", *weights))
-    rows = ",".join(
-        ("base", *(f"{row(name, seed)}:{policy(folder, name, seed)}" for name in SETTINGS for seed in SEEDS))
-    )
-    evaluation = (*("evaluate.py", *experiment), "evaluation.num_conversations=1", *overrides)
+    trained = (f"{row(name, seed)}:{policy(folder, name, seed)}" for name in SETTINGS for seed in SEEDS)
+    rows = ",".join(("base", f"sft:{folder / 'sft' / 'policy'}", *trained))
+    evaluation = ("evaluate.py", "experiment=doc_edit", *common, *overrides)
     tied = ("seed=1", f"policies=[{rows}]", f"output_dir={folder / 'evaluation'}")
-    return [*found, Step("evaluation", merged((*evaluation, *tied)), tuple(step.name for step in found))]
+    needs = tuple(step.name for step in found)
+    return [Step("sft", merged(first)), *found, Step("evaluation", merged((*evaluation, *tied)), needs)]
 
 
 def row(setting: str, seed: int) -> str:
@@ -111,7 +116,7 @@ def policy(folder: Path, setting: str, seed: int) -> Path:
 
 
 def read_values(transcripts: Path) -> Values:
-    """Values by seed and goal of each setting, and of the base, which has one row for all seeds.
+    """Values by seed and goal of each setting, and of what all start from, which has one row for all seeds.
 
     A goal's conversations are averaged; a missing score is nan.
 
@@ -126,7 +131,11 @@ def read_values(transcripts: Path) -> Values:
         for metric in COLUMNS:
             one.setdefault(metric, []).append(np.nan if values.get(metric) is None else values[metric])
     goals = sorted({goal for _, goal in found})
-    runs = {"base": ["base"], **{setting: [row(setting, seed) for seed in SEEDS] for setting in SETTINGS}}
+    runs = {
+        "base": ["base"],
+        "sft": ["sft"],
+        **{setting: [row(setting, seed) for seed in SEEDS] for setting in SETTINGS},
+    }
     return {
         setting: {
             metric: np.array([[np.mean(found[name, goal][metric]) for goal in goals] for name in names])
@@ -143,7 +152,7 @@ def estimate(values: np.ndarray, samples: int) -> dict[str, Any]:
     played with other goals. Three seeds say little of the first, so intervals are rough.
 
     Args:
-        values: [seeds, goals], or [1, goals] of the base; nan where there is none.
+        values: [seeds, goals], or [1, goals] of base and SFT; nan where there is none.
         samples: Resamples.
     """
     n = int(np.isfinite(values).sum())
@@ -215,17 +224,17 @@ def verdict(results: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], output: Path) -> None:
-    """A panel for each metric: a point with its interval for each setting, a line for the base."""
+    """A panel for each metric: a point with its interval for each setting, a line for the SFT policy."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 5.4), layout="constrained")
     panels = figure.subplots(2, 2).flatten()
-    names = [name for name in results["policies"] if name != "base"]
+    names = [name for name in results["policies"] if name not in ("base", "sft")]
     for panel, (metric, title) in zip(panels, COLUMNS.items(), strict=True):
-        untrained = results["policies"]["base"][metric]["mean"]
-        if untrained is not None:
-            panel.axhline(untrained, color="0.5", linewidth=1, linestyle="--")
-            panel.annotate("base", (len(names) - 0.5, untrained), color="0.5", fontsize=7, ha="right", va="bottom")
+        start = results["policies"]["sft"][metric]["mean"]
+        if start is not None:
+            panel.axhline(start, color="0.5", linewidth=1, linestyle="--")
+            panel.annotate("SFT", (len(names) - 0.5, start), color="0.5", fontsize=7, ha="right", va="bottom")
         for place, name in enumerate(names):
             found = results["policies"][name][metric]
             if found["mean"] is None:
@@ -252,10 +261,11 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
         [
             "# What the window and the parts of the reward are worth",
             "",
-            "SmolLM2-135M-Instruct trained on the embedded `doc_edit` with `algorithm=grpo_small`: with forward",
-            "samples of `sampler.window` further turns under the whole reward, and, at window",
-            f"{ONE_WINDOW}, with the extrinsic part alone (BLEU) or the intrinsic part alone (interactivity and the",
-            "price of tokens). `make ablation` runs it all and writes this page, `ablation.json` and `ablation.png`.",
+            "SmolLM2-135M-Instruct on the embedded `doc_edit`. `sft` learns from the shipped conversations. From its",
+            "policy `algorithm=grpo_small` trains with forward samples of `sampler.window` further turns under the",
+            f"whole reward, and, at window {ONE_WINDOW}, with the extrinsic part alone (the text) or the intrinsic",
+            "part alone (interactivity and the price of tokens). `make ablation` runs it all and writes this page,",
+            "`ablation.json` and `ablation.png`.",
             "",
             "Every setting has the same seeds, contexts from the same goals at the same turns, and the same number of",
             "candidates and updates; what differs is what a candidate is scored by, and the time that its futures",

@@ -29,14 +29,6 @@ from collab.util.errors import BadInput
 from collab.util.files import only_writer, write_json
 
 ROOT = Path(__file__).parents[1]
-# What all algorithms are trained with. A draft counts wherever it stands, so that a window of 0 has a text to score.
-SETTING = (
-    *(f"task.metrics.{name}.options.finished_only=false" for name in ("bleu", "coverage", "copied", "repetition")),
-    "sampler.last_turns=1",
-    "trainer.max_steps=12",
-    "trainer.val_every=6",
-)
-GRPO = ("algorithm=grpo_small", "algorithm.lr=1.2e-3", "algorithm.epochs=3")  # likewise
 POLL = 0.2  # seconds between two looks at what runs
 _TAIL = 15  # lines of the log of a step that failed
 

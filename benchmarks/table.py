@@ -3,11 +3,12 @@
     python benchmarks/table.py --dry-run     # the commands
     python benchmarks/table.py --write       # run them, then write docs/results/table.md and docs/results/table.json
 
-Conversations are made from training goals by MR (`collab synthesize`); SFT and offline DPO learn from them,
-PPO starts from the SFT policy and online DPO from the offline DPO one, as in the paper; GRPO, which the paper does not
-have, starts from the model as it is. One evaluation then plays the same test goals with the base, the proactive base
-and the five policies, under the same user randomness. The same call goes on where it was stopped. Fields of the
-experiment follow as in train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`.
+SFT learns from the shipped conversations. The other algorithms start from its policy: it makes conversations from
+training goals by MR (`collab synthesize`), from which offline DPO learns; PPO and GRPO, which the paper does not have,
+play their own. Online DPO starts from the offline DPO policy, as in the paper. One evaluation then plays the same test
+goals with the base, the proactive base and the five policies, under the same user randomness. The same call goes on
+where it was stopped. Fields of the experiment follow as in train.py, and hold for every command:
+`trainer.max_steps=2 task.num_test=4`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.steps import (
-    GRPO,
     ROOT,
-    SETTING,
     Step,
     StepFailed,
     account,
@@ -66,10 +65,10 @@ def steps(folder: Path, seed: int, overrides: Sequence[str] = ()) -> list[Step]:
         seed: Of every command.
         overrides: Of the user; they hold for every command, but for what ties the steps together.
     """
-    experiment = ("experiment=doc_edit", *SETTING, f"seed={seed}", "callbacks=quiet", "logger.wandb=disabled")
+    common = (f"seed={seed}", "callbacks=quiet", "logger.wandb=disabled")
     # train.py plays test goals itself; here that is left to the one evaluation.
-    training = ("train.py", *experiment, "task.num_test=1", "evaluation.num_conversations=1")
-    offline = ("trainer.max_steps=46", "trainer.val_every=23")  # about two epochs
+    once = (*common, "task.num_test=1", "evaluation.num_conversations=1")
+    training = ("train.py", "experiment=doc_edit", *once)
 
     def step(name: str, command: Sequence[str], *tied: str, needs: tuple[str, ...] = (), resumes: bool = False) -> Step:
         return Step(name, merged((*command, *overrides, *tied, f"output_dir={folder / name}")), needs, resumes)
@@ -77,28 +76,28 @@ def steps(folder: Path, seed: int, overrides: Sequence[str] = ()) -> list[Step]:
     def policy(name: str) -> str:
         return f"{folder / name / 'policy'}"
 
+    def after(name: str) -> str:
+        return f"model.path={policy(name)}"
+
     rows = ",".join(("base", "proactive", *(f"{name}:{policy(name)}" for name in TRAINED)))
-    data = f"algorithm.data={folder / 'synthesis'}"
+    synthesis = ("-m", "collab", "synthesize", "experiment=doc_edit", *common, "synthesis.num_goals=48")
+    offline = ("algorithm=dpo_small", "trainer.max_steps=24", "trainer.goals_per_step=8")  # contexts; about one epoch
     return [
-        step("synthesis", ("-m", "collab", "synthesize", *experiment, "synthesis.num_goals=48"), resumes=True),
-        step("grpo", (*training, *GRPO)),
-        step(
-            "sft",
-            (*training, "algorithm=sft_small", *offline, "trainer.goals_per_step=2"),  # whole conversations
-            data,
-            needs=("synthesis",),
-        ),
-        step("ppo", (*training, "algorithm=ppo_small"), f"model.path={policy('sft')}", needs=("sft",)),
+        step("sft", ("train.py", "experiment=doc_edit_sft", *once)),
+        step("synthesis", synthesis, after("sft"), needs=("sft",), resumes=True),
+        step("grpo", training, after("sft"), needs=("sft",)),
+        step("ppo", (*training, "algorithm=ppo_small"), after("sft"), needs=("sft",)),
         step(
             "dpo",
-            (*training, "algorithm=dpo_small", *offline, "trainer.goals_per_step=8"),  # contexts
-            data,
+            (*training, *offline),
+            after("sft"),
+            f"algorithm.data={folder / 'synthesis'}",
             needs=("synthesis",),
         ),
-        step("online_dpo", (*training, "algorithm=online_dpo_small"), f"model.path={policy('dpo')}", needs=("dpo",)),
+        step("online_dpo", (*training, "algorithm=online_dpo_small"), after("dpo"), needs=("dpo",)),
         step(
             "evaluation",
-            ("evaluate.py", *experiment, f"evaluation.baseline={BASELINE}"),
+            ("evaluate.py", "experiment=doc_edit", *common, f"evaluation.baseline={BASELINE}"),
             f"policies=[{rows}]",
             needs=TRAINED,
         ),
@@ -162,12 +161,11 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
         [
             "# Results",
             "",
-            "Every algorithm on the embedded `doc_edit`, SmolLM2-135M-Instruct, from synthesised conversations to",
-            "whole conversations about test goals. The user is an agenda of rules, and interactivity is the share of",
-            "its agenda that questions brought to light. No figure is one of the paper's Table 1: other texts, another",
-            "user, a small model. BLEU here is over words; the official BLEU is over characters, as the paper's is, so",
-            "the sign of its change may be held beside the paper's, its size may not. `make table` runs it all and",
-            "writes this page and `table.json`.",
+            "Every algorithm on the embedded `doc_edit`, with SmolLM2-135M-Instruct. The user is an agenda of rules,",
+            "and interactivity is the share of its agenda that questions brought to light. No figure is one of the",
+            "paper's Table 1: other texts, another user, a small model. BLEU here is over words; the official BLEU is",
+            "over characters, as the paper's is, so the sign of its change may be held beside the paper's, its size",
+            "may not. `make table` runs it all and writes this page and `table.json`.",
             "",
             f"One training seed ({config['seed']}), which is also that of the evaluation; each test goal is played",
             f"{config['evaluation']['num_conversations']} times by every row, with the same user randomness. An",
@@ -175,7 +173,8 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
             "",
             table(results),
             "R\\* is that of a whole conversation, with the weights of `conf/task/doc_edit.yaml`. `proactive` is the",
-            "base under an instruction to ask. PPO starts from the `sft` policy, online DPO from the `dpo` one.",
+            "base under an instruction to ask. `sft` learns from the shipped conversations. `dpo`, `ppo` and `grpo`",
+            "start from its policy, `online_dpo` from that of `dpo`.",
             "",
             "## What was wanted",
             "",

@@ -108,8 +108,8 @@ def test_every_algorithm_from_synthesis_to_the_table(
         name: json.loads((tmp_path / "out" / name / "results.json").read_text())["config"]["model"]["path"]
         for name in table.TRAINED
     }
-    assert starts["ppo"].endswith("out/sft/policy") and starts["online_dpo"].endswith("out/dpo/policy")
-    assert {starts[name] for name in ("sft", "dpo", "grpo")} == {str(letters_model)}
+    assert {starts[name] for name in ("dpo", "ppo", "grpo")} == {str(tmp_path / "out/sft/policy")}
+    assert starts["online_dpo"].endswith("out/dpo/policy") and starts["sft"] == str(letters_model)
 
 
 def test_what_was_wanted_is_judged_by_the_numbers() -> None:
@@ -159,7 +159,7 @@ def test_settings_are_trained_on_their_reward_and_measured_by_the_whole(
     assert "coverage" in ablation.COLUMNS
     results = json.loads((tmp_path / "out/ablation.json").read_text())
     validate_results(results)
-    assert list(results["policies"]) == ["base", *ablation.SETTINGS]
+    assert list(results["policies"]) == ["base", "sft", *ablation.SETTINGS]
     assert {name: m["weight"] for name, m in results["config"]["task"]["metrics"].items()} == whole
     gaps = {name: found["reward"]["mean"] for name, found in results["difference"].items()}
     assert {name for name, gap in gaps.items() if gap == 0} >= {*ablation.SETTINGS[1:]}  # all are the same policy
