@@ -280,7 +280,8 @@ _OF_ANY_TEXT = content_words(  # words for slots, wishes and attributes
     " ".join((*SLOTS.values(), *(re.sub(r"[^a-z ]", " ", named) for named in (_DETAILS, _ATTRIBUTES, _TELL, _WRITE))))
     + " kind type sort take happen happening open opens close closes much many often long far old big large soon early"
     + " late event meeting course class workshop session product item thing text letter note person people guest"
-    + " everybody everyone anybody anyone somebody someone participant bring come attend join plan need want think"
+    + " everybody everyone anybody anyone somebody someone participant buyer customer client visitor member"
+    + " bring come attend join plan need want think"
     + " exactly start begin end finish held"
 )
 _OPEN = _any(
