@@ -4,16 +4,15 @@
 
 `data/asked.jsonl` has for each training goal eight messages by which somebody who knows form and topic alone
 would ask. The first two open a conversation. It goes on with questions of the others, two in a message, those that
-bring most of the user's agenda to light (`three_messages`). Then comes a text of what the user told, from
-`data/second_texts.jsonl`, which has a text from the goal's notes, or from the goal's reference. SFT learns from the
-file (`algorithm.data`). It has training goals only.
+bring most of the user's agenda to light (`three_messages`). Then comes the text, from `data/told_texts.jsonl`: written
+for this conversation, it says all that the user told and nothing else, near the user's own words, so that a small model
+can learn to do it. SFT learns from the file (`algorithm.data`). It has training goals only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import itertools
 import json
 import sys
@@ -24,18 +23,19 @@ from statistics import fmean
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/demonstrations.py`
 
 from benchmarks.cheats import Heard, Scripted
-from benchmarks.goals import FOLDER, read_second
+from benchmarks.goals import FOLDER
 from collab.conversation import Candidate, Conversation, Goal, Score
 from collab.datamodules.conversations import as_row
 from collab.datamodules.goals import load_goals
 from collab.parsing.agenda_items import agenda_of
 from collab.parsing.agenda_state import read
-from collab.parsing.english import questions, sentences
+from collab.parsing.english import questions
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, play
 
 ASKED = Path(__file__).with_name("data") / "asked.jsonl"
+TOLD = ASKED.with_name("told_texts.jsonl")
 WRITTEN = FOLDER / "demonstrations.jsonl"
 _FIRST = 2  # messages of a goal that open a conversation; the others go on with it
 _QUESTIONS = 2  # of a message
@@ -45,6 +45,12 @@ def read_asked() -> dict[str, list[str]]:
     """Goal id -> messages by which one would ask what it is about."""
     rows = map(json.loads, ASKED.read_text(encoding="utf-8").splitlines())
     return {row["id"]: row["messages"] for row in rows}
+
+
+def read_told() -> dict[str, str]:
+    """Id of a conversation -> the text that ends it."""
+    rows = map(json.loads, TOLD.read_text(encoding="utf-8").splitlines())
+    return {row["id"]: row["text"] for row in rows}
 
 
 def three_messages(goal: Goal, opening: str, others: Sequence[str]) -> list[str]:
@@ -74,28 +80,22 @@ def _joined(begin: str, more: Sequence[str]) -> str:
     return " ".join((begin, *more)).strip()
 
 
-def script(asked: Sequence[str], text: str, heard: Heard) -> str:
-    """Ask, then write what was told."""
-    if heard.turn <= len(asked):
-        return asked[heard.turn - 1]
-    return " ".join(said for said in sentences(text) if heard.says_what_was_told(said))
-
-
 async def demonstrate(
-    players: Players, reward: ConversationReward, goal: Goal, messages: Sequence[str], opening: int
+    players: Players, reward: ConversationReward, goal: Goal, messages: Sequence[str], opening: int, text: str
 ) -> tuple[Conversation, Score]:
-    """The demonstration for one goal that begins with one of its openings, and its R*.
-
-    Of the two texts the one that says more of what was told is taken; of equal ones a different one for each opening.
-    """
+    """The demonstration for one goal that begins with one of its openings and ends with `text`, and its R*."""
     asked = three_messages(goal, messages[opening], messages[_FIRST:])
+
+    def script(heard: Heard) -> str:
+        return asked[heard.turn - 1] if heard.turn <= len(asked) else text
+
     key = RngKey(1, split="demonstrations", goal=goal.id, sample=opening)
-    tried = []
-    for text in (read_second()[goal.id], goal.reference)[:: -1 if opening else 1]:
-        speaker = Scripted(functools.partial(script, asked, text))
-        played = await play(dataclasses.replace(players, policy=speaker), Conversation(goal, ""), key)
-        tried.append((played, await reward(played)))
-    return max(tried, key=lambda each: each[1].parts["coverage"] or 0.0)
+    played = await play(dataclasses.replace(players, policy=Scripted(script)), Conversation(goal, ""), key)
+    return played, await reward(played)
+
+
+def conv_id_of(goal: Goal, opening: int) -> str:
+    return f"{goal.id}/{opening + 1}"
 
 
 def row_of(conv_id: str, played: Conversation, score: Score) -> dict[str, object]:
@@ -116,15 +116,17 @@ def main() -> None:
     config = load_config("evaluate", ["experiment=doc_edit", *sys.argv[1:]])
     with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:
         simulation = build.simulation(config, endpoints, lambda: None)
-        players, asked = simulation.players(None), read_asked()
+        players, asked, told = simulation.players(None), read_asked(), read_told()
         goals = [goal for goal in load_goals(FOLDER / "train.jsonl", "train") if goal.id in asked]
         openings = [(goal, opening) for opening in range(_FIRST) for goal in goals]
         found = [
-            asyncio.run(demonstrate(players, simulation.reward, goal, asked[goal.id], opening))
+            asyncio.run(
+                demonstrate(players, simulation.reward, goal, asked[goal.id], opening, told[conv_id_of(goal, opening)])
+            )
             for goal, opening in openings
         ]
     rows = [
-        json.dumps(row_of(f"{goal.id}/{opening + 1}", *each), ensure_ascii=False)
+        json.dumps(row_of(conv_id_of(goal, opening), *each), ensure_ascii=False)
         for each, (goal, opening) in zip(found, openings, strict=True)
     ]
     WRITTEN.write_text("\n".join(rows) + "\n", encoding="utf-8")
