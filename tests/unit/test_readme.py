@@ -73,22 +73,23 @@ def test_a_command_composes(entry, arguments, tmp_path, monkeypatch):
     config = load_config("train" if entry == "estimate" else entry, overrides)
     if "package://" in arguments:
         check(config)
-        asked = (config.task.system_prompt, config.judge.extract_prompt, config.user.prompt)
-        assert asked == (
-            "Help and ask.",
-            "Find the {extract_type} in {chat_history}.",
-            "Of {single_turn_prompt}: {chat_history}",
-        )
+        assert [config.task.system_prompt, config.judge.extract_prompt, config.user.prompt] == list(PROMPTS.values())
+
+
+PROMPTS = {  # file of the official package -> our words
+    "system_prompt.txt": "Help and ask.",
+    "extract_multiturn_completion.txt": "Find the {extract_type} in {chat_history}.",
+    "user_simulator.txt": "You want {single_turn_prompt}, and this was said: {chat_history}",
+}
 
 
 def stand_in(folder, monkeypatch):
-    """A package of the official one's name on the path, with files of the same names and of our words."""
+    """A package of the official one's name, first on the path."""
     prompts = folder / "collabllm" / "prompts"
     prompts.mkdir(parents=True)
     (folder / "collabllm" / "__init__.py").touch()
-    (prompts / "system_prompt.txt").write_text("Help and ask.")
-    (prompts / "extract_multiturn_completion.txt").write_text("Find the {extract_type} in {chat_history}.")
-    (prompts / "user_simulator.txt").write_text("Of {single_turn_prompt}: {chat_history}")
+    for name, text in PROMPTS.items():
+        (prompts / name).write_text(text)
     monkeypatch.syspath_prepend(folder)
 
 
