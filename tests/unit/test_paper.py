@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from composing import load_config
 
-from benchmarks import paper_costs
+from benchmarks import paper_costs, two_bleus
 from collab.app.estimate import describe, estimate
 from collab.chat.base import Sampling
 from collab.chat.completions import request_body
@@ -131,9 +131,15 @@ def test_an_estimate_has_the_papers_lengths_beside_the_limits() -> None:
     assert "expected, with replies as long as in the paper's Table 7" in describe(config, found)
 
 
+PAGE = (Path(__file__).parents[2] / "docs/method/official.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_both_bleus_of_the_showcase() -> None:
+    assert two_bleus.table() in PAGE
+
+
 def test_the_page_has_the_costs_that_its_command_prints() -> None:
-    page = (Path(__file__).parents[2] / "docs/method/official.md").read_text(encoding="utf-8")
-    assert paper_costs.table(load_config) in page
+    assert paper_costs.table(load_config) in PAGE
     for judge, model in paper_costs.JUDGES.items():
         config = load_config("train", [f"judge={judge}"])
         assert isinstance(config.judge, LLMJudgeConfig) and config.judge.endpoint.model == model
