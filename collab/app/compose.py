@@ -62,9 +62,10 @@ def compose(name: str, overrides: list[str], folders: Sequence[Path], *, with_hy
 
 def _check_read(override: Override, config: DictConfig) -> None:
     """Refuse a metric of the task that is typed where the definitions bring the metrics."""
-    place, definitions, task = "task.metrics", config.definitions, config.task.name
-    metrics = definitions.tasks[task].metrics if task in definitions.tasks else {}
-    if metrics and f"{override.key_or_group}.".startswith(f"{place}."):
+    place, definitions, task = "task.metrics", config.definitions, OmegaConf.select(config, "task.name")
+    typed_there = f"{override.key_or_group}.".startswith(f"{place}.")
+    if typed_there and task in definitions.tasks:
+        metrics = definitions.tasks[task].metrics
         raise BadInput(
             f"{override.input_line}: definitions={definitions.name} has metrics of its own in place of {place}, which "
             f"is not read: {', '.join(map(str, metrics))}. Set definitions.tasks.{task}.metrics.{next(iter(metrics))} "
