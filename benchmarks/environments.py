@@ -56,10 +56,13 @@ class Environment:
 
 # The official package's dependencies would bring vLLM's CUDA build and much else that its forward sampling never
 # imports. setuptools gives it distutils on Python 3.12. The metrics of its repository import nltk and bigcodebench.
+# bigcodebench forks in a thread, which later versions of filelock refuse.
 _OFFICIAL = ("litellm==1.106.2", "tqdm", "setuptools", "nltk==3.10.4", "python-dotenv")
 KNOWN = {
     "collabllm": Environment(
-        ("torch", "transformers", "accelerate"), _OFFICIAL, alone=("collabllm==0.0.8", "bigcodebench==0.2.5")
+        ("torch", "transformers", "accelerate"),
+        (*_OFFICIAL, "filelock==3.16.1"),
+        alone=("collabllm==0.0.8", "bigcodebench==0.2.5"),
     ),
     "vllm": Environment(
         ("torch", "accelerate"),

@@ -1,9 +1,11 @@
 """Records what the official package makes of the cases in `official_cases.py`, which a test holds ours against.
 
-    python -m benchmarks.official_parity --examples CollabLLM/examples
+    python -m benchmarks.official_parity --examples CollabLLM/examples     # record
+    python -m benchmarks.official_parity                                   # print the record beside ours
 
 `--examples` is the folder of that name of https://github.com/microsoft/CollabLLM: the package has no metrics. The
-package is installed into an environment of its own unless `--python` names an interpreter that has it.
+package is installed into an environment of its own unless `--python` names an interpreter that has it. Both sides need
+tiktoken's table of cl100k_base.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from benchmarks.environments import python_of
 from benchmarks.official_cases import GOALS, Case, Server, cases
@@ -99,11 +103,36 @@ def own(case: Case, url: str, *overrides: str) -> list[Score]:
         return asyncio.run(scores())
 
 
+def table() -> str:
+    """Each case in Markdown: the MR of both sides, and the largest difference of any part of any future."""
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    lines = [
+        "| case | futures | MR, package | MR, ours | parts | largest difference |",
+        "|---|---:|---:|---:|---|---:|",
+    ]
+    with Server() as server:
+        for case in cases():
+            theirs, scores = recorded[case.name], own(case, server.url)
+            names = [name for name in theirs if name != "MR"]
+            ours: dict[str, list[Any]] = {name: [score.parts[name] for score in scores] for name in names}
+            ours["MR"] = [score.reward for score in scores]
+            worst = max(
+                abs(own - their) for name in theirs for own, their in zip(ours[name], theirs[name], strict=True)
+            )
+            mr = (f"{fmean(values['MR']):.6f}" for values in (theirs, ours))
+            cells = [case.name, str(len(scores)), *mr, ", ".join(f"`{name}`" for name in names), f"{worst:.0e}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", required=True)
+    parser.add_argument("--examples")
     parser.add_argument("--python")
     given = parser.parse_args()
+    if given.examples is None:
+        print(table())
+        return
     found = {}
     for name, parts in official(given.examples, given.python or python_of("collabllm")):
         found[name] = parts

@@ -19,7 +19,7 @@ from collab.datamodules.goals import GoalSplits
 
 TASKS, ALGORITHMS = ("doc_edit", "code", "math"), ("sft", "dpo", "online_dpo", "ppo")
 # Option of the group `judge` -> its model. The first is that of paper/.
-JUDGES = {"claude": "claude-sonnet-5", "openai": "gpt-4o"}
+JUDGES = {"claude": "claude-sonnet-5", "openai": "gpt-6-luna", "qwen3": "Qwen/Qwen3-30B-A3B-Instruct-2507"}
 # Characters of a goal's prompt and reference.
 SIZES = {
     "doc_edit": (100, 3000),  # title and tags; an article at the limit of 500 words, at 6 characters a word
@@ -46,20 +46,19 @@ def goals(config: Config) -> GoalSplits:
 def row(config: Config) -> str:
     """A line of the table: tokens and dollars as expected with each judge, and dollars at most with the first."""
     made = estimate(config, goals(config), "train")
-    user = sum(call.usd(config) for call in made.expected if call.role == "user")
     expected, most = [], sum(call.usd(config) for call in made.total)
     for model in JUDGES.values():
         calls = [call if call.role == "user" else replace(call, model=model) for call in made.expected]
         expected.append(sum(call.usd(config) for call in calls))
     tokens = sum(call.tokens for call in made.expected) / 1e6
-    figures = [f"{tokens:.1f}", f"{user:.2f}", *(f"{usd:.0f}" for usd in expected), f"{most:.0f}"]
+    figures = [f"{tokens:.1f}", *(f"{usd:.0f}" if usd >= 100 else f"{usd:.2f}" for usd in expected), f"{most:.0f}"]
     return f"| {' | '.join([f'`paper/{config.task.name}`', f'`{config.algorithm.name}`', *figures])} |"
 
 
 def table(load: Callable[[str, Sequence[str]], Config] = load_config) -> str:
     """The table in Markdown; `load` is `load_config`, or one that is faster."""
     first, *_ = JUDGES
-    head = ["experiment", "algorithm", "tokens, millions", "user alone, $"]
+    head = ["experiment", "algorithm", "tokens, millions"]
     head += [f"with `judge={judge}`, $" for judge in JUDGES] + [f"at most, `judge={first}`, $"]
     rows = [
         row(load("train", [f"experiment=paper/{task}", f"algorithm={name}"])) for task in TASKS for name in ALGORITHMS

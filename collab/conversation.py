@@ -243,6 +243,11 @@ class Conversation:
         return found
 
 
+def official_history(conversation: Conversation) -> str:
+    """The messages of a conversation as the official code shows them in its prompts; "" before the first."""
+    return "\n".join(f"**User**: {turn.user}\n**Assistant**: {turn.reply.text}" for turn in conversation.turns)
+
+
 @dataclass(frozen=True)
 class Score:
     """The conversation-level reward `R*(t | g)` (Eq. 2) and its parts.

@@ -24,6 +24,7 @@ from collab.callbacks.progress import Progress
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.endpoints import Endpoints
 from collab.chat.journal import Journal, Journalled
+from collab.config.fields import filled_prompts
 from collab.config.schema import (
     Config,
     EndpointConfig,
@@ -228,7 +229,7 @@ def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[s
         return metrics
     model = speaker(judge.endpoint)
     sampling = Sampling(judge.max_new_tokens, judge.temperature, response_format="json", adapter=False)
-    prompts = {name: getattr(judge, f"{name}_prompt") for name in ("extract", "accuracy", "interactivity")}
+    prompts = filled_prompts(judge)
     rater, extractor = Judge(model, sampling, judge.retries, config.seed, problems, prompts=prompts), None
     if judge.extract or any(getattr(metric, "whole_chat", False) for _, metric in metrics.values()):
         if judge.extractor is not None:

@@ -55,7 +55,22 @@ def compose(name: str, overrides: list[str], folders: Sequence[Path], *, with_hy
     strangers = [key for key, parent in _entries(config) if _is_stranger(key, parent)]
     if strangers and not with_hydra:
         raise BadInput(_no_field(strangers[0], config, options(folders)))
+    for override in parse(overrides):
+        _check_read(override, config)
     return config
+
+
+def _check_read(override: Override, config: DictConfig) -> None:
+    """Refuse a metric of the task that is typed where the definitions bring the metrics."""
+    place, definitions, task = "task.metrics", config.definitions, OmegaConf.select(config, "task.name")
+    typed_there = f"{override.key_or_group}.".startswith(f"{place}.")
+    if typed_there and task in definitions.tasks:
+        metrics = definitions.tasks[task].metrics
+        raise BadInput(
+            f"{override.input_line}: definitions={definitions.name} has metrics of its own in place of {place}, which "
+            f"is not read: {', '.join(map(str, metrics))}. Set definitions.tasks.{task}.metrics.{next(iter(metrics))} "
+            "and so on, or take definitions=collab."
+        )
 
 
 def load_config(entry: str, overrides: Sequence[str] = (), output_dir: str = "") -> Config:

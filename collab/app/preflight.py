@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collab.config.endpoints import endpoints_in, engine_endpoint, has_teacher, hosted, reads_model, users
+from collab.config.fields import filled_prompts
 from collab.config.policies import named_policies, policy_model
 from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, VLLMEngineConfig
 from collab.conversation import guessed_tokens
@@ -281,8 +282,8 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
                     f"goal {goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take "
                     "a metric that fits the task, or goals that have it."
                 )
-    for name in ("extract", "accuracy", "interactivity"):
-        if getattr(config.judge, f"{name}_prompt", "") and name not in asked:
+    for name, prompt in filled_prompts(config.judge).items():
+        if prompt and name not in asked:
             raise BadInput(
                 f"judge.{name}_prompt is set, and no metric of task={config.task.name} with "
                 f"definitions={config.definitions.name} asks it. Leave it out, or take definitions=official and a task "

@@ -47,7 +47,7 @@ def request_body(
     fields: dict[str, Any] = {
         "model": endpoint.model,
         "messages": [{"role": message.role, "content": message.content} for message in messages],
-        "max_tokens": sampling.max_new_tokens,
+        endpoint.limit_field: sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "seed": seed_of(key),

@@ -61,7 +61,7 @@ def served_model(endpoint: EndpointConfig) -> str:
 def _speaks(endpoint: EndpointConfig, where: str) -> bool:
     """Whether the model answers a request for one token."""
     messages = [{"role": "user", "content": "Hi"}]
-    fields = {"model": endpoint.model, "messages": messages, "max_tokens": 1, **endpoint.extra}
+    fields = {"model": endpoint.model, "messages": messages, endpoint.limit_field: 1, **endpoint.extra}
     body = {name: value for name, value in fields.items() if name not in endpoint.omit}
     return request(endpoint, "POST", f"{where}/chat/completions", body, hint=_HINT).status_code == 200
 

@@ -45,6 +45,14 @@ class AlgorithmConfig:
 
 
 @dataclass
+class OfflineConfig:
+    """Fields of one offline algorithm that an experiment sets, whichever of them is chosen."""
+
+    best_path: bool = False  # algorithm.best_path of algorithm=sft
+    minimum_gap: float = number(0.0, at_least=0)  # algorithm.minimum_gap of algorithm=dpo
+
+
+@dataclass
 class SFTConfig(AlgorithmConfig):
     offline: ClassVar[bool] = True
 

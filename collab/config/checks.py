@@ -10,17 +10,14 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from collab.config.checks_training import hub_problems, synthesis_problems, teacher_problems, training_problems
-from collab.config.endpoints import budget_problems, endpoint_problems, users
-from collab.config.fields import range_problems
+from collab.config.endpoints import budget_problems, endpoint_problems
+from collab.config.fields import prompt_problems, range_problems
 from collab.config.policies import named_policies, policy_problems
 from collab.config.schema import (
     Config,
-    LLMJudgeConfig,
-    LLMUserConfig,
     MixUserConfig,
     ModelConfig,
     PairwiseConfig,
@@ -46,7 +43,7 @@ def check(config: Config, entry: str = "train") -> None:
         *_model_problems(config.model),
         *_device_problems(config),
         *_user_problems(config),
-        *_prompt_problems(config),
+        *prompt_problems(config),
         *teacher_problems(config, entry),
         *hub_problems(config.push_to_hub, entry),
         *endpoint_problems(config, entry),
@@ -170,38 +167,6 @@ def _user_problems(config: Config) -> Iterator[str]:
             yield (
                 f"user.{name} ({weights}) must be numbers of at least 0, one of them above 0: they are shares of the "
                 f"conversations. Set user.{name}.NAME=1 for at least one."
-            )
-
-
-def _prompt_problems(config: Config) -> Iterator[str]:
-    """Braces in the prompts that are filled in."""
-    filled: list[tuple[str, str, str, str]] = []  # field, prompt, what it may have, what it must have
-    for key, user in users(config).items():
-        if isinstance(user, LLMUserConfig):
-            told = "task_desc single_turn_prompt chat_history terminal_signal"
-            filled.append((f"{key}.prompt", user.prompt, told, "single_turn_prompt chat_history"))
-    if isinstance(config.judge, LLMJudgeConfig):
-        told = "extract_type chat_history extraction_requirement"
-        filled.append(("judge.extract_prompt", config.judge.extract_prompt, told, "chat_history"))
-        told = "single_turn_prompt ground_truth chat_history"
-        filled.append(("judge.accuracy_prompt", config.judge.accuracy_prompt, told, "ground_truth chat_history"))
-        filled.append(("judge.interactivity_prompt", config.judge.interactivity_prompt, told, "chat_history"))
-    for key, prompt, told, needed in filled:
-        names = told.split()
-        try:
-            prompt.format(**dict.fromkeys(names, ""))
-        except (LookupError, ValueError) as error:
-            *others, last = (f"{{{name}}}" for name in names)
-            yield (
-                f"{key} has braces that stand for nothing ({error}): it may have {', '.join(others)} and {last}, and "
-                "other braces are written twice, {{ and }}."
-            )
-            continue
-        there = {name for _, name, _, _ in Formatter().parse(prompt)}
-        if prompt and (lacking := [f"{{{name}}}" for name in needed.split() if name not in there]):
-            yield (
-                f"{key} has no {' and no '.join(lacking)}, so the model would never see it. Write it where it is to "
-                "stand, or leave the prompt empty for our own words."
             )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from collab.config.algorithms import AlgorithmConfig
-from collab.config.fields import number, one_of
+from collab.config.algorithms import AlgorithmConfig, OfflineConfig
+from collab.config.fields import filled, number, one_of
 
 
 @dataclass
@@ -105,9 +105,11 @@ class EndpointConfig(ServerConfig):
     # rate limit in tokens per minute, of prompts and of replies at their length limit; null: no limit
     tokens_per_minute: int | None = number(None, at_least=1)
     max_retries: int = number(10, at_least=0)  # retries of a call after a timeout, HTTP 500 or a broken reply
-    # request fields to leave out since the server refuses them, e.g. [seed,max_tokens]
+    # request field with the maximum tokens of a reply; OpenAI's reasoning models refuse max_tokens
+    limit_field: str = one_of("max_tokens", "max_completion_tokens")
+    # request fields to leave out since the server refuses them, e.g. [seed,response_format]
     omit: list[str] = field(default_factory=list)
-    # further request fields, sent as they are, e.g. {max_completion_tokens: 300}
+    # further request fields, sent as they are, e.g. {reasoning_effort: none}
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,7 +145,9 @@ class LLMUserConfig(UserConfig):
     retries: int = number(2, at_least=0)  # retries of a message that is malformed or rejected by a guard
     # what the model is asked, without persona and mistakes, with {task_desc}, {single_turn_prompt}, {chat_history} and
     # {terminal_signal}, for JSON with response: a text, file://PATH or package://PACKAGE/PATH; empty: our own words
-    prompt: str = ""
+    prompt: str = filled(
+        told="task_desc single_turn_prompt chat_history terminal_signal", needed="single_turn_prompt chat_history"
+    )
     temperature: float = number(1.0, at_least=0)  # sampling temperature of the user
     max_new_tokens: int = number(300, at_least=1)  # maximum tokens of a message and the user's thoughts before it
 
@@ -171,11 +175,14 @@ class LLMJudgeConfig(JudgeConfig):
     extractor: EndpointConfig | None = None  # the model that extracts; null: the one that judges
     # what definitions=official asks the extractor, with {extract_type}, {chat_history} and {extraction_requirement},
     # for JSON with final_completion: a text, file://PATH or package://PACKAGE/PATH; empty: our own words
-    extract_prompt: str = ""
+    extract_prompt: str = filled(told="extract_type chat_history extraction_requirement", needed="chat_history")
     # what is asked of accuracy, with {single_turn_prompt}, {ground_truth} and {chat_history}, for JSON with accuracy, a
     # number from 0 to 1: given as extract_prompt; empty: our own words
-    accuracy_prompt: str = ""
-    interactivity_prompt: str = ""  # as accuracy_prompt, of interactivity
+    accuracy_prompt: str = filled(
+        told="single_turn_prompt ground_truth chat_history", needed="ground_truth chat_history"
+    )
+    # as accuracy_prompt, of interactivity
+    interactivity_prompt: str = filled(told="single_turn_prompt ground_truth chat_history", needed="chat_history")
     retries: int = number(2, at_least=0)  # retries of a malformed verdict
     temperature: float = number(0.0, at_least=0)  # sampling temperature of the judge
     max_new_tokens: int = number(400, at_least=1)  # maximum tokens of a verdict and its reasons
@@ -331,6 +338,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     algorithm: AlgorithmConfig = MISSING
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
     user: UserConfig = MISSING
     judge: JudgeConfig = MISSING
     # the server that plays the assistant of a synthesis; with an empty base_url the model itself does

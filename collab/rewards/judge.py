@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, LONGEST, SHAPE, Answer, Unfit, as_text, ask, fence, find_object, mark
-from collab.conversation import Conversation, Goal, Message
+from collab.conversation import Conversation, Goal, Message, official_history
 from collab.parsing.answers import CHECKER
 from collab.parsing.english import words
 from collab.parsing.extraction import last_answer
@@ -273,11 +273,6 @@ def spoken(conversation: Conversation) -> list[str]:
     """The messages of a conversation, each behind its role."""
     turns = conversation.turns
     return [text for turn in turns for text in (f"USER: {turn.user}", f"ASSISTANT: {turn.reply.text}")]
-
-
-def official_history(conversation: Conversation) -> str:
-    """The messages of a conversation as the official code shows them in its prompts; "" before the first."""
-    return "\n".join(f"**User**: {turn.user}\n**Assistant**: {turn.reply.text}" for turn in conversation.turns)
 
 
 class JudgedMetric:

@@ -22,10 +22,9 @@ from dataclasses import replace
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark
 from collab.config.schema import LLMUserConfig
-from collab.conversation import Conversation, Goal, Message
+from collab.conversation import Conversation, Goal, Message, official_history
 from collab.parsing.agenda_items import form_of, makes, preferences_of, topic_of
 from collab.randomness import RngKey
-from collab.rewards.judge import official_history
 from collab.simulation.guards import leaks, repeats, role_confusion, stops_too_early
 from collab.simulation.user import UserTurn, invalid
 
@@ -237,6 +236,6 @@ def goal_text(goal: Goal) -> str:
     if makes(goal) == "text" and (topic := topic_of(goal)) and topic not in goal.prompt:
         parts.append(f"It is about: {topic}")
     preferences = [f"{name.replace('_', ' ')}: {value}" for name, value in preferences_of(goal).items()]
-    if preferences and makes(goal) == "text":
+    if preferences:
         parts.append("Your preferences: " + "; ".join(preferences))
     return "\n".join(parts)

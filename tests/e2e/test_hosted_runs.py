@@ -74,7 +74,7 @@ def test_an_estimate_takes_no_key_and_comes_before_the_refusal_of_a_budget(runne
     hosted = ["experiment=doc_edit", "user=openai", "judge=openai", f"output_dir={tmp_path / 'run'}"]
     no_key = {"OPENAI_API_KEY": None}
     done = finished("train", *hosted, "dry_run=true", "budget.max_usd=0.001", env=no_key)
-    assert "user (gpt-4o-mini): " in done.stdout and "judge (gpt-4o): " in done.stdout
+    assert "user (gpt-6-luna): " in done.stdout and "judge (gpt-6-luna): " in done.stdout
     assert done.returncode == 1 and "budget.max_usd (0.001) must be at least what one training step" in done.stderr
     done = finished("train", *hosted, env=no_key)
     assert done.returncode == 1 and "environment variable OPENAI_API_KEY is not set" in done.stderr

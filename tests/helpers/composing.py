@@ -56,7 +56,7 @@ def _sets_a_field(override: Override) -> bool:
         override.type is OverrideType.CHANGE
         and override.package is None
         and key not in _groups()
-        and not key.startswith("hydra")
+        and not key.startswith(("hydra", "task.metrics"))  # whether metrics are read is for Hydra's composing to say
         and not override.is_sweep_override()
     )
 

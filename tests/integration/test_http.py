@@ -75,13 +75,18 @@ def test_a_request_says_every_sampling_field_and_the_reply_comes_back_with_its_c
 
 
 def test_fields_that_a_server_refuses_are_left_out_and_others_are_added():
-    changes = {"omit": ["seed", "temperature", "max_tokens"], "extra": {"max_completion_tokens": 8}}
+    changes = {
+        "omit": ["seed", "temperature"],
+        "extra": {"reasoning_effort": "none"},
+        "limit_field": "max_completion_tokens",
+    }
     sampling = Sampling(8, top_k=5, stop=("END",), response_format="json")
     with FaultServer() as server:
         ask(HttpChatModel(endpoint(server, **changes)), sampling=sampling)
     fields = {name: value for name, value in server.calls[0].items() if name not in ("model", "messages")}
     assert fields == {
         "max_completion_tokens": 8,
+        "reasoning_effort": "none",
         "top_p": 1.0,
         "top_k": 5,
         "stop": ["END"],

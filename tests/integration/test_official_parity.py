@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from statistics import fmean
 
@@ -16,6 +17,7 @@ import pytest
 from benchmarks.environments import python_of
 from benchmarks.official_cases import Case, Server, cases
 from benchmarks.official_parity import RECORDED, SAMPLES, TOKENS, official, own
+from benchmarks.steps import ROOT
 from collab.rewards.official import Tokens
 from collab.util.errors import BadInput
 
@@ -65,6 +67,12 @@ def test_the_cases_tell_metrics_apart(recorded: dict[str, dict[str, list[float]]
     for name in ("bleu", "pass_rate", "accuracy", "interactivity", "tokens_read"):
         values = {value for parts in recorded.values() for value in parts.get(name, ())}
         assert len(values) > 1, name
+
+
+def test_the_page_has_the_recorded_mr(recorded: dict[str, dict[str, list[float]]]) -> None:
+    page = (ROOT / "docs/method/official.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| (\w+ \d) \| \d \| ([\d.]+) \| \2 \|", page, re.MULTILINE))
+    assert told == {name: f"{fmean(parts['MR']):.6f}" for name, parts in recorded.items()}
 
 
 @pytest.mark.slow

@@ -53,7 +53,10 @@ def composed(entry: str, override: str) -> Config:
     [
         ("train", []),
         ("train", ["algorithm=grpo", "algorithm.kl_coef=0.1", "policies=[base,'a:b=c']"]),
-        ("evaluate", ["experiment=paper/doc_edit", "user=mix", "seed=3", "task.metrics.bleu.weight=2"]),
+        (
+            "evaluate",
+            ["experiment=paper/doc_edit", "user=mix", "seed=3", "definitions.tasks.doc_edit.metrics.bleu.weight=2"],
+        ),
         ("synthesize", ["judge=local", "judge.endpoint.model=x", "sampler.window=0", "name=${seed}"]),
     ],
 )
@@ -108,12 +111,11 @@ def test_rloo_and_online_dpo_are_made_of_other_algorithms():
     assert (online.name, online.offline, offline.name, offline.offline) == ("online_dpo", False, "dpo", True)
 
 
-@pytest.mark.parametrize("short", ["user=openai", "user=local", "judge=claude", "judge=vllm", "evaluator=openai"])
+@pytest.mark.parametrize("short", ["user=openai", "user=local", "judge=claude", "judge=qwen3", "evaluator=openai"])
 def test_a_short_form_takes_an_option_of_the_group_endpoint(short):
     group, name = short.split("=")
     whole = f"{group}={'pairwise' if group == 'evaluator' else 'llm'}"
-    model = ["user.endpoint.model=gpt-4o-mini"] if short == "user=openai" else []  # the paper's user is a smaller one
-    assert load_config("train", [short]) == load_config("train", [whole, f"endpoint@{group}.endpoint={name}", *model])
+    assert load_config("train", [short]) == load_config("train", [whole, f"endpoint@{group}.endpoint={name}"])
 
 
 def test_an_endpoint_takes_the_place_of_another():
@@ -123,7 +125,7 @@ def test_an_endpoint_takes_the_place_of_another():
     mix = load_config("train", ["user=mix", "endpoint@user.users.llm.endpoint=vllm"])
     assert mix.user.users["llm"].endpoint.base_url == "http://127.0.0.1:8000/v1"
     two = load_config("train", ["judge=openai", "+endpoint@judge.extractor=vllm"])
-    assert (two.judge.endpoint.model, two.judge.extractor.model) == ("gpt-4o", None)
+    assert (two.judge.endpoint.model, two.judge.extractor.model) == ("gpt-6-luna", None)
 
 
 def test_an_endpoint_has_the_types_of_its_schema():

@@ -299,6 +299,28 @@ def test_official_metrics_take_the_place_of_all_of_a_tasks(task: str, weights: d
     assert not any("Judged" in metric.target for metric in config.task.metrics.values())  # the judge replaces none
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "task.metrics.bleu.weight=2",
+        "+task.metrics.bleu.options.smooth=1",
+        "~task.metrics.token_penalty",
+        "task.metrics={}",
+        "++task.metrics.bleu.options.with_notes=false",
+    ],
+)
+def test_a_metric_of_the_task_that_is_not_read_is_refused(typed: str) -> None:
+    official = ["experiment=paper/doc_edit"]
+    with pytest.raises(BadInput) as found:
+        load_config("train", [*official, typed])
+    message = str(found.value)
+    assert message.startswith(f"{typed}: definitions=official has metrics of its own in place of task.metrics")
+    assert "Set definitions.tasks.doc_edit.metrics.bleu and so on, or take definitions=collab." in message
+    load_config("train", [*official, typed, "definitions=collab"])
+    given = load_config("train", [*official, "definitions.tasks.doc_edit.metrics.bleu.weight=2"])
+    assert given.task.metrics["bleu"].weight == 2
+
+
 def test_what_the_judge_adds_stays() -> None:
     config = load_config("train", ["definitions=official", "judge=helpfulness"])
     assert {"bleu", "helpfulness"} <= config.task.metrics.keys()

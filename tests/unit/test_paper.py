@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from composing import load_config
 
-from benchmarks import paper_costs
+from benchmarks import paper_costs, two_bleus
 from collab.app.estimate import describe, estimate
+from collab.chat.base import Sampling
+from collab.chat.completions import request_body
 from collab.config.checks import check
 from collab.config.policies import system_prompt
 from collab.config.schema import Config, LLMJudgeConfig, LLMUserConfig
 from collab.conversation import Goal
 from collab.datamodules.goals import GoalSplits
+from collab.randomness import RngKey
 
 # CollabLLM (arXiv 2502.00640), section 4 and appendix B; from the authors' scripts: schedule and choice of the data
 # (scripts/train/*.py), temperature of the policy (scripts/config.sh).
@@ -58,7 +61,7 @@ def test_each_algorithm_brings_its_figures(task: str, algorithm: str) -> None:
     weights = {name: each.weight for name, each in config.task.metrics.items()}
     assert weights == {metric: 1, "tokens_read": pytest.approx(-1000 * penalty), "interactivity": 1, "tokens_typed": 0}
     assert isinstance(config.user, LLMUserConfig) and isinstance(config.judge, LLMJudgeConfig)
-    assert (config.user.endpoint.model, config.user.temperature, config.judge.temperature) == ("gpt-4o-mini", 1.0, 0.0)
+    assert (config.user.endpoint.model, config.user.temperature, config.judge.temperature) == ("gpt-6-luna", 1.0, 0.0)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -73,9 +76,41 @@ def test_the_command_line_wins_over_the_figures() -> None:
     assert (config.algorithm.lr, config.trainer.max_steps) == (1e-6, 33)
 
 
-def test_hosted_models_have_a_price() -> None:
-    config = paper("doc_edit")
+@pytest.mark.parametrize("judge", paper_costs.JUDGES)
+@pytest.mark.parametrize("user", ["openai", "gpt_4o_mini"])
+def test_hosted_models_have_a_price(user: str, judge: str) -> None:
+    config = paper("doc_edit", f"user={user}", f"judge={judge}")
+    check(config)
     assert {config.user.endpoint.model, config.judge.endpoint.model} <= config.budget.prices.keys()  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("user", "asked"),
+    [
+        ("openai", {"model": "gpt-6-luna", "max_completion_tokens": 300, "reasoning_effort": "none"}),
+        ("gpt_4o_mini", {"model": "gpt-4o-mini", "max_tokens": 300}),  # what it would refuse is not left over
+    ],
+)
+def test_the_papers_user_and_the_one_after_it_are_asked_in_their_own_way(user: str, asked: dict[str, object]) -> None:
+    config = paper("math", f"user={user}").user
+    assert isinstance(config, LLMUserConfig)
+    body = request_body(config.endpoint, [], Sampling(config.max_new_tokens, config.temperature), RngKey(1))
+    fields = {name: value for name, value in body.items() if name not in ("messages", "top_p", "seed")}
+    assert fields == {**asked, "temperature": 1.0}
+
+
+@pytest.mark.parametrize(("algorithm", "chosen"), [("sft", {"best_path": True}), ("dpo", {"minimum_gap": 0.02})])
+def test_the_choice_of_data_is_the_recipes_and_not_the_definitions(algorithm: str, chosen: dict[str, object]) -> None:
+    ((name, value),) = chosen.items()
+    given = {
+        "paper": ["experiment=paper/math"],
+        "collab": ["experiment=paper/math", "definitions=collab", "judge=none", "user=agenda"],
+        "official": ["experiment=math", "definitions=official", "judge=local"],
+    }
+    found = {key: load_config("train", [*each, f"algorithm={algorithm}"]).algorithm for key, each in given.items()}
+    assert {key: getattr(each, name) for key, each in found.items()} == {"paper": value, "collab": value, "official": 0}
+    typed = load_config("train", [*given["paper"], f"algorithm={algorithm}", f"algorithm.{name}=0"]).algorithm
+    assert not getattr(typed, name)
 
 
 def test_an_estimate_has_the_papers_lengths_beside_the_limits() -> None:
@@ -96,9 +131,15 @@ def test_an_estimate_has_the_papers_lengths_beside_the_limits() -> None:
     assert "expected, with replies as long as in the paper's Table 7" in describe(config, found)
 
 
+PAGE = (Path(__file__).parents[2] / "docs/method/official.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_both_bleus_of_the_showcase() -> None:
+    assert two_bleus.table() in PAGE
+
+
 def test_the_page_has_the_costs_that_its_command_prints() -> None:
-    page = (Path(__file__).parents[2] / "docs/method/official.md").read_text(encoding="utf-8")
-    assert paper_costs.table(load_config) in page
+    assert paper_costs.table(load_config) in PAGE
     for judge, model in paper_costs.JUDGES.items():
         config = load_config("train", [f"judge={judge}"])
         assert isinstance(config.judge, LLMJudgeConfig) and config.judge.endpoint.model == model

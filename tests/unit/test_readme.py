@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 from dataclasses import is_dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
@@ -12,6 +11,7 @@ import pytest
 from composing import load_config
 
 from collab.app.compose import options
+from collab.config.checks import check
 from collab.config.schema import Config
 from collab.datamodules.goals import load_goals
 from collab.util.paths import config_dir
@@ -62,15 +62,35 @@ def test_every_page_is_linked_from_the_readme():
 
 
 @pytest.mark.parametrize(("entry", "arguments"), COMMANDS, ids=[" ".join(found) for found in COMMANDS])
-def test_a_command_composes(entry, arguments):
+def test_a_command_composes(entry, arguments, tmp_path, monkeypatch):
     typed = shlex.split(arguments, comments=True)
     if "--config-dir" in typed:  # of a page whose files tests/integration/test_adding.py writes
         return
-    if "package://collabllm/" in arguments and find_spec("collabllm") is None:
-        pytest.skip("the official package is not installed")
+    if "package://" in arguments:
+        stand_in(tmp_path, monkeypatch)
     sweep = "-m" in typed
     overrides = [text.split(",")[0] if sweep else text for text in typed if text != "-m"]
-    load_config("train" if entry == "estimate" else entry, overrides)
+    config = load_config("train" if entry == "estimate" else entry, overrides)
+    if "package://" in arguments:
+        check(config)
+        assert [config.task.system_prompt, config.judge.extract_prompt, config.user.prompt] == list(PROMPTS.values())
+
+
+PROMPTS = {  # file of the official package -> our words
+    "system_prompt.txt": "Help and ask.",
+    "extract_multiturn_completion.txt": "Find the {extract_type} in {chat_history}.",
+    "user_simulator.txt": "You want {single_turn_prompt}, and this was said: {chat_history}",
+}
+
+
+def stand_in(folder, monkeypatch):
+    """A package of the official one's name, first on the path."""
+    prompts = folder / "collabllm" / "prompts"
+    prompts.mkdir(parents=True)
+    (folder / "collabllm" / "__init__.py").touch()
+    for name, text in PROMPTS.items():
+        (prompts / name).write_text(text)
+    monkeypatch.syspath_prepend(folder)
 
 
 def test_the_table_lists_every_option_of_every_group():

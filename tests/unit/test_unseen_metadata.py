@@ -23,7 +23,10 @@ SECRET = "zq7"
 AGENDAS: dict[str, dict[str, Any]] = {
     "text": {"title": "the walk", "form": "notice", "preferences": {"tone": "warm"}},
     **{
-        makes: {"agenda": {"makes": makes, "opening": "I need help.", "items": [{"kind": "time", "text": "At noon."}]}}
+        makes: {
+            "agenda": {"makes": makes, "opening": "I need help.", "items": [{"kind": "time", "text": "At noon."}]},
+            "preferences": {"tone": "warm"},
+        }
         for makes in ("answer", "program", "reply")
     },
 }
@@ -69,5 +72,5 @@ def test_a_secret_in_the_metadata_reaches_no_prompt(makes: str, who: str) -> Non
     ]
     assert not [prompt for prompt in prompts if SECRET in prompt]
     assert SECRET not in str([turn.user for turn in done.turns])
-    if makes == "text" and who == "llm":
+    if who == "llm":
         assert any("tone: warm" in prompt for prompt in prompts), "what the user may tell is in its prompt"
