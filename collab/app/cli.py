@@ -6,10 +6,10 @@ The cheapest checks come first. Each refuses with one message and no stack trace
    same. The folder must be writable.
 2. Rules across fields (`collab.config.checks.check`).
 3. The goals are read and checked.
-4. `dry_run` prints the estimate of hosted calls and ends here. Otherwise the hub is asked whether it takes what the run
-   makes (`push_to_hub`), the servers of hosted models are asked, the budget is compared with the estimate, and torch is
-   imported: device, precision, processes, metrics, the model's files and tokenizer, the length of the references
-   (`collab.app.preflight`).
+4. `dry_run` looks for a judge where a metric needs one, prints the estimate of hosted calls and ends here. Otherwise
+   the hub is asked whether it takes what the run makes (`push_to_hub`), the servers of hosted models are asked, the
+   budget is compared with the estimate, and torch is imported: device, precision, processes, metrics, the model's files
+   and tokenizer, the length of the references (`collab.app.preflight`).
 5. Hydra makes the folder of the run. A synthesis claims it.
 6. `train`, `evaluate` or `synthesize` of `collab.app` is called.
 
@@ -41,7 +41,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from collab.app.compose import compose, parse, quoted, typed
 from collab.app.help import help_text, program
-from collab.app.preflight import check_hosted, check_machine
+from collab.app.preflight import check_hosted, check_judge, check_machine
 from collab.app.resume import (
     CONFIG,
     check_new_folder,
@@ -259,6 +259,7 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
     if config.dry_run:
         from collab.app.estimate import check_budget, describe, estimate
 
+        check_judge(config)
         expected = estimate(config, splits, entry)
         print(describe(config, expected), flush=True)
         check_budget(config, expected)

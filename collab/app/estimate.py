@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _INSTRUCTION = 600  # approximate tokens of the instruction of a user or judge
 _USER_MESSAGE = 64  # approximate tokens of a user message; the limit of a reply also covers the user's thoughts
 _COPIES = "extractor"  # the role whose reply repeats a part of the conversation
+_EXPECTED = "expected, with replies as long as in the paper's Table 7, or as their limit"
 _VERDICT = 8  # tokens of an evaluator's reply
 # Tokens of one reply of the policy and of one of the user: means of Table 7 over w = 1, 2, 3.
 _REPLY = round((420 + 910 + 1220) / (1 + 2 + 3))
@@ -216,7 +217,7 @@ def describe(config: Config, expected: Estimate) -> str:
             f"  {call.role} ({call.model}): {call.calls:.0f} calls, {call.prompt_tokens:.0f} tokens of prompts, "
             f"{call.completion_tokens:.0f} tokens of replies, {cost}"
         )
-    for name, made in (("all", total), ("expected, with replies as long as in the paper's Table 7", expected.expected)):
+    for name, made in (("all", total), (_EXPECTED, expected.expected)):
         calls, tokens, usd = (sum(c.calls for c in made), sum(c.tokens for c in made), sum(c.usd(config) for c in made))
         lines.append(f"  {name}: {calls:.0f} calls, {tokens:.0f} tokens, {usd:.2f} $")
     return "\n".join(lines)

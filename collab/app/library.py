@@ -162,8 +162,14 @@ def _config(task: str, definitions: str, settings: Sequence[str], overrides: Seq
     return config
 
 
-def _speaker(group: str, who: str) -> list[str]:
+def _speaker(group: str, who: Any) -> list[str]:
     """The overrides that make `who` the user or the judge."""
+    if not isinstance(who, str | Path):
+        raise BadInput(
+            f"{group} is {who!r}; it must be an option of the group {group}, MODEL@URL, a folder or a hub id. Give "
+            "one of them."
+        )
+    who = str(who)
     if who in (known := options([config_dir()])[group]):
         return [f"{group}={who}"]
     if served := _SERVED.fullmatch(who):

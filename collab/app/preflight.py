@@ -252,10 +252,29 @@ def _check_classes(config: Config) -> None:
             ) from error
 
 
-def _check_metrics(config: Config, goals: GoalSplits) -> None:
+def check_judge(config: Config) -> None:
+    """Refuse metrics that a judge measures where there is none.
+
+    Raises:
+        BadInput: Names the first such metric and the way out.
+    """
     from collab.rewards.judge import JudgedMetric
+
+    official = bool(config.definitions.tasks)
+    for name, metric in config.task.metrics.items():
+        cls = load_target(metric.target, f"task.metrics.{name}.target")
+        judged = issubclass(cls, JudgedMetric) or getattr(cls, "whole_chat", False)
+        if judged and not isinstance(config.judge, LLMJudgeConfig):
+            raise BadInput(
+                f"task.metrics.{name} ({metric.target}) is measured by a judge, and judge={config.judge.name} is none. "
+                f"Set judge=llm or judge=local, or take {'definitions=collab' if official else 'another metric'}."
+            )
+
+
+def _check_metrics(config: Config, goals: GoalSplits) -> None:
     from collab.rewards.metrics import applies
 
+    check_judge(config)
     asked: set[str] = set()  # prompts of the judge
     for name, metric in config.task.metrics.items():
         try:
@@ -267,13 +286,7 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
                 f"task.metrics.{name}.options ({metric.options}) do not fit {metric.target}: {error_text(error)} "
                 f"Set task.metrics.{name}.options to what the class takes."
             ) from error
-        whole_chat = getattr(made, "whole_chat", False)
-        asked |= {"extract"} if whole_chat else {getattr(made, "what", "")}
-        if (isinstance(made, JudgedMetric) or whole_chat) and not isinstance(config.judge, LLMJudgeConfig):
-            raise BadInput(
-                f"task.metrics.{name} ({metric.target}) is measured by a judge, and judge={config.judge.name} is none. "
-                "Set judge=llm or judge=local, or take another metric."
-            )
+        asked |= {"extract"} if getattr(made, "whole_chat", False) else {getattr(made, "what", "")}
         for goal in (*goals.train, *goals.val, *goals.test):
             missing = sorted(set(getattr(made, "needs", ())) - goal.metadata.keys()) if applies(made, goal) else []
             if missing:

@@ -163,6 +163,8 @@ def test_a_server_plays_policy_user_and_judge(tmp_path: Path, monkeypatch: pytes
         ({"definitions": "mine"}, "there is no such definitions"),
         ({"user": "agneda"}, "user='agneda' is none of agenda"),
         ({"judge": "strict"}, "judge='strict' is none of"),
+        ({"user": None}, "user is None; it must be an option of the group user"),
+        ({"judge": None}, "judge is None; it must be an option of the group judge"),
         ({"policy": 3}, "policy is a int; it must be a path"),
         ({"policy": "openai"}, "OPENAI_API_KEY"),
         ({"policy": "nowhere/at/all"}, "model.path=nowhere/at/all is not there"),

@@ -21,6 +21,7 @@ from nltk.translate.bleu_score import sentence_bleu
 from scripted import Script, answering, spoken
 
 from collab.app import build
+from collab.app.cli import main
 from collab.app.preflight import check_machine
 from collab.chat.base import Sampling
 from collab.chat.endpoints import Endpoints
@@ -366,7 +367,19 @@ def test_a_prompt_that_nothing_asks_is_refused(name: str) -> None:
 
 
 def test_official_metrics_need_a_judge(bytewise: None) -> None:
-    assert "task.metrics.bleu (collab.rewards.official.ChatBleu) is measured by a judge" in refused(["judge=none"])
+    message = refused(["judge=none"])
+    assert "task.metrics.bleu (collab.rewards.official.ChatBleu) is measured by a judge" in message
+    assert "or take definitions=collab" in message
+
+
+def test_an_estimate_without_the_judge_that_a_run_needs_is_refused(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["experiment=doc_edit", "definitions=official", "judge=none", "dry_run=true", f"output_dir={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    with pytest.raises(SystemExit):
+        main("train")
+    assert "is measured by a judge, and judge=none is none" in capsys.readouterr().err
 
 
 def test_a_machine_without_the_table_is_told_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
