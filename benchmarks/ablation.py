@@ -48,15 +48,14 @@ from collab.reports.tables import Row, estimate_cell, markdown
 from collab.util.errors import BadInput
 from collab.util.files import write_json
 
+TEXT = ("bleu", "coverage", "copied", "repetition")  # what is measured of the text
 # A draft counts wherever it stands, so that a window of 0 has a text to score.
-DRAFTS = tuple(
-    f"task.metrics.{name}.options.finished_only=false" for name in ("bleu", "coverage", "copied", "repetition")
-)
+DRAFTS = tuple(f"task.metrics.{name}.options.finished_only=false" for name in TEXT)
 SEEDS = (1, 2, 3)
 WINDOWS = (0, 1, 2, 3)
 ONE_WINDOW = 1  # that of the runs with a part of the reward
 EXTRINSIC = ("task.metrics.token_penalty.weight=0", "task.metrics.interactivity.weight=0")
-INTRINSIC = tuple(f"task.metrics.{name}.weight=0" for name in ("bleu", "coverage", "copied", "repetition"))
+INTRINSIC = tuple(f"task.metrics.{name}.weight=0" for name in TEXT)
 BASELINE = "window 0"
 SETTINGS = (*(f"window {window}" for window in WINDOWS), "extrinsic", "intrinsic")
 COLUMNS = {
@@ -82,18 +81,19 @@ def steps(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     # train.py plays test goals itself; here that is left to the one evaluation.
     once = (*common, "task.num_test=1")
     training = ("train.py", "-m", "experiment=doc_edit", *DRAFTS, *once, "sampler.equal_turns=false")
-    start = f"model.path={folder / 'sft' / 'policy'}"
+    sft = folder / "sft"
+    start = f"model.path={sft / 'policy'}"
 
     def sweep(name: str, key: str, values: tuple[int, ...], *tied: str) -> Step:
         folders = (f"hydra.sweep.dir={folder / name}", f"hydra.sweep.subdir=${{{key}}}")
         return Step(name, merged((*training, *overrides, *tied, start, *folders)), ("sft",), sweep=(key, values))
 
-    first = ("train.py", "experiment=doc_edit_sft", *once, *overrides, "seed=1", f"output_dir={folder / 'sft'}")
+    first = ("train.py", "experiment=doc_edit_sft", *once, *overrides, "seed=1", f"output_dir={sft}")
     found = [sweep(f"windows-seed{seed}", "sampler.window", WINDOWS, f"seed={seed}") for seed in SEEDS]
     for name, weights in (("extrinsic", EXTRINSIC), ("intrinsic", INTRINSIC)):
         found.append(sweep(name, "seed", SEEDS, f"sampler.window={ONE_WINDOW}", *weights))
     trained = (f"{row(name, seed)}:{policy(folder, name, seed)}" for name in SETTINGS for seed in SEEDS)
-    rows = ",".join(("base", f"sft:{folder / 'sft' / 'policy'}", *trained))
+    rows = ",".join(("base", f"sft:{sft / 'policy'}", *trained))
     evaluation = ("evaluate.py", "experiment=doc_edit", *common, *overrides)
     tied = ("seed=1", f"policies=[{rows}]", f"output_dir={folder / 'evaluation'}")
     needs = tuple(step.name for step in found)

@@ -55,7 +55,7 @@ FILES = ("showcase.md", "showcase.json", "showcase.png")
 # What a model that can speak needs other than SmolLM2-135M. Chosen on validation goals (docs/recipe-log.md).
 SETTING = ("sampler.temperature=0.5",)
 SFT = ("trainer.max_steps=52",)  # one pass
-GRPO = ("trainer.max_steps=3",)  # with SFT counted whole, half an hour a seed
+GRPO = ("trainer.max_steps=3",)  # with SFT counted whole, a seed took 32 to 34 minutes
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

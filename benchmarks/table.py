@@ -4,10 +4,10 @@
     python benchmarks/table.py --write       # run them, then write docs/results/table.md and docs/results/table.json
 
 SFT learns from the shipped conversations. The other algorithms start from its policy: it makes conversations from
-training goals by MR (`collab synthesize`), from which offline DPO learns; PPO and GRPO, which the paper does not have,
-play their own. Online DPO starts from the offline DPO policy, as in the paper. One evaluation then plays the same test
-goals with the base, the proactive base and the five policies, under the same user randomness. The same call goes on
-where it was stopped. Fields of the experiment follow as in train.py, and hold for every command:
+training goals by MR (`collab synthesize`), from which offline DPO learns; PPO and GRPO play their own. GRPO is not in
+the paper. Online DPO starts from the offline DPO policy, as in the paper. One evaluation then plays the same test goals
+with the base, the proactive base and the five policies, under the same user randomness. The same call goes on where it
+was stopped. Fields of the experiment follow as in train.py, and hold for every command:
 `trainer.max_steps=2 task.num_test=4`.
 """
 
@@ -181,8 +181,9 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
             verdicts(results),
             "## How it was made",
             "",
-            "Steps that do not wait for each other run beside each other. Hyperparameters were chosen on validation",
-            "goals; the rows that `train.py` itself prints in these runs are of one test goal and mean nothing.",
+            "Steps that do not wait for each other run beside each other. The settings of SFT and GRPO were chosen on",
+            "validation goals, those of the others were not tuned. The rows that `train.py` prints in these runs are of",
+            "one test goal and mean nothing.",
             "",
             account(records, place),
         ]

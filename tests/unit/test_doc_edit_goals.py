@@ -129,5 +129,10 @@ def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
         state = read(goals[group.context.goal.prompt], group.context.assistant_texts)
         assert state.num_questions >= 6 and len(state.given) >= 3
         assert group.candidates[0].mr >= 0.35  # SFT leaves none out (algorithm.minimum_value)
+        goal, text = goals[group.context.goal.prompt], group.candidates[0].reply.text
+        heard = [turn.user for turn in group.context.turns] + [group.context.pending or ""]
+        told = [note for note in goal.notes if note.lower() in " ".join(heard).lower()]
+        assert round(coverage(goal, text) * len(goal.notes)) >= len(told), (goal.id, text)
+        assert copied(text, told) == 0.0, (goal.id, text)  # never six words of a fact in a row
     said = [coverage(goals[group.context.goal.prompt], group.candidates[0].reply.text) for group in last]
-    assert sum(said) / len(said) > 0.6
+    assert fmean(said) > 0.6
