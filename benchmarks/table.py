@@ -182,7 +182,7 @@ def page(results: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], p
             "## How it was made",
             "",
             "Steps that do not wait for each other run beside each other. The settings of SFT and GRPO were chosen on",
-            "validation goals, those of the others were not tuned. The rows that `train.py` prints in these runs are of",
+            "validation goals, those of the others were not tuned. The rows that `train.py` prints there are of",
             "one test goal and mean nothing.",
             "",
             account(records, place),
