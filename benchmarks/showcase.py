@@ -33,6 +33,7 @@ from benchmarks.steps import (
 )
 from benchmarks.table import check_overrides, merged, parser
 from collab.reports.merge import read_results
+from collab.reports.results import summarise
 from collab.reports.tables import Row, estimate_cell, markdown, num_goals_of
 from collab.util.errors import BadInput
 from collab.util.files import write_json
@@ -173,6 +174,16 @@ def verdicts(results: Mapping[str, Any], seeds: Sequence[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def over_sft(transcripts: Path, seeds: Sequence[int]) -> str:
+    """What GRPO adds to R* of the SFT policy with each seed, paired by goal."""
+    scores: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for row in map(json.loads, transcripts.read_text(encoding="utf-8").splitlines()):
+        scores.setdefault(row["policy"], {"reward": {}})["reward"].setdefault(row["goal"], []).append(row["reward"])
+    gains = summarise(scores, baseline="sft", seed=seeds[0], aggregates={})["difference"]
+    cells = (estimate_cell(gains[f"grpo-{seed}"]["reward"], "reward", 0, signed=True) for seed in seeds)
+    return "R\\* of GRPO over SFT, paired by goal: " + ", ".join(" ".join(cell) for cell in cells) + ".\n"
+
+
 def conversations(transcripts: Path, trained: str, count: int = SHOWN) -> str:
     """The first conversations of the base and of the row `trained` side by side, in Markdown."""
     rows = [json.loads(line) for line in transcripts.read_text(encoding="utf-8").splitlines()]
@@ -234,6 +245,7 @@ def page(
     """docs/results/showcase.md."""
     goals = num_goals_of(results["policies"])
     minutes = ", ".join(in_words(step_seconds(records[f"grpo-{seed}"])) for seed in seeds)
+    transcripts = ROOT / folder / "evaluation" / "transcripts.jsonl"
     return "\n".join(
         [
             f"# Showcase: `{model}` on doc_edit",
@@ -243,6 +255,7 @@ def page(
             f"this page and `showcase.json`. SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
             "",
             table(results),
+            over_sft(transcripts, seeds),
             "## What was wanted",
             "",
             verdicts(results, seeds),
@@ -252,7 +265,7 @@ def page(
             "",
             f"## The first {SHOWN} conversations, base beside trained (seed {seeds[0]})",
             "",
-            conversations(ROOT / folder / "evaluation" / "transcripts.jsonl", f"grpo-{seeds[0]}"),
+            conversations(transcripts, f"grpo-{seeds[0]}"),
             "## How it was made",
             "",
             account(records, machine()),

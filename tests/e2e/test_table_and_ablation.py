@@ -233,6 +233,8 @@ def test_the_showcase_goes_from_sft_through_grpo_to_the_page(
     played = json.loads((tmp_path / "out/evaluation/results.json").read_text())
     assert list(played["policies"]) == ["base", "proactive", "sft", "grpo-2"]
     assert showcase.verdicts(played, [2]) in page and "| grpo, seed 2 − base |" in page
+    gain = played["policies"]["grpo-2"]["reward"]["mean"] - played["policies"]["sft"]["reward"]["mean"]
+    assert f"R\\* of GRPO over SFT, paired by goal: {gain:+.3f} [" in page
     assert (tmp_path / "out/showcase.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert showcase.table(played) in page and showcase.table(played) in said and showcase.verdicts(played, [2]) in said
