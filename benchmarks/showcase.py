@@ -55,8 +55,8 @@ SHOWN = 3  # conversations on the page
 FILES = ("showcase.md", "showcase.json", "showcase.png")
 # What a model that can speak needs other than SmolLM2-135M. Chosen on validation goals (docs/recipe-log.md).
 SETTING = ("sampler.temperature=0.5",)
-SFT = ("trainer.max_steps=52",)  # one pass
-GRPO = ("trainer.max_steps=3",)  # with SFT counted whole, a seed took 32 to 34 minutes
+SFT = ("trainer.max_steps=208",)  # two passes
+GRPO = ("trainer.max_steps=12",)
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -73,8 +73,8 @@ def steps(folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[st
     """
     preset = (ROOT / "conf" / "model" / f"{model}.yaml").is_file()
     shared = (f"model={model}" if preset else f"model.path={model}", *SETTING, "callbacks=quiet")
-    shared = (*shared, "logger.wandb=disabled", "evaluation.num_conversations=1")
-    training = (*shared, "task.num_test=1")  # the evaluation plays the test goals
+    shared = (*shared, "logger.wandb=disabled")
+    training = (*shared, "evaluation.num_conversations=1", "task.num_test=1")  # the evaluation plays the test goals
 
     def step(name: str, command: Sequence[str], *tied: str, needs: tuple[str, ...] = ()) -> Step:
         return Step(name, merged((*command, *overrides, *tied, f"output_dir={folder / name}")), needs)
@@ -94,7 +94,7 @@ def steps(folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[st
         ),
         step(
             "evaluation",
-            ("evaluate.py", "experiment=doc_edit", *shared, f"seed={seeds[0]}"),
+            ("evaluate.py", "experiment=doc_edit", *shared, "evaluation.num_conversations=2", f"seed={seeds[0]}"),
             f"policies=[{rows}]",
             needs=("sft", *grpo),
         ),
@@ -187,7 +187,7 @@ def over_sft(transcripts: Path, seeds: Sequence[int]) -> str:
 def conversations(transcripts: Path, trained: str, count: int = SHOWN) -> str:
     """The first conversations of the base and of the row `trained` side by side, in Markdown."""
     rows = [json.loads(line) for line in transcripts.read_text(encoding="utf-8").splitlines()]
-    played = {(row["policy"], row["goal"]): row for row in rows}
+    played = {(row["policy"], row["goal"]): row for row in reversed(rows)}  # the first of each pair
     goals = list(dict.fromkeys(row["goal"] for row in rows))[:count]
     parts = []
     for goal in goals:
@@ -251,7 +251,7 @@ def page(
             f"# Showcase: `{model}` on doc_edit",
             "",
             "SFT on the shipped conversations, then GRPO on MR with the rule-based user, from the SFT policy with each",
-            f"seed. All are played once on {goals} test goals. `make showcase MODEL={model}` runs it all and writes",
+            f"seed. All are played twice on {goals} test goals. `make showcase MODEL={model}` runs it all and writes",
             f"this page and `showcase.json`. SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
             "",
             table(results),
