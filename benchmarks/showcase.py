@@ -52,7 +52,8 @@ COLUMNS = {
     "assistant_tokens": "tokens",
 }
 SHOWN = 3  # conversations on the page
-FILES = ("showcase.md", "showcase.json", "showcase.png")
+WHOLE = 10  # conversations of each trained policy on the page of conversations
+FILES = ("showcase.md", "showcase.json", "showcase.png", "conversations.md")
 # What a model that can speak needs other than SmolLM2-135M. Chosen on validation goals (docs/recipe-log.md).
 SETTING = ("sampler.temperature=0.5",)
 SFT = ("trainer.max_steps=208",)  # two passes
@@ -201,6 +202,24 @@ def conversations(transcripts: Path, trained: str, count: int = SHOWN) -> str:
     return "\n".join(parts)
 
 
+def all_said(transcripts: Path, seeds: Sequence[int], count: int = WHOLE) -> str:
+    """docs/results/conversations.md: the first conversations of each trained policy, nothing left out."""
+    rows = [json.loads(line) for line in transcripts.read_text(encoding="utf-8").splitlines()]
+    goals = list(dict.fromkeys(row["goal"] for row in rows))[:count]
+    parts = [
+        f"# The first {len(goals)} conversations of each trained policy\n",
+        "Those of the [showcase](showcase.md), nothing left out. Line breaks are shown as spaces.\n",
+    ]
+    for name in ("sft", *(f"grpo-{seed}" for seed in seeds)):
+        played = {row["goal"]: row for row in reversed(rows) if row["policy"] == name}  # the first of each goal
+        parts.append(f"## {name.replace('-', ', seed ')}\n")
+        for goal in goals:
+            said = (m for m in played[goal]["messages"] if m["role"] != "system")
+            told = "  \n".join(f"**{m['role'].title()}:** {_cell(' '.join(m['content'].split()))}" for m in said)
+            parts.append(f"### {goal}, R\\* {played[goal]['reward']:.2f}\n\n{told}\n")
+    return "\n".join(parts)
+
+
 def _cell(text: str) -> str:
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
     return escaped.replace("\n", "<br>")
@@ -304,6 +323,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(ROOT / folder / "showcase.json", estimates(results, seeds))
     draw(folder, seeds, ROOT / folder / "showcase.png")
     (ROOT / folder / "showcase.md").write_text(page(model, folder, seeds, results, records), encoding="utf-8")
+    (ROOT / folder / "conversations.md").write_text(
+        all_said(ROOT / folder / "evaluation" / "transcripts.jsonl", seeds), encoding="utf-8"
+    )
     print(f"\n{table(results)}\n{verdicts(results, seeds)}\n{folder / 'showcase.md'}")
     if args.write:
         publish(folder, FILES)

@@ -236,6 +236,8 @@ def test_the_showcase_goes_from_sft_through_grpo_to_the_page(
     gain = played["policies"]["grpo-2"]["reward"]["mean"] - played["policies"]["sft"]["reward"]["mean"]
     assert f"R\\* of GRPO over SFT, paired by goal: {gain:+.3f} [" in page
     assert (tmp_path / "out/showcase.png").read_bytes().startswith(b"\x89PNG")
+    whole = (tmp_path / "out/conversations.md").read_text()
+    assert whole.count("## sft\n") == whole.count("## grpo, seed 2\n") == 1 and whole.count("### ") == 2 * 2
     said = capsys.readouterr().out
     assert showcase.table(played) in page and showcase.table(played) in said and showcase.verdicts(played, [2]) in said
 
