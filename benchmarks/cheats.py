@@ -4,7 +4,7 @@
     python benchmarks/cheats.py --scripts    # the scripts alone, in seconds
 
 Prints R* and its parts for each. Exit status 1 where the honest script has less than twice the R* of the best trick, or
-one of `CHEATS` more than the base. A trick that a training run finds joins `CHEATS`.
+one of `CHEATS` more than the base (or than `NOISE`, which is next to nothing). A trick that a training run finds joins `CHEATS`.
 """
 
 from __future__ import annotations
@@ -221,6 +221,7 @@ def _flattery(heard: Heard) -> str:
     return f"What a wonderful idea! You are a great writer, and {heard.topic} is such a lovely subject. Well done!"
 
 
+NOISE = 0.05  # R* of an untrained model is between -0.05 and 0.05, by the numbers that its machine computes with
 CHEATS: dict[str, Script] = {
     "what does it mean": _definition,
     "one constant question": _constant,
@@ -295,7 +296,8 @@ def verdict(table: Table) -> list[str]:
     if table["honest"]["R*"] < 2 * max(table[best]["R*"], 0):
         wrong.append(f"honest has less than twice the R* of '{best}'")
     if "base" in table:
-        wrong += [f"'{name}' has more than the base" for name in CHEATS if table[name]["R*"] > table["base"]["R*"]]
+        most = max(table["base"]["R*"], NOISE)
+        wrong += [f"'{name}' has more than the base" for name in CHEATS if table[name]["R*"] > most]
     return wrong
 
 
