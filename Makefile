@@ -19,12 +19,12 @@ help: ## list the targets
 install: $(STAMP) ## create .venv with the tested versions; does nothing when it is up to date
 
 # Each stage ends with one test conversation; the table at the end plays all test goals.
-quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stages, show the table of base against trained
+quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stages, show the table of base against trained (ARGS='seed=2')
 	run=outputs/quickstart/$$(date +%Y-%m-%d_%H-%M-%S) && short="task.num_test=1 evaluation.num_conversations=1" && \
-	$(BIN)/python train.py experiment=doc_edit_sft output_dir=$$run/sft $$short && \
-	$(BIN)/python train.py experiment=doc_edit model.path=$$run/sft/policy output_dir=$$run/mr $$short && \
+	$(BIN)/python train.py experiment=doc_edit_sft output_dir=$$run/sft $$short $(ARGS) && \
+	$(BIN)/python train.py experiment=doc_edit model.path=$$run/sft/policy output_dir=$$run/mr $$short $(ARGS) && \
 	$(BIN)/python evaluate.py experiment=doc_edit "policies=[base,proactive,sft:$$run/sft/policy,mr:$$run/mr/policy]" \
-	  output_dir=$$run/table evaluation.num_conversations=1
+	  output_dir=$$run/table evaluation.num_conversations=1 $(ARGS)
 
 test: $(STAMP) ## install, run the tests in two processes: 9 minutes (ARGS='...' is passed to pytest)
 	$(PYTEST) $(ARGS)

@@ -4,7 +4,7 @@
     python benchmarks/cheats.py --scripts    # the scripts alone, in seconds
 
 Prints R* and its parts for each. Exit status 1 where the honest script has less than twice the R* of the best trick, or
-one of `CHEATS` more than the base (or than `NOISE`, which is next to nothing). A trick that a training run finds joins `CHEATS`.
+one of `CHEATS` more than the base, or than `NOISE`. A trick that a training run finds joins `CHEATS`.
 """
 
 from __future__ import annotations
