@@ -57,7 +57,7 @@ FILES = ("showcase.md", "showcase.json", "showcase.png", "conversations.md")
 # What a model that can speak needs other than SmolLM2-135M. Chosen on validation goals (docs/recipe-log.md).
 SETTING = ("sampler.temperature=0.5",)
 SFT = ("trainer.max_steps=208",)  # two passes
-GRPO = ("trainer.max_steps=12",)
+GRPO = ("trainer.max_steps=12", "algorithm.target_kl=0.005")  # more than SmolLM2-135M bears
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
