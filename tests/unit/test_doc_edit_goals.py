@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -119,20 +120,27 @@ def test_scripts_read_topic_and_form_off_every_opening() -> None:
 
 
 def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
-    """Four for each training goal: three messages of two questions, then a text that says what it was told."""
+    """Four for each training goal: three messages of two questions, then a text that says what it was told.
+
+    Others have questions in vain. Of these only the text is there to be learned.
+    """
     goals = {goal.prompt: goal for goal in SPLITS.train}
     groups = load_groups(load_config("train", ["experiment=doc_edit_sft"]).algorithm.data, "")
     assert {group.context.goal.prompt for group in groups} <= goals.keys()
     last = [group for group in groups if group.context.turn == 4]
-    assert len(last) == len(groups) / 4 == 4 * 104
+    asked = Counter(group.context.turn for group in groups)
+    assert asked[1] == asked[2] == asked[3] == 4 * 104 and len(last) == 4 * 104 + 335
     for group in last:
         state = read(goals[group.context.goal.prompt], group.context.assistant_texts)
-        assert state.num_questions >= 6 and len(state.given) >= 3
+        assert state.num_questions >= 4 and state.given
         assert group.candidates[0].mr >= 0.35  # SFT leaves none out (algorithm.minimum_value)
         goal, text = goals[group.context.goal.prompt], group.candidates[0].reply.text
         heard = [turn.user for turn in group.context.turns] + [group.context.pending or ""]
         told = [note for note in goal.notes if note.lower() in " ".join(heard).lower()]
         assert round(coverage(goal, text) * len(goal.notes)) >= len(told), (goal.id, text)
-        assert copied(text, told) <= 0.06, (goal.id, text)  # hardly ever six words of a fact in a row
+        assert not any(passing in text for passing in ("been there", "Ask me", "up to you", "have no wish")), text
+        assert copied(text, told) <= 0.13, (goal.id, text)  # hardly ever six words of a fact in a row
     said = [coverage(goals[group.context.goal.prompt], group.candidates[0].reply.text) for group in last]
     assert fmean(said) > 0.6
+    heard = [turn.user for group in last for turn in group.context.turns]
+    assert sum("ask" in said.lower() or "have that already" in said for said in heard) > 50  # to questions in vain
