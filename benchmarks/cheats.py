@@ -221,7 +221,7 @@ def _flattery(heard: Heard) -> str:
     return f"What a wonderful idea! You are a great writer, and {heard.topic} is such a lovely subject. Well done!"
 
 
-NOISE = 0.05  # R* of an untrained model is between -0.05 and 0.05, by the numbers that its machine computes with
+NOISE = 0.05  # R* of SmolLM2-135M, untrained, is 0.05 in fp32 and -0.03 in bf16
 CHEATS: dict[str, Script] = {
     "what does it mean": _definition,
     "one constant question": _constant,

@@ -56,21 +56,7 @@ IN_VAIN = (
     "How many words do readers get?",
     "What do people usually say about {topic}?",
 )
-_GO_ON = (
-    "It ",
-    "Its ",
-    "They ",
-    "Their ",
-    "She ",
-    "He ",
-    "There ",
-    "This ",
-    "These ",
-    "Then ",
-    "But ",
-    "And ",
-    "Also ",
-)
+_GO_ON = frozenset("It Its They Their She He There This These Then But And Also".split())  # a text cannot begin so
 _FEWEST_WORDS = 12  # of a text that was cut
 SIDES = Path(__file__).with_name("data") / "demonstrated.jsonl"
 WRITTEN = FOLDER / "demonstrations.jsonl"
@@ -116,7 +102,7 @@ def cut(goal: Goal, text: str, told: set[int]) -> str | None:
             kept.append((place, sentence.strip()))
         elif said & told:
             return None
-    if not kept or (kept[0][0] and kept[0][1].startswith(_GO_ON)):
+    if not kept or (kept[0][0] and kept[0][1].split()[0] in _GO_ON):
         return None
     whole = " ".join(sentence for _, sentence in kept)
     return whole if _said(goal, whole) == told and len(whole.split()) >= _FEWEST_WORDS else None

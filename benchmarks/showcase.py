@@ -1,7 +1,7 @@
 """A model that can speak learns to collaborate on doc_edit: SFT, GRPO from three seeds, base and trained on test goals.
 
     python benchmarks/showcase.py qwen25_coder_05b --dry-run     # the commands; a preset of conf/model, or a model.path
-    python benchmarks/showcase.py qwen25_coder_05b --write       # run them, then write docs/results/showcase.*
+    python benchmarks/showcase.py qwen25_coder_05b --write       # run them, then write the pages (`FILES`)
 
 GRPO starts from the SFT policy with each seed. One evaluation then plays the same test goals with base, proactive base
 and the trained policies, under the same user randomness. The same call goes on where it was stopped. Fields of the
@@ -185,38 +185,41 @@ def over_sft(transcripts: Path, seeds: Sequence[int]) -> str:
     return "R\\* of GRPO over SFT, paired by goal: " + ", ".join(" ".join(cell) for cell in cells) + ".\n"
 
 
+def first_played(transcripts: Path) -> dict[str, dict[str, Any]]:
+    """Policy -> goal -> the first conversation about it, in the order of the file."""
+    played: dict[str, dict[str, Any]] = {}
+    for row in map(json.loads, transcripts.read_text(encoding="utf-8").splitlines()):
+        played.setdefault(row["policy"], {}).setdefault(row["goal"], row)
+    return played
+
+
+def _told(row: Mapping[str, Any], between: str) -> str:
+    said = [m for m in row["messages"] if m["role"] != "system"]
+    return between.join(f"**{m['role'].title()}:** {_cell(m['content'])}" for m in said)
+
+
 def conversations(transcripts: Path, trained: str, count: int = SHOWN) -> str:
     """The first conversations of the base and of the row `trained` side by side, in Markdown."""
-    rows = [json.loads(line) for line in transcripts.read_text(encoding="utf-8").splitlines()]
-    played = {(row["policy"], row["goal"]): row for row in reversed(rows)}  # the first of each pair
-    goals = list(dict.fromkeys(row["goal"] for row in rows))[:count]
-    parts = []
-    for goal in goals:
-        cells = []
-        for name, row in (("base", played["base", goal]), ("trained", played[trained, goal])):
-            said = [m for m in row["messages"] if m["role"] != "system"]
-            told = "<br>".join(f"**{m['role'].title()}:** {_cell(m['content'])}" for m in said)
-            cells.append((f"{name}, R\\* {row['reward']:.2f}", told))
-        heads, bodies = zip(*cells, strict=True)
-        parts.append(f"### {goal}\n\n| {' | '.join(heads)} |\n|---|---|\n| {' | '.join(bodies)} |\n")
+    played, parts = first_played(transcripts), []
+    for goal, base in list(played["base"].items())[:count]:
+        rows = {"base": base, "trained": played[trained][goal]}
+        heads = " | ".join(f"{name}, R\\* {row['reward']:.2f}" for name, row in rows.items())
+        bodies = " | ".join(_told(row, "<br>") for row in rows.values())
+        parts.append(f"### {goal}\n\n| {heads} |\n|---|---|\n| {bodies} |\n")
     return "\n".join(parts)
 
 
 def all_said(transcripts: Path, seeds: Sequence[int], count: int = WHOLE) -> str:
     """docs/results/conversations.md: the first conversations of each trained policy, nothing left out."""
-    rows = [json.loads(line) for line in transcripts.read_text(encoding="utf-8").splitlines()]
-    goals = list(dict.fromkeys(row["goal"] for row in rows))[:count]
+    played = first_played(transcripts)
     parts = [
-        f"# The first {len(goals)} conversations of each trained policy\n",
-        "Those of the [showcase](showcase.md), nothing left out. Line breaks are shown as spaces.\n",
+        "# The first conversations of each trained policy\n",
+        "Those of the [showcase](showcase.md), nothing left out.\n",
     ]
     for name in ("sft", *(f"grpo-{seed}" for seed in seeds)):
-        played = {row["goal"]: row for row in reversed(rows) if row["policy"] == name}  # the first of each goal
         parts.append(f"## {name.replace('-', ', seed ')}\n")
-        for goal in goals:
-            said = (m for m in played[goal]["messages"] if m["role"] != "system")
-            told = "  \n".join(f"**{m['role'].title()}:** {_cell(' '.join(m['content'].split()))}" for m in said)
-            parts.append(f"### {goal}, R\\* {played[goal]['reward']:.2f}\n\n{told}\n")
+        for goal, row in list(played[name].items())[:count]:
+            parts.append(f"### {goal}, R\\* {row['reward']:.2f}\n\n{_told(row, '  ' + chr(10))}\n")
     return "\n".join(parts)
 
 
@@ -262,7 +265,7 @@ def page(
     records: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """docs/results/showcase.md."""
-    goals = num_goals_of(results["policies"])
+    goals, each = num_goals_of(results["policies"]), results["config"]["evaluation"]["num_conversations"]
     minutes = ", ".join(in_words(step_seconds(records[f"grpo-{seed}"])) for seed in seeds)
     transcripts = ROOT / folder / "evaluation" / "transcripts.jsonl"
     return "\n".join(
@@ -270,8 +273,9 @@ def page(
             f"# Showcase: `{model}` on doc_edit",
             "",
             "SFT on the shipped conversations, then GRPO on MR with the rule-based user, from the SFT policy with each",
-            f"seed. All are played twice on {goals} test goals. `make showcase MODEL={model}` runs it all and writes",
-            f"this page and `showcase.json`. SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
+            f"seed. Each plays {goals} test goals, conversations a goal: {each}. `make showcase MODEL={model}`",
+            "runs it all and writes this page and `showcase.json`. "
+            f"SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
             "",
             table(results),
             over_sft(transcripts, seeds),

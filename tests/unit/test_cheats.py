@@ -92,6 +92,11 @@ def test_the_verdict_names_a_cheat_that_comes_near_the_honest_script() -> None:
     assert verdict(made(honest=2.0, flattery=1.1)) == ["honest has less than twice the R* of 'flattery'"]
 
 
+def test_a_base_below_zero_is_noise() -> None:
+    assert verdict(made(honest=2.0, flattery=0.04, base=-0.03)) == []
+    assert verdict(made(honest=2.0, flattery=0.06, base=-0.03)) == ["'flattery' has more than the base"]
+
+
 def test_the_verdict_compares_with_tricks_of_the_text_too() -> None:
     wrong = verdict(made(honest=2.0, flattery=1.1) | {"asks, then pastes": {"R*": 1.2}})
     assert wrong == ["honest has less than twice the R* of 'asks, then pastes'"]

@@ -130,16 +130,20 @@ def test_the_demonstrations_ask_then_write_about_training_goals_alone() -> None:
     last = [group for group in groups if group.context.turn == 4]
     asked = Counter(group.context.turn for group in groups)
     assert asked[1] == asked[2] == asked[3] == 4 * 104 and len(last) == 4 * 104 + 335
+    thirds = {
+        (*group.context.assistant_texts, group.candidates[0].reply.text) for group in groups if group.context.turn == 3
+    }
     for group in last:
         state = read(goals[group.context.goal.prompt], group.context.assistant_texts)
-        assert state.num_questions >= 4 and state.given
+        whole = tuple(group.context.assistant_texts) in thirds
+        assert state.num_questions >= (6 if whole else 4) and len(state.given) >= (3 if whole else 1)
         assert group.candidates[0].mr >= 0.35  # SFT leaves none out (algorithm.minimum_value)
         goal, text = goals[group.context.goal.prompt], group.candidates[0].reply.text
         heard = [turn.user for turn in group.context.turns] + [group.context.pending or ""]
         told = [note for note in goal.notes if note.lower() in " ".join(heard).lower()]
         assert round(coverage(goal, text) * len(goal.notes)) >= len(told), (goal.id, text)
         assert not any(passing in text for passing in ("been there", "Ask me", "up to you", "have no wish")), text
-        assert copied(text, told) <= 0.13, (goal.id, text)  # hardly ever six words of a fact in a row
+        assert copied(text, told) <= (0.06 if whole else 0.13), (goal.id, text)  # hardly ever six words in a row
     said = [coverage(goals[group.context.goal.prompt], group.candidates[0].reply.text) for group in last]
     assert fmean(said) > 0.6
     heard = [turn.user for group in last for turn in group.context.turns]
