@@ -2,14 +2,16 @@
 
     python benchmarks/demonstrations.py     # writes collab/datamodules/data/doc_edit/demonstrations.jsonl
 
-`data/demonstrated.jsonl` has the assistant's side of each conversation: three messages of two questions, then the text.
-Language models wrote it. Those who asked knew form and topic, and what the user had said so far. The text says all that
-the user told and nothing else, near the user's own words, so that a small model can learn to do it. Here the rule-based
-user answers. SFT learns from the file (`algorithm.data`). It has training goals only.
+Language models wrote the assistant's side, and the rule-based user answers here. SFT learns from the file
+(`algorithm.data`). There are three kinds, all of three messages of two questions and then a text. The text says all
+that the user told and nothing else, near the user's own words, so that a small model can learn to do it.
 
-All these questions are good ones, and a policy's are not. From such conversations alone it would never learn that what
-the user says to other questions ("We have been there.") does not belong in the text. So each is played again with
-questions in vain, and the text is cut to what the user told. Of those only the text is learned.
+1. `data/demonstrated.jsonl`: whole conversations about training goals. Who asked knew form and topic, and what the
+   user had said so far.
+2. `data/topics.jsonl`: further topics, with a question and a sentence for each fact. Questions are drawn, and the text
+   is put together from the sentences for what the user told. A message that the user does not take is not learned.
+3. The same topics with questions in vain. A policy's questions are not all good ones, and what the user says to the
+   others ("We have been there.") does not belong in the text. Here only the text is learned.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import asyncio
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +34,8 @@ from benchmarks.goals import FOLDER
 from collab.conversation import Candidate, Conversation, Goal, Score
 from collab.datamodules.conversations import as_row
 from collab.datamodules.goals import load_goals
-from collab.parsing.agenda_items import topic_of
-from collab.parsing.agenda_state import covers
-from collab.parsing.english import questions, sentences
+from collab.parsing.agenda_state import read
+from collab.parsing.english import questions
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, play
@@ -56,9 +58,8 @@ IN_VAIN = (
     "How many words do readers get?",
     "What do people usually say about {topic}?",
 )
-_GO_ON = frozenset("It Its They Their She He There This These Then But And Also".split())  # a text cannot begin so
-_FEWEST_WORDS = 12  # of a text that was cut
 SIDES = Path(__file__).with_name("data") / "demonstrated.jsonl"
+TOPICS = Path(__file__).with_name("data") / "topics.jsonl"
 WRITTEN = FOLDER / "demonstrations.jsonl"
 
 
@@ -81,53 +82,81 @@ async def demonstrate(
     return played, await reward(played)
 
 
-def in_vain(goal: Goal, messages: Sequence[str], draws: np.random.Generator) -> list[str]:
-    """`messages`, with questions that bring little or nothing in place of the second, of the third or of both."""
-    asked = list(messages)
+def read_topics() -> dict[str, dict[str, Any]]:
+    """Id -> a topic: what its user knows and wants, and what an assistant asks and writes about it."""
+    rows = map(json.loads, TOPICS.read_text(encoding="utf-8").splitlines())
+    return {row["id"]: row for row in rows}
+
+
+def goal_of(topic: Mapping[str, Any]) -> Goal:
+    """The goal of a topic. Its reference says all facts."""
+    form, title, tone, audience, length = (topic[key] for key in ("form", "title", "tone", "audience", "length"))
+    notes, cues, sentences = ([fact[key] for fact in topic["facts"]] for key in ("note", "cues", "sentence"))
+    return Goal(
+        topic["id"],
+        f"Please write: {form} about {title}, {tone}, for {audience}, {length}. What I know: {'; '.join(notes)}.",
+        " ".join([topic["lead_to"], *sentences]),
+        {
+            "title": title,
+            "form": form,
+            "preferences": {"tone": tone, "audience": audience, "length": length},
+            "notes": notes,
+            "cues": cues,
+        },
+    )
+
+
+def asked_about(topic: Mapping[str, Any], draws: np.random.Generator) -> list[str]:
+    """Three messages of two questions: what to say and for whom, two facts, tone and length."""
+    later = [fact["question"] for fact in topic["facts"][1:]]  # the user gives the first fact to the open question
+    first, second = (later[i] for i in draws.permutation(len(later))[:2])
+    return [topic["opening"], f"{first} {second}", topic["closing"]]
+
+
+def in_vain(topic: Mapping[str, Any], asked: Sequence[str], draws: np.random.Generator) -> list[str]:
+    """`asked`, with questions that bring little or nothing in place of the second message, of the third or of both."""
+    asked = list(asked)
     for number in ((1,), (2,), (1, 2))[draws.integers(3)]:
-        first, second = (IN_VAIN[i].format(topic=topic_of(goal)) for i in draws.permutation(len(IN_VAIN))[:2])
-        begin = (first, questions(messages[0])[0], questions(messages[number])[0])[draws.integers(3)]
+        first, second = (IN_VAIN[i].format(topic=topic["title"]) for i in draws.permutation(len(IN_VAIN))[:2])
+        begin = (first, questions(asked[0])[0], questions(asked[number])[0])[draws.integers(3)]
         asked[number] = f"{begin} {second}"
     return asked
 
 
-def cut(goal: Goal, text: str, told: set[int]) -> str | None:
-    """What `text` says of the notes `told`, in its own sentences; None if they cannot be told apart."""
-    kept = []
-    for place, sentence in enumerate(parts := sentences(text)):
-        said = _said(goal, sentence)
-        if said <= told:
-            if not said and 0 < place < len(parts) - 1:  # the other half of a note?
-                return None
-            kept.append((place, sentence.strip()))
-        elif said & told:
-            return None
-    if not kept or (kept[0][0] and kept[0][1].split()[0] in _GO_ON):
-        return None
-    whole = " ".join(sentence for _, sentence in kept)
-    return whole if _said(goal, whole) == told and len(whole.split()) >= _FEWEST_WORDS else None
+def text_of(topic: Mapping[str, Any], heard: str) -> str | None:
+    """The document about what was `heard`: the lead, then the sentences for the facts in the order of telling.
+
+    None if no fact was told.
+    """
+    heard = heard.lower()
+    told = sorted((heard.find(fact["note"].lower()), fact["sentence"]) for fact in topic["facts"])
+    sentences = [sentence for place, sentence in told if place >= 0]
+    lead = topic["lead_to" if topic["audience"].lower() in heard else "lead"]
+    return " ".join([lead, *sentences]) if sentences else None
 
 
-async def cut_short(
-    players: Players, reward: ConversationReward, goal: Goal, messages: Sequence[str], number: int
+async def write_about(
+    players: Players, reward: ConversationReward, topic: Mapping[str, Any], asked: Sequence[str]
 ) -> tuple[Conversation, Score] | None:
-    """The conversation with `messages`, its text cut to what the user told; None if it ends early or cannot be cut."""
-    played, _ = await demonstrate(players, reward, goal, messages, number)
-    heard = " ".join(turn.user for turn in played.turns).lower()
-    told = {place for place, note in enumerate(goal.notes) if note.lower() in heard}
-    text = cut(goal, messages[-1], told) if len(played.turns) == len(messages) else None
-    return await demonstrate(players, reward, goal, [*messages[:-1], text], number) if text else None
+    """The conversation that asks `asked` and then writes what it was told. None if it ends early or tells no fact."""
+    goal = goal_of(topic)
+    played, _ = await demonstrate(players, reward, goal, [*asked, "-"], 1)
+    text = text_of(topic, " ".join(turn.user for turn in played.turns))
+    return await demonstrate(players, reward, goal, [*asked, text], 1) if text and len(played.turns) == 4 else None
 
 
-def _said(goal: Goal, text: str) -> set[int]:
-    return {number for number, said in enumerate(covers(goal, text)) if said}
+def earns(goal: Goal, messages: Sequence[str], number: int) -> bool:
+    """Whether the user takes both questions of `messages[number]`, as questions that ask for something new."""
+    before, after = (read(goal, messages[:end]).pertinent for end in (number, number + 1))
+    return after - before == 2
 
 
-def row_of(conv_id: str, played: Conversation, score: Score, begin: int = 0) -> dict[str, object]:
-    """In the layout of `collab.datamodules.conversations`: each reply, from turn `begin` on, with its context."""
+def row_of(conv_id: str, played: Conversation, score: Score, learned: Collection[int]) -> dict[str, object]:
+    """In the layout of `collab.datamodules.conversations`: the replies that are `learned`, each with its context."""
     goal = played.goal
     turns = []
-    for number, turn in enumerate(played.turns[begin:], begin):
+    for number in learned:
+        turn = played.turns[number]
         context = Conversation(goal, "", played.turns[:number], pending=turn.user)
         turns.append((context, [Candidate(turn.reply, scores=(score,), mr=score.reward)], 0))
     return as_row(conv_id, goal, turns)
@@ -140,27 +169,37 @@ def main() -> None:
 
     config = load_config("evaluate", ["experiment=doc_edit", *sys.argv[1:]])
     goals = {goal.id: goal for goal in load_goals(FOLDER / "train.jsonl", "train")}
-    rows, scores = list[str](), list[Score]()
+    kinds = dict[str, list[tuple[Conversation, Score]]](goals=[], topics=[], in_vain=[])
+    rows = list[str]()
+
+    def keep(kind: str, conv_id: str, found: tuple[Conversation, Score] | None) -> None:
+        if not found:
+            return
+        kinds[kind].append(found)
+        said = [turn.reply.text for turn in found[0].turns]
+        taken = [turn for turn in range(3) if earns(found[0].goal, said, turn)]
+        learned = {"goals": [0, 1, 2, 3], "topics": [*taken, 3], "in_vain": [3]}
+        rows.append(json.dumps(row_of(conv_id, *found, learned[kind]), ensure_ascii=False))
+
     with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:
         simulation = build.simulation(config, endpoints, lambda: None)
-        players = simulation.players(None)
+        players, reward = simulation.players(None), simulation.reward
         for conv_id, messages in read_sides().items():
-            goal_id, number = conv_id.split("/")
-            found = asyncio.run(demonstrate(players, simulation.reward, goals[goal_id], messages, int(number)))
-            rows.append(json.dumps(row_of(conv_id, *found), ensure_ascii=False))
-            scores.append(found[1])
-        for conv_id, messages in read_sides().items():
-            goal_id, number = conv_id.split("/")
-            asked = in_vain(goals[goal_id], messages, RngKey(1, role="in vain", goal=conv_id).stream())
-            played = asyncio.run(cut_short(players, simulation.reward, goals[goal_id], asked, int(number)))
-            if played:
-                row = row_of(f"{conv_id}-in-vain", *played, begin=len(asked) - 1)
-                rows.append(json.dumps(row, ensure_ascii=False))
+            goal, number = conv_id.split("/")
+            keep("goals", conv_id, asyncio.run(demonstrate(players, reward, goals[goal], messages, int(number))))
+        for name, topic in read_topics().items():
+            asked = asked_about(topic, RngKey(1, role="questions", goal=name).stream())
+            vain = in_vain(topic, asked, RngKey(1, role="in vain", goal=name).stream())
+            keep("topics", name, asyncio.run(write_about(players, reward, topic, asked)))
+            keep("in_vain", f"{name}-in-vain", asyncio.run(write_about(players, reward, topic, vain)))
     WRITTEN.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    rewards = [score.reward for score in scores if score.reward is not None]
-    parts = {name: [s.parts[name] for s in scores] for name in ("coverage", "interactivity", "pertinent")}
-    means = ", ".join(f"{name} {fmean(v for v in values if v is not None):.3f}" for name, values in parts.items())
-    print(f"{len(scores)} conversations, R* {fmean(rewards):.2f}, {means}; {len(rows) - len(scores)} texts: {WRITTEN}")
+    for kind, found in kinds.items():
+        means = []
+        for part in ("coverage", "interactivity", "pertinent", "copied"):
+            values = [value for _, score in found if (value := score.parts[part]) is not None]
+            means.append(f"{part} {fmean(values):.3f}")
+        print(f"{kind}: {len(found)}, R* {fmean(score.reward or 0.0 for _, score in found):.2f}, {', '.join(means)}")
+    print(f"{len(rows)} rows: {WRITTEN}")
 
 
 if __name__ == "__main__":
