@@ -58,6 +58,7 @@ FILES = ("showcase.md", "showcase.json", "showcase.png", "conversations.md")
 SETTING = ("sampler.temperature=0.5",)
 SFT = ("trainer.max_steps=303",)  # one pass
 GRPO = ("trainer.max_steps=12", "algorithm.target_kl=0.005")  # more than SmolLM2-135M bears
+TEST = ("sampler.temperature=0.25", "evaluation.num_conversations=2")  # cooler: fewer words that make no sense
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def steps(folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[st
         ),
         step(
             "evaluation",
-            ("evaluate.py", "experiment=doc_edit", *shared, "evaluation.num_conversations=2", f"seed={seeds[0]}"),
+            ("evaluate.py", "experiment=doc_edit", *shared, *TEST, f"seed={seeds[0]}"),
             f"policies=[{rows}]",
             needs=("sft", *grpo),
         ),
