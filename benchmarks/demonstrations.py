@@ -40,23 +40,23 @@ from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, play
 
-# With the topic; some goals have an answer, most have not.
+# Some goals have an answer, most have not. None names the topic, which may be a person.
 IN_VAIN = (
-    "How much does {topic} cost?",
-    "What equipment is needed for {topic}?",
+    "How much does it cost?",
+    "What equipment is needed for it?",
     "How many people are there?",
-    "Where will {topic} take place?",
+    "Where will it take place?",
     "How long does it take?",
-    "What is {topic} made of?",
+    "What is it made of?",
     "Who else is involved?",
-    "What is the history of {topic}?",
+    "What is the history of it?",
     "Why is that important to you?",
     "What should readers bring along?",
-    "What is the best thing about {topic}?",
+    "What is the best thing about it?",
     "What happens if it rains?",
     "Which documents are needed?",
     "How many words do readers get?",
-    "What do people usually say about {topic}?",
+    "What do people usually say about it?",
 )
 SIDES = Path(__file__).with_name("data") / "demonstrated.jsonl"
 TOPICS = Path(__file__).with_name("data") / "topics.jsonl"
@@ -113,11 +113,11 @@ def asked_about(topic: Mapping[str, Any], draws: np.random.Generator) -> list[st
     return [topic["opening"], f"{first} {second}", topic["closing"]]
 
 
-def in_vain(topic: Mapping[str, Any], asked: Sequence[str], draws: np.random.Generator) -> list[str]:
+def in_vain(asked: Sequence[str], draws: np.random.Generator) -> list[str]:
     """`asked`, with questions that bring little or nothing in place of the second message, of the third or of both."""
     asked = list(asked)
     for number in ((1,), (2,), (1, 2))[draws.integers(3)]:
-        first, second = (IN_VAIN[i].format(topic=topic["title"]) for i in draws.permutation(len(IN_VAIN))[:2])
+        first, second = (IN_VAIN[i] for i in draws.permutation(len(IN_VAIN))[:2])
         begin = (first, questions(asked[0])[0], questions(asked[number])[0])[draws.integers(3)]
         asked[number] = f"{begin} {second}"
     return asked
@@ -189,7 +189,7 @@ def main() -> None:
             keep("goals", conv_id, asyncio.run(demonstrate(players, reward, goals[goal], messages, int(number))))
         for name, topic in read_topics().items():
             asked = asked_about(topic, RngKey(1, role="questions", goal=name).stream())
-            vain = in_vain(topic, asked, RngKey(1, role="in vain", goal=name).stream())
+            vain = in_vain(asked, RngKey(1, role="in vain", goal=name).stream())
             keep("topics", name, asyncio.run(write_about(players, reward, topic, asked)))
             keep("in_vain", f"{name}-in-vain", asyncio.run(write_about(players, reward, topic, vain)))
     WRITTEN.write_text("\n".join(rows) + "\n", encoding="utf-8")
