@@ -70,7 +70,7 @@ def injected(conversation: Conversation, text: str) -> Conversation:
 
 async def shifts(model: ChatModel, retries: int = 2) -> Shifts:
     metric = Interactivity()
-    metric.judge = Judge(model, Sampling(120, 0.0, response_format="json"), retries, 1, Counter())
+    metric.judge = Judge(model, Sampling(120, 0.0), retries, 1, Counter())
     talks = conversations()
     plain = [found.value for found in await asyncio.gather(*map(metric, talks))]
     wanted = [(number, injected(talk, text)) for number, talk in enumerate(talks) for text in injections()]

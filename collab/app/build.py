@@ -30,11 +30,11 @@ from collab.config.schema import (
     EndpointConfig,
     EngineConfig,
     LLMJudgeConfig,
-    LLMUserConfig,
     LocalEngineConfig,
     MixUserConfig,
     ModelConfig,
     PairwiseConfig,
+    SpokenUserConfig,
     VLLMEngineConfig,
 )
 from collab.conversation import Conversation, Goal, Group, Message, Reply
@@ -214,7 +214,7 @@ def _user(config: Config, user: Any, speaker: Speaker, problems: Counter[str]) -
     if isinstance(user, MixUserConfig):
         users = {name: _user(config, one, speaker, problems) for name, one in user.users.items()}
         return target(user, users, **user.options)
-    if isinstance(user, LLMUserConfig):
+    if isinstance(user, SpokenUserConfig):
         return target(user, config.task.max_turns, speaker(user.endpoint), problems, **user.options)
     return target(user, config.task.max_turns, **user.options)
 
@@ -228,7 +228,7 @@ def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[s
     if not isinstance(judge, LLMJudgeConfig):
         return metrics
     model = speaker(judge.endpoint)
-    sampling = Sampling(judge.max_new_tokens, judge.temperature, response_format="json", adapter=False)
+    sampling = Sampling(judge.max_new_tokens, judge.temperature, adapter=False)
     prompts = filled_prompts(judge)
     rater, extractor = Judge(model, sampling, judge.retries, config.seed, problems, prompts=prompts), None
     if judge.extract or any(getattr(metric, "whole_chat", False) for _, metric in metrics.values()):

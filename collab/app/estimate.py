@@ -21,9 +21,9 @@ from collab.config.schema import (
     Config,
     EndpointConfig,
     LLMJudgeConfig,
-    LLMUserConfig,
     MixUserConfig,
     PairwiseConfig,
+    SpokenUserConfig,
     UserConfig,
 )
 from collab.conversation import guessed_tokens
@@ -243,9 +243,9 @@ def check_budget(config: Config, expected: Estimate) -> None:
             )
 
 
-def _llm_users(user: UserConfig, test: bool) -> Iterator[tuple[float, LLMUserConfig]]:
+def _llm_users(user: UserConfig, test: bool) -> Iterator[tuple[float, SpokenUserConfig]]:
     """(share of the conversations, user) for users that are language models."""
-    if isinstance(user, LLMUserConfig):
+    if isinstance(user, SpokenUserConfig):
         yield 1.0, user
     if isinstance(user, MixUserConfig):
         weights = (user.test_weights if test else {}) or user.weights

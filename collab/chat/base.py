@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from collab.conversation import Message, Reply
 from collab.randomness import RngKey
@@ -26,7 +26,8 @@ class Sampling:
         stop: The reply ends before the first of these strings that appears in it.
         ignore_eos: Generate `max_new_tokens` tokens, also past the end of the turn; for measurements.
         adapter: Use the trained adapter; False is the reference model from the same weights.
-        response_format: "json" asks a server for a JSON object, where it has a mode for that.
+        schema: The JSON schema of the reply, as JSON; "" for free text. The local engine draws nothing else, with
+            nearly all tokenizers. A server is asked for it. Other replies have to be repaired or asked for again.
         show_thoughts: Local weights: the text of a reply has the thought before it, with its marks.
 
     Raises:
@@ -40,7 +41,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     adapter: bool = True
-    response_format: Literal["text", "json"] = "text"
+    schema: str = ""
     show_thoughts: bool = False
 
     def __post_init__(self) -> None:

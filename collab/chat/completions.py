@@ -56,9 +56,27 @@ def request_body(
         fields["top_k"] = sampling.top_k
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
-    if sampling.response_format == "json":
-        fields["response_format"] = {"type": "json_object"}
+    if sampling.schema:
+        fields |= schema_fields(sampling.schema, endpoint.schema_as)
     return {name: value for name, value in (fields | endpoint.extra).items() if name not in endpoint.omit}
+
+
+def schema_fields(schema: str, way: str = "response_format") -> dict[str, Any]:
+    """The request fields that ask for a reply of this schema, as a format or as the arguments of a tool.
+
+    Without bounds on lengths, since OpenAI refuses them.
+    """
+
+    def unbounded(node: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in node.items() if name not in ("minLength", "maxLength")}
+
+    form = json.loads(schema, object_hook=unbounded)
+    if way == "tool":
+        tool = {"name": "answer", "description": "The answer, in its form.", "parameters": form}
+        choice = {"type": "function", "function": {"name": "answer"}}
+        return {"tools": [{"type": "function", "function": tool}], "tool_choice": choice}
+    named = {"name": "answer", "strict": True, "schema": form}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
 def seed_of(key: RngKey) -> int:
@@ -102,10 +120,13 @@ def read_reply(data: bytes, messages: Sequence[dict[str, str]]) -> Reply:
 def _content(message: Any, reason: str) -> tuple[str, str]:
     """(content, reasoning) of a message.
 
-    The content is a text, a part, or a list of parts. It may be missing if the model declined in `refusal`, if a filter
-    removed it, or if the reply was cut while the model was reasoning.
+    The content is the arguments of a tool that was called, a text, a part, or a list of parts. It may be missing if the
+    model declined in `refusal`, if a filter removed it, or if the reply was cut while the model was reasoning.
     """
-    content = message.get("content")
+    calls = message.get("tool_calls")
+    content = calls[0]["function"]["arguments"] if calls else message.get("content")
+    if calls and isinstance(content, dict):  # of servers that parse them
+        content = json.dumps(content, ensure_ascii=False)
     if content is None:
         content = message.get("refusal")
     thought = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")

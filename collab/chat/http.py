@@ -91,7 +91,7 @@ class HttpChatModel:
         self._refusals: set[str] = set()  # those that were reported
         self._answered = 0.0  # when the server last answered any call, by `time.monotonic`
         self._silence_reported = False  # since then
-        self._json_mode = True  # until the server refuses it
+        self._less_form = 0  # how many ways of asking for a schema the server has refused
         self._guesses_reported = False
         self._closing = False
         self._under_way: set[concurrent.futures.Future[Reply]] = set()
@@ -184,21 +184,20 @@ class HttpChatModel:
         return ChatFailed(f"{where}: no reply after {attempts.failed} attempts; the last: {attempts.last}")
 
     async def _attempt(self, body: dict[str, Any], most: Usage) -> Reply:
-        """One attempt, and a second one without `response_format` if the server may not know that field."""
-        plain = {name: value for name, value in body.items() if name != "response_format"}
-        first, refused = body if self._json_mode else plain, False
-        client = await self._free.get()
+        """One attempt. A server that refuses to be asked for a schema is asked for any JSON, then for a text."""
+        client, ways = await self._free.get(), _less_and_less_form(body)
         try:
-            response, data = await self._post(client, first, most)
-            if response.status_code == 400 and "response_format" in first:  # few servers say what they refuse
-                refused = True
-                response, data = await self._post(client, plain, most)
+            for level in range(min(self._less_form, len(ways) - 1), len(ways)):
+                response, data = await self._post(client, ways[level], most)
+                if response.status_code not in (400, 422) or _TOO_LONG.search(" ".join(error_message(data))):
+                    break  # few servers say what they refuse
         finally:
             self._free.put_nowait(client)
         if response.status_code != 200:
             raise self._refusal(response, data)
         reply = self.read(data, body)
-        self._json_mode = self._json_mode and not refused
+        if len(ways) > 1:
+            self._less_form = max(self._less_form, level)
         if reply.usage is not None and reply.usage.guessed and not self._guesses_reported:
             self._guesses_reported = True
             self._tell(
@@ -264,6 +263,14 @@ class HttpChatModel:
             call.cancel()
         for client in self._clients:
             await _on_http_loop(client.aclose())
+
+
+def _less_and_less_form(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """A request for a schema, then without the schema, then for a text; the request alone if it is for a text."""
+    plain = {name: value for name, value in body.items() if name not in ("response_format", "tools", "tool_choice")}
+    if "response_format" in body:
+        return [body, plain | {"response_format": {"type": "json_object"}}, plain]
+    return [body, plain] if "tools" in body else [body]
 
 
 async def _on_http_loop(work: Coroutine[Any, Any, T]) -> T:

@@ -1,13 +1,15 @@
 """Answers of a required shape: asked for, parsed leniently, and asked for again if they are malformed.
 
-Models that play a user or a judge answer in JSON. Some servers enforce it (`Sampling.response_format`). Others put the
-object among prose or in a code fence, or write what is not quite JSON. The prompt also has text of others (a policy, a
-user), which may come back in the answer. Two things keep such text from being read as an answer or an instruction:
-`fence` puts it between lines that it cannot contain, and the fields that a judge fills in are named by the same mark.
+Models that play a user or a judge answer in JSON. The local engine and many servers hold them to a schema
+(`Sampling.schema`). Others put the object among prose or in a code fence, or write what is not quite JSON. The prompt
+also has text of others (a policy, a user), which may come back in the answer. Two things keep such text from being read
+as an answer or an instruction: `fence` puts it between lines that it cannot contain, and the fields that a judge fills
+in are named by the same mark.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +111,14 @@ def find_object(text: str, *names: str) -> dict[str, Any] | None:
             if isinstance(item, dict) and all(name in item for name in names):
                 return item
     return None
+
+
+def schema_of(**fields: dict[str, Any]) -> str:
+    """The schema of an object with these fields, all required, in this order, and no others."""
+    return json.dumps(
+        {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False},
+        ensure_ascii=False,
+    )
 
 
 def as_text(value: Any) -> str:

@@ -107,6 +107,8 @@ class EndpointConfig(ServerConfig):
     max_retries: int = number(10, at_least=0)  # retries of a call after a timeout, HTTP 500 or a broken reply
     # request field with the maximum tokens of a reply; OpenAI's reasoning models refuse max_tokens
     limit_field: str = one_of("max_tokens", "max_completion_tokens")
+    # how a server is asked for a reply of a schema: by response_format, or as the arguments of a tool that it must call
+    schema_as: str = one_of("response_format", "tool")
     # request fields to leave out since the server refuses them, e.g. [seed,response_format]
     omit: list[str] = field(default_factory=list)
     # further request fields, sent as they are, e.g. {reasoning_effort: none}
@@ -136,20 +138,32 @@ class AgendaUserConfig(UserConfig):
 
 
 @dataclass
-class LLMUserConfig(UserConfig):
-    target: str = "collab.simulation.llm.LLMUser"
+class SpokenUserConfig(UserConfig):
+    """A user whose messages a language model writes."""
+
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # the model that plays the user
     personas: dict[str, str] = field(default_factory=dict)  # name -> description; one is drawn for each conversation
-    patience: int = number(3, at_least=1)  # useless replies in a row after which the user may give up
     mistakes: float = number(0.2, at_least=0, at_most=1)  # share of messages in which the user is told to slip
     retries: int = number(2, at_least=0)  # retries of a message that is malformed or rejected by a guard
+    temperature: float = number(1.0, at_least=0)  # sampling temperature of the user
+    max_new_tokens: int = number(300, at_least=1)  # maximum tokens of a message and the user's thoughts before it
+
+
+@dataclass
+class LLMUserConfig(SpokenUserConfig):
+    target: str = "collab.simulation.llm.LLMUser"
+    patience: int = number(3, at_least=1)  # useless replies in a row after which the user may give up
     # what the model is asked, without persona and mistakes, with {task_desc}, {single_turn_prompt}, {chat_history} and
     # {terminal_signal}, for JSON with response: a text, file://PATH or package://PACKAGE/PATH; empty: our own words
     prompt: str = filled(
         told="task_desc single_turn_prompt chat_history terminal_signal", needed="single_turn_prompt chat_history"
     )
-    temperature: float = number(1.0, at_least=0)  # sampling temperature of the user
-    max_new_tokens: int = number(300, at_least=1)  # maximum tokens of a message and the user's thoughts before it
+
+
+@dataclass
+class HybridUserConfig(AgendaUserConfig, SpokenUserConfig):
+    target: str = "collab.simulation.hybrid.HybridUser"
+    max_new_tokens: int = number(120, at_least=1)  # maximum tokens of a message
 
 
 @dataclass

@@ -35,6 +35,7 @@ from collab.generation.drawing import draw_tokens
 from collab.generation.graphs import StepGraphs
 from collab.generation.kv_rows import KeyValues, KVRows, PrefixCache, up_to_block
 from collab.generation.modes import DeterministicMode, FastMode
+from collab.generation.schemas import Schemas, forbid
 from collab.lm.attention import additive_masks, check_layers, use_by_layout
 from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
 from collab.lm.fused_linear import FusedLinears
@@ -53,6 +54,7 @@ class _Request:
     sampling: Sampling
     stream: np.random.Generator
     done: asyncio.Future[Reply]
+    matcher: Any = None  # of `sampling.schema`
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -115,6 +117,7 @@ class LocalEngine:
         use_by_layout(inner)
         check_logits(inner)
         self._stops = end_tokens(lm, self.format)
+        self._schemas = Schemas(tokenizer, self._head.weight.shape[0], self._stops)
         self.positions = getattr(self._config, "max_position_embeddings", None)
         self.rows = KVRows(self._config.num_hidden_layers, self._mode.whole_blocks)
         self.prefixes = PrefixCache(cache_bytes)
@@ -137,7 +140,9 @@ class LocalEngine:
         check_fits(prompt, sampling.max_new_tokens, self.positions)
         boundaries = self._mode.boundaries(prompt, boundaries)
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Request(tuple(prompt), boundaries, sampling, key.stream(), done))
+        held = sampling.schema and not self.format.opens_thought  # a reply that begins in a thought is no object
+        matcher = self._schemas.matcher(sampling.schema) if held else None
+        self._waiting.append(_Request(tuple(prompt), boundaries, sampling, key.stream(), done, matcher))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve())
         return await done
@@ -330,10 +335,13 @@ class LocalEngine:
     def _draw(self, requests: list[_Request], logits: torch.Tensor) -> None:
         """Append one token to each request."""
         samplings, streams = [r.sampling for r in requests], [r.stream for r in requests]
+        forbid(logits, [r.matcher for r in requests])
         tokens, logprobs = draw_tokens(logits, samplings, streams, self._mode.draw)
         for request, token, logprob in zip(requests, tokens, logprobs, strict=True):
             request.ids.append(token)
             request.logprobs.append(logprob)
+            if request.matcher is not None:
+                request.matcher.consume_token(token)
         self.new_tokens += len(requests)
 
     def _retire(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from collab.chat.base import Sampling
-from collab.chat.completions import error_message
+from collab.chat.completions import error_message, schema_fields
 from collab.chat.connection import client_options, request, scrubbed
 from collab.chat.retries import Failure
 from collab.config.schema import EndpointConfig
@@ -272,6 +272,6 @@ def completion_request(
         "logprobs": 0,  # of the sampled token alone
         "return_token_ids": True,
     }
-    if sampling.response_format == "json":
-        body["response_format"] = {"type": "json_object"}
+    if sampling.schema:
+        body |= schema_fields(sampling.schema)
     return body

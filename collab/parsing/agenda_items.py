@@ -123,10 +123,21 @@ def openings(goal: Goal) -> list[str]:
     """The first messages that the user chooses from."""
     if goal.agenda is not None:
         return [template.format(opening=goal.agenda.opening) for template in manner_of(goal).openings]
-    topic, form = topic_of(goal), form_of(goal)
-    form = f"{'an' if form[:1].lower() in 'aeiou' else 'a'} {form}"
+    topic, form = topic_of(goal), _a(form_of(goal))
     templates = OPENINGS if topic else OPENINGS_WITHOUT_TOPIC
     return [template.format(form=form, topic=topic) for template in templates]
+
+
+def wanted_of(goal: Goal) -> str:
+    """What the user wants, in a few words: "a notice about the shared kiln", or the opening of an agenda."""
+    if goal.agenda is not None:
+        return goal.agenda.opening
+    topic = topic_of(goal)
+    return f"{_a(form_of(goal))} about {topic}" if topic else _a(form_of(goal))
+
+
+def _a(form: str) -> str:
+    return f"{'an' if form[:1].lower() in 'aeiou' else 'a'} {form}"
 
 
 _IN_TEXT = {  # slot -> pattern of the notes without cues that seem to fill it

@@ -18,11 +18,23 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
-from collab.chat.structured import FAILED, LONGEST, SHAPE, Answer, Unfit, as_text, ask, fence, find_object, mark
+from collab.chat.structured import (
+    FAILED,
+    LONGEST,
+    SHAPE,
+    Answer,
+    Unfit,
+    as_text,
+    ask,
+    fence,
+    find_object,
+    mark,
+    schema_of,
+)
 from collab.conversation import Conversation, Goal, Message, official_history
 from collab.parsing.answers import CHECKER
 from collab.parsing.english import words
@@ -32,6 +44,10 @@ from collab.rewards.metrics import Judged
 
 T = TypeVar("T")
 
+_SCORE = {
+    "type": "number",
+    "enum": [round(0.1 * tenth, 1) for tenth in range(11)],
+}  # a judge that is held to a schema picks one
 INVENTED = "invented"  # the assistant did not write the extracted text
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)  # a model may put one around the copy
 _COPIED = 0.9  # share of the extracted words that the assistant must have written
@@ -112,6 +128,11 @@ class Judge:
     role: str = "judge"
     prompts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def _short(self) -> dict[str, Any]:
+        """The field for a sentence or two. Its length leaves room for the score behind it."""
+        return {"type": "string", "maxLength": self.sampling.max_new_tokens}
+
     def __post_init__(self) -> None:
         self._extracting: dict[tuple[str, ...], asyncio.Task[Answer[str]]] = {}  # extractions in progress
         for kind in (SHAPE, FAILED, CONTEXT_FULL, "missing", *((INVENTED,) if self.role == "extractor" else ())):
@@ -138,7 +159,8 @@ class Judge:
                 ground_truth=goal.reference,
                 chat_history=official_history(conversation),
             )
-            answer = await self._counted(key, [Message("user", asked)], lambda reply: _named_score(reply, what))
+            schema = schema_of(thought=self._short, **{what: _SCORE})
+            answer = await self._counted(key, [Message("user", asked)], lambda reply: _named_score(reply, what), schema)
             return Judged(answer.value, answer.replies)
         sign = mark(key, *texts)
 
@@ -148,7 +170,9 @@ class Judge:
                 raise Unfit(SHAPE, _ONCE_MORE.format(mark=sign))
             return value
 
-        answer = await self._ask(key, _RATER.format(task=task, material=material, mark=sign), name, texts, sign, read)
+        asked = _RATER.format(task=task, material=material, mark=sign)
+        schema = schema_of(reasons=self._short, **{f"score_{sign}": _SCORE})
+        answer = await self._ask(key, asked, name, texts, sign, read, schema)
         return Judged(answer.value, answer.replies)
 
     async def extract(self, conversation: Conversation, artefact: str, *, whole: bool = False) -> Answer[str]:
@@ -192,7 +216,8 @@ class Judge:
                 chat_history=official_history(conversation),
                 extraction_requirement=required,
             )
-            return await self._counted(key, [Message("user", asked)], _final_completion)
+            schema = schema_of(thought=self._short, final_completion={"type": "string"})
+            return await self._counted(key, [Message("user", asked)], _final_completion, schema)
         sign = mark(key, *texts)
         task = _ASSEMBLE.format(
             artefact=artefact,
@@ -203,14 +228,23 @@ class Judge:
         return await self._ask(key, task, "conversation", texts, sign, lambda reply: _between(artefact, sign, reply))
 
     async def _ask(
-        self, key: RngKey, task: str, name: str, texts: list[str], sign: str, read: Callable[[str], T]
+        self,
+        key: RngKey,
+        task: str,
+        name: str,
+        texts: list[str],
+        sign: str,
+        read: Callable[[str], T],
+        schema: str = "",
     ) -> Answer[T]:
         """Show `texts`, each behind the mark `sign`, and count the problems of the replies."""
         shown = fence(name, "\n".join(f"{sign} {text}" for text in texts), sign)
-        return await self._counted(key, [Message("system", task), Message("user", shown)], read)
+        return await self._counted(key, [Message("system", task), Message("user", shown)], read, schema)
 
-    async def _counted(self, key: RngKey, messages: list[Message], read: Callable[[str], T]) -> Answer[T]:
-        answer = await ask(self.model, messages, self.sampling, key, read, self.retries)
+    async def _counted(
+        self, key: RngKey, messages: list[Message], read: Callable[[str], T], schema: str = ""
+    ) -> Answer[T]:
+        answer = await ask(self.model, messages, replace(self.sampling, schema=schema), key, read, self.retries)
         self.problems.update(f"{self.role}_{kind}" for kind in answer.problems)
         self.problems[f"{self.role}_missing"] += answer.value is None
         return answer

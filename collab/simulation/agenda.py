@@ -26,6 +26,7 @@ number of futures, and a finished conversation can be scored by the same rules.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from numpy.random import Generator
 
@@ -35,6 +36,27 @@ from collab.parsing.agenda_items import Item, agenda_of, form_of, manner_of, ope
 from collab.parsing.agenda_state import State, read
 from collab.randomness import RngKey
 from collab.simulation.user import UserTurn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A message of the user, or why there is none.
+
+    Attributes:
+        lead: Its beginning; without `facts`, all that it says about the assistant's message.
+        facts: The items that it gives, as the user says them.
+        final: The request for the result, in the last turn.
+        end: As in `UserTurn`.
+    """
+
+    lead: str = ""
+    facts: tuple[str, ...] = ()
+    final: str = ""
+    end: str = ""
+
+    @property
+    def text(self) -> str:
+        return _joined([part for part in (self.lead, *self.facts, self.final) if part]).rstrip("\n")
 
 
 class AgendaUser:
@@ -49,30 +71,33 @@ class AgendaUser:
         self.config, self.max_turns = config, max_turns
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
+        plan = self.plan(conversation, key)
+        return UserTurn("", plan.end) if plan.end else UserTurn(plan.text)
+
+    def plan(self, conversation: Conversation, key: RngKey) -> Plan:
+        """What the user says next."""
         goal, draws = conversation.goal, key.stream()
         if not conversation.turns:
-            text = _pick(draws, openings(goal))
+            plan = Plan(_pick(draws, openings(goal)))
         else:
             state = read(goal, conversation.assistant_texts, self.config.items_per_answer)
             if state.drafted and state.covered >= self.config.satisfied_at:
-                return UserTurn("", "satisfied")
+                return Plan(end="satisfied")
             if state.idle >= self.config.patience:
-                return UserTurn("", "patience")
-            text = self._answer(goal, state, draws)
+                return Plan(end="patience")
+            plan = self._answer(goal, state, draws)
         finals = manner_of(goal).finals if conversation.turn == self.max_turns else ()
-        if finals:
-            text = _joined([text, _pick(draws, finals).format(form=form_of(goal))])
-        return UserTurn(text.rstrip("\n"))
+        return replace(plan, final=_pick(draws, finals).format(form=form_of(goal))) if finals else plan
 
-    def _answer(self, goal: Goal, state: State, draws: Generator) -> str:
+    def _answer(self, goal: Goal, state: State, draws: Generator) -> Plan:
         items, manner = agenda_of(goal), manner_of(goal)
         if state.answered:
-            said = [_say(items[i], draws) for i in state.answered]
-            return _joined([_pick(draws, manner.leads), *said])
+            said = tuple(_say(items[i], draws) for i in state.answered)
+            return Plan(_pick(draws, manner.leads), said)
         if state.drafted:
             missing = sorted({_name(items[i]) for i in range(len(items)) if i not in state.given})
-            return _pick(draws, manner.unhappy).format(kind=_pick(draws, missing) if missing else "wording")
-        return _pick(draws, _REACTIONS.get(state.refused, _LOST)).format(form=form_of(goal))
+            return Plan(_pick(draws, manner.unhappy).format(kind=_pick(draws, missing) if missing else "wording"))
+        return Plan(_pick(draws, _REACTIONS.get(state.refused, _LOST)).format(form=form_of(goal)))
 
 
 def _say(item: Item, draws: Generator) -> str:

@@ -18,22 +18,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
-from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark
+from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark, schema_of
 from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Goal, Message, official_history
 from collab.parsing.agenda_items import form_of, makes, preferences_of, topic_of
 from collab.randomness import RngKey
 from collab.simulation.guards import leaks, repeats, role_confusion, stops_too_early
-from collab.simulation.user import UserTurn, invalid
+from collab.simulation.user import UserTurn, draw_persona, invalid
 
 SATISFIED, GIVES_UP = "[[SATISFIED]]", "[[GIVE UP]]"
 OFFICIAL_SIGNAL = "[[TERMINATE CHAT]]"  # in the official code: the user has what it wants, or it gives up
 CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
 
 _VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
-_SIGNAL = re.compile(r"\[\[\s*(satisfied|give\s*up)\s*\]\]", re.IGNORECASE)
+_SIGNAL = re.compile(r"\[{1,2}\s*(satisfied|give\s*up)\s*\]{1,2}", re.IGNORECASE)  # models leave brackets out
 _UNFILLED = re.compile(r"<[^<>]*>")  # a placeholder of the JSON below, given back
 
 _TASKS = {
@@ -115,14 +116,14 @@ class LLMUser:
         for kind in (*_REMINDERS, FAILED, CONTEXT_FULL, "invalid"):
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
         self._field = "response" if config.prompt else "message"  # of the JSON
-        self._sampling = Sampling(config.max_new_tokens, config.temperature, response_format="json", adapter=False)
+        self._sampling = Sampling(config.max_new_tokens, config.temperature, adapter=False)
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
-        persona = conversation.user or self._persona(key)
+        persona = conversation.user or draw_persona(() if self.config.prompt else self.config.personas, key)
         answer = await ask(
             self.model,
             self.messages(conversation, key, persona),
-            self._sampling,
+            replace(self._sampling, schema=self.schema(conversation)),
             key,
             lambda text: self.read(conversation, text),
             self.config.retries,
@@ -132,6 +133,24 @@ class LLMUser:
             self.problems["user_invalid"] += 1
             return UserTurn("", invalid(answer.problems[-1]), persona)
         return replace(answer.value, user=persona)
+
+    def schema(self, conversation: Conversation) -> str:
+        """The schema of the JSON. A message is a text, or words that end the chat where the user has a reason to.
+
+        A text does not begin with a bracket. The lengths leave room for the end of the object, at three characters a
+        token.
+        """
+        most, patience = self.config.max_new_tokens, self.config.patience
+        short = {"type": "string", "maxLength": most // 3}
+        thought = {"type": "string", "maxLength": most // 2}
+        message: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": most}
+        if not self.config.prompt:
+            signals = {SATISFIED: True, GIVES_UP: False}
+            ends = [word for word, good in signals.items() if not stops_too_early(conversation, good, patience)]
+            message["pattern"] = r"^[^\[\s][\s\S]*$"  # anchored: some servers match a part, some the whole
+            if ends:
+                message = {"anyOf": [message, {"type": "string", "enum": ends}]}
+        return schema_of(current_answer=short, thought=thought, **{self._field: message})
 
     def messages(self, conversation: Conversation, key: RngKey, persona: str) -> list[Message]:
         """The prompt of the model. `key` decides about the slip and the mark."""
@@ -212,12 +231,6 @@ class LLMUser:
         if conversation.turn <= _VAGUE_TURNS and leaks(goal, message):
             return LEAK
         return ""
-
-    def _persona(self, key: RngKey) -> str:
-        """Draw the persona of a conversation. Candidates of a context get the same one even if it was not stored."""
-        names = [] if self.config.prompt else sorted(self.config.personas)
-        draws = key.at(role="persona", turn=0, candidate=None).stream()
-        return names[int(draws.integers(len(names)))] if names else ""
 
 
 def goal_text(goal: Goal) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,3 +36,12 @@ class UserSimulator(Protocol):
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         """The message that opens turn `conversation.turn`. All random draws come from `key`."""
         ...
+
+
+def draw_persona(personas: Collection[str], key: RngKey) -> str:
+    """The name of a persona for a whole conversation, "" if there are none.
+
+    Candidates of a context get the same one even if it was not stored.
+    """
+    draws, names = key.at(role="persona", turn=0, candidate=None).stream(), sorted(personas)
+    return names[int(draws.integers(len(names)))] if names else ""

@@ -57,7 +57,7 @@ def test_a_served_model_plays_user_and_policy_and_judges(endpoint: EndpointConfi
     model = HttpChatModel(endpoint)
     players = Players(model, ModelUser(model), Sampling(12, temperature=0.7), max_turns=2)
     metric, problems = Interactivity(), Counter[str]()
-    metric.judge = Judge(model, Sampling(24, temperature=0.0, response_format="json"), 1, 1, problems)
+    metric.judge = Judge(model, Sampling(24, temperature=0.0), 1, 1, problems)
     goals = [Goal("ferry", "A note about the ferry.", ""), Goal("kiln", "A note about the kiln.", "")]
 
     async def played_and_judged() -> list[tuple[Conversation, Score]]:

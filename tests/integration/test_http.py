@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
 import time
 from typing import Any
@@ -18,6 +19,7 @@ from collab.chat.completions import read_reply, seed_of
 from collab.chat.http import HttpChatModel
 from collab.chat.limits import TokenLimit
 from collab.chat.probe import served_model
+from collab.chat.structured import schema_of
 from collab.chat.thoughts import split_thought
 from collab.config.schema import EndpointConfig
 from collab.conversation import Message, Reply
@@ -27,6 +29,8 @@ from collab.util.errors import BadInput, RunStopped
 SECRET = "sk-test-5d1f0a9c7e3b2468"
 ASKED = (Message("system", "Be brief."), Message("user", "Hello there"))
 SHORT = Sampling(8, temperature=0.5)
+SCHEMA = schema_of(note={"type": "string", "maxLength": 40})
+FORM = json.loads(schema_of(note={"type": "string"}))  # without the length, which OpenAI refuses
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +84,7 @@ def test_fields_that_a_server_refuses_are_left_out_and_others_are_added():
         "extra": {"reasoning_effort": "none"},
         "limit_field": "max_completion_tokens",
     }
-    sampling = Sampling(8, top_k=5, stop=("END",), response_format="json")
+    sampling = Sampling(8, top_k=5, stop=("END",), schema=SCHEMA)
     with FaultServer() as server:
         ask(HttpChatModel(endpoint(server, **changes)), sampling=sampling)
     fields = {name: value for name, value in server.calls[0].items() if name not in ("model", "messages")}
@@ -90,7 +94,7 @@ def test_fields_that_a_server_refuses_are_left_out_and_others_are_added():
         "top_p": 1.0,
         "top_k": 5,
         "stop": ["END"],
-        "response_format": {"type": "json_object"},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": FORM}},
     }
 
 
@@ -146,23 +150,51 @@ def test_a_request_that_is_refused_fails_alone_and_its_message_is_told_once():
     assert told == [f"{server.url} answers HTTP 400: refused Bearer [key]"]
 
 
-def test_a_server_without_a_json_mode_is_asked_without_it_from_then_on(tmp_path):
-    def plan(number: int, call: dict[str, Any]) -> str:
-        return "400" if "response_format" in call else "ok"
+def forms(call: dict[str, Any]) -> list[str]:
+    return [call["response_format"]["type"]] if "response_format" in call else []
 
-    in_json = Sampling(8, response_format="json")
+
+@pytest.mark.parametrize("refused", ["json_schema", "response_format"])
+def test_a_server_that_refuses_a_schema_is_asked_for_less_from_then_on(tmp_path, refused: str):
+    def plan(number: int, call: dict[str, Any]) -> str:
+        return "400" if refused in json.dumps(call) else "ok"
+
+    tries = [["json_schema"], ["json_object"], []][: 2 if refused == "json_schema" else 3]
+    in_json = Sampling(8, schema=SCHEMA)
     with FaultServer(plan) as server:
         model = HttpChatModel(endpoint(server), cache=ReplyCache(tmp_path / "replies"))
         (first,) = ask(model, sampling=in_json)
         (second,) = ask(model, RngKey(2), sampling=in_json)
-        assert [("response_format" in call) for call in server.calls] == [True, False, False]
+        assert list(map(forms, server.calls)) == [*tries, tries[-1]]
         again = HttpChatModel(endpoint(server), cache=ReplyCache(tmp_path / "replies"))
-        assert ask(again, RngKey(1), RngKey(2), sampling=in_json) == [first, second] and len(server.calls) == 3
-    with FaultServer(lambda number, call: "400") as server:  # which refuses the request for another reason
+        calls = len(server.calls)
+        assert ask(again, RngKey(1), RngKey(2), sampling=in_json) == [first, second] and len(server.calls) == calls
+        ask(model, RngKey(3))
+        assert forms(server.calls[-1]) == []
+
+
+def test_a_request_that_is_refused_for_another_reason_says_nothing_about_schemas():
+    with FaultServer(lambda number, call: "400") as server:
         model = HttpChatModel(endpoint(server))
-        ask(model, sampling=in_json)
-        ask(model, RngKey(2), sampling=in_json)
-        assert [("response_format" in call) for call in server.calls] == [True, False] * 2
+        ask(model, sampling=Sampling(8, schema=SCHEMA))
+        ask(model, RngKey(2), sampling=Sampling(8, schema=SCHEMA))
+        assert list(map(forms, server.calls)) == [["json_schema"], ["json_object"], []] * 2
+
+
+def test_a_schema_may_be_asked_for_as_the_arguments_of_a_tool():
+    def say(call: dict[str, Any]) -> dict[str, Any]:
+        arguments = json.dumps({"note": f"seed {call['seed']}"})
+        message = {"content": None, "tool_calls": [{"type": "function", "function": {"arguments": arguments}}]}
+        usage = {"prompt_tokens": 20, "completion_tokens": 9}
+        return {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": usage}
+
+    with FaultServer(say=say) as server:
+        (reply,) = ask(HttpChatModel(endpoint(server, schema_as="tool")), sampling=Sampling(8, schema=SCHEMA))
+    (call,) = server.calls
+    (tool,) = call["tools"]
+    assert tool["function"]["parameters"] == FORM and "response_format" not in call
+    assert call["tool_choice"] == {"type": "function", "function": {"name": tool["function"]["name"]}}
+    assert json.loads(reply.text) == {"note": f"seed {seed_of(RngKey(1))}"}
 
 
 def test_a_call_that_nobody_waits_for_any_more_is_counted_and_kept(tmp_path):

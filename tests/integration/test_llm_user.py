@@ -95,7 +95,7 @@ def test_a_wrong_shape_is_asked_for_again_with_a_reminder_and_another_draw() -> 
     (first, sampling, key), (second, _, other) = model.asked
     assert second[: len(first)] == first and second[-2].content == "I need a notice" and "JSON" in second[-1].content
     assert key != other and key.stream().random() != other.stream().random()
-    assert sampling.response_format == "json"
+    assert json.loads(sampling.schema)["required"] == ["current_answer", "thought", "message"]
 
 
 def test_the_tries_are_bounded_and_then_the_conversation_is_invalid() -> None:

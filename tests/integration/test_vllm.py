@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from collab.app.preflight import check_hosted, check_machine
 from collab.callbacks.rollout import policy_logprobs
 from collab.chat.base import ContextFull, Sampling
+from collab.chat.structured import schema_of
 from collab.config.checks import check
 from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig
 from collab.conversation import Message, Reply
@@ -152,9 +153,10 @@ def test_a_request_leaves_nothing_to_the_servers_defaults(server: TinyVLLM, trai
         **{"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "stop": ["END"]},
         **{"stop_token_ids": [2], "ignore_eos": False, "logprobs": 0, "return_token_ids": True},
     }
-    says(engine, ignore_eos=True, response_format="json")
+    says(engine, ignore_eos=True, schema=schema_of(note={"type": "string", "maxLength": 9}))
     assert server.calls[-1]["stop_token_ids"] == [] and server.calls[-1]["ignore_eos"]
-    assert server.calls[-1]["response_format"] == {"type": "json_object"}
+    form = server.calls[-1]["response_format"]["json_schema"]["schema"]
+    assert form["properties"] == {"note": {"type": "string"}}
 
 
 def test_a_seed_belongs_to_the_key(server: TinyVLLM, trainee: Trainee, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def gives(score: object) -> Script:
 
 
 def judge(model: ScriptedModel, role: str = "judge", retries: int = 1) -> Judge:
-    return Judge(model, Sampling(200, 0.0, response_format="json"), retries, 3, Counter(), role)
+    return Judge(model, Sampling(200, 0.0), retries, 3, Counter(), role)
 
 
 def rate(
@@ -131,7 +131,8 @@ def test_a_verdict_of_a_wrong_shape_is_asked_for_again_and_all_replies_are_kept(
     found, asked = rate(model)
     assert found.value == 0.75 and found.replies[0] == "Very good!" and len(found.replies) == 2
     assert asked.problems["judge_shape"] == 1 and not asked.problems["judge_missing"]
-    assert model.asked[0][1].response_format == "json"
+    (field,) = (name for name in json.loads(model.asked[0][1].schema)["properties"] if name != "reasons")
+    assert field == f"score_{mark_in(model.asked[0][0])}"
 
 
 @pytest.mark.parametrize("script, kind", [(gives("good"), "judge_shape"), (lambda m, k: None, "judge_failed")])

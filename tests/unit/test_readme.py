@@ -102,7 +102,9 @@ def test_the_table_lists_every_option_of_every_group():
 def schema(node=Config, prefix=""):
     """Dotted names of all fields that some option has, and of those whose entries are free (dictionaries)."""
     known, dicts = set(), set()
-    for option in (node, *node.__subclasses__()):
+    options = [node]
+    for option in options:  # it grows
+        options += option.__subclasses__()
         for name, hint in get_type_hints(option).items():
             known.add(f"{prefix}{name}")
             for kind in (hint, *get_args(hint)):

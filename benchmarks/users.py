@@ -1,0 +1,155 @@
+"""Users and judges with local weights: are their answers in form, and how do the users speak?
+
+    python benchmarks/users.py --model FOLDER_OR_ID --write     # writes docs/results/users.json
+
+The assistant's side is that of `data/demonstrated.jsonl`, so all users hear the same questions. For `user=agenda`,
+`user=hybrid` and `user=llm` it prints how many conversations were invalid, how many messages fell back on the agenda's
+words, and how varied the messages are: the share of distinct word pairs, and mean and deviation of their length. Then
+the same model judges the agenda's conversations, without a second try. At last it decodes replies of the same length
+with and without a schema; the overhead is the median of the ratios, a pair after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/users.py`
+
+from benchmarks.decoding import chats
+from benchmarks.demonstrations import read_sides
+from benchmarks.goals import FOLDER
+from benchmarks.steps import machine
+from collab.chat.base import ChatModel, Sampling
+from collab.chat.structured import schema_of
+from collab.conversation import Conversation, Goal, Reply
+from collab.datamodules.goals import load_goals
+from collab.parsing.english import words
+from collab.randomness import RngKey
+from collab.rewards.judge import Interactivity, Judge
+from collab.simulation.user import UserSimulator
+from collab.util.files import write_json
+
+WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "results" / "users.json"
+LONG = schema_of(text={"type": "string", "minLength": 400})  # a reply that the length limit ends
+
+
+def sides(count: int) -> list[tuple[Goal, list[str]]]:
+    """A goal and what the assistant says about it; one conversation of each of `count` training goals."""
+    goals = {goal.id: goal for goal in load_goals(FOLDER / "train.jsonl", "train")}
+    found = [(goals[conv.split("/")[0]], messages) for conv, messages in read_sides().items() if conv.endswith("/1")]
+    return found[:: max(1, len(found) // count)][:count]
+
+
+async def play(user: UserSimulator, goal: Goal, messages: Sequence[str]) -> Conversation:
+    talk = Conversation(goal)
+    for message in messages:
+        turn = await user.respond(talk, RngKey(1, role="user", goal=goal.id, turn=talk.turn))
+        if turn.end:
+            return talk.with_end(turn.end)
+        talk = replace(talk, user=turn.user).with_user(turn.text).with_reply(Reply(message))
+    return talk.with_end("max_turns")
+
+
+def spoken(talks: Sequence[Conversation]) -> dict[str, float]:
+    """How varied the users' messages are."""
+    said = [words(turn.user) for talk in talks for turn in talk.turns]
+    pairs = [pair for one in said for pair in zip(one, one[1:], strict=False)]
+    lengths = [len(one) for one in said]
+    return {
+        "distinct_pairs": len(set(pairs)) / max(1, len(pairs)),
+        "words": statistics.fmean(lengths),
+        "words_sd": statistics.pstdev(lengths),
+    }
+
+
+async def overhead(engine: ChatModel, requests: int, tokens: int, runs: int) -> float:
+    """Share of the time that the schema adds to decoding `requests` replies at once."""
+
+    async def seconds(schema: str) -> float:
+        sampling = Sampling(tokens, ignore_eos=True, schema=schema)
+        keys = (RngKey(1, goal=str(number)) for number in range(requests))
+        began = time.perf_counter()
+        await asyncio.gather(*(engine.complete(c, sampling, k) for c, k in zip(chats(requests), keys, strict=True)))
+        return time.perf_counter() - began
+
+    await seconds(LONG)
+    ratios = []
+    for _ in range(runs):
+        free = await seconds("")
+        ratios.append(await seconds(LONG) / free)
+    return statistics.median(ratios) - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id of user and judge")
+    parser.add_argument("--conversations", type=int, default=12)
+    parser.add_argument("--requests", type=int, default=32, help="replies at once, for the overhead of a schema")
+    parser.add_argument("--write", action="store_true", help="write docs/results/users.json")
+    parser.add_argument("--show", action="store_true", help="print the conversations")
+    args = parser.parse_args()
+
+    from collab.app import build
+    from collab.app.compose import load_config
+    from collab.callbacks.progress import Progress
+
+    found: dict[str, Any] = {}
+    played: dict[str, list[Conversation]] = {}
+    asked = sides(args.conversations)
+    for name in ("agenda", "hybrid", "llm"):
+        local = [] if name == "agenda" else ["endpoint@user.endpoint=local", f"user.endpoint.model={args.model}"]
+        config = load_config("evaluate", ["experiment=doc_edit", f"user={name}", *local])
+        with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:
+            simulation = build.simulation(config, endpoints, lambda: None)
+            began = time.perf_counter()
+
+            async def everyone(user: UserSimulator = simulation.user) -> list[Conversation]:
+                return list(await asyncio.gather(*(play(user, *one) for one in asked)))
+
+            played[name] = asyncio.run(everyone())
+        messages = sum(len(talk.turns) for talk in played[name])
+        found |= {f"{name}_{what}": value for what, value in spoken(played[name]).items()}
+        found[f"{name}_seconds"] = time.perf_counter() - began
+        found[f"{name}_invalid"] = sum(not talk.valid for talk in played[name]) / len(played[name])
+        found[f"{name}_problems"] = {kind: count for kind, count in simulation.problems.items() if count}
+        if name == "hybrid":
+            found["hybrid_fallback"] = simulation.problems["user_fallback"] / messages
+
+    from collab.config.schema import EndpointConfig
+
+    config = load_config("evaluate", ["experiment=doc_edit"])
+    with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:
+        engine = build.chat_model(config, EndpointConfig(kind="local", model=args.model), endpoints)
+        metric = Interactivity()
+        metric.judge = Judge(engine, Sampling(400, 0.0, adapter=False), 0, 1, Counter())
+
+        async def judged() -> list[Any]:
+            return list(await asyncio.gather(*map(metric, played["agenda"])))
+
+        verdicts = asyncio.run(judged())
+        found["judge_in_form"] = sum(verdict.value is not None for verdict in verdicts) / len(verdicts)
+        found["judge_scores"] = [verdict.value for verdict in verdicts]
+        found["schema_overhead"] = asyncio.run(overhead(engine, args.requests, 48, 3))
+    if args.show:
+        for name, talks in played.items():
+            for talk in talks:
+                print(f"\n## {name} {talk.user} {talk.goal.id} {talk.ended_by}")
+                print("\n".join(f"  {turn.user}" for turn in talk.turns))
+    print(json.dumps(found, indent=1))
+    if args.write:
+        command = f"python benchmarks/users.py --model {Path(args.model).name} --conversations {args.conversations}"
+        write_json(WRITTEN, {"command": command, "machine": machine(), **found})
+
+
+if __name__ == "__main__":
+    main()
