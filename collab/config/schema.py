@@ -163,6 +163,7 @@ class LLMUserConfig(SpokenUserConfig):
 @dataclass
 class HybridUserConfig(AgendaUserConfig, SpokenUserConfig):
     target: str = "collab.simulation.hybrid.HybridUser"
+    temperature: float = number(0.7, at_least=0)  # sampling temperature of the voice
     max_new_tokens: int = number(120, at_least=1)  # maximum tokens of a message
 
 

@@ -28,20 +28,19 @@ from collab.simulation.guards import role_confusion
 from collab.simulation.user import UserTurn, draw_persona
 
 ADDED, CONFUSION = "added", "role_confusion"
-_NEW_WORDS = 4  # content words around the brackets that neither side has said
-_ECHOED = 2  # content words of the assistant's message, which the person need not say again
-_AROUND = r"[A-Za-z ,.!?;:'()-]"  # no figures, no brackets, no other alphabet
-_BESIDE = _AROUND.replace("?", "")  # nor a question
-_LONGEST = 40  # characters before, between and after brackets
-_REMARK = 110  # characters of a message without brackets
+_NEW_WORDS = 2  # content words around the brackets that neither side has said
+_ECHOED = 1  # content words of the assistant's message, which the person need not say again
+_WORD = r"[A-Za-z][A-Za-z'-]{0,13}"  # no figures, no brackets, no other alphabet
+_FEW = 4  # words before, between and after brackets
+_REMARK = 12  # words of a message without brackets
 
 _SYSTEM = """\
 You type one chat message as this person: {persona}.
 The person has asked an AI assistant to write or solve something. The assistant does the work; the person does not.
 
 The message has one or more numbered brackets, such as [1] and [2]. Each stands for something that the person says. You
-write only the few words around them, as this person would type. Often there are hardly any. You keep every bracket. You
-add no fact, no wish, no question and no offer.
+write only a few words around them, as this person would type: at most four before, between and after, often none. You
+keep every bracket. You add no fact, no wish, no question and no offer.
 
 Examples of such messages, by four different people:
 [1]. [2]
@@ -104,10 +103,14 @@ class HybridUser:
         if "\n" in plan.text or (conversation.goal.agenda is not None and not conversation.turns):
             return UserTurn(plan.text, user=persona)
         said = brackets_of(conversation, plan)
+        pattern = pattern_of(len(said), asks=not conversation.turns)
         answer = await ask(
             self.model,
             self.messages(conversation, key, persona, plan, len(said)),
-            replace(self._sampling, schema=schema_of(message=_form(len(said), not conversation.turns))),
+            replace(
+                self._sampling,
+                schema=schema_of(message={"type": "string", "pattern": pattern_of(len(said), not conversation.turns)}),
+            ),
             key.at(role=f"{key.role}/voice"),
             lambda text: self._read(conversation, plan, said, text),
             self.config.retries,
@@ -138,11 +141,9 @@ class HybridUser:
     def _read(self, conversation: Conversation, plan: Plan, said: Sequence[str], text: str) -> str:
         answer = find_object(text, "message")
         message = as_text(answer["message"]).translate(_PLAIN) if answer else ""
-        parts = re.split(r"\[\d+\]", message)
-        found = [int(number) for number in re.findall(r"\[(\d+)\]", message)]
-        allowed = _BESIDE if said and conversation.turns else _AROUND
-        if not message or found != list(range(1, len(said) + 1)) or not re.fullmatch(f"{allowed}*", "".join(parts)):
+        if not re.fullmatch(pattern_of(len(said), not conversation.turns), message):
             raise _unfit(SHAPE)
+        parts = re.split(r"\[\d+\]", message)
         around = " ".join(parts)
         if self._adds(conversation, plan, around):
             raise _unfit(ADDED)
@@ -168,12 +169,18 @@ def brackets_of(conversation: Conversation, plan: Plan) -> tuple[str, ...]:
     return plan.facts if conversation.turns else (wanted_of(conversation.goal),)
 
 
-def _form(brackets: int, opens: bool) -> dict[str, str]:
+def pattern_of(brackets: int, asks: bool) -> str:
+    """What a message looks like: so many brackets in their order, and a few whole words around them.
+
+    Only with `asks` it may end as a question.
+    """
     if not brackets:
-        return {"type": "string", "pattern": f"^{_AROUND}{{2,{_REMARK}}}$"}
-    beside = f"{_AROUND if opens else _BESIDE}{{0,{_LONGEST}}}"
-    pattern = "".join(rf"{beside}\[{number}\]" for number in range(1, brackets + 1)) + beside
-    return {"type": "string", "pattern": f"^{pattern}$"}
+        return f"^{_WORD}(?:[,;:.!]{{0,3}} {_WORD}){{0,{_REMARK - 1}}}[.!?]{{0,3}}$"
+    before = f"(?:{_WORD}[,;:.!]{{0,3}} ){{0,{_FEW}}}"
+    between = f"[,;:.!]{{0,3}} {before}"
+    after = f"(?:[,;:.!]{{0,3}} {_WORD}){{0,{_FEW}}}[.!{'?' if asks else ''}]{{0,3}}"
+    marks = [rf"\[{number}\]" for number in range(1, brackets + 1)]
+    return f"^{before}{between.join(marks)}{after}$"
 
 
 def filled(goal: Goal, parts: Sequence[str], said: Sequence[str]) -> str:

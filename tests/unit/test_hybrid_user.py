@@ -77,8 +77,8 @@ def test_the_voice_sees_no_fact() -> None:
         ("so [1] and [2] but wet bricks", "added"),
         ("so [1] but not [2]", "added"),
         ("so [1] and [2], what else?", "shape"),
-        ("so [1] and [2] beside velvet curtains, tulips, engines, violins, harbours", "added"),
-        ("Sure, I can help you with that: [1] and [2]", "role_confusion"),
+        ("so [1] and [2] beside velvet curtains, tulips", "added"),
+        ("Happy to help: [1] and [2]", "role_confusion"),
     ],
 )
 def test_a_message_that_adds_or_loses_anything_is_asked_for_again(message: str, kind: str) -> None:
