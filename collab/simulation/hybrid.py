@@ -109,7 +109,7 @@ class HybridUser:
             self.messages(conversation, key, persona, plan, len(said)),
             replace(
                 self._sampling,
-                schema=schema_of(message={"type": "string", "pattern": pattern_of(len(said), not conversation.turns)}),
+                schema=schema_of(message={"type": "string", "pattern": pattern}),
             ),
             key.at(role=f"{key.role}/voice"),
             lambda text: self._read(conversation, plan, said, text),
