@@ -64,7 +64,7 @@ cheats: $(STAMP) ## install, play scripted tricks and an honest script against t
 table: $(STAMP) ## install, run every algorithm on doc_edit from synthesis to evaluation, write docs/results/table.md; goes on where it was stopped
 	$(BIN)/python benchmarks/table.py --write $(ARGS)
 
-showcase: $(STAMP) ## install, train MODEL (a preset of conf/model or a folder) on doc_edit from three seeds, write docs/results/showcase.md: a 0.5B took 48 minutes on two cores with bf16
+showcase: $(STAMP) ## install, train MODEL (a preset of conf/model or a folder) on doc_edit from three seeds, write docs/results/showcase.md: SFT of a 0.5B took 53 minutes on two slow cores with bf16, a seed of GRPO 10 to 18
 	$(BIN)/python benchmarks/showcase.py $(MODEL) --write $(ARGS)
 
 ablation: $(STAMP) ## install, train with several windows and parts of the reward, write docs/results/ablation.md; goes on where it was stopped
