@@ -265,6 +265,7 @@ def test_rules_hold_on_the_held_out_questions_about_documents() -> None:
         "0.5b trained, new user",
         "0.5b trained 3, new user",
         "0.5b trained 4, new user",
+        "0.5b trained 6, new user",
         "135m trained 2, new user",
         "0.5b warm-up, new user",
     )  # from this user: they find what its rules let through
