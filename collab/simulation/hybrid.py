@@ -28,7 +28,7 @@ from collab.simulation.guards import role_confusion
 from collab.simulation.user import UserTurn, draw_persona
 
 ADDED, CONFUSION = "added", "role_confusion"
-_NEW_WORDS = 2  # content words around the brackets that neither side has said
+_NEW_WORDS = 2  # content words around the brackets that are neither planned nor the assistant's
 _ECHOED = 1  # content words of the assistant's message, which the person need not say again
 _WORD = r"[A-Za-z][A-Za-z'-]{0,13}"  # no figures, no brackets, no other alphabet
 _FEW = 4  # words before, between and after brackets
@@ -107,12 +107,9 @@ class HybridUser:
         answer = await ask(
             self.model,
             self.messages(conversation, key, persona, plan, len(said)),
-            replace(
-                self._sampling,
-                schema=schema_of(message={"type": "string", "pattern": pattern}),
-            ),
+            replace(self._sampling, schema=schema_of(message={"type": "string", "pattern": pattern})),
             key.at(role=f"{key.role}/voice"),
-            lambda text: self._read(conversation, plan, said, text),
+            lambda text: self._read(conversation, plan, said, pattern, text),
             self.config.retries,
         )
         self.problems.update(f"user_{kind}" for kind in answer.problems)
@@ -138,10 +135,10 @@ class HybridUser:
             asked = _REMARKS.format(heard=heard, gist=plan.lead, slip=slip)
         return [Message("system", system), Message("user", asked)]
 
-    def _read(self, conversation: Conversation, plan: Plan, said: Sequence[str], text: str) -> str:
+    def _read(self, conversation: Conversation, plan: Plan, said: Sequence[str], pattern: str, text: str) -> str:
         answer = find_object(text, "message")
         message = as_text(answer["message"]).translate(_PLAIN) if answer else ""
-        if not re.fullmatch(pattern_of(len(said), not conversation.turns), message):
+        if not re.fullmatch(pattern, message):
             raise _unfit(SHAPE)
         parts = re.split(r"\[\d+\]", message)
         around = " ".join(parts)
@@ -194,11 +191,8 @@ def filled(goal: Goal, parts: Sequence[str], said: Sequence[str]) -> str:
     for fact, after in zip(said, parts[1:], strict=True):
         if text and text.rstrip()[-1] not in ".!?" and not fact.startswith(names):
             fact = fact[0].lower() + fact[1:]
-        text += fact if not text or text[-1] in " (" else f" {fact}"
-        if word := re.match(r"\W*(\w+'?\w*)", after):
-            goes_on = word[1][0].islower() or word[1].split("'")[0] == "I" or after.lstrip()[0] in ",.!?;:)"
-            text = text.removesuffix(".") if goes_on else text
-        elif after.strip():
+        text += fact if not text or text[-1] == " " else f" {fact}"
+        if re.match(r"\s*(?:[,;:.!?]|[a-z]|I\b)", after):  # the sentence goes on, or has its own end
             text = text.removesuffix(".")
         text += f" {after}" if after[:1].isalnum() else after
     return text.strip()

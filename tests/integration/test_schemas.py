@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripted import answering
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from collab.chat.base import Sampling
@@ -95,7 +96,7 @@ def test_a_user_and_a_judge_of_random_weights_answer_in_form(engine: LocalEngine
 
 
 def test_a_user_may_end_the_chat_in_the_schema_only_with_a_reason() -> None:
-    user = LLMUser(LLMUserConfig(patience=2), 8, None)  # type: ignore[arg-type]
+    user = LLMUser(LLMUserConfig(patience=2), 8, answering())
     draft = TALK.with_user("It is hot.").with_reply(Reply("The kiln is hot today, so please keep away from it."))
     for talk, ends in ((Conversation(GOAL), []), (TALK, []), (draft, ["[[SATISFIED]]", "[[GIVE UP]]"])):
         schema = user.schema(talk)
