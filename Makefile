@@ -50,7 +50,7 @@ lint: $(STAMP) ## install, check style and formatting
 	$(BIN)/ruff format --check .
 
 types: $(STAMP) ## install, check types
-	$(BIN)/mypy collab train.py evaluate.py
+	$(BIN)/mypy collab benchmarks train.py evaluate.py
 
 bench: $(STAMP) ## install, measure speed against peers (installed into benchmarks/.envs, 7 GB), write the table
 	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python benchmarks/run.py --write $(ARGS)

@@ -322,7 +322,8 @@ def main() -> None:
 
             module = build.module(config, config.model, load_tokenizer(config.model), adapter=False)
             module.configure_model()
-            players = simulation.players(simulation.make_engine(module.policy.lm.eval(), module.tokenizer))
+            assert (policy := module.policy) is not None
+            players = simulation.players(simulation.make_engine(policy.lm.eval(), module.tokenizer))
             table["base"] = asyncio.run(measure(players, simulation.reward, goals, config.task.system_prompt))
     columns = list(table["honest"])
     print("| policy | " + " | ".join(columns) + " |\n| --- |" + " ---: |" * len(columns))

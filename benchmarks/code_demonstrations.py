@@ -94,7 +94,9 @@ def main() -> None:
             score = asyncio.run(simulation.reward(played))
             if score.parts["pass_rate"] == 1:
                 scores.append(score)
-                rows.append(json.dumps(row_of(f"{goal.id}/0", played, score), ensure_ascii=False))
+                rows.append(
+                    json.dumps(row_of(f"{goal.id}/0", played, score, range(len(played.turns))), ensure_ascii=False)
+                )
     written.parent.mkdir(parents=True, exist_ok=True)
     written.write_text("\n".join(rows) + "\n", encoding="utf-8")
     means = ", ".join(f"{name} {fmean(s.parts[name] or 0.0 for s in scores):.3f}" for name in scores[0].parts)

@@ -34,13 +34,11 @@ def goals(config: Config) -> GoalSplits:
     """Goals in the numbers of the config and the sizes of its task."""
     task = config.task
     prompt, reference = ("x" * size for size in SIZES[task.name])
-    counts = {"train": task.num_train, "val": task.num_val, "test": task.num_test}
-    return GoalSplits(
-        **{
-            split: [Goal(f"{split} {n}", prompt, reference) for n in range(count or 0)]
-            for split, count in counts.items()
-        }
-    )
+
+    def made(split: str, count: int | None) -> list[Goal]:
+        return [Goal(f"{split} {n}", prompt, reference) for n in range(count or 0)]
+
+    return GoalSplits(made("train", task.num_train), made("val", task.num_val), made("test", task.num_test))
 
 
 def row(config: Config) -> str:

@@ -74,8 +74,8 @@ def steps(folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[st
         overrides: Of the user; they hold for every command, but for what ties the steps together.
     """
     preset = (ROOT / "conf" / "model" / f"{model}.yaml").is_file()
-    shared = (f"model={model}" if preset else f"model.path={model}", *SETTING, "callbacks=quiet")
-    shared = (*shared, "logger.wandb=disabled")
+    named = f"model={model}" if preset else f"model.path={model}"
+    shared = (named, *SETTING, "callbacks=quiet", "logger.wandb=disabled")
     training = (*shared, "evaluation.num_conversations=1", "task.num_test=1")  # the evaluation plays the test goals
 
     def step(name: str, command: Sequence[str], *tied: str, needs: tuple[str, ...] = ()) -> Step:

@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.machine import copy_bandwidth
@@ -26,7 +27,7 @@ def engine(check: Check, size: str) -> Figures:
     rates = _Rates(check, check.size(size))
     streams = (1, 3) if check.tiny else (1, 32, 128, 512)
     for count in streams:
-        yield from tried(f"{count} streams", lambda count=count: rates.alone(count))
+        yield from tried(f"{count} streams", partial(rates.alone, count))
     rates.setting.requests = streams[1]
     yield from tried("no CUDA graphs", rates.without_graphs)
     yield from tried("generate", lambda: rates.against("generate", decode_vs_generate))

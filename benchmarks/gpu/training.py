@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def train(check: Check) -> Figures:
     theirs = Training(check, "sft-cpu", (*sft, "trainer.accelerator=cpu"))
     ours = theirs if check.tiny else Training(check, "sft-here", (*sft, f"trainer.accelerator={check.device}"))
     for name, run in runs.items():
-        yield from tried(name, lambda name=name, run=run: _learnt(f"{name}, {precision}", run))
+        yield from tried(name, partial(_learnt, f"{name}, {precision}", run))
     yield from tried("SFT in fp32", lambda: _same_losses(ours, theirs))
 
 

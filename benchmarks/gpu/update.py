@@ -9,6 +9,7 @@ import importlib.util
 import statistics
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.models import random_lm
@@ -88,7 +89,7 @@ def losses(check: Check) -> Figures:
             yield Figure(f"{name}: {what}", float(distance), unit, ok, "against the CPU in fp32")
 
     for name, (dtype, blocks) in cases.items():
-        yield from tried(name, lambda name=name, d=dtype, b=blocks: compared(name, d, b))
+        yield from tried(name, partial(compared, name, dtype, blocks))
 
 
 def _step_on(check: Check, device: str, dtype: Any, blocks: bool, sampled: Any = None) -> Step:

@@ -49,10 +49,13 @@ def update_of(
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
 
+    def no_reward(completions: list[str], **_: Any) -> list[float | None]:  # never called: nothing is generated
+        return [0.0] * len(completions)
+
     trainer = GRPOTrainer(
         model=lm,
         processing_class=tokenizer,
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),  # never called: nothing is generated
+        reward_funcs=no_reward,
         train_dataset=Dataset.from_list([{"prompt": "nothing"}] * candidates),
         peft_config=LoraConfig(
             task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear"
