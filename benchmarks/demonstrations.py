@@ -4,14 +4,16 @@
 
 Language models wrote the assistant's side, and the rule-based user answers here. SFT learns from the file
 (`algorithm.data`). There are three kinds, all of three messages of two questions and then a text. The text says all
-that the user told and nothing else, near the user's own words, so that a small model can learn to do it.
+that the user told and nothing else, near the user's own words, so that a small model can learn to do it. A message is
+learned if the user takes both its questions.
 
-1. `data/demonstrated.jsonl`: whole conversations about training goals. Who asked knew form and topic, and what the
-   user had said so far.
+1. `data/demonstrated.jsonl`: conversations about training goals. Who asked knew form and topic, and what the user had
+   said so far.
 2. `data/topics.jsonl`: further topics, with a question and a sentence for each fact. Questions are drawn, and the text
-   is put together from the sentences for what the user told. A message that the user does not take is not learned.
+   is put together from the sentences for what the user told.
 3. The same topics with questions in vain. A policy's questions are not all good ones, and what the user says to the
-   others ("We have been there.") does not belong in the text. Here only the text is learned.
+   others ("We have been there.") does not belong in the text. Here the text is learned, and a good question after one
+   in vain.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from benchmarks.goals import FOLDER
 from collab.conversation import Candidate, Conversation, Goal, Score
 from collab.datamodules.conversations import as_row
 from collab.datamodules.goals import load_goals
-from collab.parsing.agenda_state import read
+from collab.parsing.agenda_state import covers, read
 from collab.parsing.english import questions
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
@@ -91,7 +93,8 @@ def read_topics() -> dict[str, dict[str, Any]]:
 def goal_of(topic: Mapping[str, Any]) -> Goal:
     """The goal of a topic. Its reference says all facts."""
     form, title, tone, audience, length = (topic[key] for key in ("form", "title", "tone", "audience", "length"))
-    notes, cues, sentences = ([fact[key] for fact in topic["facts"]] for key in ("note", "cues", "sentence"))
+    notes, sentences = ([fact[key] for fact in topic["facts"]] for key in ("note", "sentence"))
+    cues = [f"{fact['cues']} {fact['question']}" for fact in topic["facts"]]
     return Goal(
         topic["id"],
         f"Please write: {form} about {title}, {tone}, for {audience}, {length}. What I know: {'; '.join(notes)}.",
@@ -145,6 +148,13 @@ async def write_about(
     return await demonstrate(players, reward, goal, [*asked, text], 1) if text and len(played.turns) == 4 else None
 
 
+def says_what_was_told(played: Conversation) -> bool:
+    """Whether the text covers all notes that the user told, and no other."""
+    said = played.assistant_texts
+    given = read(played.goal, said).given
+    return all((i in given) == covered for i, covered in enumerate(covers(played.goal, said[-1])))
+
+
 def earns(goal: Goal, messages: Sequence[str], number: int) -> bool:
     """Whether the user takes both questions of `messages[number]`, as questions that ask for something new."""
     before, after = (read(goal, messages[:end]).pertinent for end in (number, number + 1))
@@ -172,13 +182,16 @@ def main() -> None:
     kinds = dict[str, list[tuple[Conversation, Score]]](goals=[], topics=[], in_vain=[])
     rows = list[str]()
 
-    def keep(kind: str, conv_id: str, found: tuple[Conversation, Score] | None) -> None:
-        if not found:
+    def keep(
+        kind: str, conv_id: str, found: tuple[Conversation, Score] | None, asked: Sequence[str] = ("", "", "")
+    ) -> None:
+        if not found or not says_what_was_told(found[0]):
             return
         kinds[kind].append(found)
         said = [turn.reply.text for turn in found[0].turns]
         taken = [turn for turn in range(3) if earns(found[0].goal, said, turn)]
-        learned = {"goals": [0, 1, 2, 3], "topics": [*taken, 3], "in_vain": [3]}
+        after_vain = [turn for turn in taken if turn == 2 and said[1] != asked[1] and said[2] == asked[2]]
+        learned = {"goals": [*taken, 3], "topics": [*taken, 3], "in_vain": [*after_vain, 3]}
         rows.append(json.dumps(row_of(conv_id, *found, learned[kind]), ensure_ascii=False))
 
     with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:
@@ -191,7 +204,7 @@ def main() -> None:
             asked = asked_about(topic, RngKey(1, role="questions", goal=name).stream())
             vain = in_vain(asked, RngKey(1, role="in vain", goal=name).stream())
             keep("topics", name, asyncio.run(write_about(players, reward, topic, asked)))
-            keep("in_vain", f"{name}-in-vain", asyncio.run(write_about(players, reward, topic, vain)))
+            keep("in_vain", f"{name}-in-vain", asyncio.run(write_about(players, reward, topic, vain)), asked)
     WRITTEN.write_text("\n".join(rows) + "\n", encoding="utf-8")
     for kind, found in kinds.items():
         means = []

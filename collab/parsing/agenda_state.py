@@ -16,7 +16,7 @@ from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_items import Item, agenda_of, form_of, makes, manner_of, notes_of, openings, topic_of
 from collab.parsing.english import content_words, names_and_numbers, questions, sentences, without_questions, words
 from collab.parsing.extraction import last_program, outside_code, states_answer
-from collab.parsing.questions import Reading, read_question
+from collab.parsing.questions import OF_ANY_TEXT, Reading, read_question
 
 _NEARLY_SAME = 0.7  # Jaccard index of content words from which on a question counts as asked before
 _COVERED = 0.5  # share of a note's content words that a text needs to cover it, beside all names and numbers
@@ -130,8 +130,9 @@ def _concerned(
 ) -> tuple[list[int], bool]:
     """The items that a question asks for: one for each slot or, without slots, one for each word that it shares.
 
-    Of several items the preference comes first, then the one that shares most words with the question. A slot that was
-    asked for before earns another item only by a shared word.
+    Of several items the preference comes first, then the one that shares most words with the question. A note with cues
+    answers a question about its slot only if the question fits: it has no further words ("Where is it?"), or shares one
+    with the note. A slot that was asked for before earns another item only by a shared word.
 
     Returns:
         The hidden items, and whether the question concerns any item at all.
@@ -140,22 +141,28 @@ def _concerned(
     if in_opening > max((len(item.hints & reading.meaning) for item in items), default=0):
         return [], False  # the opening answers the question better than any item could
     meaning = reading.meaning - _topic_words(goal) - _GENERIC
+    further = meaning - OF_ANY_TEXT
     used = {slot for earlier in asked for slot in earlier.slots}
 
     def shared(i: int) -> int:
         return len(items[i].hints & meaning)
 
+    def fits(i: int) -> bool:
+        return items[i].preference or items[i].cues is None or not further or bool(items[i].hints & further)
+
     chosen: list[int] = []
     concerns = False
     for slot in sorted(reading.slots):
-        having = [i for i, item in enumerate(items) if slot in item.slots]
+        having = [i for i, item in enumerate(items) if slot in item.slots and fits(i)]
         hidden = [i for i in having if i not in {*given, *chosen} and (slot not in used or shared(i))]
         concerns = concerns or bool(having)
         if hidden:
             chosen.append(max(hidden, key=lambda i: (items[i].preference, shared(i), -i)))
     if concerns:
         return chosen, True
-    while items and shared(best := max(range(len(items)), key=lambda i: (shared(i), i not in given, -i))):
+    # "How much does a runner need?" asks for no note that merely says something about runners.
+    enough = 2 if reading.slots and not _opening(goal) else 1
+    while items and shared(best := max(range(len(items)), key=lambda i: (shared(i), i not in given, -i))) >= enough:
         concerns = True
         if best not in given and best not in chosen:
             chosen.append(best)

@@ -102,6 +102,7 @@ _REFUSED: dict[str, re.Pattern[str]] = {  # in this order
         r"repeated|used|tone|length)\b|\bwhen (?:is|are) the (?:situation|time|tone|length)\b",
         r"\bhow (?:long|often|many(?! people)(?: \w+)?|much(?: \w+)?) (?:are|is|should|will|would|must|do) you"
         r"(?: be\b(?! \w+ing)|\W*$)",
+        r"\bhow many words (?:will |can |would |do |does )?fit\b",
         r"\bhow many (?:times|questions) (?:should|would|do|did|can|will) (?:you|i|we)\b",
         r"\bwhich (?:\w+ ){1,3}(?:are|is) you\W*$",
         r"\b(?P<named>tone|length|style|size)\b.*\b(?P=named)\b|\bhow (?:long|short|much|many|often)\b[^,]*\btone\b",
@@ -276,13 +277,13 @@ _ABOUT_THE_CASE = re.compile(  # with a slot's name: "Is it free?", "Do you have
 _MEANS_IT = re.compile(  # the user's case
     r"\b(?:it|its|they|them|she|he|her|his|their|there|you|your|text|people|readers?|guests?|participants?)\b"
 )
-_OF_ANY_TEXT = content_words(  # words for slots, wishes and attributes
+OF_ANY_TEXT = content_words(  # words for slots, wishes and attributes
     " ".join((*SLOTS.values(), *(re.sub(r"[^a-z ]", " ", named) for named in (_DETAILS, _ATTRIBUTES, _TELL, _WRITE))))
     + " kind type sort take happen happening open opens close closes much many often long far old big large soon early"
     + " late event meeting course class workshop session product item thing text letter note person people guest"
     + " everybody everyone anybody anyone somebody someone participant buyer customer client visitor member"
     + " bring come attend join plan need want think"
-    + " exactly start begin end finish held"
+    + " exactly start begin end finish held hold located locate hour word"
 )
 _OPEN = _any(
     rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
@@ -325,8 +326,8 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
             even if no other rule says so.
     """
     text = re.sub(r"\b(?:take|takes|took|taking) place\b", "happen", " ".join(question.lower().split()))
-    text = text.replace("’", "'")
-    slots, meaning = _slots(text, known), content_words(text)
+    text = re.sub(r"\ba place (?:on|in|at)\b ?", "", text.replace("’", "'"))
+    slots, meaning = _slots(_ADDED.sub(r"\1", text), known), content_words(text)
     if refused := _refusal(text, len(slots), meaning, known, cues):
         return Reading(False, refused, meaning=meaning)
     if _REQUEST.search(text):
@@ -337,7 +338,7 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
     if _WISH.search(text) or _is_choice(text):
         return Reading(True, "wish", opens, slots, meaning)
     # "When is the sun?" names a thing that is neither the user's nor a part of any text.
-    in_the_case = _MEANS_IT.search(text) or meaning & (known | cues) - _OF_ANY_TEXT or not meaning - _OF_ANY_TEXT
+    in_the_case = _MEANS_IT.search(text) or meaning & (known | cues) - OF_ANY_TEXT or not meaning - OF_ANY_TEXT
     asks_slot = _SLOT.search(text) or _BARE_SLOT.search(text) or (slots and _ABOUT_THE_CASE.search(text))
     if asks_slot and in_the_case:
         return Reading(True, "slot", opens, slots, meaning)
@@ -388,7 +389,17 @@ def _slots(text: str, known: frozenset[str]) -> frozenset[str]:
         slots = slots - {"length"} | {"how long"}
     if re.search(r"\bwho (?:is|will|are|would|should)\b.*\b(?:for|read|to|reading|receive|addressed|invited)\b", text):
         slots.add("audience")
+    if "name of" in text and not _NAME_OF_SOMEBODY.search(text):
+        slots = slots - {"who"}
     return frozenset(slots - {"who"} if "audience" in slots else slots)
 
 
 _PHRASES = {"how much": "how much", "how many": "how many", "sign up": "contact"}
+_ADDED = re.compile(  # "How should it sound when the cranes are done?" does not ask when
+    r"^(\W*(?:and |so )?(?:what|which|who|how|where|why)\b.*?)(?<! and)(?<! or)(?<! about)(?<! at)(?<!,) "
+    r"(?:when|where|while|if|once|until|after|before|because)\b.*"
+)
+_NAME_OF_SOMEBODY = re.compile(  # a thing has no name that the user would hold back
+    r"\bname of (?:\S+ ){0,3}?(?:person|contact|man|woman|host|guide|chef|cook|coach|nurse|child|"
+    r"\w+(?:er|or|ist|ian))\b"
+)
