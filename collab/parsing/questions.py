@@ -290,7 +290,8 @@ _OPEN = _any(
     rf"\b(?:what|which)\b.*\b(?:{_WRITE})\b|\b(?:what|which|any|are there|is there)\b.*\b(?:{_DETAILS})\b",
     r"\b(?:what|which) (?:kind|type|sort|specific|particular)\b|\bin mind\b",
     r"\banything (?:else|specific|special|particular|in particular|you)\b",
-    r"\b(?:missing|left out)\b|\bwhat (?:should|must|will|would|is) (?:it|the|this)\b|\bwhat (?:can|could) you tell\b",
+    r"\b(?:missing|left out)\b|\bwhat (?:should|must|will|would) (?:it|this|the (?:function|program|code))\b|"
+    r"\bwhat (?:can|could) you tell\b",
     r"\bwhat(?:'s| is| are) (?:it|the \S+|your \S+|this|they) (?:\S+ )?(?:about|like|for)\b",
     r"\bwhat (?:do|are|would|did) you (?:want|need|like|looking|look|hope|wish|planning|plan)\b",
 )
