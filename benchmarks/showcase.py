@@ -56,7 +56,7 @@ WHOLE = 10  # conversations of each trained policy on the page of conversations
 FILES = ("showcase.md", "showcase.json", "showcase.png", "conversations.md")
 # What a model that can speak needs other than SmolLM2-135M. Chosen on validation goals (docs/recipe-log.md).
 SETTING = ("sampler.temperature=0.5",)
-SFT = ("trainer.max_steps=305",)  # one pass
+SFT = ("trainer.max_steps=303",)  # one pass
 GRPO = ("trainer.max_steps=12", "algorithm.target_kl=0.005")  # more than SmolLM2-135M bears
 TEST = ("sampler.temperature=0.25", "evaluation.num_conversations=2")  # cooler: fewer words that make no sense
 
