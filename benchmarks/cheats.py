@@ -150,13 +150,13 @@ def _broken(heard: Heard) -> str:
     )
 
 
-def _added_clauses(heard: Heard) -> str:
-    """One question with clauses that name slots, and names of things: what GRPO found with a target KL of 0.005."""
+def _names(heard: Heard) -> str:
+    """Names of things, and words that fit somewhere: what GRPO found with a target KL of 0.005."""
     return _asks_in_turn(
         heard,
-        f"How should the {heard.form} sound when {heard.topic} is over? And how should it sound where people wait?",
-        f"What is the name of {heard.topic}? What is the name of the place?",
-        "How many words fit on it? How should it sound when it rains?",
+        f"What is the name of {heard.topic}? How many words fit on it?",
+        "What is the name of the shelf? How many words fit on the wall?",
+        "What is the name of the rain? How many words fit on the rain?",
     )
 
 
@@ -245,7 +245,7 @@ CHEATS: dict[str, Script] = {
     "one question for all slots": _all_slots,
     "absurd questions": _absurd,
     "broken questions": _broken,
-    "clauses and names": _added_clauses,
+    "names of things": _names,
 }
 # Their questions are honest, or are too many; only the text is none. They must earn less than the honest script.
 TEXTS: dict[str, Script] = {

@@ -5,6 +5,10 @@
 
 `data/questions.jsonl`: {task, policy, goal, opening, question, asks_user, held_out}. Questions come from base,
 proactive and trained policies, and some were written by hand. The rules were made on the half that is not held out.
+
+`data/answers.jsonl`: {goal, question, note, fits}. Questions of policies trained on other rules, each with a note that
+the user gave then or gives now; `fits` says whether a person would answer with it. Some were looked at when the rules
+were made. Who wrote the cues had seen none.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import sys
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/questions.py`
@@ -23,10 +28,12 @@ from benchmarks.cheats import Heard
 from benchmarks.goals import FOLDER
 from collab.conversation import Agenda, Goal, Message
 from collab.datamodules.goals import SPLITS, load_goals
-from collab.parsing.agenda_state import asks_back, read_questions
+from collab.parsing.agenda_items import notes_of
+from collab.parsing.agenda_state import asks_back, read, read_questions
 from collab.parsing.english import questions
 
 LABELLED = Path(__file__).with_name("data") / "questions.jsonl"
+ANSWERS = LABELLED.with_name("answers.jsonl")
 _MAKES: dict[str, Any] = {"math": "answer", "code": "program", "abg_coqa": "reply"}
 
 
@@ -64,6 +71,16 @@ def rates(rows: list[dict[str, Any]]) -> tuple[float, float]:
     return both / taken if taken else float("nan"), both / right if right else float("nan")
 
 
+def answers() -> tuple[float, float]:
+    """Of the labelled notes that fit a question, and of those that don't: the share that the user gives to it."""
+    given: dict[bool, list[bool]] = {True: [], False: []}
+    for line in ANSWERS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        goal = shipped()[row["goal"]]
+        given[row["fits"]].append(notes_of(goal).index(row["note"]) in read(goal, [row["question"]]).given)
+    return fmean(given[True]), fmean(given[False])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--errors", action="store_true", help="list the errors of the half that is not held out")
@@ -87,6 +104,8 @@ def main() -> None:
             asks = sum(row["asks_user"] for row in half)
             cells += [f"{len(half)}", f"{asks}", *(f"{rate:.2f}" for rate in rates(half))]
         print(f"| {name} | " + " | ".join(cells) + " |")
+    fitting, others = answers()
+    print(f"\nnotes given to a question: {fitting:.2f} of those that fit it, {others:.2f} of those that don't")
 
 
 if __name__ == "__main__":
