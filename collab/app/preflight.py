@@ -67,7 +67,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         if groups:
             from collab.app import build
 
-            groups = tokenise(groups, format, num_positions(config.model))
+            groups = tokenise(groups, ChatFormat(build.tokenizer(config)), num_positions(config.model))
             build.module(config, config.model, tokenizer).check_data(groups)
     goals, notes = goals_that_fit(config, goals, entry)
     if rank() == 0:

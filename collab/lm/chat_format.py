@@ -13,8 +13,8 @@ A template that leaves out what the assistant thought in earlier turns is the ex
 renders each prompt anew, since the model was trained to read it so. What is trained on are the sampled ids behind the
 prompt that was read, in any case.
 
-The template of a user model, such as UserLM-8b's, ends each prompt by opening a message of the user. Then replies are the
-user's messages (`ChatFormat.speaker`), in what follows too.
+The template of a user model, such as UserLM-8b's, ends each prompt by opening a message of the user. Then replies are
+the user's messages (`ChatFormat.speaker`), in what follows too.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class ChatFormat:
 
     @cached_property
     def speaker(self) -> Role:
-        """Who writes what a prompt asks for: the assistant, or the user where a prompt ends as a user's message begins."""
+        """Who writes what a prompt asks for: the assistant, or the user if a prompt ends as a user's message begins."""
         try:
             asks, heard = self._template(_PROBES[:1]), self._template(_PROBES[:2])
         except BadInput:

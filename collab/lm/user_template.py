@@ -1,9 +1,9 @@
 """The chat template of a user model: a prompt ends by opening a message of the user, as that of UserLM-8b.
 
-The published format (Naous et al. 2025, arXiv 2510.06552, and the card of microsoft/UserLM-8b): the system message is what
-the user wants, the intent; messages keep their roles; the model writes the user's next message, or `END`. An assistant
-model becomes a user model by training with its own template with the roles exchanged: it knows how to write where the
-template says "assistant", so that is where the user's messages go.
+The published format (Naous et al. 2025, arXiv 2510.06552, and the card of microsoft/UserLM-8b): the system message is
+what the user wants, the intent; messages keep their roles; the model writes the user's next message, or `END`
+(`collab.parsing.intents`). An assistant model becomes a user model by training with its own template with the roles
+exchanged: it knows how to write where the template says "assistant", so that is where the user's messages go.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any
 from collab.conversation import Message
 from collab.lm.chat_format import ChatFormat
 from collab.util.errors import BadInput
-
-END = "<|endconversation|>"  # what a user model writes when the conversation has run its course
 
 # In Jinja, in front of a template; on one line, since what follows it must stay as it is. {system} is the role that the
 # intent gets.
@@ -30,7 +28,7 @@ _TRIAL = [Message("system", "40817"), Message("user", "29553"), Message("assista
 def speak_as_user(tokenizer: Any) -> None:
     """Make the chat template of a tokenizer that of a user model, in place; one that is stays as it is.
 
-    Templates that know no system message, or want the first message after it to be a user's, get the intent as a message.
+    Templates that know no system message, or want a user's message after it, get the intent as a message.
 
     Raises:
         BadInput: The template opens no message of the user even so.
