@@ -98,9 +98,5 @@ def test_a_template_that_opens_a_thought_is_refused(base: Any) -> None:
     assert tokenizer.chat_template == before
 
 
-def test_a_user_model_passes_the_trial_of_its_template(published: Any, base: Any) -> None:
+def test_a_user_model_passes_the_trial_of_its_template(published: Any) -> None:
     assert "replies end with <|eot_id|>" in try_template(published, len(published))
-    silent = of_bytes(base, PUBLISHED.replace("{% endfor %}", "{% endfor %}{# #}"), HEADERS, "<|eot_id|>")
-    silent.chat_template = silent.chat_template.replace("user<|end_header_id|>", "user")
-    with pytest.raises(BadInput, match="does not open the assistant's reply"):
-        try_template(silent, len(silent))
