@@ -39,13 +39,15 @@ from collab.config.schema import (
 )
 from collab.conversation import Conversation, Goal, Group, Message, Reply
 from collab.datamodules.base import GoalDataModule
+from collab.datamodules.chat_logs import held_out, logs_of
 from collab.datamodules.conversations import load_groups, training_groups
-from collab.datamodules.goals import load_splits
+from collab.datamodules.goals import GoalSplits, load_splits
 from collab.datamodules.offline import by_conversation, tokenise
 from collab.generation.base import RolloutEngine
 from collab.lm.chat_format import ChatFormat
 from collab.lm.device import resolve_device, resolve_dtype
 from collab.lm.loading import load_model, load_tokenizer, local_model, locate, num_positions
+from collab.lm.user_template import speak_as_user
 from collab.modules.base import PolicyModule
 from collab.modules.sharding import CheckpointFiles, ShardedStrategy, Sharding
 from collab.randomness import RngKey
@@ -102,7 +104,25 @@ def stored_groups(config: Config) -> list[Group] | None:
     if config.algorithm.data is None:
         return None
     groups = training_groups(config.algorithm, config.task.system_prompt)
-    return tokenise(groups, ChatFormat(load_tokenizer(config.model)), num_positions(config.model))
+    return tokenise(groups, ChatFormat(tokenizer(config)), num_positions(config.model))
+
+
+def chat_logs(config: Config) -> tuple[GoalDataModule, list[str]]:
+    """The users' messages in `algorithm.data` as batches to learn from, and held-out ones; and notes about them."""
+    groups, notes = logs_of(config.algorithm, load_splits(config.task))
+    format, positions = ChatFormat(tokenizer(config)), num_positions(config.model)
+    train, measured = (by_conversation(tokenise(part, format, positions)) for part in held_out(groups))
+    notes.append(f"{len(train)} conversations are learned from, {len(measured)} are held out")
+    trainer, nothing = config.trainer, GoalSplits([], [], [])
+    return GoalDataModule(nothing, trainer.goals_per_step, trainer.max_steps, config.seed, train, measured), notes
+
+
+def tokenizer(config: Config) -> Any:
+    """The tokenizer of the model that is trained; that of a user model opens messages of the user."""
+    made = load_tokenizer(config.model)
+    if config.algorithm.plays_user:
+        speak_as_user(made)
+    return made
 
 
 def stored_contexts(
@@ -297,6 +317,8 @@ def chat_model(
     key = repr((base, adapter, how, engine, config.precision, config.trainer.accelerator))
     if key not in _LOCAL:
         device = resolve_device(config.trainer.accelerator)
+        # An adapter is merged: users and judges are sampled without the adapter, which is the policy's.
+        named = replace(named, lora=replace(named.lora, enabled=named.lora.enabled and adapter is None))
         lm = load_model(named, resolve_dtype(config.precision, device), device, adapter=False)
         _LOCAL[key] = _local_engine(engine, lm, load_tokenizer(named))
     return _LOCAL[key]

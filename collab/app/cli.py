@@ -54,6 +54,7 @@ from collab.app.sweep import Sweep, summary
 from collab.config.checks import check
 from collab.config.register import register
 from collab.config.schema import Config
+from collab.conversation import Group
 from collab.util.errors import BadInput, RunStopped
 from collab.util.paths import config_dir
 from collab.util.processes import connected, leave_together, rank
@@ -250,11 +251,14 @@ def _check_before_start(entry: str, args: argparse.Namespace, machine: bool) -> 
 
 def _check_data(entry: str, config: Config, machine: bool) -> None:
     """Steps 3 and 4."""
+    from collab.datamodules.chat_logs import logs_of
     from collab.datamodules.conversations import training_groups
     from collab.datamodules.goals import load_splits
 
-    splits, groups = load_splits(config.task), []
-    if entry == "train" and config.algorithm.data is not None:
+    splits, groups = load_splits(config.task), list[Group]()
+    if entry == "train" and config.algorithm.plays_user:
+        groups, _ = logs_of(config.algorithm, splits)
+    elif entry == "train" and config.algorithm.data is not None:
         groups = training_groups(config.algorithm, config.task.system_prompt)
     if config.dry_run:
         from collab.app.estimate import check_budget, describe, estimate

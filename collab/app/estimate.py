@@ -120,6 +120,8 @@ class _Run:
     def train(self) -> Estimate:
         trainer = self.config.trainer
         step: list[Calls] = []
+        if self.config.algorithm.plays_user:
+            return Estimate([], step, "training step")  # nothing is played
         if self.config.algorithm.data is None:
             drawn = context_turns(self.config.task.max_turns, self.config.sampler.last_turns)
             contexts = _sum(call for turn in drawn for call in self.group(turn))

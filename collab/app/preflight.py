@@ -12,8 +12,8 @@ import numpy as np
 from collab.config.endpoints import endpoints_in, engine_endpoint, has_teacher, hosted, reads_model, users
 from collab.config.fields import filled_prompts
 from collab.config.policies import named_policies, policy_model
-from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, VLLMEngineConfig
-from collab.conversation import guessed_tokens
+from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, UserLMConfig, VLLMEngineConfig
+from collab.conversation import Role, guessed_tokens
 from collab.util.errors import BadInput, error_text
 from collab.util.processes import layout, rank
 from collab.util.targets import load_target
@@ -67,7 +67,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         if groups:
             from collab.app import build
 
-            groups = tokenise(groups, format, num_positions(config.model))
+            groups = tokenise(groups, ChatFormat(build.tokenizer(config)), num_positions(config.model))
             build.module(config, config.model, tokenizer).check_data(groups)
     goals, notes = goals_that_fit(config, goals, entry)
     if rank() == 0:
@@ -91,6 +91,8 @@ def _check_models(config: Config, entry: str) -> str:
     from collab.lm.loading import local_model
 
     template = check_model(config.model) if reads_model(config) else ""
+    if reads_model(config) and not (entry == "train" and config.algorithm.plays_user):
+        _check_speaker(config.model, f"model.path={config.model.path}", "assistant")
     if not has_teacher(config):
         _check_positions(config, config.model, "model.path")
     for key, endpoint in endpoints_in(config).items():
@@ -99,6 +101,10 @@ def _check_models(config: Config, entry: str) -> str:
                 check_model(local_model(config.model, endpoint))
             except BadInput as error:
                 raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
+        if endpoint.kind == "local":
+            plays = isinstance(users(config).get(key.removesuffix(".endpoint")), UserLMConfig)
+            named = local_model(config.model, endpoint)
+            _check_speaker(named, f"{key}.model={endpoint.model}", "user" if plays else "assistant")
     if entry == "train":
         check_lora(config.model)
         _check_base_for_others(config)
@@ -111,8 +117,27 @@ def _check_models(config: Config, entry: str) -> str:
                 check_model(model)
             except BadInput as error:
                 raise BadInput(f"policies: {name} cannot be played. {error}") from error
+            _check_speaker(model, f"policies: {name}", "assistant")
             _check_positions(config, model, "policies")
     return template
+
+
+def _check_speaker(model: ModelConfig, what: str, speaker: Role) -> None:
+    """Refuse a user model that is to speak as the assistant, and the other way round."""
+    from collab.lm.chat_format import ChatFormat
+    from collab.lm.loading import load_tokenizer
+
+    if ChatFormat(load_tokenizer(model)).speaker == speaker:
+        return
+    if speaker == "user":
+        raise BadInput(
+            f"{what}: user=userlm needs a user model, whose chat template opens a message of the user, and this one's "
+            "opens the assistant's. Name microsoft/UserLM-8b or a policy of experiment=user_sft, or take user=local."
+        )
+    raise BadInput(
+        f"{what} is a user model: its chat template opens a message of the user, so it cannot speak as an assistant. "
+        "Name another model; user=userlm user.endpoint.model=PATH has it play the user."
+    )
 
 
 def _check_base_for_others(config: Config) -> None:

@@ -11,14 +11,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from collab.config.endpoints import has_teacher, users
 from collab.config.policies import named_policies, policy_model
-from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig
+from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig, UserLMConfig
 from collab.conversation import Conversation, Goal, Message, guessed_tokens
 from collab.datamodules.goals import SPLITS, GoalSplits
 from collab.lm import loading
 from collab.lm.chat_format import ChatFormat
 from collab.parsing.agenda_items import makes, openings
+from collab.parsing.intents import intent_of
 from collab.randomness import RngKey
 from collab.simulation.llm import LLMUser
+from collab.simulation.userlm import messages
 from collab.util.errors import BadInput
 
 _SHOWN = 5  # names in a message
@@ -142,8 +144,10 @@ def _beginnings(config: Config, entry: str) -> Callable[[Goal], bool]:
     def speaker(user: Any) -> Callable[[Goal], bool] | None:
         if isinstance(user, AgendaUserConfig):
             return heard
-        if isinstance(user, LLMUserConfig) and user.endpoint.kind == "local":
+        if isinstance(user, LLMUserConfig | UserLMConfig) and user.endpoint.kind == "local":
             room = Room(loading.local_model(config.model, user.endpoint), user.max_new_tokens)
+            if isinstance(user, UserLMConfig):
+                return lambda goal: room.holds(messages(intent_of(goal), Conversation(goal)))
             nobody: Any = None
             player = LLMUser(user, task.max_turns, nobody)
             return lambda goal: room.holds(player.messages(Conversation(goal), RngKey(config.seed, goal=goal.id), ""))

@@ -37,6 +37,11 @@ def train(config: Config) -> None:
     from collab.callbacks.progress import Progress
 
     folder = Path(config.output_dir)
+    if config.algorithm.plays_user:
+        from collab.app.train_user import train_user
+
+        train_user(config)
+        return
     with (
         at_work(config, "train") as run,
         Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
@@ -90,12 +95,11 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.callbacks.spend import SpendCallback
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
     from collab.callbacks.watch import CollapseWatch, GamingWatch
-    from collab.lm.loading import load_tokenizer
 
     started = time.monotonic()
     folder = Path(config.output_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)  # training does not depend on what was played before
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = build.tokenizer(config)
     stored = build.stored_groups(config)
     data = build.data(config, run.entry, stored)
     journal = build.journal(config)

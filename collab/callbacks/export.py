@@ -15,24 +15,31 @@ from collab.modules.sharding import is_spread, whole_state
 
 
 class ExportBest(L.Callback):
-    """Exports to `<folder>/policy` whenever `val/reward` is the best so far, and to `<folder>/policy_last` at the end.
+    """Exports to `<folder>/policy` whenever the metric is the best so far, and to `<folder>/policy_last` at the end.
 
     Without any validation `policy` is the last one too, unless it has collapsed: then it is the last policy whose
-    rollout showed no sign of it. Rank 0 writes; `val/reward` must be the same on all ranks.
+    rollout showed no sign of it. Rank 0 writes; the metric must be the same on all ranks.
 
     Args:
         folder: Of the run.
         merge: Write adapters merged into the base weights.
         watch: Knows whether the policy has collapsed; None if nothing is rolled out.
+        metric: Of a validation; more is better.
 
     Attributes:
-        best_reward: The best `val/reward` so far, None before the first; checkpoints keep it.
+        best_reward: The best metric so far, None before the first; checkpoints keep it.
         best_step: Training batches before that validation; checkpoints keep it.
     """
 
-    def __init__(self, folder: Path | str, merge: bool = False, watch: CollapseWatch | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        merge: bool = False,
+        watch: CollapseWatch | None = None,
+        metric: str = "val/reward",
+    ) -> None:
         self.folder = Path(folder)
-        self.merge, self.watch = merge, watch
+        self.merge, self.watch, self.metric = merge, watch, metric
         self.best_reward: float | None = None
         self.best_step: int | None = None
         self._step = 0  # batches done
@@ -50,7 +57,7 @@ class ExportBest(L.Callback):
         self._step = batch_idx + 1
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        measured = trainer.callback_metrics.get("val/reward")
+        measured = trainer.callback_metrics.get(self.metric)
         if measured is None or trainer.sanity_checking:
             return
         reward = float(measured)

@@ -34,7 +34,7 @@ class Unfit(Exception):
 
     Attributes:
         kind: What is wrong; problems are counted by it.
-        reminder: What the model is told.
+        reminder: What the model is told; "" if it is not told, and only draws again.
     """
 
     def __init__(self, kind: str, reminder: str) -> None:
@@ -66,7 +66,7 @@ async def ask(
     read: Callable[[str], T],
     retries: int,
 ) -> Answer[T]:
-    """Ask until a reply is accepted, at most `1 + retries` times; each retry says what was wrong.
+    """Ask until a reply is accepted, at most `1 + retries` times; a retry says what was wrong.
 
     Args:
         model: Who is asked.
@@ -91,7 +91,8 @@ async def ask(
         except Unfit as problem:
             problems.append(problem.kind)
             # Only the latest rejected reply is shown, which bounds the prompt.
-            asked = [*messages, Message("assistant", reply.text or "..."), Message("user", problem.reminder)]
+            if problem.reminder:
+                asked = [*messages, Message("assistant", reply.text or "..."), Message("user", problem.reminder)]
     return Answer(None, tuple(replies), tuple(problems))
 
 

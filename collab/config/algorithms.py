@@ -22,6 +22,11 @@ class AlgorithmConfig:
     offline: ClassVar[bool] = False
     compares_candidates: ClassVar[bool] = True
 
+    @property
+    def plays_user(self) -> bool:
+        """Whether it makes a model that plays users, not a policy."""
+        return getattr(self, "speaker", "assistant") == "user"
+
     name: str = MISSING  # shown in run names
     target: str = MISSING  # class of the LightningModule
     options: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of the class
@@ -64,6 +69,9 @@ class SFTConfig(AlgorithmConfig):
     # false: the best reply of each turn
     best_path: bool = False
     minimum_value: float = number(0.0)  # groups whose best reply is below this are left out and counted
+    # whose messages are learned: assistant | user, which makes a user model of chat logs (user=userlm)
+    speaker: str = one_of("assistant", "user")
+    scrub: bool = True  # take personal data out of the logs of speaker=user, with datafog
 
 
 @dataclass

@@ -24,6 +24,16 @@ def _data_problems(config: Config) -> Iterator[str]:
             f"algorithm.data is null, and {algorithm.name} learns from stored conversations. Set algorithm.data to a "
             "file, a folder or a hub data set of them."
         )
+    if algorithm.plays_user and getattr(algorithm, "minimum_metric", None) is not None:
+        yield (
+            "algorithm.minimum_metric reads the scores of an assistant's replies, and algorithm.speaker=user learns "
+            "messages of users, which have none. Set algorithm.minimum_metric=null."
+        )
+    if algorithm.plays_user and config.trainer.val_every == 0:
+        yield (
+            "trainer.val_every=0 measures nothing, and algorithm.speaker=user exports the model with the best "
+            f"perplexity of held-out logs. Set trainer.val_every={config.trainer.max_steps}, or less."
+        )
     if algorithm.lora_dropout and not algorithm.offline:
         yield (
             f"algorithm.lora_dropout=true, and {algorithm.name} learns from what the policy samples without dropout: "

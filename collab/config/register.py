@@ -20,6 +20,7 @@ from collab.config.schema import (
     MetricConfig,
     MixUserConfig,
     PairwiseConfig,
+    UserLMConfig,
     VLLMEngineConfig,
 )
 
@@ -46,6 +47,7 @@ def register() -> None:
         ("user", "hybrid", HybridUserConfig),
         ("user", "llm", LLMUserConfig),
         ("user", "mix", MixUserConfig),
+        ("user", "userlm", UserLMConfig),
         ("judge", "none", JudgeConfig),
         ("judge", "llm", LLMJudgeConfig),
         ("evaluator", "none", EvaluatorConfig),

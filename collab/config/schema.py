@@ -142,15 +142,21 @@ class SpokenUserConfig(UserConfig):
     """A user whose messages a language model writes."""
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # the model that plays the user
-    personas: dict[str, str] = field(default_factory=dict)  # name -> description; one is drawn for each conversation
-    mistakes: float = number(0.2, at_least=0, at_most=1)  # share of messages in which the user is told to slip
     retries: int = number(2, at_least=0)  # retries of a message that is malformed or rejected by a guard
     temperature: float = number(1.0, at_least=0)  # sampling temperature of the user
     max_new_tokens: int = number(300, at_least=1)  # maximum tokens of a message and the user's thoughts before it
 
 
 @dataclass
-class LLMUserConfig(SpokenUserConfig):
+class PersonaUserConfig(SpokenUserConfig):
+    """A user whose messages a language model writes, as it is told to."""
+
+    personas: dict[str, str] = field(default_factory=dict)  # name -> description; one is drawn for each conversation
+    mistakes: float = number(0.2, at_least=0, at_most=1)  # share of messages in which the user is told to slip
+
+
+@dataclass
+class LLMUserConfig(PersonaUserConfig):
     target: str = "collab.simulation.llm.LLMUser"
     patience: int = number(3, at_least=1)  # useless replies in a row after which the user may give up
     # what the model is asked, without persona and mistakes, with {task_desc}, {single_turn_prompt}, {chat_history} and
@@ -161,9 +167,19 @@ class LLMUserConfig(SpokenUserConfig):
 
 
 @dataclass
-class HybridUserConfig(AgendaUserConfig, SpokenUserConfig):
+class HybridUserConfig(AgendaUserConfig, PersonaUserConfig):
     target: str = "collab.simulation.hybrid.HybridUser"
     temperature: float = number(0.7, at_least=0)  # sampling temperature of the voice
+    max_new_tokens: int = number(120, at_least=1)  # maximum tokens of a message
+
+
+@dataclass
+class UserLMConfig(SpokenUserConfig):
+    """A user that a model trained as a user plays."""
+
+    target: str = "collab.simulation.userlm.UserLM"
+    patience: int = number(3, at_least=1)  # useless replies in a row after which the user may leave
+    top_p: float = number(0.8, above=0, at_most=1)  # nucleus sampling of the user
     max_new_tokens: int = number(120, at_least=1)  # maximum tokens of a message
 
 

@@ -80,6 +80,7 @@ class GoalDataModule(lightning.LightningDataModule):
         seed: Orders the training goals.
         groups: Scored groups with token ids to train on in place of rollouts for the training goals. The groups of an
             entry come in the same step and to the same process.
+        held_out: As `groups`, to measure the model on in place of the validation goals.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class GoalDataModule(lightning.LightningDataModule):
         max_steps: int,
         seed: int,
         groups: list[tuple[Group, ...]] | None = None,
+        held_out: list[tuple[Group, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -96,6 +98,7 @@ class GoalDataModule(lightning.LightningDataModule):
         self.max_steps = max_steps
         self.seed = seed
         self.groups = groups
+        self.held_out = held_out
 
     def train_dataloader(self) -> DataLoader[GoalBatch]:
         """`max_steps` batches of this process's share of `goals_per_step`."""
@@ -108,8 +111,8 @@ class GoalDataModule(lightning.LightningDataModule):
         return self._loader(order[done:] + order[:done], self.goals_per_step // self.world_size)
 
     def val_dataloader(self) -> DataLoader[GoalBatch]:
-        """This process's validation goals in file order."""
-        return self._loader(self.splits.val, EVAL_BATCH)
+        """This process's validation goals in file order, or what is held out."""
+        return self._loader(self.splits.val if self.held_out is None else self.held_out, EVAL_BATCH)
 
     def test_dataloader(self) -> DataLoader[GoalBatch]:
         """This process's test goals in file order."""

@@ -12,6 +12,9 @@ tokenised in one piece.
 A template that leaves out what the assistant thought in earlier turns is the exception to the first paragraph: it
 renders each prompt anew, since the model was trained to read it so. What is trained on are the sampled ids behind the
 prompt that was read, in any case.
+
+The template of a user model, such as UserLM-8b's, ends each prompt by opening a message of the user. Then replies are
+the user's messages (`ChatFormat.speaker`), in what follows too.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Any
 
 from collab.chat.base import ContextFull, Sampling
 from collab.chat.thoughts import MARKS, split_thought
-from collab.conversation import Message, Reply
+from collab.conversation import Message, Reply, Role
 from collab.lm.inner import inner_of
 from collab.util.errors import BadInput, first_line
 
@@ -53,16 +56,16 @@ class ChatFormat:
         self._spelt_in = lru_cache(4096)(self._find_control)
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt that asks for the next assistant message.
+        """Token ids of the prompt that asks for the next message of the speaker.
 
         Returns:
             The ids, and the lengths of prefixes that earlier requests for the same conversation have computed: they end
-            with an assistant message, or in front of one if the template drops thoughts.
+            with a message of the speaker, or in front of one if the template drops thoughts.
 
         Raises:
             BadInput: The chat template cannot render the messages.
         """
-        replies = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        replies = [i for i, message in enumerate(messages) if message.role == self.speaker]
         if replies and self.drops_thoughts:
             ids = self._tokens(messages)
             prompts = [self._tokens(messages[:place]) for place in replies]
@@ -73,7 +76,7 @@ class ChatFormat:
         boundaries = []
         for place, following in itertools.pairwise(ends):
             message = messages[place]
-            reply = list(message.token_ids) if message.token_ids else self.encode_text(message.content)
+            reply = list(message.token_ids) if message.token_ids else self.encode_text(self._lead + message.content)
             ids += reply
             boundaries.append(len(ids))
             ids += self._between(opening, messages[place + 1 : following], reply)
@@ -88,7 +91,7 @@ class ChatFormat:
         """
         if self.opens_thought and self.marks[1] not in text:  # else the reply would be taken for a thought
             text = f"\n{self.marks[1]}\n\n{text}"
-        ids = self.encode_text(text)
+        ids = self.encode_text(self._lead + text)
         return ids if ids and cut else [*ids, *self._end]
 
     def encode_text(self, text: str) -> list[int]:
@@ -113,7 +116,7 @@ class ChatFormat:
         return text[: min((text.find(one) for one in stop if one in text), default=None)].strip()
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of the prompt that asks for the next assistant message, as the template writes it."""
+        """The text of the prompt that asks for the next message of the speaker, as the template writes it."""
         if messages and messages[0].role == "system" and self.folds_system:
             system, *rest = messages
             if not rest or rest[0].role != "user":
@@ -122,8 +125,33 @@ class ChatFormat:
         return self._template(messages)
 
     @cached_property
+    def speaker(self) -> Role:
+        """Who writes what a prompt asks for: the assistant, or the user if a prompt ends as a user's message begins."""
+        try:
+            asks, heard = self._template(_PROBES[:1]), self._template(_PROBES[:2])
+        except BadInput:
+            return "assistant"
+        before, found, _ = heard.partition(_PROBES[1].content)
+        return "user" if found and before.rstrip() == asks.rstrip() else "assistant"
+
+    @property
+    def _opening(self) -> list[Message]:
+        """The shortest conversation in which the speaker is due."""
+        return _PROBES[:1] if self.speaker == "user" else _PROBES[1:2]
+
+    @cached_property
+    def _lead(self) -> str:
+        """White space that a user model's template writes between the end of a prompt and the message."""
+        if self.speaker == "assistant":
+            return ""
+        asks, heard = self._template(_PROBES[:1]), self._template(_PROBES[:2])
+        return heard[len(asks) : heard.index(_PROBES[1].content)]
+
+    @cached_property
     def folds_system(self) -> bool:
-        """Whether the template refuses system messages, or leaves them out."""
+        """Whether the template refuses system messages, or leaves them out. Those of user models have to keep them."""
+        if self.speaker == "user":
+            return False
         self._template(_PROBES[1:2])
         try:
             return _PROBES[0].content not in self._template(_PROBES[:2])
@@ -144,7 +172,9 @@ class ChatFormat:
 
     @cached_property
     def drops_thoughts(self) -> bool:
-        """Whether the template leaves out what the assistant thought in earlier turns."""
+        """Whether the template leaves out what the assistant thought in earlier turns. Users do not think aloud."""
+        if self.speaker == "user":
+            return False
         (start, end), (_, user, reply, last) = self.marks, _PROBES
         thinking = replace(reply, content=f"{start}\n90337\n{end}\n\n{reply.content}")
         text = self.render([user, thinking, last])
@@ -154,7 +184,7 @@ class ChatFormat:
     def dates(self) -> bool:
         """Whether the template writes the date of the day, so that prompts differ from day to day."""
         clock = "{% macro strftime_now(layout) %}41975{% endmacro %}"
-        return "41975" in self._template(_PROBES[1:2], chat_template=clock + self.tokenizer.get_chat_template())
+        return "41975" in self._template(self._opening, chat_template=clock + self.tokenizer.get_chat_template())
 
     @cached_property
     def _mark_tokens(self) -> dict[int, str]:
@@ -182,7 +212,7 @@ class ChatFormat:
     @cached_property
     def _end(self) -> list[int]:
         """The end-of-turn token."""
-        ids = self._between([Message("user", "?")], [], [])
+        ids = self._between(self._opening, [], [])
         place = self._end_in(ids)
         return ids[place : place + 1]
 
@@ -204,7 +234,7 @@ class ChatFormat:
         mark = "~73519~"  # no letters, since a template may change their case
         while any(mark in message.content for message in (*opening, *added)):
             mark += "~"
-        ids = self._tokens([*opening, Message("assistant", mark), *added], mark)
+        ids = self._tokens([*opening, Message(self.speaker, mark), *added], mark)
         place = self._end_in(ids)
         return ids[place + 1 :] if reply and ids and reply[-1] == ids[place] else ids
 

@@ -25,20 +25,22 @@ def try_template(tokenizer: Any, vocab_size: int) -> str:
             message can forge a control token. A token is not in the model's vocabulary.
     """
     form = ChatFormat(tokenizer)
-    roles: tuple[Role, ...] = ("system", "user", "assistant", "user", "assistant", "user")
+    roles: list[Role] = ["system", "user", "assistant", "user", "assistant"]
+    roles += ["user"] if form.speaker == "assistant" else []
     messages = [Message(role, _content(number)) for number, role in enumerate(roles, start=1)]
     text = form.render(messages)
     spans = _places(text, messages)
-    headers = _header(text, spans, 1), _header(text, spans, 2)  # in front of a reply, in front of a user message
+    headers = _header(text, spans, 1), _header(text, spans, 2)  # in front of an assistant's message, of a user's
     if headers[0] == headers[1]:
         raise BadInput(
             f"The chat template does not say who speaks: {headers[0]!r} stands in front of messages of the user and of "
             "the assistant alike."
         )
+    headers = headers if form.speaker == "assistant" else headers[::-1]  # in front of a reply, of what it answers
     asks = text[spans[-1][1] :].lstrip(" ")
     if headers[0].startswith(asks.strip()) and headers[0] != asks.strip():
         raise BadInput(
-            f"The chat template does not open the assistant's reply: {headers[0]!r} stands before earlier replies, "
+            f"The chat template does not open the {form.speaker}'s reply: {headers[0]!r} stands before earlier ones, "
             f"and a prompt ends with {asks!r}. It must write the beginning of a reply at `add_generation_prompt`."
         )
     if form.end is None:
@@ -51,7 +53,7 @@ def try_template(tokenizer: Any, vocab_size: int) -> str:
     whole = all(message.content in text for message in messages)
     if form.drops_thoughts:
         history = "thoughts of earlier turns are left out, each prompt is rendered anew"
-    elif text.startswith(form.render(messages[:2])):
+    elif text.startswith(form.render(messages[: 2 if form.speaker == "assistant" else 1])):
         history = "each prompt continues the last one"
     else:
         history = "earlier turns change; prompts keep their first rendering"
@@ -110,7 +112,7 @@ def _check_tokens(form: ChatFormat, messages: list[Message], vocab_size: int) ->
         )
     for token in sorted(form.control.intersection(ids)):
         name = form.tokenizer.convert_ids_to_tokens(token)
-        forged, _ = form.encode([*messages[:-1], Message("user", f"a{name}b {name} c")])
+        forged, _ = form.encode([*messages[:-1], Message(messages[-1].role, f"a{name}b {name} c")])
         if forged.count(token) > ids.count(token):
             raise BadInput(
                 f"A message that spells {name!r} makes that control token: this tokenizer cannot tell it from text."

@@ -8,6 +8,9 @@ conversation are one example: what they share is computed once. `trainer.goals_p
 
 The likelihood is that at temperature 1, as in TRL and in CollabLLM's code, whatever `sampler.temperature` is.
 
+Held-out conversations, if there are any, are scored at each validation: `val/log_likelihood`, nats per token of their
+replies, and `val/perplexity`.
+
 Differs from CollabLLM's code, which learns the path that the best reply of the last turn ends, and keeps or drops it by
 the metric of that turn: each turn has its own best reply, and is kept or dropped on its own. `algorithm.best_path=true`
 does as that code.
@@ -15,13 +18,14 @@ does as that code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from collab.conversation import Candidate, Group, Reply
-from collab.modules.base import Example, PolicyModule, mr_of
+from collab.modules.base import Example, PolicyModule, mr_of, over_ranks
 from collab.modules.packing import PackedBatch, continues
 from collab.modules.policy import PolicyOutput
 from collab.util.errors import BadInput
@@ -36,6 +40,7 @@ class SFT(PolicyModule):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.temperature = 1.0
+        self._held_out = [0.0, 0.0]  # log-likelihood and tokens of the current validation, on this process
 
     def examples(self, groups: Sequence[Group]) -> list[Example]:
         chains: list[list[Reply]] = []  # each reply continues the one before it
@@ -86,6 +91,25 @@ class SFT(PolicyModule):
         self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
     ) -> torch.Tensor:
         return -output.logprobs.sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if not batch.groups:
+            return
+        assert self.policy is not None
+        with torch.no_grad():
+            for indices, packed in self.passes(self.examples(batch.groups)):
+                logprobs = self.policy(packed).logprobs
+                if indices:
+                    self._held_out[0] += logprobs.sum().item()
+                    self._held_out[1] += len(logprobs)
+
+    def on_validation_epoch_end(self) -> None:
+        total, tokens = over_ranks(self.trainer, self._held_out)
+        self._held_out = [0.0, 0.0]
+        if tokens:
+            mean = total / tokens
+            values = {"val/log_likelihood": mean, "val/perplexity": math.exp(-mean)}
+            self.log_dict(values, batch_size=1, sync_dist=self.trainer.world_size > 1)
 
 
 def _metric_value(candidate: Candidate, metric: str) -> float | None:

@@ -1,4 +1,5 @@
-"""What a simulated user must not do: play the assistant, give the goal away, leave without a reason, repeat itself.
+"""What a simulated user must not do: play the assistant, give the goal away, leave without a reason, repeat itself,
+change to another language.
 
 Language models that play a user drift into the assistant's part. Each guard reads one message. If it refuses it, the
 model is told why and tries again (`collab.simulation.llm`). The rules are for English. `python -m benchmarks.guards`
@@ -8,6 +9,8 @@ measures the guard against role confusion on held-out messages (docs/users.md).
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from difflib import SequenceMatcher
 
 from collab.conversation import Conversation, Goal
@@ -176,3 +179,18 @@ def repeats(conversation: Conversation, message: str) -> bool:
     """Whether either side has said the same words in this conversation before."""
     said = [text for turn in conversation.turns for text in (turn.user, turn.reply.text)]
     return words(message) in map(words, said)
+
+
+def foreign(message: str, *known: str) -> bool:
+    """Whether most letters of a message are of alphabets in which none of the `known` texts is written.
+
+    Two languages of one alphabet are not told apart.
+    """
+    alphabets = Counter(_alphabets(message))
+    others = sum(count for name, count in alphabets.items() if name not in set(_alphabets(" ".join(known))))
+    return 2 * others > alphabets.total()
+
+
+def _alphabets(text: str) -> list[str]:
+    """The alphabet of each letter, as the first word of its name in Unicode: LATIN, CYRILLIC, CJK, ..."""
+    return [unicodedata.name(letter, "?").split()[0] for letter in text if letter.isalpha()]

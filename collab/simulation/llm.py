@@ -23,8 +23,9 @@ from typing import Any
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark, schema_of
 from collab.config.schema import LLMUserConfig
-from collab.conversation import Conversation, Goal, Message, official_history
-from collab.parsing.agenda_items import form_of, makes, preferences_of, topic_of
+from collab.conversation import Conversation, Message, official_history
+from collab.parsing.agenda_items import form_of, makes
+from collab.parsing.intents import goal_text
 from collab.randomness import RngKey
 from collab.simulation.guards import leaks, repeats, role_confusion, stops_too_early
 from collab.simulation.user import UserTurn, draw_persona, invalid
@@ -231,24 +232,3 @@ class LLMUser:
         if conversation.turn <= _VAGUE_TURNS and leaks(goal, message):
             return LEAK
         return ""
-
-
-def goal_text(goal: Goal) -> str:
-    """What the player of the user learns about a goal; never the solution of a problem or a program."""
-    parts = [goal.prompt]
-    agenda = goal.agenda
-    if agenda is not None:
-        parts.append(f"At once you may say: {agenda.opening}")
-        if agenda.items:
-            parts.append("Only when asked: " + " ".join(item.text for item in agenda.items))
-    elif goal.notes:
-        if untold := [note for note in goal.notes if note not in goal.prompt]:
-            parts.append("What you know: " + "; ".join(untold))
-    else:
-        parts.append(f"The text that you have in mind says: {goal.reference}")
-    if makes(goal) == "text" and (topic := topic_of(goal)) and topic not in goal.prompt:
-        parts.append(f"It is about: {topic}")
-    preferences = [f"{name.replace('_', ' ')}: {value}" for name, value in preferences_of(goal).items()]
-    if preferences:
-        parts.append("Your preferences: " + "; ".join(preferences))
-    return "\n".join(parts)

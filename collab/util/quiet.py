@@ -19,6 +19,7 @@ _LINES = (
     "-" * 100 + "\ndistributed_backend=",  # our own line says how many processes there are
     "Restoring states from the checkpoint path at",  # our own line says so
     "Restored all states from the checkpoint at",
+    "`Trainer(limit_val_batches=1.0)` was configured",  # the first perplexity of a user model
     "`Trainer.fit` stopped: `max_epochs=1` reached.",  # the regular end of a run
 )
 LOGGERS = (

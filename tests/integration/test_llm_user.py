@@ -19,11 +19,12 @@ from collab.config.checks import check
 from collab.config.schema import LLMUserConfig, MixUserConfig
 from collab.conversation import Conversation, Goal
 from collab.datamodules.goals import load_splits
+from collab.parsing.intents import goal_text
 from collab.randomness import RngKey
 from collab.rewards.metrics import TokenPenalty
 from collab.rewards.reward import ConversationReward
 from collab.simulation.conversation_loop import Players, draw_context, play, sample_candidates
-from collab.simulation.llm import GIVES_UP, OFFICIAL_SIGNAL, SATISFIED, LLMUser, goal_text
+from collab.simulation.llm import GIVES_UP, OFFICIAL_SIGNAL, SATISFIED, LLMUser
 from collab.simulation.mix import MixUser
 from collab.simulation.multiturn import as_group, multiturn_reward
 from collab.simulation.user import UserTurn

@@ -24,10 +24,10 @@ from collab.datamodules.goals import load_goals
 from collab.parsing.agenda_items import agenda_of, form_of, notes_of, preferences_of, topic_of
 from collab.parsing.agenda_state import coverage, covers, distinct_questions, read
 from collab.parsing.english import content_words, sentences, stem
+from collab.parsing.intents import goal_text
 from collab.randomness import RngKey
 from collab.simulation.agenda import AgendaUser
 from collab.simulation.conversation_loop import Players, play
-from collab.simulation.llm import goal_text
 
 SENTENCES = (
     "Bring a red cup.",
