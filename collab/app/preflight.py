@@ -234,7 +234,7 @@ def _check_classes(config: Config) -> None:
     """Whether the classes of user, engine and algorithm have the methods of their kind, and take their options."""
     parts: dict[str, Any] = {**users(config), "engine": config.engine, "algorithm": config.algorithm}
     for key, part in parts.items():
-        kind = key.partition(".")[0]
+        kind = key if key in _METHODS else "user"
         cls = load_target(part.target, f"{key}.target")
         found = {name: getattr(cls, name, None) for name in _METHODS[kind]}
         missing = [name for name, method in found.items() if getattr(method, "__isabstractmethod__", method is None)]

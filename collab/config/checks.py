@@ -15,7 +15,7 @@ from typing import Any
 from collab.config.checks_training import hub_problems, synthesis_problems, teacher_problems, training_problems
 from collab.config.endpoints import budget_problems, endpoint_problems
 from collab.config.fields import prompt_problems, range_problems
-from collab.config.policies import named_policies, policy_problems
+from collab.config.policies import named_policies, policy_problems, source_problems
 from collab.config.schema import (
     Config,
     MixUserConfig,
@@ -32,7 +32,7 @@ def check(config: Config, entry: str = "train") -> None:
 
     Args:
         config: What Hydra composed.
-        entry: "train", "evaluate" or "synthesize". Rules of the update bind only "train".
+        entry: The command, such as "train". Rules of the update bind only that.
 
     Raises:
         BadInput: All problems in one message.
@@ -51,6 +51,7 @@ def check(config: Config, entry: str = "train") -> None:
         *_engine_problems(config, entry),
         *_evaluator_problems(config),
         *_table_problems(config, entry),
+        *source_problems(config.report.stored),
     ]
     if entry == "train":
         problems += training_problems(config)
@@ -64,7 +65,7 @@ def check(config: Config, entry: str = "train") -> None:
 
 def _task_problems(config: Config, entry: str) -> Iterator[str]:
     task = config.task
-    if task.evaluation_only and entry != "evaluate":
+    if task.evaluation_only and entry in ("train", "synthesize"):
         yield (
             f"task {task.name} is for evaluation only (task.evaluation_only): it has no goals to train on. Run "
             f"`python evaluate.py task={task.name}`, or choose another task."
@@ -200,6 +201,8 @@ def _evaluator_problems(config: Config) -> Iterator[str]:
 
 def _table_problems(config: Config, entry: str) -> Iterator[str]:
     yield from policy_problems(config.policies)
+    if entry not in ("train", "evaluate"):
+        return
     names = list(named_policies(config.policies)) if entry == "evaluate" else ["base", "proactive", "trained"]
     baseline = config.evaluation.baseline
     if baseline != "base" and baseline not in names:  # if base is no row, nothing is compared

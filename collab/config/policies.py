@@ -87,3 +87,25 @@ def _read(text: str) -> tuple[str, Path | HostedPolicy | None]:
     if run.name in ("policy", "policy_last"):
         run = run.parent
     return name or run.name, folder
+
+
+def named_sources(texts: Sequence[str]) -> dict[str, str]:
+    """Rows of stored conversations, `NAME:PATH` or `PATH`: name -> path. A path alone is named by its last part."""
+    return dict(_named_source(text) for text in texts)
+
+
+def source_problems(texts: Sequence[str]) -> Iterator[str]:
+    """A name that two rows of stored conversations share."""
+    names = [_named_source(text)[0] for text in texts]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield (
+            f"report.stored: {name} is there twice, and names must differ. Write another name before the path, as in "
+            f"{name}2:PATH."
+        )
+
+
+def _named_source(text: str) -> tuple[str, str]:
+    if found := re.fullmatch(r"(?P<name>[^:/@]+):(?P<path>.+)", text):
+        return found["name"], found["path"]
+    path = Path(text).expanduser()
+    return (path.stem if path.suffix else path.resolve().name), text

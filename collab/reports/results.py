@@ -29,7 +29,7 @@ PolicyScores = dict[str, dict[str, list[float | None]]]
 Aggregate = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 BOOTSTRAP_SAMPLES = 2000  # resamples of goals behind each interval
-_PERCENTILES = (2.5, 97.5)
+PERCENTILES = (2.5, 97.5)
 
 
 def summarise(
@@ -117,7 +117,7 @@ def _estimate(figure: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> 
     resampled = resampled[~np.isnan(resampled)]
     if math.isnan(value) or not len(resampled):
         return missing
-    low, high = np.percentile(resampled, _PERCENTILES)
+    low, high = np.percentile(resampled, PERCENTILES)
     return {"mean": value, "ci95": [float(low), float(high)], "n": n}
 
 
