@@ -13,7 +13,7 @@ The cheapest checks come first. Each refuses with one message and no stack trace
 5. Hydra makes the folder of the run. A synthesis claims it.
 6. `train`, `evaluate` or `synthesize` of `collab.app` is called.
 
-A report (`simulator-report`, `judge-report`) takes the same steps. Its third and fourth are `check_report` of its module.
+A report (`simulator-report`, `judge-report`) takes the same steps. `check_report` of its module is its third and fourth.
 
 `--help` and a misspelt override end before 2, so this file imports neither torch nor anything that does.
 
@@ -240,7 +240,8 @@ def _check_before_start(entry: str, args: argparse.Namespace, machine: bool) -> 
         config = typed(copy.deepcopy(composed), output_dir="")  # the folder is named only once everything is right
         if entry in REPORTS and composed.resume is not False:
             raise BadInput(
-                "A report is not resumed: it is begun anew, and servers are not asked twice. Leave resume out."
+                f"resume={composed.resume}: a report is begun anew, and takes the replies of servers from the cache. "
+                "Leave resume out."
             )
         resumed = find_run(composed, entry) if entry in ("train", "evaluate") else None
         if resumed is not None:

@@ -42,8 +42,8 @@ def check_report(config: Config) -> Sources:
     names = [*([PEOPLE] if sources.chats else []), *sources.stored, *users]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(
-            f"the rows of the report have the name {', '.join(twice)} twice, and names must differ: {', '.join(names)}. "
-            "Rename a user of evaluation.users, or write NAME:PATH in report.stored."
+            f"{', '.join(twice)} names two rows of the report, and names must differ: {', '.join(names)}. Rename a user of "
+            "evaluation.users, or write NAME:PATH in report.stored."
         )
     check_sources(config, sources, playing=bool(users))
     return sources
@@ -110,7 +110,7 @@ def _totals(config: Config, talks: list[Conversation], played: Played | None, so
     """
     messages = sum(len(messages_of(talk)) for talk in talks)
     totals: dict[str, Any] = {"conversations": len(talks), "messages": messages}
-    costs = dict.fromkeys((f"{what}_per_message" for what in ("seconds", "calls", "tokens", "dollars")))
+    costs = dict.fromkeys(f"{what}_per_message" for what in ("seconds", "calls", "tokens", "dollars"))
     if played is not None and messages:
         if sources.replies is not None:
             costs["seconds_per_message"] = played.seconds / messages

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 _AGREES = re.compile(
-    r"^\W*(?:oh,? |ah,? |well,? )?(?:yes|yeah|yep|yup|sure|right|ok|okay|of course|exactly|correct|absolutely|definitely"
-    r"|agreed|great|perfect|excellent|nice|fine|cool|good (?:question|point|idea|one|job|work))\b(?!\?)"
+    r"^\W*(?:oh,? |ah,? |well,? )?(?:yes|yeah|yep|yup|sure|right|ok|okay|of course|exactly|correct|absolutely"
+    r"|definitely|agreed|great|perfect|excellent|nice|fine|cool|good (?:question|point|idea|one|job|work))\b(?!\?)"
     r"|\b(?:sounds (?:good|great|fine|right)|that works|that will do|i (?:like|love) (?:it|that|this)"
     r"|looks (?:good|great|fine)|well done|that(?:'s| is) (?:it|right|perfect|great|good|exactly|fine|better))\b"
     r"|(?<!no )\b(?:thanks|thank you)\b"

@@ -109,6 +109,7 @@ def users_figure(report: Mapping[str, Any], output: Path) -> Path:
         `output`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     users, people = report["users"], report["reference"]
     styles = {
@@ -125,6 +126,7 @@ def users_figure(report: Mapping[str, Any], output: Path) -> Path:
         first.plot(*zip(*known, strict=True) if known else ([], []), **styles[name], markersize=4, label=name)
     first.set_title("told after each message", loc="left", fontsize=9)
     first.set_ylim(0, 1)
+    first.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel, measure in zip(panels, measures, strict=False):
         for place, name in enumerate(users):
             entry = users[name][measure]
@@ -137,6 +139,7 @@ def users_figure(report: Mapping[str, Any], output: Path) -> Path:
             panel.plot([place], [entry["mean"]], **styles[name], markersize=6)
         panel.set_title(measure.replace("_", " "), loc="left", fontsize=9)
         panel.set_xlim(-0.6, len(users) - 0.4)
+        panel.set_ylim(bottom=0)
         panel.set_xticks([])
     for panel in (first, *panels):
         panel.grid(axis="y", color="0.9", linewidth=0.8)

@@ -18,7 +18,8 @@ conversations, averaged over `_HALVES` draws. It is what chance gives with half 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def _by_goal(conversations: Sequence[tuple[str, Values]]) -> np.ndarray:
     for goal, values in conversations:
         row = [np.nan if value is None else value for value in values.values()]
         goals.setdefault(goal, []).append(row)
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # a mean of nothing is nan
+    with _quietly():
         return np.array([np.nanmean(rows, axis=0) for rows in goals.values()])
 
 
@@ -88,7 +89,7 @@ def _compared(
     ours, theirs = (
         one[draws.integers(len(one), size=(BOOTSTRAP_SAMPLES, len(one)))] for one in (user, reference)
     )  # [samples, goals, measures]
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+    with _quietly():
         point = np.nanmean(user, axis=0) - np.nanmean(reference, axis=0)
         sampled = np.nanmean(ours, axis=1) - np.nanmean(theirs, axis=1)
     n = [min(int((~np.isnan(one[:, i])).sum()) for one in (user, reference)) for i in range(len(names))]
@@ -96,16 +97,13 @@ def _compared(
     compared = [i for i, name in enumerate(names) if name not in _NOT_COMPARED and n[i]]
     effects = _effects(user[:, compared], reference[:, compared])
     sampled = _effects(ours[..., compared], theirs[..., compared])
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+    with _quietly():
         return difference, _entry(np.nanmean(effects), np.nanmean(sampled, axis=-1), len(compared))
 
 
 def _effects(user: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """The effect size of each measure, cut at `_MOST`: [..., goals, measures] -> [..., measures]."""
-    with (
-        warnings.catch_warnings(action="ignore", category=RuntimeWarning),
-        np.errstate(divide="ignore", invalid="ignore"),
-    ):
+    with _quietly():
         gap = np.abs(np.nanmean(user, axis=-2) - np.nanmean(reference, axis=-2))
         spread = np.sqrt((np.nanvar(user, axis=-2) + np.nanvar(reference, axis=-2)) / 2)
         return np.where(gap < 1e-12, 0.0, np.minimum(gap / spread, _MOST)) + 0 * gap  # nan stays nan
@@ -119,7 +117,7 @@ def _split_half(table: np.ndarray, seed: int) -> dict[str, Any]:
     values = []
     for _ in range(_HALVES):
         order = draws.permutation(len(table))
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        with _quietly():
             values.append(np.nanmean(_effects(table[order[:half]][:, compared], table[order[half:]][:, compared])))
     return _entry(np.mean(values), np.array(values), len(compared))
 
@@ -130,6 +128,13 @@ def _entry(mean: Any, sampled: np.ndarray, n: int) -> dict[str, Any]:
         return {"mean": None, "ci95": [None, None], "n": 0}
     low, high = np.percentile(sampled, PERCENTILES)
     return {"mean": float(mean), "ci95": [float(low), float(high)], "n": n}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No warnings of numpy: a mean of nothing is nan, which is what is meant."""
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning), np.errstate(all="ignore"):
+        yield
 
 
 def user_rows(report: Mapping[str, Any]) -> tuple[list[str], list[Row], str]:
@@ -148,13 +153,11 @@ def user_rows(report: Mapping[str, Any]) -> tuple[list[str], list[Row], str]:
             cells.append(estimate_cell(entry, measure, goals[name] if not part else 0, signed=bool(part)))
         rows.append(Row(measure.replace("_", " "), tuple(cells), section_ends=measure == measures[-1]))
     distances = [report["distance"].get(name) if part or name == reference else None for name, part in columns]
-    rows.append(
-        Row("distance", tuple(estimate_cell(entry, "distance", 0) if entry else (MISSING, "") for entry in distances))
-    )
-    for total in dict.fromkeys(key for entry in report["totals"].values() for key in entry):
-        cells = [
-            ("", "") if part else (_total(report["totals"].get(name, {}).get(total)), "") for name, part in columns
-        ]
+    cells = [estimate_cell(entry, "distance", 0) if entry else (MISSING, "") for entry in distances]
+    rows.append(Row("distance", tuple(cells)))
+    totals = report["totals"]
+    for total in dict.fromkeys(key for entry in totals.values() for key in entry):
+        cells = [("", "") if part else (_total(totals[name][total]), "") for name, part in columns]
         rows.append(Row(total.replace("_", " "), tuple(cells)))
     titles = [f"{name} {part}".strip() for name, part in columns]
     counts = ", ".join(f"{name} {count}" for name, count in goals.items())
