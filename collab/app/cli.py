@@ -13,7 +13,8 @@ The cheapest checks come first. Each refuses with one message and no stack trace
 5. Hydra makes the folder of the run. A synthesis claims it.
 6. `train`, `evaluate` or `synthesize` of `collab.app` is called.
 
-A report (`simulator-report`, `judge-report`) takes the same steps. `check_report` of its module is its third and fourth.
+A report (`simulator-report`, `judge-report`) takes the same steps; `check_report` of its module does the third and
+fourth.
 
 `--help` and a misspelt override end before 2, so this file imports neither torch nor anything that does.
 

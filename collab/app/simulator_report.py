@@ -42,8 +42,8 @@ def check_report(config: Config) -> Sources:
     names = [*([PEOPLE] if sources.chats else []), *sources.stored, *users]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(
-            f"{', '.join(twice)} names two rows of the report, and names must differ: {', '.join(names)}. Rename a user of "
-            "evaluation.users, or write NAME:PATH in report.stored."
+            f"{', '.join(twice)} names two rows of the report, and names must differ: {', '.join(names)}. Rename a "
+            "user of evaluation.users, or write NAME:PATH in report.stored."
         )
     check_sources(config, sources, playing=bool(users))
     return sources

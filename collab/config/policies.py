@@ -31,6 +31,11 @@ def named_policies(policies: Sequence[str]) -> dict[str, Path | HostedPolicy | N
     return dict(map(_read, policies))
 
 
+def row_name(policy: str, user: str) -> str:
+    """The row of the table in which a policy meets a user of `evaluation.users`; "" is the config's own user."""
+    return f"{policy}@{user}" if user else policy
+
+
 def policy_model(config: Config, row: Path | None) -> ModelConfig:
     """The model of a row: that of the folder or hub id, or the config's for None; with the config's other settings."""
     return config.model if row is None else replace(config.model, path=str(row))
@@ -56,6 +61,11 @@ def policy_problems(policies: Sequence[str]) -> Iterator[str]:
                 f"{name}2:PATH."
             )
         names.add(name)
+        if "@" in name:
+            yield (
+                f"policies: {text} would be called {name}, and @ stands between a policy and the user that it meets. "
+                "Write another name before the path, as in mine:PATH."
+            )
         if row is None:
             continue
         place = f"{row.model}@{row.base_url}" if isinstance(row, HostedPolicy) else text.rpartition(":")[2]

@@ -135,6 +135,9 @@ class AgendaUserConfig(UserConfig):
     items_per_answer: int = number(2, at_least=1)  # maximum agenda items that the user gives in one answer
     patience: int = number(3, at_least=1)  # turns without progress after which the user leaves
     satisfied_at: float = number(0.75, above=0, at_most=1)  # share of the notes that a draft must cover to end the chat
+    # share of the conversations that open without the topic, which the second message tells; only for texts
+    vagueness: float = number(0.0, at_least=0, at_most=1)
+    noise: float = number(0.0, at_least=0, at_most=1)  # share of the words that are mistyped, of those that may be
 
 
 @dataclass
