@@ -295,6 +295,13 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
                     f"goal {goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take "
                     "a metric that fits the task, or goals that have it."
                 )
+    prompted = {name for name, prompt in filled_prompts(config.judge).items() if prompt}
+    for name in getattr(config.judge, "rubrics", {}):
+        if name not in (rated := asked - prompted - {"", "extract"}):
+            raise BadInput(
+                f"judge.rubrics has {name}. With task={config.task.name} and judge={config.judge.name}, what is rated "
+                f"by a rubric is {', '.join(sorted(rated)) or 'nothing'}. Leave it out, or name one of these."
+            )
     for name, prompt in filled_prompts(config.judge).items():
         if prompt and name not in asked:
             raise BadInput(

@@ -201,6 +201,8 @@ class LLMJudgeConfig(JudgeConfig):
     )
     # as accuracy_prompt, of interactivity
     interactivity_prompt: str = filled(told="single_turn_prompt ground_truth chat_history", needed="chat_history")
+    # metric -> what the judge rates it by: a text, file://PATH or package://PACKAGE/PATH; others: our own words
+    rubrics: dict[str, str] = field(default_factory=dict)
     retries: int = number(2, at_least=0)  # retries of a malformed verdict
     temperature: float = number(0.0, at_least=0)  # sampling temperature of the judge
     max_new_tokens: int = number(400, at_least=1)  # maximum tokens of a verdict and its reasons

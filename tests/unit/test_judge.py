@@ -13,7 +13,6 @@ import pytest
 from composing import load_config
 from scripted import Script, ScriptedModel, answering, spoken
 
-from benchmarks.injections import conversations, injected, injections
 from collab.chat.base import Sampling
 from collab.conversation import Conversation, Goal, Message, as_record
 from collab.randomness import RngKey
