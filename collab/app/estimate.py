@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from collab.app.judge_report import INJECTED, judged_metrics, judges_of
+from collab.app.simulator_report import users_of
 from collab.chat.budget import price
 from collab.config.endpoints import has_teacher
 from collab.config.policies import HostedPolicy, named_policies
@@ -28,6 +30,7 @@ from collab.config.schema import (
 )
 from collab.conversation import guessed_tokens
 from collab.rewards.judge import JudgedMetric
+from collab.rewards.probes import injections
 from collab.simulation.schedule import candidates_at, context_turns
 from collab.util.errors import BadInput
 from collab.util.targets import load_target
@@ -90,9 +93,10 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
     Args:
         config: The checked config.
         goals: Of the task.
-        entry: "train", "evaluate" or "synthesize".
+        entry: The command: "train", "evaluate", "synthesize", "simulator-report" or "judge-report".
     """
-    most, expected = (getattr(_Run(config, goals, limits), entry)() for limits in (True, False))
+    name = entry.replace("-", "_")
+    most, expected = (getattr(_Run(config, goals, limits), name)() for limits in (True, False))
     return replace(most, expected=expected.total)
 
 
@@ -145,6 +149,27 @@ class _Run:
         synthesis = self.config.synthesis
         count = len(self.goals.train[: synthesis.num_goals]) * synthesis.num_conversations
         return Estimate([call.times(count) for call in conversation], conversation, "conversation")
+
+    def simulator_report(self) -> Estimate:
+        """Each user plays each conversation; the assistant costs nothing."""
+        one = _sum(call for user in users_of(self.config).values() for call in self.user(self.turns, True, user))
+        return Estimate([call.times(self.config.report.num_conversations) for call in one], one, "conversation")
+
+    def judge_report(self) -> Estimate:
+        """Each judge rates every conversation and its copies, and compares it with a copy."""
+        config, count = self.config, self.config.report.num_conversations
+        copies = 2 * count + 2 * len(injections()) * min(INJECTED, count)
+        prompt = _INSTRUCTION + self.goal + len(self.turns) * self.turn
+        one: list[Calls] = [] if config.report.chats else self.user(self.turns)
+        total = [call.times(count) for call in one]
+        for judge in judges_of(config).values():
+            if not isinstance(judge, LLMJudgeConfig) or judge.endpoint.kind != "http":
+                continue
+            rated, model = len(judged_metrics(config)), judge.endpoint.model
+            call = Calls("judge", model, rated, rated * prompt, rated * judge.max_new_tokens)
+            one.append(call)
+            total += [call.times(copies), Calls("evaluator", model, 4, 8 * prompt, 4 * _VERDICT).times(count)]
+        return Estimate(_sum([*total, *self.compared(count)]), _sum(one), "conversation")
 
     # --- parts ---------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,11 @@ def check_report(config: Config) -> Sources:
                 f"{key} is no language model, and only a language model can be asked. Set judge=local, judge=openai or "
                 "another option, and further judges by +judge@report.judges.NAME=OPTION."
             )
+    if lacking := [name for name in ("scipy", "sklearn") if find_spec(name) is None]:
+        raise BadInput(
+            f"{' and '.join(lacking)} must be installed: agreement is computed with scipy and scikit-learn, which come "
+            "with the extra `reports`. Install it by `pip install -e '.[reports]'`."
+        )
     if not judged_metrics(config):
         raise BadInput(
             f"task={config.task.name} has no metric that a judge measures: {', '.join(config.task.metrics)}. Take "
@@ -88,7 +94,7 @@ def check_report(config: Config) -> Sources:
         raise BadInput(f"report.judges has {OWN}, which is the name of the first judge. Rename it.")
     playing = config.report.chats is None
     sources = read_sources(config, playing)
-    check_sources(config, sources, playing)
+    check_sources(config, sources, "judge-report", playing)
     return sources
 
 

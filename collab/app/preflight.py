@@ -88,17 +88,11 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
 def _check_models(config: Config, entry: str) -> str:
     """The files of every model that this process loads; reads no weights. Returns what the model's template does."""
     from collab.lm.checks import check_lora, check_model
-    from collab.lm.loading import local_model
 
     template = check_model(config.model) if reads_model(config) else ""
     if not has_teacher(config):
         _check_positions(config, config.model, "model.path")
-    for key, endpoint in endpoints_in(config).items():
-        if endpoint.kind == "local" and endpoint.model is not None:
-            try:
-                check_model(local_model(config.model, endpoint))
-            except BadInput as error:
-                raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
+    _check_speakers(config)
     if entry == "train":
         check_lora(config.model)
         _check_base_for_others(config)
@@ -115,6 +109,19 @@ def _check_models(config: Config, entry: str) -> str:
     return template
 
 
+def _check_speakers(config: Config) -> None:
+    """The files of the local models that play users and judges, or extract."""
+    from collab.lm.checks import check_model
+    from collab.lm.loading import local_model
+
+    for key, endpoint in endpoints_in(config).items():
+        if endpoint.kind == "local" and endpoint.model is not None:
+            try:
+                check_model(local_model(config.model, endpoint))
+            except BadInput as error:
+                raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
+
+
 def _check_base_for_others(config: Config) -> None:
     """Refuse to push an adapter to a base that only this machine has."""
     from collab.lm.loading import locate
@@ -129,13 +136,14 @@ def _check_base_for_others(config: Config) -> None:
         )
 
 
-def check_players(config: Config, goals: GoalSplits, policy_here: bool) -> None:
+def check_players(config: Config, goals: GoalSplits, policy_here: bool, entry: str = "evaluate") -> None:
     """The checks of users, judges, metrics, models and servers alone, for conversations outside of a run.
 
     Args:
         config: The checked config.
         goals: Of the conversations.
         policy_here: Whether `config.model` is loaded to play the policy.
+        entry: The command, for the estimate of hosted calls.
 
     Raises:
         BadInput: As `check_machine` and `check_hosted`.
@@ -146,7 +154,9 @@ def check_players(config: Config, goals: GoalSplits, policy_here: bool) -> None:
     _check_metrics(config, goals)
     if policy_here:
         _check_models(config, "evaluate")
-    check_hosted(config, goals, "evaluate")
+    else:
+        _check_speakers(config)
+    check_hosted(config, goals, entry)
 
 
 def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:

@@ -110,8 +110,14 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def check_sources(config: Config, sources: Sources, playing: bool) -> None:
+def check_sources(config: Config, sources: Sources, entry: str, playing: bool) -> None:
     """Check models, classes and servers that the report needs; reads no weights.
+
+    Args:
+        config: The checked config.
+        sources: Of the report.
+        entry: The command.
+        playing: Whether conversations are played.
 
     Raises:
         BadInput: As `collab.app.preflight.check_players`; or the folder has a report.
@@ -122,7 +128,9 @@ def check_sources(config: Config, sources: Sources, playing: bool) -> None:
         raise BadInput(
             f"output_dir={config.output_dir} has a report, which is not overwritten. Set output_dir to another folder."
         )
-    check_players(config, GoalSplits([], [], sources.goals), policy_here=playing and sources.replies is None)
+    check_players(
+        config, GoalSplits([], [], sources.goals), policy_here=playing and sources.replies is None, entry=entry
+    )
 
 
 def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints, advance: Callable[[], None]) -> Played:

@@ -45,7 +45,7 @@ def check_report(config: Config) -> Sources:
             f"{', '.join(twice)} names two rows of the report, and names must differ: {', '.join(names)}. Rename a "
             "user of evaluation.users, or write NAME:PATH in report.stored."
         )
-    check_sources(config, sources, playing=bool(users))
+    check_sources(config, sources, "simulator-report", playing=bool(users))
     return sources
 
 
