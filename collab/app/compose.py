@@ -203,7 +203,7 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
     judges = {f"report.judges.{name}": judge for name, judge in config.report.judges.items()}
     parts: dict[str, Any] = {"task": config.task, "judge": config.judge, **judges, **users(config)}
     for key, part in parts.items():
-        for field in fields(part):
+        for field in fields(part) if is_dataclass(part) else ():
             value = getattr(part, field.name)
             if field.name.endswith("prompt") and value:
                 setattr(part, field.name, prompt_text(value, f"{key}.{field.name}"))
