@@ -128,9 +128,10 @@ def check_sources(config: Config, sources: Sources, entry: str, playing: bool) -
         raise BadInput(
             f"output_dir={config.output_dir} has a report, which is not overwritten. Set output_dir to another folder."
         )
-    check_players(
-        config, GoalSplits([], [], sources.goals), policy_here=playing and sources.replies is None, entry=entry
-    )
+    if entry == "simulator-report" and not playing:
+        return  # nobody speaks
+    policy_here = playing and sources.replies is None
+    check_players(config, GoalSplits([], [], sources.goals), policy_here, entry)
 
 
 def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints, advance: Callable[[], None]) -> Played:
