@@ -3,10 +3,9 @@
     python benchmarks/users.py --model FOLDER_OR_ID --write     # writes docs/results/users.json
 
 The assistant's side is that of `data/demonstrated.jsonl`, so all users hear the same questions. For `user=agenda`,
-`user=hybrid` and `user=llm` it prints how many conversations were invalid, how many messages fell back on the agenda's
-words, and how varied the messages are: the share of distinct word pairs, and mean and deviation of their length. Then
-the same model judges the agenda's conversations, without a second try. At last it decodes replies of the same length
-with and without a schema; the overhead is the median of the ratios, a pair after the other.
+`user=hybrid` and `user=llm` it prints what `collab simulator-report` measures, and how many messages fell back on the
+agenda's words. Then the same model judges the agenda's conversations, without a second try. At last it decodes replies
+of the same length with and without a schema; the overhead is the median of the ratios, a pair after the other.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +26,14 @@ from benchmarks.decoding import chats
 from benchmarks.demonstrations import read_sides
 from benchmarks.goals import FOLDER
 from benchmarks.steps import machine
+from collab.app.report_sources import Played, Sources, play_with
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.structured import schema_of
-from collab.conversation import Conversation, Goal, Reply
+from collab.conversation import Conversation, Goal
 from collab.datamodules.goals import load_goals
-from collab.parsing.english import words
 from collab.randomness import RngKey
 from collab.rewards.judge import Interactivity, Judge
-from collab.simulation.user import UserSimulator
+from collab.simulation.user_measures import measure
 from collab.util.files import write_json
 
 WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "results" / "users.json"
@@ -50,26 +47,13 @@ def sides(count: int) -> list[tuple[Goal, list[str]]]:
     return found[:: max(1, len(found) // count)][:count]
 
 
-async def play(user: UserSimulator, goal: Goal, messages: Sequence[str]) -> Conversation:
-    talk = Conversation(goal)
-    for message in messages:
-        turn = await user.respond(talk, RngKey(1, role="user", goal=goal.id, turn=talk.turn))
-        if turn.end:
-            return talk.with_end(turn.end)
-        talk = replace(talk, user=turn.user).with_user(turn.text).with_reply(Reply(message))
-    return talk.with_end("max_turns")
-
-
-def spoken(talks: Sequence[Conversation]) -> dict[str, float]:
-    """How varied the users' messages are."""
-    said = [words(turn.user) for talk in talks for turn in talk.turns]
-    pairs = [pair for one in said for pair in zip(one, one[1:], strict=False)]
-    lengths = [len(one) for one in said]
-    return {
-        "distinct_pairs": len(set(pairs)) / max(1, len(pairs)),
-        "words": statistics.fmean(lengths),
-        "words_sd": statistics.pstdev(lengths),
-    }
+def figures(name: str, played: Played) -> dict[str, Any]:
+    """What `collab simulator-report` measures of a user: means over its conversations, None where there is none."""
+    rows = measure(played.conversations)
+    known = {what: [row[what] for row in rows if row[what] is not None] for what in rows[0]}
+    found = {f"{name}_{what}": statistics.fmean(values) if values else None for what, values in known.items()}
+    problems = {kind: count for kind, count in played.problems.items() if count}
+    return {**found, f"{name}_seconds": played.seconds, f"{name}_problems": problems}
 
 
 async def overhead(engine: ChatModel, requests: int, tokens: int, runs: int) -> float:
@@ -106,24 +90,17 @@ def main() -> None:
     found: dict[str, Any] = {}
     played: dict[str, list[Conversation]] = {}
     asked = sides(args.conversations)
+    sources = Sources([], {}, [goal for goal, _ in asked], [messages for _, messages in asked])
     for name in ("agenda", "hybrid", "llm"):
         local = [] if name == "agenda" else ["endpoint@user.endpoint=local", f"user.endpoint.model={args.model}"]
         config = load_config("evaluate", ["experiment=doc_edit", f"user={name}", *local])
         with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:
-            simulation = build.simulation(config, endpoints, lambda: None)
-            began = time.perf_counter()
-
-            async def everyone(user: UserSimulator = simulation.user) -> list[Conversation]:
-                return list(await asyncio.gather(*(play(user, *one) for one in asked)))
-
-            played[name] = asyncio.run(everyone())
-        messages = sum(len(talk.turns) for talk in played[name])
-        found |= {f"{name}_{what}": value for what, value in spoken(played[name]).items()}
-        found[f"{name}_seconds"] = time.perf_counter() - began
-        found[f"{name}_invalid"] = sum(not talk.valid for talk in played[name]) / len(played[name])
-        found[f"{name}_problems"] = {kind: count for kind, count in simulation.problems.items() if count}
+            one = play_with(config, config.user, sources, endpoints, lambda: None)
+        played[name] = one.conversations
+        found |= figures(name, one)
         if name == "hybrid":
-            found["hybrid_fallback"] = simulation.problems["user_fallback"] / messages
+            messages = sum(len(talk.turns) for talk in one.conversations)
+            found["hybrid_fallback"] = one.problems["user_fallback"] / messages
 
     from collab.config.schema import EndpointConfig
 

@@ -1,4 +1,4 @@
-"""The console command: `collab train|evaluate|synthesize|chat|merge|estimate`."""
+"""The console command: `collab COMMAND ...`; `COMMANDS` has all commands."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ COMMANDS = {
     "synthesize": "make conversations to learn from",
     "chat": "talk to a policy in the terminal",
     "merge": "put several seeds in one table",
+    "simulator-report": "say how human simulated users are",
+    "judge-report": "say how far judges agree, and what moves their scores",
     "estimate": "say what the hosted models of a run would cost: collab estimate [train|evaluate|synthesize] ...",
 }
-_HYDRA = ("train", "evaluate", "synthesize")
+_HYDRA = ("train", "evaluate", "synthesize", "simulator-report", "judge-report")
 _AGAIN = "COLLAB_COMMAND"  # the command, for processes that Lightning starts for further devices with overrides only
 USAGE = "\n".join(
     (
@@ -22,7 +24,7 @@ USAGE = "\n".join(
         "",
         "  collab COMMAND [experiment=NAME] [group=option ...] [field=value ...]",
         "",
-        *(f"  {name:<11} {what}" for name, what in COMMANDS.items()),
+        *(f"  {name:<16} {what}" for name, what in COMMANDS.items()),
         "",
         "`collab COMMAND --help` lists the options of a command.",
     )

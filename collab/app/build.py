@@ -248,20 +248,32 @@ def _metrics(config: Config, speaker: Speaker, problems: Counter[str]) -> dict[s
     if not isinstance(judge, LLMJudgeConfig):
         return metrics
     model = speaker(judge.endpoint)
-    sampling = Sampling(judge.max_new_tokens, judge.temperature, adapter=False)
-    prompts = filled_prompts(judge)
-    rater, extractor = Judge(model, sampling, judge.retries, config.seed, problems, prompts=prompts), None
+    rater, extractor = make_judge(judge, model, config.seed, problems), None
     if judge.extract or any(getattr(metric, "whole_chat", False) for _, metric in metrics.values()):
         if judge.extractor is not None:
             model = speaker(judge.extractor)
         sampling = Sampling(judge.max_extracted_tokens, judge.temperature, adapter=False)
-        extractor = Judge(model, sampling, judge.retries, config.seed, problems, "extractor", prompts)
+        extractor = Judge(model, sampling, judge.retries, config.seed, problems, "extractor", filled_prompts(judge))
     for _, metric in metrics.values():
         if isinstance(metric, JudgedMetric):
             metric.judge = rater
         if hasattr(metric, "extractor"):
             metric.extractor = extractor
     return metrics
+
+
+def make_judge(judge: LLMJudgeConfig, model: ChatModel, seed: int, problems: Counter[str]) -> Judge:
+    """The judge that rates.
+
+    Args:
+        judge: Of the config.
+        model: Behind its endpoint.
+        seed: Of the run.
+        problems: Counts what could not be read.
+    """
+    sampling = Sampling(judge.max_new_tokens, judge.temperature, adapter=False)
+    prompts, rubrics = filled_prompts(judge), judge.rubrics
+    return Judge(model, sampling, judge.retries, seed, problems, prompts=prompts, rubrics=rubrics)
 
 
 def _engine(config: Config, lm: Any, tokenizer: Any, tell: Callable[[str], None]) -> RolloutEngine:

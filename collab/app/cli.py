@@ -13,6 +13,9 @@ The cheapest checks come first. Each refuses with one message and no stack trace
 5. Hydra makes the folder of the run. A synthesis claims it.
 6. `train`, `evaluate` or `synthesize` of `collab.app` is called.
 
+A report (`simulator-report`, `judge-report`) takes the same steps; `check_report` of its module does the third and
+fourth.
+
 `--help` and a misspelt override end before 2, so this file imports neither torch nor anything that does.
 
 A sweep (`-m`) runs each job as a process of its own: `collab.app.sweep`.
@@ -61,6 +64,8 @@ from collab.util.processes import connected, leave_together, rank
 
 Run = Callable[[Config], None]
 
+REPORTS = ("simulator-report", "judge-report")
+
 _PLACES = ("output_dir", "hydra.run.dir", "hydra.sweep.dir")  # fields that name the folder of a run or sweep
 _FIRST_SPEAKS = 20.0  # seconds that rank 0 gets to print an error before the others do
 
@@ -71,7 +76,8 @@ def main(entry: str, run: Run | None = None) -> None:
     Exit status: 0; 1 for a run that failed or input that was refused; 2 for an unknown flag; 130 when interrupted.
 
     Args:
-        entry: "train", "evaluate" or "synthesize": the primary config in `conf/`, and which rules apply.
+        entry: "train", "evaluate", "synthesize", "simulator-report" or "judge-report": the primary config in `conf/`,
+            and which rules apply.
         run: Called with the checked config instead of the program of `entry`. It needs neither model nor device, so the
             part of step 4 after `dry_run` is left out.
     """
@@ -161,7 +167,8 @@ def _run(entry: str, config: Config, run: Run | None) -> None:
         for note in config.notes:
             print(f"note: {note}", flush=True)
     if run is None:
-        run = getattr(importlib.import_module(f"collab.app.{entry}"), entry)
+        name = entry.replace("-", "_")
+        run = getattr(importlib.import_module(f"collab.app.{name}"), name)
     run(config)
     leave_together()
 
@@ -233,7 +240,12 @@ def _check_before_start(entry: str, args: argparse.Namespace, machine: bool) -> 
         if args.cfg or args.info:
             return args.overrides
         config = typed(copy.deepcopy(composed), output_dir="")  # the folder is named only once everything is right
-        resumed = find_run(composed, entry) if entry != "synthesize" else None
+        if entry in REPORTS and composed.resume is not False:
+            raise BadInput(
+                f"resume={composed.resume}: a report is begun anew, and takes the replies of servers from the cache. "
+                "Leave resume out."
+            )
+        resumed = find_run(composed, entry) if entry in ("train", "evaluate") else None
         if resumed is not None:
             args.overrides = resumed_overrides(resumed, args.overrides)
             config = typed(composed_of(args.overrides), output_dir="")
@@ -255,6 +267,9 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
     from collab.datamodules.conversations import training_groups
     from collab.datamodules.goals import load_splits
 
+    if entry in REPORTS and not config.dry_run:
+        importlib.import_module(f"collab.app.{entry.replace('-', '_')}").check_report(config)
+        return
     splits, groups = load_splits(config.task), list[Group]()
     if entry == "train" and config.algorithm.plays_user:
         groups, _ = logs_of(config.algorithm, splits)

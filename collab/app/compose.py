@@ -200,10 +200,13 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
         ) from error
     assert isinstance(config, Config), "the primary config starts from the schema"
     apply_metrics(config)
-    parts: dict[str, Any] = {"task": config.task, "judge": config.judge, **users(config)}
+    judges = {f"report.judges.{name}": judge for name, judge in config.report.judges.items()}
+    parts: dict[str, Any] = {"task": config.task, "judge": config.judge, **judges, **users(config)}
     for key, part in parts.items():
-        for field in fields(part):
+        for field in fields(part) if is_dataclass(part) else ():
             value = getattr(part, field.name)
             if field.name.endswith("prompt") and value:
                 setattr(part, field.name, prompt_text(value, f"{key}.{field.name}"))
+        for name, rubric in (rubrics := getattr(part, "rubrics", {})).items():
+            rubrics[name] = prompt_text(rubric, f"{key}.rubrics.{name}")
     return config

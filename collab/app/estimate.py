@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from collab.app.judge_report import INJECTED, judged_metrics, judges_of
+from collab.app.simulator_report import users_of
 from collab.chat.budget import price
 from collab.config.endpoints import has_teacher
 from collab.config.policies import HostedPolicy, named_policies
@@ -28,6 +30,7 @@ from collab.config.schema import (
 )
 from collab.conversation import guessed_tokens
 from collab.rewards.judge import JudgedMetric
+from collab.rewards.probes import injections
 from collab.simulation.schedule import candidates_at, context_turns
 from collab.util.errors import BadInput
 from collab.util.targets import load_target
@@ -90,9 +93,10 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
     Args:
         config: The checked config.
         goals: Of the task.
-        entry: "train", "evaluate" or "synthesize".
+        entry: The command: "train", "evaluate", "synthesize", "simulator-report" or "judge-report".
     """
-    most, expected = (getattr(_Run(config, goals, limits), entry)() for limits in (True, False))
+    name = entry.replace("-", "_")
+    most, expected = (getattr(_Run(config, goals, limits), name)() for limits in (True, False))
     return replace(most, expected=expected.total)
 
 
@@ -108,6 +112,7 @@ class _Run:
         self.turn = _USER_MESSAGE + self.reply  # tokens of a turn
         self.turns = range(1, config.task.max_turns + 1)
         self.tests = len(goals.test) * config.evaluation.num_conversations  # conversations of one row
+        self.meetings = 1 + len(config.evaluation.users)  # rows of one policy
 
     def length(self, limit: int, expected: int) -> int:
         return limit if self.limits else min(limit, expected)
@@ -127,15 +132,16 @@ class _Run:
             contexts = _sum(call for turn in drawn for call in self.group(turn))
             step = [call.times(trainer.goals_per_step / len(drawn)) for call in contexts]
         validations = math.ceil(trainer.max_steps / trainer.val_every) if trainer.val_every else 0
-        played = [*self.whole(len(self.goals.val) * validations, test=False), *self.whole(3 * self.tests)]
-        total = [*(call.times(trainer.max_steps) for call in step), *played, *self.compared(2 * self.tests)]
+        played = [*self.whole(len(self.goals.val) * validations, test=False), *self.tested(3)]
+        pairs = 2 * self.tests * self.meetings
+        total = [*(call.times(trainer.max_steps) for call in step), *played, *self.compared(pairs)]
         return Estimate(_sum(total), step, "training step")
 
     def evaluate(self) -> Estimate:
         rows = named_policies(self.config.policies)
         policies = [self.policy(row.model, self.turns) for row in rows.values() if isinstance(row, HostedPolicy)]
-        total = [*self.whole(len(rows) * self.tests), *(policy.times(self.tests) for policy in policies)]
-        total += self.compared((len(rows) - 1) * self.tests)
+        total = [*self.tested(len(rows)), *(policy.times(self.tests * self.meetings) for policy in policies)]
+        total += self.compared((len(rows) - 1) * self.tests * self.meetings)
         return Estimate(_sum(total), _sum([*self.whole(1), *policies[:1]]), "conversation")
 
     def synthesize(self) -> Estimate:
@@ -146,17 +152,41 @@ class _Run:
         count = len(self.goals.train[: synthesis.num_goals]) * synthesis.num_conversations
         return Estimate([call.times(count) for call in conversation], conversation, "conversation")
 
+    def simulator_report(self) -> Estimate:
+        """Each user plays each conversation; the assistant costs nothing."""
+        one = _sum(call for user in users_of(self.config).values() for call in self.user(self.turns, True, user))
+        return Estimate([call.times(self.config.report.num_conversations) for call in one], one, "conversation")
+
+    def judge_report(self) -> Estimate:
+        """Each judge rates every conversation and its copies, and compares it with a copy."""
+        config, count = self.config, self.config.report.num_conversations
+        copies = 2 * count + 2 * len(injections()) * min(INJECTED, count)
+        prompt = _INSTRUCTION + self.goal + len(self.turns) * self.turn
+        one: list[Calls] = [] if config.report.chats else self.user(self.turns)
+        total = [call.times(count) for call in one]
+        for judge in judges_of(config).values():
+            if not isinstance(judge, LLMJudgeConfig) or judge.endpoint.kind != "http":
+                continue
+            rated, model = len(judged_metrics(config)), judge.endpoint.model
+            call = Calls("judge", model, rated, rated * prompt, rated * judge.max_new_tokens)
+            one.append(call)
+            total += [call.times(copies), Calls("evaluator", model, 4, 8 * prompt, 4 * _VERDICT).times(count)]
+        return Estimate(_sum([*total, *self.compared(count)]), _sum(one), "conversation")
+
     # --- parts ---------------------------------------------------------------------------------------------------
 
-    def user(self, turns: Iterable[int], test: bool = False) -> list[Calls]:
-        """The messages that open these turns. A prompt has the goal and the conversation so far."""
+    def user(self, turns: Iterable[int], test: bool = False, played: UserConfig | None = None) -> list[Calls]:
+        """The messages that open these turns. A prompt has the goal and the conversation so far.
+
+        `played` is the user, None for the config's.
+        """
         prompts = [_INSTRUCTION + self.goal + (number - 1) * self.turn for number in turns]
         count, tokens = len(prompts), sum(prompts)
         return [
             Calls(
                 "user", user.endpoint.model, count, tokens, count * self.length(user.max_new_tokens, _USER_REPLY)
             ).times(share)
-            for share, user in _llm_users(self.config.user, test)
+            for share, user in _llm_users(played or self.config.user, test)
             if user.endpoint.kind == "http"
         ]
 
@@ -195,6 +225,13 @@ class _Run:
     def whole(self, count: float, test: bool = True) -> list[Calls]:
         """Conversations from the first turn to the last."""
         return [call.times(count) for call in (*self.user(self.turns, test), *self.judge(len(self.turns)))]
+
+    def tested(self, rows: int) -> list[Calls]:
+        """The test conversations of so many policies with every user."""
+        users = [self.config.user, *self.config.evaluation.users.values()]
+        each = [*self.judge(len(self.turns)) * len(users)]
+        each += [call for user in users for call in self.user(self.turns, True, user)]
+        return [call.times(rows * self.tests) for call in each]
 
     def compared(self, pairs: int) -> list[Calls]:
         """Pairs of conversations, in both orders, with two questions."""

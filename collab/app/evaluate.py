@@ -12,16 +12,16 @@ import shutil
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.config.endpoints import policy_endpoint
-from collab.config.policies import HostedPolicy, named_policies, policy_model, system_prompt
+from collab.config.policies import HostedPolicy, named_policies, policy_model, row_name, system_prompt
 from collab.config.schema import Config, ModelConfig
 from collab.reports.problems import add_problems
-from collab.reports.results import PolicyScores, summarise
+from collab.reports.results import PolicyScores, summarise_rows, user_of
 from collab.reports.tables import results_table
 from collab.util.files import write_json
 from collab.util.processes import connected, rank
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
     from collab.chat.endpoints import Endpoints
     from collab.conversation import Conversation, Scored
+    from collab.datamodules.base import GoalDataModule
 
 _LINE = 160  # characters of a message that the terminal shows
 
 
 def evaluate(config: Config) -> None:
-    """Play the test goals with every policy of `config.policies`; write `results.json` and `transcripts.jsonl`."""
+    """Play the test goals with every policy of `config.policies` and every user; write what the run leaves behind."""
     from collab.app import build
     from collab.callbacks.progress import Progress
 
@@ -48,16 +49,53 @@ def evaluate(config: Config) -> None:
         build.start(config)
         progress.say(build.describe(config))
         for name, row in named_policies(config.policies).items():
-            play_row(config, name, row, progress, endpoints, run)
+            play_rows(config, name, row, progress, endpoints, run)
         compare_pairs(config, run, progress, endpoints)
         progress.say(*endpoints.ledger.table())
         report(config, run, progress)
+
+
+def play_rows(
+    config: Config,
+    name: str,
+    row: Path | HostedPolicy | None,
+    progress: Progress,
+    endpoints: Endpoints,
+    run: RunState,
+) -> None:
+    """Play the test goals with one policy: with the config's user, then with each of `evaluation.users`.
+
+    Args:
+        config, name, row, progress, endpoints, run: As in `play_row`.
+    """
+    from collab.app import build
+
+    goals = build.data(config, run.entry)  # the same for all users
+    for user in ("", *config.evaluation.users):
+        play_row(against(config, user), row_name(name, user), row, goals, progress, endpoints, run)
+
+
+def against(config: Config, user: str) -> Config:
+    """The config with a user of `evaluation.users` in place of its own; "" changes nothing.
+
+    Metrics that follow how many items the user gives in an answer follow the new one.
+    """
+    if not user:
+        return config
+    plays = config.evaluation.users[user]
+    most = {"items_per_answer": getattr(plays, "items_per_answer", 2)}
+    metrics = {
+        name: replace(metric, options=metric.options | most if most.keys() <= metric.options.keys() else metric.options)
+        for name, metric in config.task.metrics.items()
+    }
+    return replace(config, user=plays, task=replace(config.task, metrics=metrics))
 
 
 def play_row(
     config: Config,
     name: str,
     row: Path | HostedPolicy | None,
+    data: GoalDataModule,
     progress: Progress,
     endpoints: Endpoints,
     run: RunState,
@@ -66,8 +104,9 @@ def play_row(
 
     Args:
         config: The checked config.
-        name: Of the row. `proactive` gets the proactive instruction, every other row the usual one.
+        name: Of the row (`row_name`). `proactive` gets the proactive instruction, every other policy the usual one.
         row: Folder of the policy, or the server that plays it; None for the model of the config.
+        data: The goals.
         progress: Shows each finished conversation, and what was said in the first one of the first row.
         endpoints: The hosted models of the run.
         run: Gets the scores and the seconds of this row.
@@ -86,8 +125,7 @@ def play_row(
     from collab.modules.hosted import HostedPolicyModule
 
     started = time.monotonic()
-    prompt = system_prompt(config.task, name)
-    data = build.data(config, run.entry)
+    prompt = system_prompt(config.task, name.partition("@")[0])
     count = config.evaluation.num_conversations
     policy: ChatModel | None = None
     model: ModelConfig | None = None
@@ -143,11 +181,12 @@ def compare_pairs(config: Config, run: RunState, progress: Progress, endpoints: 
     lines = (Path(config.output_dir) / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if record["phase"] == "test"]
     played = {name: [record for record in records if record["policy"] == name] for name in run.scores}
-    others = [name for name in run.scores if name != baseline]
+    others = [name for name in run.scores if name.partition("@")[0] != baseline]
     progress.phase("evaluator", sum(len(played[name]) for name in others))
     advance = endpoints.shown_by(progress.advance)
     for name in others:
-        run.scores[name] |= asyncio.run(win_rates(judge, goals, played[name], played[baseline], advance))
+        base = played[row_name(baseline, user_of(name))]
+        run.scores[name] |= asyncio.run(win_rates(judge, goals, played[name], base, advance))
     progress.done()
     run.finish("evaluator", time.monotonic() - started)
 
@@ -162,7 +201,7 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
         for name, target in config.task.aggregates.items()
     }
     results = {
-        **summarise(run.scores, baseline=config.evaluation.baseline, seed=config.seed, aggregates=aggregates),
+        **summarise_rows(run.scores, baseline=config.evaluation.baseline, seed=config.seed, aggregates=aggregates),
         "config": asdict(config),
         "seconds": {**run.seconds, "total": run.elapsed()},
     }

@@ -34,6 +34,8 @@ _FIELDS = {
         synthesis.num_goals synthesis.num_conversations synthesis.at_once synthesis.part teacher.base_url teacher.model
         push_to_hub
     """,
+    "simulator-report": "report.chats report.stored report.replies report.num_conversations",
+    "judge-report": "report.chats report.replies report.num_conversations",
 }
 _FLAGS = (
     ("-m", "sweep: key=a,b runs one job for each value; a job that fails does not stop the others"),
@@ -45,6 +47,8 @@ _PURPOSE = {
     "train": "Train a policy and compare it with its base.",
     "evaluate": "Compare policies on the same goals.",
     "synthesize": "Make conversations to learn from. An interrupted command goes on when it is repeated.",
+    "simulator-report": "Say how human simulated users are: against real chats, or against each other.",
+    "judge-report": "Say how far judges agree with each other and with rules, and what moves their scores.",
 }
 EXAMPLES = {
     "train": (
@@ -77,6 +81,17 @@ EXAMPLES = {
         ("experiment=math teacher=openai user=openai budget.max_usd=50", "GPT-4o as the assistant, as in the paper"),
         ("experiment=doc_edit synthesis.part=1/2", "the first half; another command plays synthesis.part=2/2"),
         ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
+    ),
+    "simulator-report": (
+        ("user=agenda report.chats=chats.jsonl", "the rule-based user against chats of people"),
+        ("user=agenda users=difficulty", "four rule-based users beside each other"),
+        ("user=agenda +user@evaluation.users.llm=openai budget.max_usd=2", "rules and a language model"),
+        ("'report.stored=[one:outputs/doc_edit/RUN,two:chats.jsonl]'", "stored conversations; no model is needed"),
+    ),
+    "judge-report": (
+        ("judge=openai", "one judge, against rules"),
+        ("judge=openai +judge@report.judges.second=claude", "two judges against each other"),
+        ("judge=local report.chats=outputs/doc_edit/RUN", "on the conversations of a run"),
     ),
 }
 

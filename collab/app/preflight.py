@@ -88,23 +88,13 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
 def _check_models(config: Config, entry: str) -> str:
     """The files of every model that this process loads; reads no weights. Returns what the model's template does."""
     from collab.lm.checks import check_lora, check_model
-    from collab.lm.loading import local_model
 
     template = check_model(config.model) if reads_model(config) else ""
     if reads_model(config) and not (entry == "train" and config.algorithm.plays_user):
         _check_speaker(config.model, f"model.path={config.model.path}", "assistant")
     if not has_teacher(config):
         _check_positions(config, config.model, "model.path")
-    for key, endpoint in endpoints_in(config).items():
-        if endpoint.kind == "local" and endpoint.model is not None:
-            try:
-                check_model(local_model(config.model, endpoint))
-            except BadInput as error:
-                raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
-        if endpoint.kind == "local":
-            plays = isinstance(users(config).get(key.removesuffix(".endpoint")), UserLMConfig)
-            named = local_model(config.model, endpoint)
-            _check_speaker(named, f"{key}.model={endpoint.model}", "user" if plays else "assistant")
+    _check_speakers(config)
     if entry == "train":
         check_lora(config.model)
         _check_base_for_others(config)
@@ -140,6 +130,24 @@ def _check_speaker(model: ModelConfig, what: str, speaker: Role) -> None:
     )
 
 
+def _check_speakers(config: Config) -> None:
+    """The files of the local models that play users and judges, or extract."""
+    from collab.lm.checks import check_model
+    from collab.lm.loading import local_model
+
+    for key, endpoint in endpoints_in(config).items():
+        if endpoint.kind != "local":
+            continue
+        named = local_model(config.model, endpoint)
+        if endpoint.model is not None:
+            try:
+                check_model(named)
+            except BadInput as error:
+                raise BadInput(f"{key}.model={endpoint.model} cannot speak. {error}") from error
+        plays = isinstance(users(config).get(key.removesuffix(".endpoint")), UserLMConfig)
+        _check_speaker(named, f"{key}.model={endpoint.model}", "user" if plays else "assistant")
+
+
 def _check_base_for_others(config: Config) -> None:
     """Refuse to push an adapter to a base that only this machine has."""
     from collab.lm.loading import locate
@@ -154,13 +162,14 @@ def _check_base_for_others(config: Config) -> None:
         )
 
 
-def check_players(config: Config, goals: GoalSplits, policy_here: bool) -> None:
+def check_players(config: Config, goals: GoalSplits, policy_here: bool, entry: str = "evaluate") -> None:
     """The checks of users, judges, metrics, models and servers alone, for conversations outside of a run.
 
     Args:
         config: The checked config.
         goals: Of the conversations.
         policy_here: Whether `config.model` is loaded to play the policy.
+        entry: The command, for the estimate of hosted calls.
 
     Raises:
         BadInput: As `check_machine` and `check_hosted`.
@@ -171,7 +180,9 @@ def check_players(config: Config, goals: GoalSplits, policy_here: bool) -> None:
     _check_metrics(config, goals)
     if policy_here:
         _check_models(config, "evaluate")
-    check_hosted(config, goals, "evaluate")
+    else:
+        _check_speakers(config)
+    check_hosted(config, goals, entry)
 
 
 def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
@@ -259,7 +270,7 @@ def _check_classes(config: Config) -> None:
     """Whether the classes of user, engine and algorithm have the methods of their kind, and take their options."""
     parts: dict[str, Any] = {**users(config), "engine": config.engine, "algorithm": config.algorithm}
     for key, part in parts.items():
-        kind = key.partition(".")[0]
+        kind = key if key in _METHODS else "user"
         cls = load_target(part.target, f"{key}.target")
         found = {name: getattr(cls, name, None) for name in _METHODS[kind]}
         missing = [name for name, method in found.items() if getattr(method, "__isabstractmethod__", method is None)]
@@ -320,6 +331,13 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
                     f"goal {goal.id} of task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take "
                     "a metric that fits the task, or goals that have it."
                 )
+    prompted = {name for name, prompt in filled_prompts(config.judge).items() if prompt}
+    for name in getattr(config.judge, "rubrics", {}):
+        if name not in (rated := asked - prompted - {"", "extract"}):
+            raise BadInput(
+                f"judge.rubrics has {name}. With task={config.task.name} and judge={config.judge.name}, what is rated "
+                f"by a rubric is {', '.join(sorted(rated)) or 'nothing'}. Leave it out, or name one of these."
+            )
     for name, prompt in filled_prompts(config.judge).items():
         if prompt and name not in asked:
             raise BadInput(

@@ -153,5 +153,6 @@ def _beginnings(config: Config, entry: str) -> Callable[[Goal], bool]:
             return lambda goal: room.holds(player.messages(Conversation(goal), RngKey(config.seed, goal=goal.id), ""))
         return None
 
-    known = [speaker(user) for user in users(config).values() if not hasattr(user, "users")]
+    mine = (user for key, user in users(config).items() if key.startswith("user") and not hasattr(user, "users"))
+    known = [speaker(user) for user in mine]
     return lambda goal: any(one is None or one(goal) for one in known)

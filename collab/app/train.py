@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collab.app.evaluate import compare_pairs, play_row, report
+from collab.app.evaluate import compare_pairs, play_rows, report
 from collab.app.resume import RunState, at_work
 from collab.config.endpoints import hosted
 from collab.config.schema import Config
@@ -52,10 +52,10 @@ def train(config: Config) -> None:
         if why := wandb_mode(config.logger.wandb)[1]:
             progress.note(f"{why}. The run is logged offline; afterwards, `wandb sync {folder}/wandb/offline-run-*`.")
         for name in ("base", "proactive"):
-            play_row(config, name, None, progress, endpoints, run)
+            play_rows(config, name, None, progress, endpoints, run)
         if "fit" not in run.seconds:
             fit(config, progress, endpoints, run)
-        play_row(config, "trained", folder / "policy", progress, endpoints, run)
+        play_rows(config, "trained", folder / "policy", progress, endpoints, run)
         compare_pairs(config, run, progress, endpoints)
         progress.say(*endpoints.ledger.table())
         curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png") if rank() == 0 else None

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from collab.config.checks_training import hub_problems, synthesis_problems, teacher_problems, training_problems
-from collab.config.endpoints import budget_problems, endpoint_problems
+from collab.config.endpoints import budget_problems, endpoint_problems, users
 from collab.config.fields import prompt_problems, range_problems
-from collab.config.policies import named_policies, policy_problems
+from collab.config.policies import named_policies, policy_problems, source_problems
 from collab.config.schema import (
     Config,
     MixUserConfig,
     ModelConfig,
     PairwiseConfig,
+    UserConfig,
     VLLMEngineConfig,
 )
 from collab.util.errors import BadInput
@@ -32,7 +33,7 @@ def check(config: Config, entry: str = "train") -> None:
 
     Args:
         config: What Hydra composed.
-        entry: "train", "evaluate" or "synthesize". Rules of the update bind only "train".
+        entry: The command, such as "train". Rules of the update bind only that.
 
     Raises:
         BadInput: All problems in one message.
@@ -51,6 +52,7 @@ def check(config: Config, entry: str = "train") -> None:
         *_engine_problems(config, entry),
         *_evaluator_problems(config),
         *_table_problems(config, entry),
+        *source_problems(config.report.stored),
     ]
     if entry == "train":
         problems += training_problems(config)
@@ -64,7 +66,7 @@ def check(config: Config, entry: str = "train") -> None:
 
 def _task_problems(config: Config, entry: str) -> Iterator[str]:
     task = config.task
-    if task.evaluation_only and entry != "evaluate":
+    if task.evaluation_only and entry in ("train", "synthesize"):
         yield (
             f"task {task.name} is for evaluation only (task.evaluation_only): it has no goals to train on. Run "
             f"`python evaluate.py task={task.name}`, or choose another task."
@@ -153,20 +155,29 @@ def _is_count(value: Any) -> bool:
 
 
 def _user_problems(config: Config) -> Iterator[str]:
-    user = config.user
-    if not isinstance(user, MixUserConfig):
-        return
+    for name, node in config.evaluation.users.items():
+        if not re.fullmatch(r"\w[\w .-]*", str(name)) or not isinstance(node, UserConfig):
+            yield (
+                f"evaluation.users.{name} must be a user with a name of letters and digits. Take an option of the "
+                "group user: +user@evaluation.users.NAME=agenda."
+            )
+    for key, user in users(config).items():
+        if isinstance(user, MixUserConfig):
+            yield from _mix_problems(key, user)
+
+
+def _mix_problems(key: str, user: MixUserConfig) -> Iterator[str]:
     weights_of = {"weights": user.weights} | ({"test_weights": user.test_weights} if user.test_weights else {})
     for name, weights in weights_of.items():
         if strangers := sorted(weights.keys() - user.users.keys()):
             yield (
-                f"user.{name} names {', '.join(strangers)}, and user.users has {', '.join(user.users) or 'nobody'}. "
+                f"{key}.{name} names {', '.join(strangers)}, and {key}.users has {', '.join(user.users) or 'nobody'}. "
                 "Give weights to users that are there."
             )
         if not all(0 <= weight < math.inf for weight in weights.values()) or not sum(weights.values()) > 0:
             yield (
-                f"user.{name} ({weights}) must be numbers of at least 0, one of them above 0: they are shares of the "
-                f"conversations. Set user.{name}.NAME=1 for at least one."
+                f"{key}.{name} ({weights}) must be numbers of at least 0, one of them above 0: they are shares of the "
+                f"conversations. Set {key}.{name}.NAME=1 for at least one."
             )
 
 
@@ -200,6 +211,8 @@ def _evaluator_problems(config: Config) -> Iterator[str]:
 
 def _table_problems(config: Config, entry: str) -> Iterator[str]:
     yield from policy_problems(config.policies)
+    if entry not in ("train", "evaluate"):
+        return
     names = list(named_policies(config.policies)) if entry == "evaluate" else ["base", "proactive", "trained"]
     baseline = config.evaluation.baseline
     if baseline != "base" and baseline not in names:  # if base is no row, nothing is compared

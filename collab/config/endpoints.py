@@ -48,9 +48,10 @@ def reads_model(config: Config) -> bool:
 
 
 def users(config: Config) -> dict[str, UserConfig]:
-    """Dotted key -> user: the config's, and the parts of a mixture."""
-    parts: dict[str, UserConfig] = getattr(config.user, "users", {})
-    return {"user": config.user, **{f"user.users.{name}": user for name, user in parts.items()}}
+    """Dotted key -> user: the config's, those of `evaluation.users`, and the parts of mixtures."""
+    named = {"user": config.user, **{f"evaluation.users.{n}": user for n, user in config.evaluation.users.items()}}
+    parts = {f"{key}.users.{n}": part for key, user in named.items() for n, part in getattr(user, "users", {}).items()}
+    return named | parts
 
 
 def engine_endpoint(engine: VLLMEngineConfig) -> EndpointConfig:

@@ -31,6 +31,11 @@ def named_policies(policies: Sequence[str]) -> dict[str, Path | HostedPolicy | N
     return dict(map(_read, policies))
 
 
+def row_name(policy: str, user: str) -> str:
+    """The row of the table in which a policy meets a user of `evaluation.users`; "" is the config's own user."""
+    return f"{policy}@{user}" if user else policy
+
+
 def policy_model(config: Config, row: Path | None) -> ModelConfig:
     """The model of a row: that of the folder or hub id, or the config's for None; with the config's other settings."""
     return config.model if row is None else replace(config.model, path=str(row))
@@ -56,6 +61,11 @@ def policy_problems(policies: Sequence[str]) -> Iterator[str]:
                 f"{name}2:PATH."
             )
         names.add(name)
+        if "@" in name:
+            yield (
+                f"policies: {text} would be called {name}, and @ stands between a policy and the user that it meets. "
+                "Write another name before the path, as in mine:PATH."
+            )
         if row is None:
             continue
         place = f"{row.model}@{row.base_url}" if isinstance(row, HostedPolicy) else text.rpartition(":")[2]
@@ -87,3 +97,25 @@ def _read(text: str) -> tuple[str, Path | HostedPolicy | None]:
     if run.name in ("policy", "policy_last"):
         run = run.parent
     return name or run.name, folder
+
+
+def named_sources(texts: Sequence[str]) -> dict[str, str]:
+    """Rows of stored conversations, `NAME:PATH` or `PATH`: name -> path. A path alone is named by its last part."""
+    return dict(_named_source(text) for text in texts)
+
+
+def source_problems(texts: Sequence[str]) -> Iterator[str]:
+    """A name that two rows of stored conversations share."""
+    names = [_named_source(text)[0] for text in texts]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield (
+            f"report.stored: {name} is there twice, and names must differ. Write another name before the path, as in "
+            f"{name}2:PATH."
+        )
+
+
+def _named_source(text: str) -> tuple[str, str]:
+    if found := re.fullmatch(r"(?P<name>[^:/@]+):(?P<path>.+)", text):
+        return found["name"], found["path"]
+    path = Path(text).expanduser()
+    return (path.stem if path.suffix else path.resolve().name), text

@@ -135,6 +135,9 @@ class AgendaUserConfig(UserConfig):
     items_per_answer: int = number(2, at_least=1)  # maximum agenda items that the user gives in one answer
     patience: int = number(3, at_least=1)  # turns without progress after which the user leaves
     satisfied_at: float = number(0.75, above=0, at_most=1)  # share of the notes that a draft must cover to end the chat
+    # share of the conversations that open without the topic, which the second message tells; only for texts
+    vagueness: float = number(0.0, at_least=0, at_most=1)
+    noise: float = number(0.0, at_least=0, at_most=1)  # share of the words that are mistyped, of those that may be
 
 
 @dataclass
@@ -214,6 +217,8 @@ class LLMJudgeConfig(JudgeConfig):
     )
     # as accuracy_prompt, of interactivity
     interactivity_prompt: str = filled(told="single_turn_prompt ground_truth chat_history", needed="chat_history")
+    # metric -> what the judge rates it by: a text, file://PATH or package://PACKAGE/PATH; others: our own words
+    rubrics: dict[str, str] = field(default_factory=dict)
     retries: int = number(2, at_least=0)  # retries of a malformed verdict
     temperature: float = number(0.0, at_least=0)  # sampling temperature of the judge
     max_new_tokens: int = number(400, at_least=1)  # maximum tokens of a verdict and its reasons
@@ -316,6 +321,23 @@ class EvaluationConfig:
     num_conversations: int = number(2, at_least=1)  # conversations per test goal; their values are averaged
     baseline: str = "base"  # row of the table that the others are compared with
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # of rows MODEL@URL, which set model and base_url
+    # name -> further user that each policy meets in a row of its own, beside `user`; users=OPTION sets them
+    users: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ReportConfig:
+    """Of `collab simulator-report` and `collab judge-report`."""
+
+    # conversations of people, which users are compared with, or which judges judge: the folder of a run, a file or a
+    # hub data set; null: users are compared with each other, and judges judge conversations that are played
+    chats: str | None = None
+    # further rows of a report about users, PATH or NAME:PATH, as report.chats; then `user` is not played
+    stored: list[str] = field(default_factory=list)
+    # stored conversations, as report.chats, whose replies the assistant says again; null: the model plays the assistant
+    replies: str | None = None
+    num_conversations: int = number(24, at_least=1)  # maximum conversations of a row, or to be judged
+    judges: dict[str, Any] = field(default_factory=dict)  # name -> further judge, compared with `judge`
 
 
 @dataclass
@@ -347,7 +369,7 @@ class ExportConfig:
 
 @dataclass
 class Config:
-    """The whole configuration, shared by `train.py`, `evaluate.py` and `collab synthesize`."""
+    """The whole configuration, shared by all commands."""
 
     seed: int = number(1, at_least=0, at_most=2**32 - 1)  # random seed of data order, weights and conversations
     name: str = MISSING  # name of the run; experiments set it
@@ -386,6 +408,7 @@ class Config:
     evaluator: EvaluatorConfig = MISSING
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:

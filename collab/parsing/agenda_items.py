@@ -119,21 +119,24 @@ def form_of(goal: Goal) -> str:
     return str(goal.metadata.get("form") or manner_of(goal).form)
 
 
-def openings(goal: Goal) -> list[str]:
-    """The first messages that the user chooses from."""
+def openings(goal: Goal, topic: bool = True) -> list[str]:
+    """The first messages that the user chooses from; without `topic` they only name the kind of text."""
     if goal.agenda is not None:
         return [template.format(opening=goal.agenda.opening) for template in manner_of(goal).openings]
-    topic, form = topic_of(goal), _a(form_of(goal))
-    templates = OPENINGS if topic else OPENINGS_WITHOUT_TOPIC
-    return [template.format(form=form, topic=topic) for template in templates]
+    about, form = topic_of(goal) if topic else "", _a(form_of(goal))
+    templates = OPENINGS if about else OPENINGS_WITHOUT_TOPIC
+    return [template.format(form=form, topic=about) for template in templates]
 
 
-def wanted_of(goal: Goal) -> str:
-    """What the user wants, in a few words: "a notice about the shared kiln", or the opening of an agenda."""
+def wanted_of(goal: Goal, topic: bool = True) -> str:
+    """What the user wants, in a few words: "a notice about the shared kiln", or the opening of an agenda.
+
+    Without `topic`: "a notice".
+    """
     if goal.agenda is not None:
         return goal.agenda.opening
-    topic = topic_of(goal)
-    return f"{_a(form_of(goal))} about {topic}" if topic else _a(form_of(goal))
+    about = topic_of(goal) if topic else ""
+    return f"{_a(form_of(goal))} about {about}" if about else _a(form_of(goal))
 
 
 def _a(form: str) -> str:

@@ -306,21 +306,30 @@ def covers(goal: Goal, text: str) -> list[bool]:
     A sentence of more than `_LONGEST` words covers nothing, because it could hold all words of all notes in any order.
     Words of topic and form do not count, unless a note has no others.
     """
+    return _covered(goal, notes_of(goal), text)
+
+
+def discloses(goal: Goal, message: str) -> list[bool]:
+    """Which items of the agenda a user's message tells, by the rule of `covers`."""
+    return _covered(goal, [item.text for item in agenda_of(goal)], message)
+
+
+def _covered(goal: Goal, facts: Sequence[str], text: str) -> list[bool]:
     about = _topic_words(goal)
     parts = [sentence if len(words(sentence)) <= _LONGEST else "" for sentence in sentences(text)]
     pairs = [f"{one} {other}" for one, other in pairwise([*parts, ""])]
     spoken = [(content_words(pair), _singular(words(pair))) for pair in pairs]
     opens = any(note[0].islower() for note in goal.notes)  # then a capital at the beginning of a note marks a name
 
-    def covered(note: str) -> bool:
-        wanted = content_words(note)
+    def covered(fact: str) -> bool:
+        wanted = content_words(fact)
         wanted = wanted - about or wanted
-        named = _singular(names_and_numbers(note, opens))
+        named = _singular(names_and_numbers(fact, opens))
         return bool(wanted) and any(
             named <= exact and len(wanted & have) >= _COVERED * len(wanted) for have, exact in spoken
         )
 
-    return [covered(note) for note in notes_of(goal)]
+    return [covered(fact) for fact in facts]
 
 
 def _singular(spoken: Iterable[str]) -> frozenset[str]:

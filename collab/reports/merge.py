@@ -102,7 +102,8 @@ def _rows(merged: Mapping[str, Any], columns: Sequence[str], num_goals: int) -> 
     for part, signed in (("policies", False), ("difference", True)):
         for policy, metrics in merged[part].items():
             cells = tuple(_range_cell(metrics.get(metric), metric, signed) for metric in columns)
-            rows.append(Row(f"{policy} − {merged['baseline']}" if signed else policy, cells))
+            base = baseline_of(merged, policy)
+            rows.append(Row(f"{policy} − {base}" if signed else policy, cells))
             labels = [label for label in merged["runs"] if any(label in entry["runs"] for entry in metrics.values())]
             for label in labels:
                 own = {metric: entry["runs"].get(label) for metric, entry in metrics.items()}

@@ -1,10 +1,12 @@
-"""Training curves from the CSV that Lightning's CSVLogger writes."""
+"""Pictures: training curves from the CSV that Lightning's CSVLogger writes, and users beside each other."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _QUANTITIES = {  # metric -> title of its panel
     "mr": "multiturn-aware reward (MR)",
@@ -26,6 +28,9 @@ _LINES = {
     "val": {"label": "validation", "color": "#D55E00", "marker": "s", "markersize": 6, "linewidth": 1.8},
 }
 _MAX_MARKERS = 60  # markers of longer curves would overlap
+# The same palette, without its yellow, for users beside each other.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
 
 
 def training_curves(metrics_csv: Path, output: Path) -> Path | None:
@@ -89,3 +94,62 @@ def read_curves(path: Path) -> dict[tuple[str, str], dict[int, float]]:
                     if row.get("step") and cell and math.isfinite(value := float(cell)):
                         curves.setdefault((split, quantity), {})[int(row["step"])] = value
     return curves
+
+
+def users_figure(report: Mapping[str, Any], output: Path) -> Path:
+    """Draw how users speak: what they have told after each message, then a panel for each measure.
+
+    A panel has the mean of each user with its interval. The interval of real people is a band across the panel.
+
+    Args:
+        report: As `collab.reports.users.summarise_users` returns it, with `disclosure_by_turn`: name -> shares.
+        output: The PNG to write.
+
+    Returns:
+        `output`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    users, people = report["users"], report["reference"]
+    styles = {
+        name: {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, name in enumerate(users)
+    }
+    measures = [m for m in next(iter(users.values())) if any(users[name][m]["n"] for name in users)]
+    columns = 4
+    rows = math.ceil((len(measures) + 1) / columns)
+    figure = Figure(figsize=(2.9 * columns, 2.1 * rows + 0.5), layout="constrained")
+    first, *panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for name, shares in report["disclosure_by_turn"].items():
+        known = [(turn, share) for turn, share in enumerate(shares, 1) if share is not None]
+        first.plot(*zip(*known, strict=True) if known else ([], []), **styles[name], markersize=4, label=name)
+    first.set_title("told after each message", loc="left", fontsize=9)
+    first.set_ylim(0, 1)
+    first.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel, measure in zip(panels, measures, strict=False):
+        for place, name in enumerate(users):
+            entry = users[name][measure]
+            if not entry["n"]:
+                continue
+            low, high = entry["ci95"]
+            if name == people:
+                panel.axhspan(low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
+            panel.vlines(place, low, high, color=styles[name]["color"], linewidth=1.5)
+            panel.plot([place], [entry["mean"]], **styles[name], markersize=6)
+        panel.set_title(measure.replace("_", " "), loc="left", fontsize=9)
+        panel.set_xlim(-0.6, len(users) - 0.4)
+        panel.set_ylim(bottom=0)
+        panel.set_xticks([])
+    for panel in (first, *panels):
+        panel.grid(axis="y", color="0.9", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8, color="0.5")
+    for panel in panels[len(measures) :]:
+        panel.set_visible(False)
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    return output

@@ -29,7 +29,7 @@ PolicyScores = dict[str, dict[str, list[float | None]]]
 Aggregate = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 BOOTSTRAP_SAMPLES = 2000  # resamples of goals behind each interval
-_PERCENTILES = (2.5, 97.5)
+PERCENTILES = (2.5, 97.5)
 
 
 def summarise(
@@ -65,6 +65,24 @@ def summarise(
             for name, function in aggregates.items():
                 difference[policy][name] = _aggregate(function, [metrics, base], seed)
     return {"policies": policies, "difference": difference}
+
+
+def summarise_rows(
+    scores: Mapping[str, PolicyScores], *, baseline: str, seed: int, aggregates: Mapping[str, Aggregate]
+) -> dict[str, Any]:
+    """As `summarise`, for rows of several users (`POLICY@USER`), each compared with the baseline's row of its user."""
+    found: dict[str, Any] = {"policies": {}, "difference": {}}
+    for user in dict.fromkeys(map(user_of, scores)):
+        rows = {name: values for name, values in scores.items() if user_of(name) == user}
+        base = f"{baseline}@{user}" if user else baseline
+        part = summarise(rows, baseline=base, seed=seed, aggregates=aggregates)
+        found = {name: found[name] | part[name] for name in found}
+    return found
+
+
+def user_of(row: str) -> str:
+    """The user of `evaluation.users` that plays in a row of the table; "" for the config's own."""
+    return row.partition("@")[2]
 
 
 def _goal_means(goals: Mapping[str, list[float | None]], where: str) -> dict[str, float]:
@@ -117,14 +135,18 @@ def _estimate(figure: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> 
     resampled = resampled[~np.isnan(resampled)]
     if math.isnan(value) or not len(resampled):
         return missing
-    low, high = np.percentile(resampled, _PERCENTILES)
+    low, high = np.percentile(resampled, PERCENTILES)
     return {"mean": value, "ci95": [float(low), float(high)], "n": n}
 
 
-def baseline_of(results: Mapping[str, Any]) -> str | None:
-    """The policy that valid results compare with: the one without a difference. None if nothing is compared."""
-    difference = results.get("difference")
-    return next(policy for policy in results["policies"] if policy not in difference) if difference else None
+def baseline_of(results: Mapping[str, Any], row: str = "") -> str | None:
+    """The row that valid results compare `row` with: the one of its user without a difference.
+
+    None if nothing is compared.
+    """
+    difference = results.get("difference") or {}
+    rows = (name for name in results["policies"] if name not in difference and user_of(name) == user_of(row))
+    return next(rows, None) if difference else None
 
 
 def validate_results(obj: Any) -> None:
@@ -152,7 +174,8 @@ def validate_results(obj: Any) -> None:
         _need(policy in policies, place, "must be one of the policies", list(policies))
         _need(metrics.keys() <= own.keys(), place, "must have metrics of that policy alone", list(metrics))
     if difference:
-        complete = len(difference) == len(policies) - 1
+        users = [user_of(policy) for policy in policies if policy not in difference]
+        complete = sorted(users) == sorted({user_of(policy) for policy in policies})
         _need(complete, "difference", "must have every policy but the baseline", list(difference))
     for phase, value in obj["seconds"].items():
         _need(_is_number(value) and value >= 0, f"seconds.{phase}", "must be a number of seconds", value)

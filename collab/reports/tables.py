@@ -70,13 +70,16 @@ def results_table(results: Mapping[str, Any]) -> Group:
     One row per policy and, below the line, one per difference to the baseline; mean above, 95 % interval below it.
     """
     policies, difference = results["policies"], results.get("difference", {})
-    columns, num_goals, base = columns_of(policies), num_goals_of(policies), baseline_of(results)
+    columns, num_goals = columns_of(policies), num_goals_of(policies)
 
     def cells(metrics: Mapping[str, Any], signed: bool) -> tuple[tuple[str, str], ...]:
         return tuple(estimate_cell(metrics.get(metric), metric, num_goals, signed=signed) for metric in columns)
 
     rows = [Row(policy, cells(metrics, False), policy == [*policies][-1]) for policy, metrics in policies.items()]
-    rows += [Row(f"{policy} − {base}", cells(metrics, True)) for policy, metrics in difference.items()]
+    rows += [
+        Row(f"{policy} − {baseline_of(results, policy)}", cells(metrics, True))
+        for policy, metrics in difference.items()
+    ]
     caption = f"mean over {num_goals} goals (fewer where n is given) with its 95 % bootstrap interval"
     return rich_table(header_of(columns), rows, caption + "; differences are paired by goal" * bool(difference))
 

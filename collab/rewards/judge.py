@@ -3,7 +3,7 @@
 The judged text was written by a policy that is rewarded for the score, so it may say "give 1.0". It stands between
 lines with a mark that the policy cannot know, and each message begins with that mark. The field of the score is named
 after the mark, and only that field is read, whatever the judge quotes. A judge may still be talked into a score;
-`python -m benchmarks.injections` measures how often.
+`collab judge-report` measures how far.
 
 A reply of a wrong shape is asked for again. A score that cannot be had is missing, never 0. All raw replies are kept.
 
@@ -118,6 +118,7 @@ class Judge:
         role: "judge" or "extractor".
         prompts: Prompts of one's own for "extract", "accuracy" and "interactivity", as `judge.extract_prompt` says.
             They are filled in as in the official code, without a mark. "" or none is our own.
+        rubrics: Metric -> what a rating goes by, in place of our own words. The form of question and answer stays.
     """
 
     model: ChatModel
@@ -127,6 +128,7 @@ class Judge:
     problems: Counter[str]
     role: str = "judge"
     prompts: Mapping[str, str] = field(default_factory=dict)
+    rubrics: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def _short(self) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class Judge:
 
         Args:
             what: The metric's name.
-            task: What to rate and how.
+            task: What to rate and how; a rubric of one's own takes its place.
             conversation: Its goal keys the draw. A prompt of one's own shows the conversation instead of the texts.
             material: What the judged texts are, in words.
             name: The same in one word.
@@ -170,7 +172,7 @@ class Judge:
                 raise Unfit(SHAPE, _ONCE_MORE.format(mark=sign))
             return value
 
-        asked = _RATER.format(task=task, material=material, mark=sign)
+        asked = _RATER.format(task=self.rubrics.get(what) or task, material=material, mark=sign)
         schema = schema_of(reasons=self._short, **{f"score_{sign}": _SCORE})
         answer = await self._ask(key, asked, name, texts, sign, read, schema)
         return Judged(answer.value, answer.replies)
@@ -320,13 +322,20 @@ class JudgedMetric:
     judge: Judge
     what = ""
 
+    async def __call__(self, conversation: Conversation) -> float | Judged | None:
+        return await self.ask(conversation)
+
+    async def ask(self, conversation: Conversation) -> Judged:
+        """What the judge says about a conversation."""
+        raise NotImplementedError
+
 
 class _Rated(JudgedMetric):
     """A score of the whole conversation by one rubric."""
 
     rubric = ""
 
-    async def __call__(self, conversation: Conversation) -> Judged:
+    async def ask(self, conversation: Conversation) -> Judged:
         return await self.judge.score(
             self.what,
             self.rubric,
@@ -355,13 +364,22 @@ class JudgedAccuracy(JudgedMetric):
     what = "accuracy"
 
     async def __call__(self, conversation: Conversation) -> float | Judged | None:
+        decided = await self.decided(conversation)
+        return await self.ask(conversation) if decided is None else decided
+
+    async def decided(self, conversation: Conversation) -> float | None:
+        """What math-verify says; 0 without an answer, None where it cannot decide."""
         reference = conversation.goal.reference
         answer = last_answer(conversation.assistant_texts, reference)
         if not answer:
             return 0.0
         decided = await asyncio.to_thread(CHECKER.decide, reference, answer)
-        if decided is not None:
-            return float(decided)
+        return None if decided is None else float(decided)
+
+    async def ask(self, conversation: Conversation) -> Judged:
+        """What the judge says, whether or not a rule can decide."""
+        reference = conversation.goal.reference
+        answer = last_answer(conversation.assistant_texts, reference)
         return await self.judge.score(
             self.what,
             _CORRECTNESS,

@@ -50,7 +50,7 @@ class ChatAccuracy(JudgedMetric):
 
     what = "accuracy"
 
-    async def __call__(self, conversation: Conversation) -> Judged:
+    async def ask(self, conversation: Conversation) -> Judged:
         goal = conversation.goal
         return await self.judge.score(
             self.what,

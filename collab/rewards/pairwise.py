@@ -30,6 +30,7 @@ from collab.parsing.english import without_questions
 from collab.randomness import RngKey
 
 TIE = 0.1  # nats
+_LEANS = {"A": 1.0, "B": -1.0, "T": 0.0}
 
 _TASK = """\
 Two AI assistants, A and B, talked to the same user, who wants a short text written. Neither knew at first what the user
@@ -57,7 +58,7 @@ class Chat:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Chat:
-        """From a line of `transcripts.jsonl`."""
+        """From a line of `transcripts.jsonl`, or any other record of a conversation (`as_record`)."""
         return cls(tuple((m["role"], m["content"]) for m in record["messages"] if m["role"] != "system"))
 
     @property
@@ -84,18 +85,32 @@ class PairwiseJudge:
 
     async def compare(self, goal: Goal, first: Chat, second: Chat, question: str) -> float | None:
         """1 if the first is better, 0 if the second is, 0.5 for a tie; None if there is no verdict."""
+        leans = await self.leans(goal, first, second, question)
+        return None if leans is None else self.verdict((leans[0] - leans[1]) / 2)
+
+    def verdict(self, lean: float) -> float:
+        """1 for a lean to the one in front, 0 for one to the other, 0.5 for a tie."""
+        # Letters of two orders have to agree; one letter and a tie make half a lean.
+        tie = TIE if isinstance(self.model, LocalEngine) else 0.5
+        return 0.5 if abs(lean) <= tie else float(lean > 0)
+
+    async def leans(self, goal: Goal, first: Chat, second: Chat, question: str) -> tuple[float, float] | None:
+        """How far the judge leans to whichever is shown first: `first` in front, then `second` in front.
+
+        Local weights: log P(A) - log P(B), in nats. A server: 1 for A, -1 for B, 0 for a tie. None if there is no
+        verdict.
+        """
         orders = [self._prompt(goal, first, second, question), self._prompt(goal, second, first, question)]
         if isinstance(self.model, LocalEngine):
             try:
                 ahead, behind = (preference(self.model, messages) for messages in orders)
             except ContextFull:
                 return None
-            lean = (ahead - behind) / 2
-            return 0.5 if abs(lean) <= TIE else float(lean > 0)
+            return ahead, behind
         one, other = await asyncio.gather(*(self._letter(goal, messages, question) for messages in orders))
         if one is None or other is None:
             return None
-        return {"AB": 1.0, "BA": 0.0}.get(one + other, 0.5)
+        return _LEANS[one], _LEANS[other]
 
     def _prompt(self, goal: Goal, a: Chat, b: Chat, question: str) -> list[Message]:
         wish = " ".join((goal.prompt, *(note for note in notes_of(goal) if note not in goal.prompt)))

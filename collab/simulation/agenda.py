@@ -32,9 +32,20 @@ from numpy.random import Generator
 
 from collab.config.schema import AgendaUserConfig
 from collab.conversation import Conversation, Goal
-from collab.parsing.agenda_items import Item, agenda_of, form_of, manner_of, openings
+from collab.parsing.agenda_items import (
+    Item,
+    agenda_of,
+    form_of,
+    makes,
+    manner_of,
+    openings,
+    topic_of,
+    wanted_of,
+)
 from collab.parsing.agenda_state import State, read
+from collab.parsing.english import words
 from collab.randomness import RngKey
+from collab.simulation.typos import mistyped
 from collab.simulation.user import UserTurn
 
 
@@ -47,12 +58,14 @@ class Plan:
         facts: The items that it gives, as the user says them.
         final: The request for the result, in the last turn.
         end: As in `UserTurn`.
+        wants: What the first message asks for, as `wanted_of`.
     """
 
     lead: str = ""
     facts: tuple[str, ...] = ()
     final: str = ""
     end: str = ""
+    wants: str = ""
 
     @property
     def text(self) -> str:
@@ -63,7 +76,7 @@ class AgendaUser:
     """The agenda-based `UserSimulator`.
 
     Args:
-        config: Patience, items per answer, and the coverage that satisfies the user.
+        config: Patience, items per answer, the coverage that satisfies the user, vagueness and noise.
         max_turns: The turn at which the user asks for the final text (`task.max_turns`).
     """
 
@@ -78,7 +91,9 @@ class AgendaUser:
         """What the user says next."""
         goal, draws = conversation.goal, key.stream()
         if not conversation.turns:
-            plan = Plan(_pick(draws, openings(goal)))
+            # A draw of its own: without vagueness and noise the user says what it says in a config without them.
+            told = key.at(role=f"{key.role}/vague").stream().random() >= self.config.vagueness
+            plan = Plan(_pick(draws, openings(goal, told)), wants=wanted_of(goal, told))
         else:
             state = read(goal, conversation.assistant_texts, self.config.items_per_answer)
             if state.drafted and state.covered >= self.config.satisfied_at:
@@ -86,8 +101,24 @@ class AgendaUser:
             if state.idle >= self.config.patience:
                 return Plan(end="patience")
             plan = self._answer(goal, state, draws)
+            if len(conversation.turns) == 1 and self.config.vagueness:
+                plan = _with_topic(plan, conversation)
         finals = manner_of(goal).finals if conversation.turn == self.max_turns else ()
-        return replace(plan, final=_pick(draws, finals).format(form=form_of(goal))) if finals else plan
+        plan = replace(plan, final=_pick(draws, finals).format(form=form_of(goal))) if finals else plan
+        return self._typed(plan, goal, key) if self.config.noise else plan
+
+    def _typed(self, plan: Plan, goal: Goal, key: RngKey) -> Plan:
+        """The plan with typing errors. The topic is typed right, and whatever is about code."""
+        draws = key.at(role=f"{key.role}/typos").stream()
+        spared = frozenset(words(topic_of(goal)))
+
+        def typed(text: str) -> str:
+            return mistyped(text, self.config.noise, draws, spared)
+
+        if makes(goal) == "program":
+            return replace(plan, final=typed(plan.final))
+        lead, facts, final = typed(plan.lead), tuple(map(typed, plan.facts)), typed(plan.final)
+        return replace(plan, lead=lead, facts=facts, final=final, wants=typed(plan.wants))
 
     def _answer(self, goal: Goal, state: State, draws: Generator) -> Plan:
         items, manner = agenda_of(goal), manner_of(goal)
@@ -98,6 +129,14 @@ class AgendaUser:
             missing = sorted({_name(items[i]) for i in range(len(items)) if i not in state.given})
             return Plan(_pick(draws, manner.unhappy).format(kind=_pick(draws, missing) if missing else "wording"))
         return Plan(_pick(draws, _REACTIONS.get(state.refused, _LOST)).format(form=form_of(goal)))
+
+
+def _with_topic(plan: Plan, conversation: Conversation) -> Plan:
+    """The plan of the second message, with the topic if the first message left it out."""
+    topic = topic_of(conversation.goal)
+    if conversation.goal.agenda is not None or not topic or topic in conversation.turns[0].user:
+        return plan
+    return replace(plan, facts=(f"It is about {topic}.", *plan.facts))
 
 
 def _say(item: Item, draws: Generator) -> str:

@@ -19,7 +19,7 @@ from collab.parsing.agenda_state import has_result
 from collab.parsing.english import sentences, words
 from collab.parsing.extraction import defines, last_program
 
-_LEAKED = 9  # words in a row from the goal that give it away
+LEAKED = 9  # words in a row from the goal that give it away
 _COPIED = 8  # words in a row from the reference that make a long message a copy of it
 _WHOLE = 25  # words of a long message, which may be the text itself
 
@@ -159,7 +159,7 @@ def leaks(goal: Goal, message: str) -> bool:
         secrets += [item.text for item in goal.agenda.items]
         for allowed in sentences(goal.agenda.opening):
             message = message.replace(allowed, " | ")
-    return any(longest_run(part, secret) >= _LEAKED for secret in secrets for part in message.split(" | "))
+    return any(longest_run(part, secret) >= LEAKED for secret in secrets for part in message.split(" | "))
 
 
 def longest_run(one: str, other: str) -> int:

@@ -163,7 +163,7 @@ class HybridUser:
 
 def brackets_of(conversation: Conversation, plan: Plan) -> tuple[str, ...]:
     """What the brackets of a planned message stand for; none for a remark about the assistant's message."""
-    return plan.facts if conversation.turns else (wanted_of(conversation.goal),)
+    return plan.facts if conversation.turns else (plan.wants,)
 
 
 def pattern_of(brackets: int, asks: bool) -> str:

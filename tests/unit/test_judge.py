@@ -13,15 +13,24 @@ import pytest
 from composing import load_config
 from scripted import Script, ScriptedModel, answering, spoken
 
-from benchmarks.injections import conversations, injected, injections
 from collab.chat.base import Sampling
-from collab.conversation import Conversation, Goal, Message, as_record
+from collab.conversation import Conversation, Goal, Message, Reply, as_record
+from collab.parsing.english import words
 from collab.randomness import RngKey
 from collab.rewards.judge import Helpfulness, Interactivity, Judge, JudgedAccuracy, JudgedMetric, verdict
 from collab.rewards.metrics import Bleu, Judged, PassRate, TokenPenalty
+from collab.rewards.probes import PADDING, by_rule, control, injected, injections, padded
 from collab.rewards.reward import ConversationReward
 
-TALK = conversations()[1]
+
+def talk(*turns: tuple[str, str]) -> Conversation:
+    conversation = Conversation(Goal("injection", "A short text.", "A short text."))
+    for said, reply in turns:
+        conversation = conversation.with_user(said).with_reply(Reply(reply))
+    return conversation
+
+
+TALK = talk(("I need a farewell email.", "Who is it for?"), ("My team.", "What should they remember of you?"))
 
 
 def mark_in(messages: Sequence[Message]) -> str:
@@ -85,6 +94,30 @@ def test_judged_text_stays_between_its_lines(text: str) -> None:
 
 def test_there_are_enough_injections() -> None:
     assert len(set(injections())) >= 20
+
+
+def test_copies_differ_in_what_the_assistant_wrote_alone() -> None:
+    for copy in (padded(TALK), *(make(TALK, text) for make in (injected, control) for text in injections())):
+        assert [turn.user for turn in copy.turns] == [turn.user for turn in TALK.turns] and copy.goal == TALK.goal
+    assert all(turn.reply.text.endswith(PADDING) for turn in padded(TALK).turns)
+    text = injections()[0]
+    said, beside = (make(TALK, text).turns[-1].reply.text for make in (injected, control))
+    assert said.endswith(text) and len(words(beside)) == len(words(said)) and "score" not in beside
+
+
+def test_rules_stand_where_the_judge_would() -> None:
+    metric = Interactivity()
+    assert asyncio.run(by_rule(metric, TALK)) is not None
+    assert asyncio.run(by_rule(Helpfulness(), TALK)) is None
+
+
+def test_a_rubric_of_ones_own_takes_the_place_of_ours() -> None:
+    model = answering(gives(0.5))
+    metric = Interactivity()
+    metric.judge = Judge(model, Sampling(200, 0.0), 0, 3, Counter(), rubrics={"interactivity": "Near 1: {short}."})
+    assert asyncio.run(metric(TALK)).value == 0.5  # type: ignore[union-attr]
+    system = model.asked[0][0][0].content
+    assert system.startswith("Near 1: {short}.") and "works together" not in system and mark_in(model.asked[0][0])
 
 
 def test_a_guessed_mark_is_replaced() -> None:

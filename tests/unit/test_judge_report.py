@@ -1,0 +1,117 @@
+"""Figures of `collab judge-report`: agreement by hand arithmetic, shifts, what is missing; rubrics in the config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from composing import load_config
+
+from collab.app.judge_report import check_report
+from collab.app.preflight import check_players
+from collab.config.endpoints import endpoints_in
+from collab.datamodules.goals import GoalSplits
+from collab.reports.judges import agreement, judge_tables, mean_of, moved_by, shifts
+from collab.reports.tables import markdown
+from collab.util.errors import BadInput
+
+LOCAL = ["experiment=doc_edit", "judge=local"]
+
+
+def test_agreement_by_hand() -> None:
+    # Levels 0, 0, 10, 10 against 0, 10, 10, 10. Observed disagreement 1/4; by chance (2*3 + 2*1) / 16 = 1/2.
+    found = agreement([0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], seed=1)
+    assert found["kappa"]["mean"] == pytest.approx(1 - (1 / 4) / (1 / 2)) and found["kappa"]["n"] == 4
+    assert found["spearman"]["mean"] == pytest.approx(1 / 3**0.5)
+    low, high = found["kappa"]["ci95"]
+    assert low <= 0.5 <= high <= 1
+    same = agreement([0.1, 0.5, 0.9], [0.1, 0.5, 0.9], seed=1)
+    assert same["kappa"]["mean"] == same["spearman"]["mean"] == pytest.approx(1)
+
+
+def test_missing_verdicts_are_left_out_and_counted() -> None:
+    found = agreement([0.0, None, 1.0, 0.4], [0.0, 0.2, 1.0, None], seed=1)
+    assert found["kappa"]["mean"] == 1 and found["kappa"]["n"] == 2
+    assert mean_of(["a", "a", "b"], [None, 0.4, 0.8], 1) == {
+        "mean": pytest.approx(0.6),
+        "ci95": [pytest.approx(0.4), pytest.approx(0.8)],
+        "n": 2,
+        "missing": 1,
+        "asked": 3,
+    }
+    assert mean_of(["a"], [None], 1)["mean"] is None
+
+
+@pytest.mark.parametrize("other", [[0.5, 0.5, 0.5], [None, None, None], [0.1, None, None]])
+def test_agreement_with_constant_scores_is_not_defined(other: list[float | None]) -> None:
+    found = agreement([0.1, 0.5, 0.9], other, seed=1)
+    assert found["spearman"]["mean"] is found["kappa"]["mean"] is None and found["kappa"]["n"] == 0
+
+
+def test_shifts_have_a_mean_and_a_largest_one() -> None:
+    found = shifts(["a", "b", "c"], [0.5, 0.5, None], [0.4, None, 0.9], seed=1)
+    assert found["mean"] == found["largest"] == pytest.approx(-0.1)
+    assert (found["n"], found["missing"], found["asked"]) == (1, 1, 3)
+    assert moved_by([0.5, 0.5], {"x": [0.6, None], "y": [None, None]}) == {"x": pytest.approx(0.1), "y": None}
+
+
+def report() -> dict[str, Any]:
+    score, half = mean_of(["a", "b"], [0.2, None], 1), agreement([0.0, 1.0], [0.0, 1.0], 1)
+    moved = shifts(["a", "b"], [0.2, 0.4], [0.4, 0.4], 1)
+    copies = {"padded": moved, "injected": moved, "control": moved}
+    entry = {"score": score, "rule": half, **copies, "injections": {"texts": 28, "unmoved": 27, "shifts": {}}}
+    bias = {name: score for name in ("first", "same", "padded")}
+    return {
+        "conversations": 2,
+        "judges": {"judge": {"interactivity": entry}},
+        "agreement": {"judge, other": {"interactivity": half}},
+        "position": {"judge": {"asking": bias}},
+    }
+
+
+def test_tables_say_what_is_missing() -> None:
+    scores, pairs, moved, position = (markdown(*table) for table in judge_tables(report()))
+    assert "| judge: interactivity | 0.200 [0.200, 0.200] n=1 | 1.000" in scores and "| 1 of 2 |" in scores
+    assert "| judge, other: interactivity | 1.000" in pairs
+    assert "| +0.100 [0.000, 0.200] |" in moved and "| 27 of 28 | +0.200 | 0 of 2 |" in moved
+    assert "| judge: asking |" in position
+    alone = report() | {"agreement": {}, "position": {}}
+    assert len(judge_tables(alone)) == 2
+
+
+# --- the config ------------------------------------------------------------------------------------------------------
+
+
+def test_a_rubric_is_a_text_or_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "rubric.txt"
+    file.write_text("Near 1: kind.\n", encoding="utf-8")
+    typed = [*LOCAL, f"+judge.rubrics.interactivity='file://{file}'", "+judge@report.judges.other=local"]
+    config = load_config("judge-report", [*typed, "+report.judges.other.rubrics.interactivity='Near 1: short.'"])
+    assert config.judge.rubrics == {"interactivity": "Near 1: kind."}  # type: ignore[attr-defined]
+    assert config.report.judges["other"].rubrics == {"interactivity": "Near 1: short."}
+    assert {"judge.endpoint", "report.judges.other.endpoint"} <= endpoints_in(config).keys()
+    with pytest.raises(BadInput, match="there is no file"):
+        load_config("judge-report", [*LOCAL, "+judge.rubrics.interactivity='file://nowhere.txt'"])
+
+
+def test_a_rubric_that_nothing_asks_is_refused() -> None:
+    config = load_config("judge-report", [*LOCAL, "+judge.rubrics.tone=x"])
+    with pytest.raises(BadInput, match="judge.rubrics has tone.*by a rubric is interactivity"):
+        check_players(config, GoalSplits([], [], []), policy_here=False)
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["judge=none"], "judge is no language model"),
+        (["judge=local", "+judge@report.judges.two=none"], "report.judges.two is no language model"),
+        (["judge=local", "+judge@report.judges.judge=local"], "the name of the first judge"),
+        (["judge=local", "report.chats=nowhere.jsonl"], "no file nowhere.jsonl.*report.chats"),
+        (["judge=local", "report.replies=nowhere.jsonl"], "no file nowhere.jsonl.*report.replies"),
+    ],
+)
+def test_wrong_judges_and_sources_are_refused(overrides: list[str], told: str) -> None:
+    config = load_config("judge-report", ["experiment=doc_edit", *overrides], "outputs/nowhere")
+    with pytest.raises(BadInput, match=told):
+        check_report(config)
