@@ -31,6 +31,7 @@ Options (name=value):
   max_new_tokens  200; length limit of one reply, in tokens
   seed            1; the same seed and messages give the same replies
 
+With --web the browser shows two policies side by side: `collab chat --web --help`.
 In the conversation: /reset begins anew, /quit or Ctrl-D leaves."""
 
 
@@ -91,8 +92,8 @@ def run_system_prompt(policy: str) -> str:
     return prompt_text(OmegaConf.select(OmegaConf.load(config), "task.system_prompt") or "", "task.system_prompt")
 
 
-def load_engine(policy: str) -> ChatModel:
-    """The policy, ready to speak.
+def load_engine(policy: str, max_batch: int = 1) -> ChatModel:
+    """The policy, ready to speak to `max_batch` people at a time.
 
     Raises:
         BadInput: There is no such model, or it has no chat template.
@@ -112,7 +113,7 @@ def load_engine(policy: str) -> ChatModel:
         raise BadInput(str(error).replace("model.path", "policy")) from None
     device = resolve_device("auto")
     lm = load_model(model, resolve_dtype("auto", device), device, adapter=False)
-    return LocalEngine(lm, load_tokenizer(model), max_batch=1)
+    return LocalEngine(lm, load_tokenizer(model), max_batch=max_batch)
 
 
 def converse(engine: ChatModel, options: ChatOptions, console: Console) -> None:
