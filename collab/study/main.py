@@ -195,9 +195,15 @@ def _chat(arguments: Sequence[str]) -> None:
     port, beside = _port(given), given.get("beside") or "base"
     options = terminal.parse([argument for argument in arguments if argument not in own])
     shared: dict[str, Any] = {"temperature": options.temperature, "max_new_tokens": options.max_new_tokens}
+    if beside == options.policy:
+        raise BadInput(f"policy and beside are both {beside}. Name two different ones, as in beside=base.")
+    policies = [beside, options.policy]
+    names = list(map(_short, policies))
+    if names[0] == names[1]:
+        names = policies
     arms = {
-        "base" if name == "base" else _short(name): ArmConfig(name, system_prompt=options.system_prompt, **shared)
-        for name in terminal_policies(beside, options.policy)
+        name: ArmConfig(policy, system_prompt=options.system_prompt, **shared)
+        for name, policy in zip(names, policies, strict=True)
     }
     study = StudyConfig("Side by side", "", arms, ["text"], "", seed=options.seed)
     from starlette.middleware import Middleware
@@ -217,13 +223,7 @@ def _chat(arguments: Sequence[str]) -> None:
             store.close()
 
 
-def terminal_policies(beside: str, policy: str) -> list[str]:
-    """The two policies of a page; raises `BadInput` if they are the same."""
-    if beside == policy:
-        raise BadInput(f"policy and beside are both {policy}. Name two different ones, as in beside=base.")
-    return [beside, policy]
-
-
 def _short(policy: str) -> str:
+    """The name of the run that exported a policy, or the last part of its path or id."""
     path = Path(policy).expanduser().resolve()
     return path.parent.name if path.name in ("policy", "policy_last") else path.name

@@ -46,7 +46,6 @@ class Draft {
   }
   changed() {
     sessionStorage.setItem(this.key, JSON.stringify({ text: this.text, version: this.version }));
-    say("Saving", "saved");
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.save(), 400);
   }
@@ -62,16 +61,22 @@ class Draft {
       this.saved = text;
       if (this.text === text) this.done(); else this.changed();
     } else if (!answer || answer.status >= 500 || answer.status === 429) {
-      say("Not saved: the server does not answer. Trying again.", "saved");
+      this.problem("Not saved: the server does not answer. Trying again.");
       this.timer = setTimeout(() => this.save(), RETRY);
     } else {
-      say(answer.body.error, "saved");
-      if (this.name === "message") say(answer.body.error);
+      this.problem(answer.body.error);
     }
   }
   done() {
     sessionStorage.removeItem(this.key);
-    say("Saved", "saved");
+    if (this.name !== "message") say("Saved", "saved");
+    if (this.in_trouble) say("Saved.");
+    this.in_trouble = false;
+  }
+  problem(text) {
+    this.in_trouble = true;
+    if (this.name !== "message") say("", "saved");
+    say(text);
   }
   // The server has emptied the field, because its text was sent.
   emptied(version) {
@@ -186,6 +191,7 @@ function conversation() {
         show(now.text);
         node.dataset.state = "done";
         copyable(node);
+        scroll();
         say("The assistant has answered.");
       } else {
         failed(node, now.full);
