@@ -118,24 +118,22 @@ def message_rows(record: Record) -> Iterator[dict[str, Any]]:
 
 
 def conversation_row(record: Record) -> dict[str, Any] | None:
-    """The conversation in the nested layout that `algorithm.data` reads; None if there was no reply.
+    """The conversation in the nested layout that `algorithm.data` reads; None if it has no reply or no final ratings.
 
     The topic is the goal's prompt, the final document its reference. Each reply's score is the mean of the two final
-    ratings, divided by 10; null without final ratings, which training leaves out.
+    ratings, divided by 10.
     """
     turns = _turns(record)
-    if not turns:
+    if not turns or record.submitted_at is None:
         return None
-    ratings = {scale: record.ratings.get((FINAL, scale)) for scale in SCALES}
-    parts = {scale: value / 10 for scale, value in ratings.items() if value is not None}
-    reward = sum(parts.values()) / len(parts) if len(parts) == len(SCALES) else None
+    parts = {scale: record.ratings[FINAL, scale] / 10 for scale in SCALES}
+    reward = sum(parts.values()) / len(parts)
     goal = Goal(f"participant-{record.id}", record.topic, record.draft("document"), {"form": record.document})
     contexts = []
     for number, turn in enumerate(turns):
-        scores = (Score(reward, parts),) if reward is not None else ()
         context = Conversation(goal, turns=tuple(turns[:number]), pending=turn.user)
-        contexts.append((context, [Candidate(turn.reply, scores=scores, mr=reward)], 0))
-    return as_row(goal.id, goal, contexts, arm=record.arm, finished=record.submitted_at is not None)
+        contexts.append((context, [Candidate(turn.reply, scores=(Score(reward, parts),), mr=reward)], 0))
+    return as_row(goal.id, goal, contexts, arm=record.arm)
 
 
 def user_chat(record: Record) -> dict[str, Any] | None:

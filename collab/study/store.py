@@ -1,8 +1,10 @@
 """The database of a study: participants, what they wrote, what they were answered, and their ratings.
 
 SQLite in WAL mode, or PostgreSQL. What a participant does is committed before the server answers, so a killed server
-loses nothing. SQLite's commits reach the operating system at once and the disk every `_TO_DISK` seconds, since people
-would wait for a busy disk at each commit. So a power cut may cost those seconds; PostgreSQL waits for the disk. One server at a time writes; a lock in it makes writes follow each other. Reading goes on meanwhile.
+loses nothing. SQLite's commits reach the operating system at once, and the disk every `_TO_DISK` seconds: otherwise
+people would wait for a busy disk. So a power cut may cost those seconds. PostgreSQL waits for the disk.
+
+One server at a time writes; a lock in it makes writes follow each other. Reading goes on meanwhile.
 
 No address of a participant is stored, and of the secret in its cookie only a hash.
 

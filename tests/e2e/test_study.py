@@ -150,6 +150,12 @@ def test_two_tabs_of_one_person_do_not_overwrite_each_other(opened, stub, served
     first.get_by_text("Saved", exact=True).wait_for()
     second.fill("#document", "Text of the second tab")
     second.get_by_text("This text was changed in another window.").wait_for()
+    second.reload()
+    assert second.input_value("#document") == "Text of the first tab"
+    second.click("text=Use what I wrote in this window instead")
+    second.get_by_text("Saved", exact=True).wait_for()
+    first.reload()
+    assert first.input_value("#document") == "Text of the second tab"
     assert len(stub.calls) == 1 and not person.errors
 
 
@@ -167,7 +173,7 @@ def test_a_model_that_fails_is_told_and_one_goes_on(opened, stub, served, fault)
     person.says("The assistant could not answer. You can try again")
     stub.fault = "ok"
     if fault == "401":
-        person.page.click("text=Change my message")
+        person.page.get_by_role("button", name="Change my message").click()
         person.page.fill("#message", "Another message")
         person.page.press("#message", "Enter")
         person.answered(1)
@@ -176,7 +182,7 @@ def test_a_model_that_fails_is_told_and_one_goes_on(opened, stub, served, fault)
         person.page.click("text=I am done")
         person.says("Final questions")
     else:
-        person.page.click("text=Try again")
+        person.page.get_by_role("button", name="Try again").click()
         person.answered(1)
     assert f"{stub.port}" in served.log.read_text() or fault == "empty choices"
     assert not person.errors

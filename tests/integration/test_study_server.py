@@ -98,12 +98,12 @@ def test_fifty_people_at_once_wait_little_and_lose_nothing(stub, served):
             name, data = await person.reply(turn)
             assert name == "done" and f"{number} says {turn}" in data
             if turn % 2 == 0:
-                await person.form("/rating", rating=turn)
+                await person.form("/rating", rating=1 + number * turn % 10)
                 await person.get()
             await asyncio.sleep(1)
         await person.get("/final")
         done = await person.form(
-            "/final", document=f"text {number}", rating_document=1 + number % 10, rating_interaction=5
+            "/final", document=f"text {number}", rating_document=1 + number % 10, rating_interaction=1 + number * 7 % 10
         )
         assert "C0DE-7" in done.text
         await person.client.aclose()

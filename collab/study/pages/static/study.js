@@ -41,8 +41,14 @@ class Draft {
   }
   restore() {
     const unsaved = JSON.parse(sessionStorage.getItem(this.key) || "null");
-    if (unsaved && unsaved.version === this.version && unsaved.text !== this.text) { this.text = unsaved.text; this.changed(); }
-    else sessionStorage.removeItem(this.key);
+    if (!unsaved || unsaved.text === this.text) { sessionStorage.removeItem(this.key); return; }
+    const take = () => { this.text = unsaved.text; this.changed(); };
+    if (unsaved.version === this.version || !this.text) { take(); return; }
+    // Another window has saved another text since: the person decides.
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "quiet", textContent: "Use what I wrote in this window instead" });
+    button.addEventListener("click", () => { take(); button.remove(); });
+    this.node.after(button);
   }
   changed() {
     sessionStorage.setItem(this.key, JSON.stringify({ text: this.text, version: this.version }));
