@@ -166,6 +166,7 @@ def _export(options: Options) -> None:
     assert options.to is not None
     store: Store = _store(options.database)
     try:
+        store.bind(study)
         files = export(store.records(), study, options.to)
     finally:
         store.close()

@@ -223,7 +223,11 @@ function conversation() {
     byId("rate").hidden = !now.rate;
     byId("closed").hidden = !now.closed || now.rate;
     byId("finish").hidden = !now.finish || now.rate;
-    if (now.rate) { say("Please rate the interaction so far."); byId("rate").querySelector("input[type=radio]").focus(); }
+    if (now.rate) {
+      say("Please rate the interaction so far.");
+      byId("rate").querySelector("input[type=radio]").focus();
+      byId("rate").scrollIntoView({ block: "nearest" });
+    }
   }
 
   async function submit(event) {
