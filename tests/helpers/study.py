@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,18 @@ class StudyServer:
     Args:
         file: The study file.
         folder: Of the data, and of `server.log`.
-        options: Further `name=value`.
+        command: Another one that serves pages, without its port.
 
     Attributes:
         url: Where participants go.
     """
 
-    def __init__(self, file: Path, folder: Path, *options: str) -> None:
+    def __init__(self, file: Path, folder: Path, command: Sequence[str] = ()) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url, self.file, self.folder = f"http://127.0.0.1:{self.port}", file, folder
-        self._command = ["study", "serve", str(file), f"folder={folder}", f"port={self.port}", *options]
+        self._command = [*(command or ["study", "serve", str(file), f"folder={folder}"]), f"port={self.port}"]
 
     def __enter__(self) -> StudyServer:
         self.start()

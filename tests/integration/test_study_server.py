@@ -9,6 +9,8 @@ import pytest
 from fault_server import FaultServer
 from study import Caller, StudyServer, exported, study_file
 
+from collab.study.main import main
+
 MODELS = ("one", "two", "three")
 
 
@@ -78,6 +80,77 @@ def test_what_is_out_of_turn_or_forged_is_refused(served, stub):
 
     asyncio.run(play())
     assert stat.S_IMODE(os.stat(served.folder / "admin_token").st_mode) == 0o600
+
+
+def test_when_the_time_is_over_the_final_questions_are_asked(stub, tmp_path):
+    async def play():
+        person = Caller(server.url)
+        await person.begin()
+        await person.post("/message", turn=1, text="Hi")
+        await person.reply(1)
+        assert "Conversation" in (await person.get("/final")).text  # one turn of eight
+        await asyncio.sleep(2.5)
+        late = await person.post("/message", turn=2, text="late")
+        assert late.status_code == 409 and "has ended" in late.json()["error"]
+        page = await person.get("/final")
+        assert "Final questions" in page.text
+        refused = await person.form("/final", document=" ", rating_document="3", rating_interaction="4", strengths="s")
+        assert (
+            refused.status_code == 400
+            and "Your document is empty" in refused.text
+            and ">\ns</textarea>" in refused.text
+        )
+        refused = await person.form("/final", document="A text", rating_document="3")
+        assert refused.status_code == 400 and "Choose a number" in refused.text and "A text</textarea>" in refused.text
+        done = await person.form("/final", document="A text", rating_document="3", rating_interaction="4")
+        assert "C0DE-7" in done.text
+        assert (await person.post("/draft", name="document", text="more", version=3)).status_code == 409
+        await person.client.aclose()
+
+    with StudyServer(study_file(tmp_path, stub.url, max_minutes=0.04), tmp_path / "data") as server:
+        asyncio.run(play())
+    ((row,), _) = exported(server)
+    assert (row["document"], row["rating_document"], row["turns"]) == ("A text", "3", "1")
+
+
+def test_a_second_server_and_another_study_in_the_same_folder_are_refused(stub, tmp_path, capsys):
+    file = study_file(tmp_path, stub.url)
+    typed = ["serve", str(file), f"folder={tmp_path / 'data'}", "port=1"]
+    with StudyServer(file, tmp_path / "data"):
+        assert main(typed) == 1 and "Another process is writing" in capsys.readouterr().err
+    study_file(tmp_path, stub.url, documents=["poem"])
+    assert main(typed) == 1 and "documents differ from when this study began" in capsys.readouterr().err
+    study_file(tmp_path, stub.url, models=("four",))
+    assert main(["serve", str(file), f"folder={tmp_path / 'other'}"]) == 1
+    assert "arms.arm_four: " in (error := capsys.readouterr().err) and "has no model four" in error
+
+
+@pytest.mark.slow
+def test_two_policies_answer_side_by_side(tiny_model, tmp_path):
+    other = tmp_path / "run" / "policy"
+    other.parent.mkdir()
+    other.symlink_to(tiny_model)
+
+    async def play():
+        person = Caller(server.url)
+        page = await person.get()
+        assert "Before you begin" not in page.text and "tiny_run" in page.text
+        assert (await person.post("/message", turn=1, text="Hi")).status_code == 200
+        for arm in (0, 1):
+            events = await person.client.get("/reply", params={"turn": 1, "arm": arm})
+            assert "event: done" in events.text
+        assert (await person.get()).text.count('data-state="done"') == 2
+        await person.form("/new")
+        assert "data-state" not in (await person.get()).text
+        rebound = await person.client.get("/", headers={"Host": "evil.example"})
+        assert rebound.status_code == 400
+        await person.client.aclose()
+
+    named = tmp_path / "tiny_run"
+    named.symlink_to(tiny_model)
+    command = ["chat", "--web", f"policy={named}", f"beside={other}", "max_new_tokens=8"]
+    with StudyServer(tmp_path, tmp_path / "data", command=command) as server:
+        asyncio.run(play())
 
 
 @pytest.mark.slow
