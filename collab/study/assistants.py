@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from collab.app.chat import load_engine, run_system_prompt
+from collab.app.chat import check_policy, load_engine, run_system_prompt
 from collab.chat.base import ChatFailed, Sampling
 from collab.chat.probe import served_model
 from collab.chat.streaming import StreamingModel
@@ -99,7 +99,7 @@ class Assistant:
 
 
 def load_assistants(arms: dict[str, ArmConfig], seed: int) -> dict[str, Assistant]:
-    """Name -> assistant. Servers are asked whether they answer before any policy is loaded.
+    """Name -> assistant. Servers are asked for their models, and all policies checked, before one is loaded.
 
     Arms with the same policy share its weights.
 
@@ -108,12 +108,13 @@ def load_assistants(arms: dict[str, ArmConfig], seed: int) -> dict[str, Assistan
     """
     hosted: dict[str, Model] = {}
     for name, arm in arms.items():
-        if not arm.policy:
-            try:
-                named = replace(arm.endpoint, model=served_model(arm.endpoint))
-                hosted[name] = StreamingModel(named)
-            except BadInput as error:
-                raise BadInput(f"arms.{name}: {error}") from None
+        try:
+            if arm.policy:
+                check_policy(arm.policy)
+            else:
+                hosted[name] = StreamingModel(replace(arm.endpoint, model=served_model(arm.endpoint)))
+        except BadInput as error:
+            raise BadInput(f"arms.{name}: {error}") from None
     local: dict[str, LocalModel] = {}
     assistants = {}
     for name, arm in arms.items():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,16 +124,17 @@ def _serve(options: Options) -> None:
     from collab.study.store import Store
 
     options.folder.mkdir(parents=True, exist_ok=True)
-    with only_writer(options.folder, "server.lock"):
+    with only_writer(options.folder, "server.lock"), listening(options.host, options.port) as place:
         store = Store(options.database)
         try:
             store.bind(study)
             pages = Pages(study, store, load_assistants(study.arms, study.seed))
             token, file = admin_token(options.folder)
             app = make_app(pages, AdminPages(pages, token).routes())
-            print(f"Participants: http://{options.host}:{options.port}/ (docs/study.md says how others reach it)")
-            print(f"Admin: http://{options.host}:{options.port}/admin, with the token in {file}", flush=True)
-            run_server(app, options.host, options.port)
+            url = f"http://{options.host}:{place.getsockname()[1]}"
+            print(f"Participants: {url}/ (docs/study.md says how others reach it)")
+            print(f"Admin: {url}/admin, with the token in {file}", flush=True)
+            run_server(app, place)
         finally:
             store.close()
 
@@ -150,11 +153,31 @@ def admin_token(folder: Path) -> tuple[str, Path]:
     return token, file
 
 
-def run_server(app: Starlette, host: str, port: int) -> None:
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens, taken before a model is loaded; port 0 takes any.
+
+    Raises:
+        BadInput: The port is in use, or the address is none of this machine.
+    """
+    try:
+        opened = socket.create_server((host, port), backlog=512)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise BadInput(
+            f"host={host} port={port}: cannot listen there ({reason}). Set another port, or stop what "
+            "listens at this one."
+        ) from None
+    with opened:
+        yield opened
+
+
+def run_server(app: Starlette, place: socket.socket) -> None:
     """Serve until Ctrl-C. Accesses are not logged: their lines have addresses and ids of participants."""
     import uvicorn
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[place])
 
 
 def _export(options: Options) -> None:
@@ -213,13 +236,16 @@ def _chat(arguments: Sequence[str]) -> None:
     from collab.study.assistants import load_assistants
     from collab.study.server import Pages, make_app
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, listening("127.0.0.1", port) as place:
         store = _store(f"sqlite:///{folder}/chat.sqlite3")
         pages = Pages(study, store, load_assistants(arms, options.seed), side_by_side=True)
         only_here = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-        print(f"{' and '.join(arms)}: http://127.0.0.1:{port}/ (Ctrl-C ends it; nothing is kept)", flush=True)
+        print(
+            f"{' and '.join(arms)}: http://127.0.0.1:{place.getsockname()[1]}/ (Ctrl-C ends it; nothing is kept)",
+            flush=True,
+        )
         try:
-            run_server(make_app(pages, middleware=[only_here]), "127.0.0.1", port)
+            run_server(make_app(pages, middleware=[only_here]), place)
         finally:
             store.close()
 

@@ -179,7 +179,9 @@ class Store:
                 )
             sqlite = parsed.get_backend_name() == "sqlite"
             options: dict[str, Any] = {"connect_args": {"timeout": 30}} if sqlite else {"pool_pre_ping": True}
-            self._engine = sa.create_engine(parsed, pool_size=20, max_overflow=30, **options)
+            # Messages of errors would hold what people wrote.
+            options |= {"hide_parameters": True, "pool_size": 20, "max_overflow": 30}
+            self._engine = sa.create_engine(parsed, **options)
             if sqlite:
                 event.listen(self._engine, "connect", _prepare_sqlite)
                 threading.Thread(target=self._keep_on_disk, daemon=True).start()

@@ -220,7 +220,7 @@ def test_every_page_suits_screen_readers_keyboard_and_phones(opened, stub, serve
     keys.type("A party")
     tab_to("button")
     keys.press("Enter")
-    page.wait_for_selector("#message")
+    page.wait_for_selector("#progress:not(:empty)")
     check("conversation")
     for turn in range(1, 5):
         keys.type(f"Message {turn}")  # the focus is on the message
@@ -231,14 +231,15 @@ def test_every_page_suits_screen_readers_keyboard_and_phones(opened, stub, serve
             check("rating")
             keys.press("ArrowRight")  # the focus is on the first number
             tab_to("#rate button")
-            keys.press("Enter")
-            page.wait_for_selector("#rate[hidden]", state="attached")
+            with page.expect_navigation():
+                keys.press("Enter")
     check("conversation with replies")
     tab_to(".reply button")
     keys.press("Enter")
     assert "This is the answer" in page.input_value("#document")
     tab_to("#finish a")
     keys.press("Enter")
+    page.wait_for_load_state()
     page.wait_for_selector("#strengths")
     check("final")
     for name in ("rating_document", "rating_interaction"):

@@ -158,6 +158,7 @@ class Person:
         self.page.get_by_role("button", name="Begin").click()
         self.page.fill("#topic", topic)
         self.page.click("text=To the conversation")
+        self.page.locator("#progress:not(:empty)").wait_for()  # the page's script has run
 
     def send(self, text: str) -> None:
         self.page.fill("#message", text)
@@ -173,8 +174,8 @@ class Person:
 
     def rate(self, value: int) -> None:
         self.page.check(f"#rate input[value='{value}']")
-        self.page.click("#rate button")
-        self.page.locator("#composer").wait_for()
+        with self.page.expect_navigation():
+            self.page.click("#rate button")
 
     def messages(self) -> list[str]:
         """All that was said, in order."""

@@ -116,12 +116,15 @@ def test_when_the_time_is_over_the_final_questions_are_asked(stub, tmp_path):
 def test_a_second_server_and_another_study_in_the_same_folder_are_refused(stub, tmp_path, capsys):
     file = study_file(tmp_path, stub.url)
     typed = ["serve", str(file), f"folder={tmp_path / 'data'}", "port=1"]
-    with StudyServer(file, tmp_path / "data"):
+    with StudyServer(file, tmp_path / "data") as server:
         assert main(typed) == 1 and "Another process is writing" in capsys.readouterr().err
+        assert main([*typed[:2], f"folder={tmp_path / 'other'}", f"port={server.port}"]) == 1
+        assert "cannot listen there (Address already in use)" in capsys.readouterr().err
+    typed[-1] = "port=0"
     study_file(tmp_path, stub.url, documents=["poem"])
     assert main(typed) == 1 and "documents differ from when this study began" in capsys.readouterr().err
     study_file(tmp_path, stub.url, models=("four",))
-    assert main(["serve", str(file), f"folder={tmp_path / 'other'}"]) == 1
+    assert main(["serve", str(file), f"folder={tmp_path / 'other'}", "port=0"]) == 1
     assert "arms.arm_four: " in (error := capsys.readouterr().err) and "has no model four" in error
 
 

@@ -28,8 +28,9 @@ class Draft {
     this.name = node.dataset.draft;
     this.version = Number(node.dataset.version);
     this.key = `unsaved ${person} ${this.name}`;
-    this.saved = this.text;
-    this.restore();
+    // What the server sent: the person may have typed before this script ran.
+    this.saved = node.tagName === "FIELDSET" ? (node.querySelector("input[checked]") || { value: "" }).value : node.defaultValue;
+    if (this.text !== this.saved) this.changed(); else this.restore();
     node.addEventListener("input", () => this.changed());
   }
   get text() {
