@@ -268,6 +268,7 @@ def test_the_admin_page_shows_progress_live_behind_its_token(opened, stub, serve
     assert admin.page.request.get(f"{served.url}/admin/table").status == 403
     admin.page.fill("#token", served.token)
     admin.page.press("#token", "Enter")
+    admin.page.wait_for_selector("table")
     row = admin.page.locator("tbody tr").last.locator("td")
     assert row.all_inner_texts()[:3] == ["0", "0", "0"]
     person = Person(opened, served.url)
