@@ -10,7 +10,8 @@ COMMANDS = {
     "train": "train a policy and compare it with its base",
     "evaluate": "compare policies on the same goals",
     "synthesize": "make conversations to learn from",
-    "chat": "talk to a policy in the terminal",
+    "chat": "talk to a policy in the terminal, or with --web to two side by side in the browser",
+    "study": "let people write with assistants, blind, and rate them: collab study serve|export STUDY.yaml",
     "merge": "put several seeds in one table",
     "simulator-report": "say how human simulated users are",
     "judge-report": "say how far judges agree, and what moves their scores",
@@ -45,6 +46,14 @@ def main() -> None:
         hint = f" Did you mean {close[0]}?" if close else ""
         print(f"error: there is no command {name}.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         sys.exit(2)
+    if name == "study":
+        from collab.study.main import main as study
+
+        sys.exit(study(rest))
+    if name == "chat" and "--web" in rest:
+        from collab.study.main import chat as web
+
+        sys.exit(web([argument for argument in rest if argument != "--web"]))
     if name == "chat":
         from collab.app.chat import main as chat
 

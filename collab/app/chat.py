@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,6 +18,9 @@ from collab.chat.base import ChatModel, ContextFull, Sampling
 from collab.conversation import Message
 from collab.randomness import RngKey
 from collab.util.errors import BadInput
+
+if TYPE_CHECKING:
+    from collab.config.schema import ModelConfig
 
 USAGE = """Talk to a policy in the terminal.
 
@@ -31,6 +34,7 @@ Options (name=value):
   max_new_tokens  200; length limit of one reply, in tokens
   seed            1; the same seed and messages give the same replies
 
+With --web the browser shows two policies side by side: `collab chat --web --help`.
 In the conversation: /reset begins anew, /quit or Ctrl-D leaves."""
 
 
@@ -91,28 +95,39 @@ def run_system_prompt(policy: str) -> str:
     return prompt_text(OmegaConf.select(OmegaConf.load(config), "task.system_prompt") or "", "task.system_prompt")
 
 
-def load_engine(policy: str) -> ChatModel:
-    """The policy, ready to speak.
+def check_policy(policy: str) -> ModelConfig:
+    """The model that a policy names; its weights are not read.
 
     Raises:
         BadInput: There is no such model, or it has no chat template.
     """
     from collab.config.schema import ModelConfig
-    from collab.generation.engine import LocalEngine
     from collab.lm.checks import check_model
-    from collab.lm.device import resolve_device, resolve_dtype
-    from collab.lm.loading import load_model, load_tokenizer
-    from collab.util.quiet import quiet
 
-    quiet()
     model = ModelConfig(name=policy, path=None if policy in ("base", "smollm2") else policy)
     try:
         check_model(model)
     except BadInput as error:  # the messages name the field of a config
         raise BadInput(str(error).replace("model.path", "policy")) from None
+    return model
+
+
+def load_engine(policy: str, max_batch: int = 1) -> ChatModel:
+    """The policy, ready to speak to `max_batch` people at a time.
+
+    Raises:
+        BadInput: As `check_policy`.
+    """
+    from collab.generation.engine import LocalEngine
+    from collab.lm.device import resolve_device, resolve_dtype
+    from collab.lm.loading import load_model, load_tokenizer
+    from collab.util.quiet import quiet
+
+    quiet()
+    model = check_policy(policy)
     device = resolve_device("auto")
     lm = load_model(model, resolve_dtype("auto", device), device, adapter=False)
-    return LocalEngine(lm, load_tokenizer(model), max_batch=1)
+    return LocalEngine(lm, load_tokenizer(model), max_batch=max_batch)
 
 
 def converse(engine: ChatModel, options: ChatOptions, console: Console) -> None:

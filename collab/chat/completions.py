@@ -117,6 +117,33 @@ def read_reply(data: bytes, messages: Sequence[dict[str, str]]) -> Reply:
     return Reply(text, finish_reason="length" if reason in _CUT else "stop", usage=usage, reasoning=reasoning)
 
 
+def read_chunk(data: str) -> tuple[str, str, str | None]:
+    """(text, reasoning, finish reason) that a chunk of a streamed answer adds; the reason is None before the last.
+
+    Raises:
+        Failure: It is no chunk of a chat completion, or the server broke the reply off.
+        Filtered: The server's content filter removed the reply.
+    """
+    try:
+        body = json.loads(data)
+        if not body["choices"]:  # the chunk with the usage
+            return "", "", None
+        choice = body["choices"][0]
+        delta = choice.get("delta") or {}
+        thought = delta.get("reasoning_content") or delta.get("reasoning") or delta.get("thinking")
+        parts = [*_parts(thought, thought=True), *_parts(delta.get("content")), *_parts(delta.get("refusal"))]
+        text, reasoning = ("".join(said for inside, said in parts if inside == kind) for kind in (False, True))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        message = error_message(data.encode(errors="replace"))[0]
+        raise Failure(message or f"a chunk that is of no chat completion ({data[:40]!r})") from None
+    reason = choice.get("finish_reason")
+    if str(reason).lower() in _FILTERED:
+        raise Filtered(Usage(0, 0), str(reason))
+    if str(reason).lower() in _BROKEN:
+        raise Failure(f"a reply that the server broke off (finish_reason: {reason})")
+    return text, reasoning, None if reason is None else "length" if str(reason).lower() in _CUT else "stop"
+
+
 def _content(message: Any, reason: str) -> tuple[str, str]:
     """(content, reasoning) of a message.
 

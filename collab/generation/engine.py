@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ class _Request:
     stream: np.random.Generator
     done: asyncio.Future[Reply]
     matcher: Any = None  # of `sampling.schema`
+    on_token: Callable[[Sequence[int]], None] | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -129,8 +130,18 @@ class LocalEngine:
         self._task: asyncio.Task[None] | None = None
         self.new_tokens = 0
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        key: RngKey,
+        on_token: Callable[[Sequence[int]], None] | None = None,
+    ) -> Reply:
         """One reply; see `ChatModel`.
+
+        Args:
+            messages, sampling, key: See `ChatModel`.
+            on_token: Called after each token with the ids so far, for a person who reads along.
 
         Raises:
             BadInput: The prompt is empty; the model's logits are not finite.
@@ -142,7 +153,7 @@ class LocalEngine:
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         held = sampling.schema and not self.format.opens_thought  # a reply that begins in a thought is no object
         matcher = self._schemas.matcher(sampling.schema) if held else None
-        self._waiting.append(_Request(tuple(prompt), boundaries, sampling, key.stream(), done, matcher))
+        self._waiting.append(_Request(tuple(prompt), boundaries, sampling, key.stream(), done, matcher, on_token))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve())
         return await done
@@ -342,6 +353,8 @@ class LocalEngine:
             request.logprobs.append(logprob)
             if request.matcher is not None:
                 request.matcher.consume_token(token)
+            if request.on_token is not None:
+                request.on_token(request.ids)
         self.new_tokens += len(requests)
 
     def _retire(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ class FaultServer:
             "filtered", or a status such as "401".
         say: JSON of a call -> the text of its reply, or the whole body of the answer.
         seconds: What a call takes.
+        word_seconds: What each word of a streamed reply takes.
         models: What `GET /models` lists; other models are answered with 404, except `unlisted`.
         usage: What is said about tokens instead of their counts.
         refuse_models: `GET /models` is answered with 401. Refusals quote the key that came with the request.
@@ -60,9 +62,10 @@ class FaultServer:
         seconds: float = 0.0,
         models: tuple[str, ...] = ("tiny",),
         refuse_models: bool = False,
+        word_seconds: float = 0.0,
         usage: dict[str, Any] | None = None,
     ) -> None:
-        self.refuse_models, self.usage = refuse_models, usage
+        self.refuse_models, self.usage, self.word_seconds = refuse_models, usage, word_seconds
         self.plan, self.say, self.seconds, self.models = plan, say, seconds, models
         self.calls: list[dict[str, Any]] = []
         self.behaved: list[str] = []
@@ -166,6 +169,8 @@ class FaultServer:
             return await self._send(writer, 200, json.dumps(body, ensure_ascii=False).encode("latin-1"))
         elif behaviour == "surrogate":
             body["choices"][0]["message"]["content"] = "half a \ud83d pair"
+        if call.get("stream") and isinstance(said, str):
+            return await self._stream(said, writer, cut=behaviour == "drop")
         data = json.dumps(body).encode()
         if behaviour in ("drop", "drip", "wrong length"):
             longer = 7 if behaviour == "wrong length" else 0
@@ -177,6 +182,23 @@ class FaultServer:
                 await writer.drain()
             return False
         return await self._send(writer, 200, data)
+
+    async def _stream(self, said: str, writer: asyncio.StreamWriter, cut: bool) -> bool:
+        """The reply as server-sent events, word by word; if `cut`, the connection ends after half of it."""
+        writer.write(b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        words = re.findall(r"\S+\s*", said)
+        for word in words[: len(words) // 2] if cut else words:
+            await self._chunk(writer, {"delta": {"content": word}, "finish_reason": None})
+            await asyncio.sleep(self.word_seconds)
+        if not cut:
+            await self._chunk(writer, {"delta": {}, "finish_reason": "stop"})
+            writer.write(b"data: [DONE]\n\n")
+            await writer.drain()
+        return False
+
+    async def _chunk(self, writer: asyncio.StreamWriter, choice: dict[str, Any]) -> None:
+        writer.write(f"data: {json.dumps({'choices': [{'index': 0, **choice}]})}\n\n".encode())
+        await writer.drain()
 
     async def _send(
         self, writer: asyncio.StreamWriter, status: int, data: bytes, extra: str = "", kind: str = "application/json"

@@ -1,0 +1,121 @@
+"""The admin page, behind a token: progress live, and all data in one archive."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from collab.study.export import export
+from collab.study.security import (
+    ADMIN,
+    SESSION,
+    address_of,
+    admin_cookie,
+    fields_of,
+    new_token,
+    same,
+    set_cookie,
+)
+from collab.study.server import INTERACTION, Pages
+from collab.study.store import FINAL, IDLE, Record
+
+
+class AdminPages:
+    """What the people of the lab can ask of the server.
+
+    Args:
+        pages: Of the study.
+        token: Whoever knows it sees everything.
+    """
+
+    def __init__(self, pages: Pages, token: str) -> None:
+        self._pages, self._token = pages, token
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/admin", self.home),
+            Route("/admin/login", self.login, methods=["POST"]),
+            Route("/admin/table", self.table),
+            Route("/admin/data.zip", self.data),
+        ]
+
+    def _known(self, request: Request) -> bool:
+        return same(request.cookies.get(ADMIN, ""), admin_cookie(self._token))
+
+    async def home(self, request: Request) -> Response:
+        session = request.cookies.get(SESSION) or new_token()
+        if not self._known(request):
+            return self._pages.show(request, "login.html", session, error="")
+        return self._pages.show(request, "admin.html", session, **await self._progress())
+
+    async def login(self, request: Request) -> Response:
+        await self._pages.limits.take("login", address_of(request))
+        session = request.cookies.get(SESSION, "")
+        given = await fields_of(request, session)
+        if not same(str(given.get("token", "")).strip(), self._token):
+            error = "This is not the token. It stands in the file that the server named when it started."
+            return self._pages.show(request, "login.html", session, 403, error=error)
+        response = RedirectResponse("/admin", 303)
+        set_cookie(response, request, ADMIN, admin_cookie(self._token))
+        return response
+
+    async def table(self, request: Request) -> Response:
+        """The table alone, which the page asks for again and again."""
+        if not self._known(request):
+            return Response("Sign in again.", 403)
+        session = request.cookies.get(SESSION) or new_token()
+        return self._pages.show(request, "progress.html", session, **await self._progress())
+
+    async def data(self, request: Request) -> Response:
+        if not self._known(request):
+            return RedirectResponse("/admin", 303)
+        archive = await run_in_threadpool(self._archive)
+        headers = {"Content-Disposition": 'attachment; filename="study.zip"'}
+        return Response(archive, media_type="application/zip", headers=headers)
+
+    def _archive(self) -> bytes:
+        buffer = io.BytesIO()
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in export(self._pages.store.records(), self._pages.study, Path(folder)):
+                archive.write(file, file.name)
+        return buffer.getvalue()
+
+    async def _progress(self) -> dict[str, Any]:
+        records = await run_in_threadpool(self._pages.store.records)
+        rows = [_row(arm, [r for r in records if r.arm == arm]) for arm in self._pages.study.arms]
+        return {"rows": [*rows, _row("all", records)], "now": time.strftime("%H:%M:%S")}
+
+
+def _row(name: str, records: list[Record]) -> dict[str, object]:
+    """Counts and means of an arm, for the table."""
+    finished = [r for r in records if r.submitted_at is not None]
+    active = [r for r in records if r.submitted_at is None and r.seen_at >= time.time() - IDLE]
+    minutes = [(r.submitted_at - r.started_at) / 60 for r in finished if r.submitted_at and r.started_at]
+    replies = [reply for r in records for turn in r.turns for reply in turn.replies.values()]
+
+    def rated(scale: str) -> str:
+        values = [r.ratings[FINAL, scale] for r in finished if (FINAL, scale) in r.ratings]
+        return f"{mean(values):.2f}" if values else ""
+
+    return {
+        "name": name,
+        "joined": len(records),
+        "active": len(active),
+        "finished": len(finished),
+        "left": len(records) - len(active) - len(finished),
+        "turns": f"{mean(r.answered for r in records):.1f}" if records else "",
+        "minutes": f"{mean(minutes):.1f}" if minutes else "",
+        "document": rated("document"),
+        "interaction": rated(INTERACTION),
+        "failures": sum(reply.failures for reply in replies),
+    }
