@@ -309,6 +309,16 @@ class SharedWeights:
         return await self.engine.complete(messages, replace(sampling, adapter=False), key)
 
 
+class OwnAdapter:
+    """Weights of a user or a judge with an adapter of their own, which is on; requests switch off that of the policy."""
+
+    def __init__(self, engine: ChatModel) -> None:
+        self.engine = engine
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
+        return await self.engine.complete(messages, replace(sampling, adapter=True), key)
+
+
 def chat_model(
     config: Config, endpoint: EndpointConfig, endpoints: Endpoints, shared: SharedWeights | None = None
 ) -> ChatModel:
@@ -329,10 +339,9 @@ def chat_model(
     key = repr((base, adapter, how, engine, config.precision, config.trainer.accelerator))
     if key not in _LOCAL:
         device = resolve_device(config.trainer.accelerator)
-        # An adapter is merged: users and judges are sampled without the adapter, which is the policy's.
-        named = replace(named, lora=replace(named.lora, enabled=named.lora.enabled and adapter is None))
         lm = load_model(named, resolve_dtype(config.precision, device), device, adapter=False)
-        _LOCAL[key] = _local_engine(engine, lm, load_tokenizer(named))
+        made = _local_engine(engine, lm, load_tokenizer(named))
+        _LOCAL[key] = made if adapter is None else OwnAdapter(made)
     return _LOCAL[key]
 
 
