@@ -1,4 +1,4 @@
-"""The console command: `collab train|evaluate|synthesize|chat|merge|estimate`."""
+"""The console command: `collab train|evaluate|synthesize|chat|report|merge|estimate`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "compare policies on the same goals",
     "synthesize": "make conversations to learn from",
     "chat": "talk to a policy in the terminal",
+    "report": "write one page about a run: table, curves, conversations: collab report RUN [RUN2]",
     "merge": "put several seeds in one table",
     "estimate": "say what the hosted models of a run would cost: collab estimate [train|evaluate|synthesize] ...",
 }
@@ -47,6 +48,10 @@ def main() -> None:
         from collab.app.chat import main as chat
 
         sys.exit(chat(rest))
+    if name == "report":
+        from collab.reports.report import main as report
+
+        sys.exit(report(rest))
     if name == "merge":
         from collab.reports.merge import main as merge
 

@@ -92,12 +92,14 @@ def play_row(
     policy: ChatModel | None = None
     model: ModelConfig | None = None
     module: L.LightningModule
+    tokenizer: Any = None
     if isinstance(row, HostedPolicy):
         policy = endpoints.model(policy_endpoint(config, row))
         module = HostedPolicyModule()
     else:
         model = policy_model(config, row)
-        module = build.module(config, model, load_tokenizer(model), adapter=False)
+        tokenizer = load_tokenizer(model)
+        module = build.module(config, model, tokenizer, adapter=False)
         module.needs_reference = False  # nothing is trained
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, model, build.journal(config))
@@ -107,7 +109,7 @@ def play_row(
     trainer.test(module, datamodule=data, verbose=False)
     scored = _gathered(rollouts.tested)
     if trainer.is_global_zero:
-        TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
+        TranscriptWriter(config.output_dir, tokenizer=tokenizer).write(scored, phase="test", policy=name)
     metrics = means(conversation_values(scored, parts=()))
     progress.done(len(scored), reward=metrics["reward"], tokens=metrics["assistant_tokens"])
     if not run.scores:

@@ -113,7 +113,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
         *([watch] if watch is not None else []),
         *([GamingWatch(progress.note)] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
-        TranscriptCallback(TranscriptWriter(folder, rank())),
+        TranscriptCallback(TranscriptWriter(folder, rank(), tokenizer)),
         ExportBest(folder, config.export.merge, watch),
         BatchCheckpoint(folder / CHECKPOINTS, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),
     ]
