@@ -21,6 +21,7 @@ from collab.config.endpoints import policy_endpoint
 from collab.config.policies import HostedPolicy, named_policies, policy_model, system_prompt
 from collab.config.schema import Config, ModelConfig
 from collab.reports.problems import add_problems
+from collab.reports.report import write_report
 from collab.reports.results import PolicyScores, summarise
 from collab.reports.tables import results_table
 from collab.util.files import write_json
@@ -52,6 +53,7 @@ def evaluate(config: Config) -> None:
         compare_pairs(config, run, progress, endpoints)
         progress.say(*endpoints.ledger.table())
         report(config, run, progress)
+    write_page(config, progress)
 
 
 def play_row(
@@ -171,6 +173,12 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
     write_json(folder / RESULTS, results)
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
     progress.console.print(results_table(results))
+
+
+def write_page(config: Config, progress: Progress) -> None:
+    """Write the page of the finished run and print where it is. Rank 0 alone does it."""
+    if rank() == 0:
+        progress.say(f"{'report':>15}: {write_report([Path(config.output_dir)]).resolve().as_uri()}")
 
 
 def policy_scores(scored: Sequence[Scored]) -> PolicyScores:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collab.app.evaluate import compare_pairs, play_row, report
+from collab.app.evaluate import compare_pairs, play_row, report, write_page
 from collab.app.resume import RunState, at_work
 from collab.config.endpoints import hosted
 from collab.config.schema import Config
@@ -69,6 +69,7 @@ def train(config: Config) -> None:
             progress.say(f"{what:>15}: {path}")
     if config.push_to_hub is not None:
         progress.say(f"{'on the hub':>15}: {push(folder / 'policy', config.push_to_hub, 'model', config.hub_private)}")
+    write_page(config, progress)
 
 
 def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState) -> None:

@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="collab report",
-        description="Write one HTML page about a run: the table, the curves and all conversations, as trees of candidates "
-        "and futures and side by side. With two runs, the page compares them.",
+        description="Write one HTML page about a run: the table, the curves and all conversations, as trees of "
+        "candidates and futures and side by side. With two runs, the page compares them.",
         epilog="example: collab report outputs/doc_edit/2026-01-31_12-00-00-seed1",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, or of two runs")

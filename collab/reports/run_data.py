@@ -139,7 +139,7 @@ def page_data(runs: Sequence[RunFiles], largest: int = LARGEST) -> dict[str, Any
         "table": _table(runs),
         "curves": _curves(runs),
         "weights": weights,
-        "labels": dict(zip(weights, header_of(weights)[1:], strict=True)),
+        "labels": dict(zip(weights, header_of([*weights])[1:], strict=True)),
         "goals": goals.entries,
         "items": kept,
         "leftOut": sum(map(_size, items)) - sum(map(_size, kept)),
@@ -201,14 +201,18 @@ def _table(runs: Sequence[RunFiles]) -> dict[str, Any]:
         for metric in columns:
             estimate = metrics.get(metric)
             main, interval = estimate_cell(estimate, metric, num_goals, signed=signed)
-            low, high = estimate["ci95"] if estimate else (None, None)
-            sure = signed and low is not None and (low > 0 or high < 0)
+            known = estimate is not None and estimate["mean"] is not None
+            sure = signed and known and not _holds_zero(metrics[metric]["ci95"])
             cells.append({"mean": main, "interval": interval, **({"sure": True} if sure else {})})
         return {"label": label, "difference": signed, "cells": cells}
 
     rows = [row(name, metrics, False) for name, metrics in labelled.items()]
     rows += [row(name, metrics, True) for name, metrics in differences.items()]
     return {"columns": header_of(columns), "rows": rows, "numGoals": num_goals}
+
+
+def _holds_zero(interval: Sequence[float]) -> bool:
+    return interval[0] <= 0 <= interval[1]
 
 
 def _named(run: RunFiles, policy: str, runs: Sequence[RunFiles]) -> str:
@@ -388,7 +392,7 @@ def _within(items: Sequence[Item], largest: int) -> list[Item]:
     """The items that fit, in their order: tests and validations first, then training steps spread over the run."""
     steps = _spread(sorted({item["step"] for item in items if item["phase"] == "train"}))
     rank = {step: place for place, step in enumerate(steps, start=1)}
-    order = sorted(range(len(items)), key=lambda place: rank.get(items[place].get("step"), 0))
+    order = sorted(range(len(items)), key=lambda place: rank[items[place]["step"]] if "step" in items[place] else 0)
     kept, used = set(), 0
     for place in order:
         used += len(json.dumps(items[place], ensure_ascii=False).encode(errors="replace"))

@@ -214,8 +214,10 @@ const ENDS = { satisfied: "the user is satisfied", patience: "the user gave up",
 
 function endOf(c) {
   const bad = c.end.startsWith("invalid") || c.end === "patience" || c.reward === null;
+  const refused = [...allMessages(c), c].reduce((count, { refused }) => count + (refused || []).length, 0);
   return make("div", { className: "chips" }, make("span", { className: `chip ${bad ? "bad" : ""}` }, `ended: ${ENDS[c.end] || c.end}`),
-    make("span", { className: "chip" }, `R* ${number(c.reward)}`), c.user && make("span", { className: "chip" }, `user: ${c.user}`));
+    make("span", { className: "chip" }, `R* ${number(c.reward)}`),
+    refused > 0 && make("span", { className: "chip bad" }, `${refused} messages of the user refused by guards`), c.user && make("span", { className: "chip" }, `user: ${c.user}`));
 }
 
 function judgeOf(c) {
@@ -228,18 +230,19 @@ const conversationBox = (c, messages) => [(messages || c.messages).map((message)
 
 // --- why one earned more -------------------------------------------------------------------------------------------
 
-/** Parts of R* of two sides, their difference, and what it adds to R*. The largest differences are highlighted. */
-function partsTable(one, other, names, total) {
-  const parts = [...new Set([...one, ...other].flatMap((c) => Object.keys(c.parts)))];
+/** Parts of R* on the left and on the right, and what each difference adds to R*; the largest are highlighted. */
+function partsTable(left, right, names, total, sign) {
+  const parts = [...new Set([...left, ...right].flatMap((c) => Object.keys(c.parts)))];
   const rows = parts.map((part) => {
-    const [a, b, weight] = [mean(one, part), mean(other, part), data.weights[part] ?? 0];
-    return { part, a, b, weight, gain: a === null || b === null ? null : weight * (a - b) };
+    const [a, b, weight] = [mean(left, part), mean(right, part), data.weights[part] ?? 0];
+    return { part, a, b, weight, gain: a === null || b === null ? null : sign * weight * (a - b) };
   });
   rows.sort((x, y) => Math.abs(y.gain ?? -1) - Math.abs(x.gain ?? -1));
   const largest = Math.max(...rows.map((row) => Math.abs(row.gain ?? 0)));
-  const [a, b] = [mean(one, "reward"), mean(other, "reward")];
+  const [a, b] = [mean(left, "reward"), mean(right, "reward")];
+  const difference = sign > 0 ? "left minus right, weighted" : "right minus left, weighted";
   return make("div", { className: "scroll" }, make("table", { className: "parts" },
-    make("thead", {}, make("tr", {}, ["part of R*", "weight", ...names, "adds to the difference"].map((title) => make("th", { scope: "col" }, title)))),
+    make("thead", {}, make("tr", {}, ["part of R*", "weight", ...names, difference].map((title) => make("th", { scope: "col" }, title)))),
     make("tbody", {}, rows.map((row) => {
       const much = row.gain !== null && Math.abs(row.gain) > 1e-9 && Math.abs(row.gain) >= largest / 2;
       return make("tr", { className: much ? "much" : row.weight ? "" : "none" }, make("td", {}, plain(row.part)),
@@ -247,7 +250,7 @@ function partsTable(one, other, names, total) {
         make("td", { className: row.gain > 0 ? "up" : row.gain < 0 ? "down" : "" }, row.weight ? signed(row.gain) : ""));
     })),
     make("tfoot", {}, make("tr", {}, make("td", {}, total), make("td", {}), make("td", {}, number(a)), make("td", {}, number(b)),
-      make("td", {}, a === null || b === null ? "–" : signed(a - b))))));
+      make("td", {}, a === null || b === null ? "–" : signed(sign * (a - b)))))));
 }
 
 /** One sentence: which part decided. */
@@ -292,8 +295,10 @@ function sideBox(c, title, chips, className, messages) {
 
 function showGoal(item) {
   const names = item.variants.map((variant) => variant.name);
-  const wanted = [item.first ?? item.variants.findIndex((v) => v.name.endsWith(data.runs[v.run].baseline)), item.second ?? names.length - 1];
-  const [one, other] = [item.variants[Math.max(0, wanted[0])], item.variants[wanted[1]]];
+  // At first the baseline against the last policy, or the last policy of one run against that of the other.
+  const last = names.length - 1, baseline = item.variants.findIndex((v) => v.name === data.runs[v.run].baseline);
+  const left = several && item.phase === "test" ? item.variants.findLastIndex((v) => v.run === 0) : baseline;
+  const [one, other] = [item.variants[item.first ?? Math.max(0, left)], item.variants[item.second ?? last]];
   const choose = (which, chosen) => make("select", { ariaLabel: which === "first" ? "left" : "right", onchange: (event) => { item[which] = Number(event.target.value); open(item, false); } },
     names.map((name, index) => make("option", { value: index, selected: item.variants[index] === chosen }, name)));
   const better = one.reward !== null && other.reward !== null && one.reward !== other.reward ? (other.reward > one.reward ? other : one) : null;
@@ -303,7 +308,7 @@ function showGoal(item) {
   return [make("h3", {}, `${where}: ${data.goals[item.goal].id}${item.sample ? `, conversation ${item.sample + 1}` : ""}`),
     make("p", { className: "quiet" }, same ? "Same goal, same randomness of the user: " : "Same goal, but users of different randomness: ", make("code", {}, keyOf(item, data.runs[one.run], item.sample))),
     make("div", { className: "with-goal" }, make("div", {},
-      one !== other && [make("p", {}, reason([other], [one], other.name, one.name)), partsTable([other], [one], [other.name, one.name], "R*")],
+      one !== other && [make("p", {}, reason([other], [one], other.name, one.name)), partsTable([one], [other], [one.name, other.name], "R*", -1)],
       make("h4", {}, "Side by side"),
       make("div", { className: "sides" }, side(one, "first"), one !== other && side(other, "second"))), goalBox(item))];
 }
@@ -337,7 +342,7 @@ function showGroup(item) {
     make("div", { className: "with-goal" }, make("div", {},
       make("h4", {}, "Context"), item.context.map((message) => messageBox(message)),
       best !== worst && [make("h4", {}, "Why one earned more ", futures), make("p", {}, reason(best.futures, worst.futures, label(best), label(worst))),
-        partsTable(best.futures, worst.futures, [`${label(best)} (best)`, `${label(worst)} (worst)`], "MR"),
+        partsTable(best.futures, worst.futures, [`${label(best)} (best)`, `${label(worst)} (worst)`], "MR", 1),
         make("div", { className: "sides" }, side(best, "Best", "wins"), side(worst, "Worst", "loses"))],
       make("h4", {}, `All ${item.candidates.length} candidates, best first`), order.map(branch)), goalBox(item))];
 }
