@@ -89,7 +89,7 @@ def test_messages_know_what_belongs_to_them(data):
     assert patience["variants"][0]["end"] == "patience"
     assert unscored["variants"][0]["judge"] == {"interactivity": ["no JSON"]}
     # The first refused message belongs to the first turn, the second to a turn that never opened.
-    assert invalid["variants"][0]["messages"][0]["refused"] == [["leak", '{"message": "all that I want"}']]
+    assert invalid["variants"][0]["messages"][1]["refused"] == [["leak", '{"message": "all that I want"}']]
     assert invalid["variants"][0]["refused"] == [["stop", "[[SATISFIED]]"]]
     tree = next(item for item in data["items"] if item["phase"] == "train")
     reply = tree["candidates"][0]["reply"]
@@ -462,8 +462,8 @@ def test_500_conversations_open_in_two_seconds_and_are_small(browser, tmp_path):
     run = RunFolder(tmp_path / "large", goals=12, steps=5, candidates=4, samples=2, say=long)
     page_file = write_report([run.folder])
     assert page_file.stat().st_size < 15e6
-    seconds = []
-    for _ in range(3):  # the machine may be at work on something else
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=2) >= 2:  # the machine may be at work on something else
         with opened(browser, page_file) as page:
             assert int(re.search(r"(\d+) conversations", page.locator("#count").inner_text())[1]) >= 500
             times = page.evaluate("(([t]) => [t.loadEventEnd, t.duration])(performance.getEntriesByType('navigation'))")
