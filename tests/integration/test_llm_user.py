@@ -239,7 +239,7 @@ def test_what_was_refused_is_in_the_transcript_with_its_turn() -> None:
     leak = line(GOAL.prompt)
     model = answering(line("a notice pls"), leak, "no JSON", line("it is about the kiln"), line(SATISFIED))
     done = asyncio.run(
-        play(players(user(model), "What about?", "It fires on Tuesday, be there!"), Conversation(GOAL), KEY)
+        play(players(user(model), "What about?", "The kiln fires on Tuesday, come at noon!"), Conversation(GOAL), KEY)
     )
     assert done.refused == (Refusal(2, "leak", leak), Refusal(2, "shape", "no JSON"))
     assert done.ended_by == "satisfied" and GOAL.prompt not in [turn.user for turn in done.turns]
