@@ -12,6 +12,7 @@ COMMANDS = {
     "synthesize": "make conversations to learn from",
     "chat": "talk to a policy in the terminal, or with --web to two side by side in the browser",
     "study": "let people write with assistants, blind, and rate them: collab study serve|export STUDY.yaml",
+    "report": "write one page about a run: table, curves, conversations: collab report RUN [RUN2]",
     "merge": "put several seeds in one table",
     "simulator-report": "say how human simulated users are",
     "judge-report": "say how far judges agree, and what moves their scores",
@@ -58,6 +59,10 @@ def main() -> None:
         from collab.app.chat import main as chat
 
         sys.exit(chat(rest))
+    if name == "report":
+        from collab.reports.report import main as report
+
+        sys.exit(report(rest))
     if name == "merge":
         from collab.reports.merge import main as merge
 

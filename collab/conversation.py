@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import stdev
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from collab.util.errors import BadInput
 
@@ -177,6 +177,20 @@ class Reply:
         return cls(**values)
 
 
+class Refusal(NamedTuple):
+    """What a model that plays the user wrote, and was refused.
+
+    Attributes:
+        turn: Number of the turn that it was to open, from 1.
+        kind: What is wrong with it, e.g. "leak".
+        text: The raw reply of the model; "" if there was none.
+    """
+
+    turn: int
+    kind: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Turn:
     """`t_j = (u_j, m_j)`: a user message and the response to it."""
@@ -199,6 +213,7 @@ class Conversation:
         ended_by: Reason of the end: "" (not ended), "satisfied", "patience", "max_turns", "window", or "invalid: ..."
             if the user or a policy over HTTP failed, or the conversation became too long ("invalid: context_full").
         user: Name of the user or persona, if there are several.
+        refused: Replies of the user's model that could not be used, in order. Nobody in the conversation sees them.
     """
 
     goal: Goal
@@ -207,6 +222,7 @@ class Conversation:
     pending: str | None = None
     ended_by: str = ""
     user: str = ""
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def valid(self) -> bool:
@@ -296,10 +312,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Group:
-    """Candidates of the same context. All have an MR."""
+    """Candidates of the same context. All have an MR.
+
+    Attributes:
+        context: What they answer.
+        candidates: The responses.
+        number: Number of the goal in the run, which is part of the random keys of a rollout; None in stored data.
+    """
 
     context: Conversation
     candidates: tuple[Candidate, ...]
+    number: int | None = None
 
 
 def as_record(conversation: Conversation, score: Score | None = None, **extra: Any) -> dict[str, Any]:
@@ -314,6 +337,8 @@ def as_record(conversation: Conversation, score: Score | None = None, **extra: A
     }
     if conversation.user:
         record["user"] = conversation.user
+    if conversation.refused:
+        record["refused"] = [refusal._asdict() for refusal in conversation.refused]
     if any(turn.reply.reasoning for turn in conversation.turns):
         record["thoughts"] = [turn.reply.reasoning for turn in conversation.turns]
     if score is not None:

@@ -21,6 +21,7 @@ from collab.config.endpoints import policy_endpoint
 from collab.config.policies import HostedPolicy, named_policies, policy_model, row_name, system_prompt
 from collab.config.schema import Config, ModelConfig
 from collab.reports.problems import add_problems
+from collab.reports.report import write_report
 from collab.reports.results import PolicyScores, summarise_rows, user_of
 from collab.reports.tables import results_table
 from collab.util.files import write_json
@@ -53,6 +54,7 @@ def evaluate(config: Config) -> None:
         compare_pairs(config, run, progress, endpoints)
         progress.say(*endpoints.ledger.table())
         report(config, run, progress)
+    write_page(config, progress)
 
 
 def play_rows(
@@ -130,12 +132,14 @@ def play_row(
     policy: ChatModel | None = None
     model: ModelConfig | None = None
     module: L.LightningModule
+    tokenizer: Any = None
     if isinstance(row, HostedPolicy):
         policy = endpoints.model(policy_endpoint(config, row))
         module = HostedPolicyModule()
     else:
         model = policy_model(config, row)
-        module = build.module(config, model, load_tokenizer(model), adapter=False)
+        tokenizer = load_tokenizer(model)
+        module = build.module(config, model, tokenizer, adapter=False)
         module.needs_reference = False  # nothing is trained
     advance = endpoints.shown_by(progress.advance)
     simulation = build.simulation(config, endpoints, advance, model, build.journal(config))
@@ -145,7 +149,7 @@ def play_row(
     trainer.test(module, datamodule=data, verbose=False)
     scored = _gathered(rollouts.tested)
     if trainer.is_global_zero:
-        TranscriptWriter(config.output_dir).write(scored, phase="test", policy=name)
+        TranscriptWriter(config.output_dir, tokenizer=tokenizer).write(scored, phase="test", policy=name)
     metrics = means(conversation_values(scored, parts=()))
     progress.done(len(scored), reward=metrics["reward"], tokens=metrics["assistant_tokens"])
     if not run.scores:
@@ -208,6 +212,12 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
     write_json(folder / RESULTS, results)
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
     progress.console.print(results_table(results))
+
+
+def write_page(config: Config, progress: Progress) -> None:
+    """Write the page of the finished run and print where it is. Rank 0 alone does it."""
+    if rank() == 0:
+        progress.say(f"{'report':>15}: {write_report([Path(config.output_dir)]).resolve().as_uri()}")
 
 
 def policy_scores(scored: Sequence[Scored]) -> PolicyScores:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collab.app.evaluate import compare_pairs, play_rows, report
+from collab.app.evaluate import compare_pairs, play_rows, report, write_page
 from collab.app.resume import RunState, at_work
 from collab.config.endpoints import hosted
 from collab.config.schema import Config
@@ -74,6 +74,7 @@ def train(config: Config) -> None:
             progress.say(f"{what:>15}: {path}")
     if config.push_to_hub is not None:
         progress.say(f"{'on the hub':>15}: {push(folder / 'policy', config.push_to_hub, 'model', config.hub_private)}")
+    write_page(config, progress)
 
 
 def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState) -> None:
@@ -117,7 +118,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
         *([watch] if watch is not None else []),
         *([GamingWatch(progress.note)] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
-        TranscriptCallback(TranscriptWriter(folder, rank())),
+        TranscriptCallback(TranscriptWriter(folder, rank(), tokenizer)),
         ExportBest(folder, config.export.merge, watch),
         BatchCheckpoint(folder / CHECKPOINTS, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),
     ]

@@ -1,10 +1,11 @@
-"""Every conversation of a run, one JSON object a line; and a few of them as a W&B table."""
+"""Every conversation of a run and every goal, one JSON object a line; and a few conversations as a W&B table."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from collab.conversation import Conversation, Group, Score, Scored, as_record
+from collab.lm.token_lengths import token_lengths
 from collab.util.files import cut_torn_line, naming
 
 _TABLE_ROWS = 4  # of a W&B table
@@ -20,35 +22,73 @@ _TABLE_ROWS = 4  # of a W&B table
 class TranscriptWriter:
     """Appends to `transcripts.jsonl`; with several processes, rank n > 0 appends to `transcripts-rank{n}.jsonl`.
 
-    The file is open only while it is written to. A resumed run plays some conversations again. Those that have a line
-    in the file of any process get no second one. A last line that a killed process left incomplete is cut off.
+    The goals of the conversations go to `goals.jsonl` (`goals-rank{n}.jsonl`), each once.
+
+    The files are open only while they are written to. A resumed run plays some conversations again. Those that have a
+    line in the file of any process get no second one. A last line that a killed process left incomplete is cut off.
 
     Args:
         folder: Of the run; made if it is not there.
         rank: Global rank of this process.
+        tokenizer: Of the policy. With it, each sampled token has its log-probability in the record.
     """
 
-    def __init__(self, folder: Path | str, rank: int = 0) -> None:
-        self.path = Path(folder) / (f"transcripts-rank{rank}.jsonl" if rank else "transcripts.jsonl")
+    def __init__(self, folder: Path | str, rank: int = 0, tokenizer: Any = None) -> None:
+        suffix = f"-rank{rank}.jsonl" if rank else ".jsonl"
+        self.path, self._goals_path = Path(folder) / f"transcripts{suffix}", Path(folder) / f"goals{suffix}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._tokenizer = tokenizer
         cut_torn_line(self.path)
-        self._written: Counter[tuple[Any, ...]] = Counter()  # lines of earlier processes, by their place
-        for path in filter(Path.is_file, self.path.parent.glob("transcripts*.jsonl")):
-            lines = path.read_bytes().splitlines(keepends=True)
-            self._written.update(_place(json.loads(line)) for line in lines if line.endswith(b"\n"))
+        cut_torn_line(self._goals_path)
+        self._written = Counter(map(_place, _lines(self.path.parent, "transcripts")))  # by earlier processes
+        self._goals = {(line["phase"], line["id"]) for line in _lines(self.path.parent, "goals")}
 
-    def write(self, scored: Iterable[Scored], **extra: Any) -> None:
-        """One line per conversation: `as_record` of it and its score, with the fields `extra` (phase, policy, step)."""
-        lines = []
+    def write(self, scored: Iterable[Scored], *, phase: str, sampled_from: int = 1, **extra: Any) -> None:
+        """One line per conversation: `as_record` of it and its score, with the log-probabilities of sampled tokens.
+
+        Args:
+            scored: Conversations and their scores.
+            phase: "train", "validation" or "test". A goal's id says which goal it is only within one of them.
+            sampled_from: Turn from which on replies get the log-probabilities of their tokens.
+            extra: Further fields of each record, such as policy and step.
+        """
+        lines, goals = [], []
         for conversation, score in scored:
-            record = as_record(conversation, score, **extra)
+            if (phase, conversation.goal.id) not in self._goals:
+                self._goals.add((phase, conversation.goal.id))
+                goals.append({"phase": phase, **asdict(conversation.goal)})
+            record = as_record(conversation, score, phase=phase, **extra)
             place = _place(record)
             if self._written[place]:
                 self._written[place] -= 1
             else:
-                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+                lines.append(record | self._token_logprobs(conversation, sampled_from))
+        _append(self._goals_path, goals)  # before the conversations, so that none is without its goal
+        _append(self.path, lines)
+
+    def _token_logprobs(self, conversation: Conversation, sampled_from: int) -> dict[str, Any]:
+        """For each reply the log-probs of its tokens and how many characters each token wrote; [] where unknown."""
+        replies = [turn.reply for turn in conversation.turns]
+        known = [
+            token_lengths(self._tokenizer, reply) if turn >= sampled_from and reply.logprobs else []
+            for turn, reply in enumerate(replies, start=1)
+        ]
+        if not any(known):
+            return {}
+        pairs = zip(known, replies, strict=True)
+        logprobs = [[round(x, 2) for x in reply.logprobs] if lengths else [] for lengths, reply in pairs]
+        return {"token_lengths": known, "logprobs": logprobs}
+
+
+def _lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file of all processes."""
+    for path in filter(Path.is_file, folder.glob(f"{name}*.jsonl")):
+        yield from (json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+
+
+def _append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    with naming(path), path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -77,9 +117,15 @@ class TranscriptCallback(L.Callback):
     ) -> None:
         self._step = batch_idx + 1
         played = futures(batch.groups)
-        for (group, candidate, sample), scored in played:
-            where = {"group": group, "candidate": candidate, "sample": sample}
-            self.writer.write([scored], phase="train", policy="policy", step=self._step, **where)
+        learnt = _learnt(pl_module, batch.groups) if played else {}
+        for (number, candidate, sample), scored in played:
+            group = batch.groups[number]
+            turn = group.context.turn
+            where = {"group": number, "candidate": candidate, "sample": sample, "turn": turn}
+            how = {"number": group.number, **learnt[number, candidate]}
+            self.writer.write(
+                [scored], phase="train", policy="policy", step=self._step, sampled_from=turn, **where, **how
+            )
         # One future of each context first, then those of further candidates, so that few rows show many goals.
         played.sort(key=lambda item: (item[0][1], item[0][2], item[0][0]))
         self._table(trainer, "train/conversations", [scored for _, scored in played])
@@ -107,6 +153,19 @@ class TranscriptCallback(L.Callback):
         for logger in trainer.loggers:
             if rows and isinstance(logger, WandbLogger):
                 logger.log_table(key, columns=columns, data=rows, step=self._step)
+
+
+def _learnt(module: Any, groups: Sequence[Group]) -> dict[tuple[int, int], dict[str, Any]]:
+    """(group, candidate) -> whether the algorithm was trained on it, and its advantage where there is one."""
+    trained = {id(reply) for example in module.examples(groups) for reply in example.replies}
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for number, group in enumerate(groups):
+        advantages = module.advantages(group)
+        for index, candidate in enumerate(group.candidates):
+            found[number, index] = {"trained": id(candidate.reply) in trained}
+            if advantages is not None:
+                found[number, index]["advantage"] = advantages[index]
+    return found
 
 
 def futures(groups: Sequence[Group]) -> list[tuple[tuple[int, int, int], tuple[Conversation, Score]]]:

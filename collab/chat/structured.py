@@ -57,6 +57,11 @@ class Answer(Generic[T]):
     replies: tuple[str, ...]
     problems: tuple[str, ...]
 
+    @property
+    def refused(self) -> tuple[tuple[str, str], ...]:
+        """(problem, raw reply) of each rejected reply; "" where there was no reply."""
+        return tuple(zip(self.problems, (*self.replies, ""), strict=False))
+
 
 async def ask(
     model: ChatModel,

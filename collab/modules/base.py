@@ -123,6 +123,13 @@ class PolicyModule(L.LightningModule):
     def examples(self, groups: Sequence[Group]) -> list[Example]:
         """The examples to train on, without groups that teach nothing. Uses neither model nor trainer."""
 
+    def advantages(self, group: Group) -> list[float] | None:
+        """The advantage of each candidate, for the transcripts.
+
+        None if the group teaches nothing, or if the algorithm has no advantage of a whole reply.
+        """
+        return None
+
     def left_out(self, groups: Sequence[Group]) -> dict[str, int]:
         """How many of `groups` a setting leaves out, for the log: name -> count."""
         return {}

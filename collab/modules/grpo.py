@@ -37,16 +37,21 @@ class GRPO(PolicyModule):
     def examples(self, groups: Sequence[Group]) -> list[Example]:
         found = []
         for group in groups:
-            rewards = torch.tensor([mr_of(candidate) for candidate in group.candidates], dtype=torch.float64)
-            if len(rewards) < 2 or rewards.max() == rewards.min():
+            advantages = self.advantages(group)
+            if advantages is None:
                 continue
-            config = self.config
-            advantages = group_advantages(rewards, config.scale_by_std, config.std_eps, config.leave_one_out)
-            order = advantages.abs().argsort(descending=True, stable=True).tolist()
-            chosen = sorted(order[: config.max_trained_candidates or None])
+            order = sorted(range(len(advantages)), key=lambda index: -abs(advantages[index]))
+            chosen = sorted(order[: self.config.max_trained_candidates or None])
             replies = tuple(group.candidates[index].reply for index in chosen)
-            found.append(Example(replies, tuple(advantages[chosen].tolist())))
+            found.append(Example(replies, tuple(advantages[index] for index in chosen)))
         return found
+
+    def advantages(self, group: Group) -> list[float] | None:
+        rewards = torch.tensor([mr_of(candidate) for candidate in group.candidates], dtype=torch.float64)
+        if len(rewards) < 2 or rewards.max() == rewards.min():
+            return None
+        config = self.config
+        return group_advantages(rewards, config.scale_by_std, config.std_eps, config.leave_one_out).tolist()
 
     def units(self, example: Example) -> int:
         if self.config.loss_aggregation == "tokens":

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_QUANTITIES = {  # metric -> title of its panel
+QUANTITIES = {  # metric -> title of its panel
     "mr": "multiturn-aware reward (MR)",
     "reward": "reward of whole conversations (R*)",
     "coverage": "coverage of notes",
@@ -45,7 +45,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
         `output`, or None if there is nothing to draw: no such file, or no number in any of these columns.
     """
     curves = read_curves(metrics_csv)
-    shown = [quantity for quantity in _QUANTITIES if any((split, quantity) in curves for split in _LINES)]
+    shown = [quantity for quantity in QUANTITIES if any((split, quantity) in curves for split in _LINES)]
     if not shown:
         return None
 
@@ -63,7 +63,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
                 (handles[split],) = panel.plot(*zip(*sorted(points.items()), strict=True), **style)
                 if len(points) > _MAX_MARKERS:
                     handles[split].set_marker("")
-        panel.set_title(_QUANTITIES[quantity], loc="left", fontsize=10)
+        panel.set_title(QUANTITIES[quantity], loc="left", fontsize=10)
         panel.grid(axis="y", color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
@@ -88,11 +88,10 @@ def read_curves(path: Path) -> dict[tuple[str, str], dict[int, float]]:
         return curves
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            for split in _LINES:
-                for quantity in _QUANTITIES:
-                    cell = row.get(f"{split}/{quantity}")
-                    if row.get("step") and cell and math.isfinite(value := float(cell)):
-                        curves.setdefault((split, quantity), {})[int(row["step"])] = value
+            for name, cell in row.items():
+                split, _, quantity = (name or "").partition("/")
+                if split in _LINES and row.get("step") and cell and math.isfinite(value := float(cell)):
+                    curves.setdefault((split, quantity), {})[int(row["step"])] = value
     return curves
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from collab.chat.base import CONTEXT_FULL, ChatFailed, ChatModel, ContextFull, Sampling
-from collab.conversation import Conversation, Goal, Reply
+from collab.conversation import Conversation, Goal, Refusal, Reply
 from collab.randomness import RngKey
 from collab.simulation.user import UserSimulator, invalid
 from collab.util.errors import BadInput
@@ -68,6 +68,8 @@ async def play(
                 reason = "max_turns" if len(conversation.turns) >= players.max_turns else "window"
                 return conversation.with_end(reason)
             turn = await players.user.respond(conversation, user_key.at(role="user", turn=conversation.turn))
+            refused = (Refusal(conversation.turn, *refusal) for refusal in turn.refused)
+            conversation = replace(conversation, refused=(*conversation.refused, *refused))
             if turn.end:
                 return replace(conversation, user=turn.user or conversation.user).with_end(turn.end)
             conversation = conversation.with_user(turn.text, turn.user)
@@ -122,7 +124,8 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: i
     if not begun:
         raise BadInput(f"The simulated user left {len(valid)} times before saying anything (goal {goal.id}).")
     *earlier, last = begun[-1].turns
-    return replace(begun[-1], turns=tuple(earlier), pending=last.user, ended_by="")
+    refused = tuple(refusal for refusal in begun[-1].refused if refusal.turn <= len(begun[-1].turns))
+    return replace(begun[-1], turns=tuple(earlier), pending=last.user, ended_by="", refused=refused)
 
 
 async def sample_candidates(

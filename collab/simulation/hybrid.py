@@ -114,7 +114,7 @@ class HybridUser:
         )
         self.problems.update(f"user_{kind}" for kind in answer.problems)
         self.problems["user_fallback"] += answer.value is None
-        return UserTurn(plan.text if answer.value is None else answer.value, user=persona)
+        return UserTurn(plan.text if answer.value is None else answer.value, user=persona, refused=answer.refused)
 
     def messages(
         self, conversation: Conversation, key: RngKey, persona: str, plan: Plan, brackets: int

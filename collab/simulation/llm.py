@@ -132,8 +132,8 @@ class LLMUser:
         self.problems.update(f"user_{kind}" for kind in answer.problems)
         if answer.value is None:
             self.problems["user_invalid"] += 1
-            return UserTurn("", invalid(answer.problems[-1]), persona)
-        return replace(answer.value, user=persona)
+            return UserTurn("", invalid(answer.problems[-1]), persona, answer.refused)
+        return replace(answer.value, user=persona, refused=answer.refused)
 
     def schema(self, conversation: Conversation) -> str:
         """The schema of the JSON. A message is a text, or words that end the chat where the user has a reason to.

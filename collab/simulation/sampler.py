@@ -154,7 +154,7 @@ class Simulation:
         lost.count_unplayed(self.futures * (size - len(replies)))
         for candidate in candidates:
             lost.count(zip(candidate.futures, candidate.scores, strict=True))
-        return as_group(context, candidates)
+        return replace(as_group(context, candidates), number=number)
 
     async def conversations(
         self, engine: Any, goals: Sequence[Goal], system_prompt: str, split: str, count: int

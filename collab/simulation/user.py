@@ -18,11 +18,13 @@ class UserTurn:
         text: The message; "" if the user leaves.
         end: Why the user ends the chat: "satisfied", "patience" or `invalid(...)`; "" if it goes on.
         user: Name of the user or persona that plays, if there are several. The conversation keeps it for the next turn.
+        refused: (kind, raw reply) of each reply of the user's model that could not be used, for the transcript.
     """
 
     text: str
     end: str = ""
     user: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 def invalid(reason: str) -> str:

@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 from marks import slow
+from run_folder import data_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +53,26 @@ def test_the_table_and_the_paths_are_printed(trained: Run) -> None:
     assert str(trained.folder / "policy") in trained.output
     opening = trained.transcripts[0]["messages"][1]["content"].split()[:8]
     assert f"  user: {' '.join(opening)}" in trained.output
+
+
+def test_the_last_line_leads_to_the_page_of_the_run(trained: Run) -> None:
+    page = trained.folder / "report.html"
+    assert trained.output.splitlines()[-1].strip() == f"report: {page.as_uri()}"
+    data = data_of(page)
+    assert [row["label"] for row in data["table"]["rows"]][:3] == ["base", "proactive", "trained"]
+    assert [[v["name"] for v in item["variants"]] for item in data["items"] if item["phase"] == "test"] == [
+        ["base", "proactive", "trained"]
+    ] * 2
+    trees = [item for item in data["items"] if item["phase"] == "train"]
+    assert {tree["step"] for tree in trees} == {1, 2}
+    assert all("prompt" in goal for goal in data["goals"])
+    for tree in trees:
+        for candidate in tree["candidates"]:
+            reply = candidate["reply"]
+            assert len(reply["logprobs"]) == reply["tokens"] and max(reply["logprobs"]) <= 0
+            assert sum(reply["lengths"]) == len(reply["text"])
+        trained_on = [candidate["trained"] for candidate in tree["candidates"]]
+        assert any(trained_on) or len({candidate["mr"] for candidate in tree["candidates"]}) == 1
 
 
 def test_every_conversation_is_on_record(trained: Run) -> None:
@@ -162,7 +183,7 @@ def test_the_conversations_are_those_of_the_training_run(evaluated: Run, trained
 
 def test_it_leaves_results_and_transcripts(evaluated: Run) -> None:
     files = {path.name for path in evaluated.folder.iterdir() if path.is_file()}
-    assert {"results.json", "transcripts.jsonl", "config.yaml"} <= files
+    assert {"results.json", "transcripts.jsonl", "config.yaml", "report.html"} <= files
     assert not (evaluated.folder / "policy").exists()
     for name in ("base", "mine"):
         assert name in evaluated.output and name in evaluated.results["seconds"]

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import WandbLogger
 from models import tiny_lm, word_tokenizer
 from rich.console import Console
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from collab.app import chat as terminal
 from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, last_checkpoint
@@ -33,6 +33,8 @@ from collab.callbacks.progress import Progress, RolloutProgress
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter, conversation_table
 from collab.callbacks.watch import CollapseWatch
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score
+from collab.lm.token_lengths import token_lengths
+from collab.modules.base import Example
 from collab.util.errors import BadInput
 
 WORDS = ["user", "assistant", "system", "hi", "there", "be", "brief", *"abcdefghij"]
@@ -96,6 +98,13 @@ class Tiny(L.LightningModule):
         self.policy.lm = speaker()
         self.tokenizer = tiny_tokenizer()
         self.seen: list[int] = []
+
+    def examples(self, groups):
+        """The second candidate of each group is trained on."""
+        return [Example((group.candidates[1].reply,)) for group in groups]
+
+    def advantages(self, group):
+        return [-1.0, 1.0] if group.context.goal.id == "g1" else None
 
     def training_step(self, batch, batch_idx) -> None:
         self.seen.append(batch_idx)
@@ -199,7 +208,7 @@ def test_transcript_writer_appends_and_names_the_rank(tmp_path):
         TranscriptWriter(tmp_path / "run").write(
             [(talk("ä", 1), Score(None, {"bleu": None}))], phase="test", policy=policy
         )
-    TranscriptWriter(tmp_path / "run", rank=1).write([(talk("g", 12), Score(0.5, {"bleu": 1.0}))])
+    TranscriptWriter(tmp_path / "run", rank=1).write([(talk("g", 12), Score(0.5, {"bleu": 1.0}))], phase="train")
     lines = (tmp_path / "run/transcripts.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 and "ä" in lines[0]
     assert json.loads(lines[0]) == {
@@ -215,6 +224,60 @@ def test_transcript_writer_appends_and_names_the_rank(tmp_path):
     }
     other = json.loads((tmp_path / "run/transcripts-rank1.jsonl").read_text())
     assert (other["reward"], other["parts"], other["reply_tokens"]) == (0.5, {"bleu": 1.0}, [12])
+    goals = [(tmp_path / f"run/goals{rank}.jsonl").read_text(encoding="utf-8").splitlines() for rank in ("", "-rank1")]
+    assert [json.loads(line) for line in goals[0]] == [
+        {"phase": "test", "id": "ä", "prompt": "prompt", "reference": "reference", "metadata": {}}
+    ]
+    assert [json.loads(line)["id"] for line in goals[1]] == ["g"]
+
+
+def test_a_transcript_has_the_log_probability_of_each_sampled_token(tmp_path):
+    tokenizer = tiny_tokenizer()
+    conversation = Conversation(Goal("g", "prompt", "reference"))
+    for text, logprobs in (("hi there", (-0.5, -1.25, -0.126)), ("a b", (-2.0, -3.0, -4.0)), ("c", ())):
+        ids = tuple(tokenizer.encode(f"{text} </s>"))
+        conversation = conversation.with_user("user").with_reply(Reply(text, ids, logprobs))
+    writer = TranscriptWriter(tmp_path, tokenizer=tokenizer)
+    writer.write([(conversation, Score(0.5, {}))], phase="test")
+    writer.write([(conversation, Score(0.5, {}))], phase="train", sampled_from=2)
+    writer.write([(conversation, Score(0.5, {}))], phase="train", sample=1, sampled_from=3)
+    whole, later, none = [json.loads(line) for line in writer.path.read_text().splitlines()]
+    assert whole["logprobs"] == [[-0.5, -1.25, -0.13], [-2.0, -3.0, -4.0], []]
+    assert whole["token_lengths"] == [[2, 6, 0], [1, 2, 0], []]
+    assert (later["logprobs"][0], later["logprobs"][1:]) == ([], whole["logprobs"][1:])
+    assert "logprobs" not in none
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of_smollm2(smollm2):
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("So héllo 👋 there", None),  # the emoji takes several tokens
+        ("", [0]),
+    ],
+)
+def test_token_lengths_add_up_to_the_text(tokenizer_of_smollm2, text, pieces):
+    ids = tuple(tokenizer_of_smollm2.encode(text)) + (tokenizer_of_smollm2.eos_token_id,)
+    lengths = token_lengths(tokenizer_of_smollm2, Reply(text, ids))
+    assert sum(lengths) == len(text) and len(lengths) == len(ids) and lengths[-1] == 0
+    assert pieces is None or lengths == pieces
+    if text:
+        place, words = 0, []
+        for length in lengths:
+            words.append(text[place : (place := place + length)])
+        assert words[0] == "So" and " there" in words and any(length == 0 for length in lengths[:-1])
+
+
+def test_token_lengths_leave_out_a_thought_and_white_space(tokenizer_of_smollm2):
+    ids = tuple(tokenizer_of_smollm2.encode("I think so. Yes, please \n"))
+    lengths = token_lengths(tokenizer_of_smollm2, Reply("Yes, please", ids))
+    assert sum(lengths) == len("Yes, please") and lengths[0] == lengths[-1] == 0
+    assert token_lengths(tokenizer_of_smollm2, Reply("another text", ids)) == []
+    assert token_lengths(tokenizer_of_smollm2, Reply("over HTTP")) == []
 
 
 def test_a_run_that_goes_on_doubles_no_line_and_cuts_off_a_torn_one(tmp_path):
@@ -249,6 +312,15 @@ def test_transcripts_hold_every_future_and_validation_and_wandb_gets_tables(tmp_
         (step, g, c, s) for step in (1, 2) for g in (0, 1) for c, s in ((0, 0), (1, 0), (1, 1))
     ]
     assert [r["reward"] for r in train[:3]] == [0.25, 0.75, None]
+    # The context is one turn; the second candidate is trained on; "g2" teaches nothing by its advantages.
+    assert {r["turn"] for r in train} == {2}
+    assert [(r["trained"], r.get("advantage")) for r in train[:6]] == [
+        *((False, -1.0), (True, 1.0), (True, 1.0)),
+        *((False, None), (True, None), (True, None)),
+    ]
+    assert [json.loads(line)["id"] for line in (tmp_path / "goals.jsonl").read_text().splitlines()] == [
+        *("g1", "g2", "v1", "v2")
+    ]
     validation = records[len(train) :]
     assert [(r["phase"], r["step"], r["goal"]) for r in validation] == [
         ("validation", 2, "v1"),

@@ -17,7 +17,7 @@ from collab.chat.endpoints import Endpoints
 from collab.chat.structured import find_object
 from collab.config.checks import check
 from collab.config.schema import LLMUserConfig, MixUserConfig
-from collab.conversation import Conversation, Goal
+from collab.conversation import Conversation, Goal, Refusal, as_record
 from collab.datamodules.goals import load_splits
 from collab.parsing.intents import goal_text
 from collab.randomness import RngKey
@@ -234,6 +234,39 @@ def test_plays_a_conversation_and_keeps_its_persona() -> None:
     done = asyncio.run(play(played, Conversation(GOAL), KEY))
     assert [turn.user for turn in done.turns] == ["a notice pls", "it is about the kiln"]
     assert (done.ended_by, done.user, done.valid) == ("satisfied", "terse", True)
+
+
+def test_what_was_refused_is_in_the_transcript_with_its_turn() -> None:
+    leak = line(GOAL.prompt)
+    model = answering(line("a notice pls"), leak, "no JSON", line("it is about the kiln"), line(SATISFIED))
+    done = asyncio.run(
+        play(players(user(model), "What about?", "The kiln fires on Tuesday, come at noon!"), Conversation(GOAL), KEY)
+    )
+    assert done.refused == (Refusal(2, "leak", leak), Refusal(2, "shape", "no JSON"))
+    assert done.ended_by == "satisfied" and GOAL.prompt not in [turn.user for turn in done.turns]
+    assert as_record(done)["refused"] == [
+        {"turn": 2, "kind": "leak", "text": leak},
+        {"turn": 2, "kind": "shape", "text": "no JSON"},
+    ]
+
+
+def test_a_user_that_is_refused_each_time_leaves_what_it_wrote_and_one_that_is_gone_leaves_nothing() -> None:
+    done = asyncio.run(play(players(user(answering(line("")), retries=1), "Hm?"), Conversation(GOAL), KEY))
+    assert done.ended_by == "invalid: empty" and done.refused == (Refusal(1, "empty", line("")),) * 2
+    done = asyncio.run(play(players(user(answering("no JSON", None)), "Hm?"), Conversation(GOAL), KEY))
+    assert done.refused == (Refusal(1, "shape", "no JSON"), Refusal(1, "failed", ""))
+
+
+def test_a_context_keeps_no_refusal_of_a_turn_that_it_has_not_reached() -> None:
+    def script(conversation: Conversation, key: RngKey) -> UserTurn:
+        if conversation.turn < 3:
+            return UserTurn(f"message {conversation.turn}", refused=(("leak", f"leak {conversation.turn}"),))
+        return UserTurn("", "satisfied", refused=(("stop", "stop"),))
+
+    played = players(ScriptedUser(script), "fine")
+    context = asyncio.run(draw_context(played, GOAL, "", 3, KEY))
+    assert context.pending == "message 2"
+    assert [refusal.text for refusal in context.refused] == ["leak 1", "leak 2"]
 
 
 def test_an_invalid_conversation_has_no_score_and_its_candidate_leaves_the_group() -> None:

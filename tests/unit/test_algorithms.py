@@ -92,6 +92,15 @@ def test_advantages_are_exact_and_may_be_against_the_others() -> None:
     assert example.weights == pytest.approx((-0.3, 0.0, 0.3), abs=1e-12)
 
 
+def test_transcripts_get_the_advantage_of_every_candidate_whichever_are_trained_on() -> None:
+    grpo, compared = module(GRPO, GRPOConfig(scale_by_std=False, max_trained_candidates=2)), group(0.1, 0.3, 0.5)
+    assert grpo.advantages(compared) == pytest.approx([-0.2, 0.0, 0.2], abs=1e-12)
+    (example,) = grpo.examples([compared])
+    assert [id(one) for one in example.replies] == [id(compared.candidates[index].reply) for index in (0, 2)]
+    assert grpo.advantages(group(0.5, 0.5)) is None and grpo.examples([group(0.5, 0.5)]) == []
+    assert module(DPO, DPOConfig()).advantages(compared) is None
+
+
 # Two replies, of two tokens and one. Ratios to the sampled probabilities: 1.5, 1 and 0.5.
 PAIR = [Example((reply(-1.0, -1.0), reply(-2.0)), weights=(1.0, -3.0))]
 NOW = [-1.0 + math.log(1.5), -1.0, -2.0 + math.log(0.5)]

@@ -75,6 +75,10 @@ def texts(found: Group) -> list[str]:
     return [candidate.reply.text for candidate in found.candidates]
 
 
+def test_a_group_knows_the_number_of_its_goal_in_the_run() -> None:
+    assert group(simulation(), number=7).number == 7
+
+
 # --- draws -----------------------------------------------------------------------------------------------------------
 
 
