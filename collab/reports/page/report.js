@@ -101,7 +101,7 @@ function summary() {
       refused.length > 0 && make("p", { className: "quiet" }, "Unusable replies of users and judges: ", refused.join("; "))));
   }
   if (data.differences.length) {
-    box.append(make("details", {}, make("summary", {}, `${data.differences.length} fields of the config differ`), make("ul", {}, data.differences.map((line) => make("li", {}, line.replace(/ there and (.*) here$/, `, then $1`))))));
+    box.append(make("details", {}, make("summary", {}, `Fields of the config that differ: ${data.differences.length}`), make("ul", {}, data.differences.map((line) => make("li", {}, line.replace(/ there and (.*) here$/, `, then $1`))))));
   }
 }
 
