@@ -298,7 +298,7 @@ class SharedWeights:
 
 
 class OwnAdapter:
-    """Weights of a user or a judge with an adapter of their own, which is on; requests switch off that of the policy."""
+    """Weights of a user or a judge with an adapter of their own: it is on, whoever asks for the policy's to be off."""
 
     def __init__(self, engine: ChatModel) -> None:
         self.engine = engine
