@@ -50,7 +50,7 @@ def sides(count: int) -> list[tuple[Goal, list[str]]]:
 def figures(name: str, played: Played) -> dict[str, Any]:
     """What `collab simulator-report` measures of a user: means over its conversations, None where there is none."""
     rows = measure(played.conversations)
-    known = {what: [row[what] for row in rows if row[what] is not None] for what in rows[0]}
+    known = {what: [value for row in rows if (value := row[what]) is not None] for what in rows[0]}
     found = {f"{name}_{what}": statistics.fmean(values) if values else None for what, values in known.items()}
     problems = {kind: count for kind, count in played.problems.items() if count}
     return {**found, f"{name}_seconds": played.seconds, f"{name}_problems": problems}

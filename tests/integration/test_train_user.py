@@ -13,7 +13,7 @@ from composing import load_config
 from collab.app.build import chat_logs, chat_model
 from collab.app.cli import main
 from collab.app.preflight import check_machine
-from collab.chat.base import Sampling
+from collab.chat.base import ChatModel, Sampling
 from collab.config.checks import check
 from collab.conversation import Message
 from collab.datamodules.goals import load_splits
@@ -79,11 +79,12 @@ def test_what_is_exported_plays_and_not_its_base(trained: Path) -> None:
     model = chat_model(config, config.user.endpoint, nobody)  # type: ignore[attr-defined]
     asked = [Message("system", "You are a user who wants 3 poems.")]
 
-    async def said(adapter: bool) -> str:
-        return (await model.complete(asked, Sampling(4, temperature=0, adapter=adapter), RngKey(1))).text
+    async def said(speaker: ChatModel, adapter: bool) -> str:
+        return (await speaker.complete(asked, Sampling(4, temperature=0, adapter=adapter), RngKey(1))).text
 
     # Users and judges of other kinds sample without the adapter, which stands for the policy's.
-    assert asyncio.run(said(True)) == asyncio.run(said(False)) and asyncio.run(said(True)).startswith("zz")
+    assert [asyncio.run(said(model, adapter))[:2] for adapter in (True, False)] == ["zz", "zz"]
+    assert not asyncio.run(said(model.engine, False)).startswith("zz")  # type: ignore[attr-defined]
 
 
 def test_who_speaks_is_checked_before_a_model_is_loaded(trained: Path, tiny_model: Path) -> None:
