@@ -310,11 +310,7 @@ class SharedWeights:
 
 
 class OwnAdapter:
-<<<<<<< HEAD
-    """Weights of a user or a judge with an adapter of their own, which is on; requests switch off the policy's."""
-=======
     """Weights of a user or a judge with an adapter of their own: it is on, whoever asks for the policy's to be off."""
->>>>>>> userlm
 
     def __init__(self, engine: ChatModel) -> None:
         self.engine = engine
