@@ -91,6 +91,11 @@ def read_run(folder: Path, label: str = "") -> RunFiles:
         for phase, counts in json.loads(path.read_bytes()).items():
             problems.setdefault(phase, Counter()).update(counts)
     goals = [line for path in sorted(folder.glob("goals*.jsonl")) for line in _lines(path)]
+    if not goals and any(folder.glob("transcripts*.jsonl")):
+        raise BadInput(
+            f"{folder} has transcripts but no goals.jsonl: an earlier version of collab wrote it. Name a run of this "
+            "version, or run it again."
+        )
     return RunFiles(
         folder,
         label or folder.name,
