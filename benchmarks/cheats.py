@@ -155,8 +155,8 @@ def _names(heard: Heard) -> str:
     return _asks_in_turn(
         heard,
         f"What is the name of {heard.topic}? How many words fit on it?",
-        "What is the name of the shelf? How many words fit on the wall?",
-        "What is the name of the rain? How many words fit on the rain?",
+        "What is the name of the ceiling? How many words fit on the ceiling?",
+        "What is the name of the floor? How many words fit on the floor?",
     )
 
 

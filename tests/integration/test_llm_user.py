@@ -391,7 +391,7 @@ def test_the_prompt_of_the_official_code_is_read_from_its_package(tmp_path: Path
     model = answering(spoke("hi, a notice pls"), "Hm.", spoke("make it warmer"))
     played = LLMUser(config.user, 4, model)
     assert asyncio.run(played.respond(Conversation(GOAL), KEY)) == UserTurn("hi, a notice pls")
-    assert asyncio.run(played.respond(DRAFTED, KEY)) == UserTurn("make it warmer")
+    assert asyncio.run(played.respond(DRAFTED, KEY)) == UserTurn("make it warmer", refused=(("shape", "Hm."),))
     start = f"Play who wants {GOAL.prompt}, which is document editing. End by {OFFICIAL_SIGNAL}. As {{...}}.\n"
     turn = DRAFTED.turns[0]
     shown = f"**User**: {turn.user}\n**Assistant**: {turn.reply.text}"
@@ -412,7 +412,7 @@ def test_the_prompt_of_the_official_code_is_read_from_its_package(tmp_path: Path
 )
 def test_the_signal_of_a_prompt_of_ones_own_ends_the_chat(conversation: Conversation, end: str) -> None:
     turn, _ = respond(answering(spoke(f"Thanks. {OFFICIAL_SIGNAL}")), conversation, prompt=OWN)
-    assert turn == UserTurn("", end)
+    assert (turn.text, turn.end) == ("", end)
 
 
 # --- config ----------------------------------------------------------------------------------------------------------

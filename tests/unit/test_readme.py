@@ -52,7 +52,7 @@ def test_the_table_has_the_figures_of_the_showcase():
 
 def test_the_readme_shows_every_program():
     shown = set(re.findall(r"^(?:python|collab) (\w+)", PAGES["README.md"], re.MULTILINE))
-    assert shown == {"train", "evaluate", "synthesize", "chat", "estimate"}
+    assert shown == {"train", "evaluate", "synthesize", "report", "chat", "estimate"}
 
 
 def test_every_page_is_linked_from_the_readme():
