@@ -10,11 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from composing import load_config
 from run_folder import RunFolder, data_of, spoken
 
+from collab.app.evaluate import write_page
 from collab.reports.report import main, write_report
 from collab.reports.run_data import page_data, read_run
 from collab.util.errors import BadInput
@@ -212,6 +215,26 @@ def test_a_damaged_line_is_named(folder, tmp_path):
     (broken / "transcripts.jsonl").write_bytes(lines[0] + b"{broken\n" + lines[1])
     with pytest.raises(BadInput, match=r"transcripts.jsonl, line 2: not JSON .* Delete that line"):
         read_run(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("transcripts.jsonl", "{broken\n", "BadInput: {run}/transcripts.jsonl, line 1: not JSON"),
+        ("transcripts.jsonl", '{"phase": "test"}\n', "KeyError: 'goal'"),
+        ("report.html/file", "", "IsADirectoryError: "),
+    ],
+)
+def test_a_finished_run_ends_well_without_its_page(name, content, told, folder, tmp_path):
+    run = shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(content)
+    said: list[str] = []
+    progress: Any = SimpleNamespace(say=said.append)
+    write_page(load_config("train", ["experiment=doc_edit"], str(run)), progress)
+    assert said[0].startswith(f"         report: not written ({told.format(run=run)}")
+    assert said[0].endswith(f"); `collab report {run}` writes it again")
+    assert (run / "results.json").is_file()
 
 
 # --- the page in a browser -------------------------------------------------------------------------------------------
