@@ -24,6 +24,7 @@ from collab.reports.problems import add_problems
 from collab.reports.report import write_report
 from collab.reports.results import PolicyScores, summarise_rows, user_of
 from collab.reports.tables import results_table
+from collab.util.errors import first_line
 from collab.util.files import write_json
 from collab.util.processes import connected, rank
 from collab.util.targets import load_target
@@ -215,9 +216,18 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
 
 
 def write_page(config: Config, progress: Progress) -> None:
-    """Write the page of the finished run and print where it is. Rank 0 alone does it."""
-    if rank() == 0:
-        progress.say(f"{'report':>15}: {write_report([Path(config.output_dir)]).resolve().as_uri()}")
+    """Write the page of the finished run and print where it is. Rank 0 alone does it.
+
+    The run has its results, so a page that cannot be written is a line in the terminal and no error.
+    """
+    if rank() > 0:
+        return
+    folder = Path(config.output_dir)
+    try:
+        told = write_report([folder]).resolve().as_uri()
+    except (OSError, ValueError, LookupError) as error:  # BadInput is a ValueError
+        told = f"not written ({type(error).__name__}: {first_line(error)}); `collab report {folder}` writes it again"
+    progress.say(f"{'report':>15}: {told}")
 
 
 def policy_scores(scored: Sequence[Scored]) -> PolicyScores:

@@ -11,7 +11,9 @@ Four kinds of rows are read, by their columns:
 What the user wants, the intent, is the model's system message. It is the column `intent`; or it is made of the goal, if
 the row has one (`single_turn_prompt`) or names one of the task (`goal`). Public logs have neither: then the first
 message is context only, since nothing says what it is to say. At the end of a conversation the model learns to write
-`END`, unless `ended_by` says that the user did not leave.
+`END`, unless `ended_by` says that the user did not leave. A chat log without `ended_by` ends where the user left. In
+the layouts of `conversations.py` a conversation may end at its last turn for other reasons, so there `ended_by` has to
+say that the user left.
 
 Left out and counted are rows whose `language` is not English, those that a simulation lost, and those that are no chat:
 in logs that people made some do not begin with the user, or have empty messages.
@@ -31,7 +33,7 @@ from collab.conversation import INVALID, Candidate, Conversation, Goal, Group, R
 from collab.datamodules.conversations import KEY, best_paths, conversation_of, load_groups
 from collab.datamodules.goals import GoalSplits
 from collab.datamodules.readers import path_of, read_rows
-from collab.datamodules.rows import COMPLETION, PROMPT, Row, field_of, metadata_of, text_of, unwrapped
+from collab.datamodules.rows import COMPLETION, PROMPT, Row, field_of, id_of, metadata_of, text_of, unwrapped
 from collab.datamodules.synthesis_folder import DATASET, conversation_files
 from collab.parsing.intents import END, intent_of
 from collab.util.errors import BadInput
@@ -44,6 +46,7 @@ _COLUMNS = ("conversation", "conversations", "messages")
 _OWN = {"turns", "completion"}  # columns of the layouts of `conversations.py`
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's words
 _LEAVES = ("satisfied", "patience")  # `ended_by` of a user that left
+_UNSAID = _LEAVES[0]  # why a chat ended whose log does not say it: the user wrote no more
 _HELD_OUT = 10  # every tenth intent is held out,
 _MOST_HELD_OUT = 32  # of at most so many conversations
 
@@ -120,7 +123,7 @@ def _known(context: Conversation) -> str:
 def _messages(chat: Conversation) -> Iterator[Group]:
     """The groups of a chat whose system prompt is the intent. What is `pending` is the user's last word."""
     texts = [turn.user for turn in chat.turns]
-    texts += [END] if chat.pending is None and chat.ended_by in ("", *_LEAVES) else []
+    texts += [END] if chat.pending is None and chat.ended_by in _LEAVES else []
     texts += [] if chat.pending is None else [chat.pending]
     for number, text in enumerate(texts):
         if number or chat.system_prompt != NOBODY_KNOWS:
@@ -141,7 +144,8 @@ def _chats(source: str | Path, goals: Mapping[str, Goal], key: str, left_out: Co
     rows = iter(()) if synthesised else read_rows(source, "train", key)
     first = next(rows, None)
     if synthesised or (first is not None and _OWN & unwrapped(first[1]).keys()):
-        yield from _stored(load_groups(source, "", key))
+        groups = load_groups(source, "", key)
+        yield from _stored(groups, _ends(folder / DATASET if synthesised else source, key))
         return
     for number, (where, row) in enumerate(itertools.chain([first] if first else [], rows)):
         language = row.get("language") or "English"
@@ -159,13 +163,24 @@ def _chats(source: str | Path, goals: Mapping[str, Goal], key: str, left_out: Co
             if not texts or any(map(is_blank, [*texts, chat.pending or "?"])):
                 left_out["user and assistant do not take turns, or a message is empty."] += 1
             else:
-                yield replace(chat, system_prompt=intent, ended_by=str(row.get("ended_by") or ""))
+                yield replace(chat, system_prompt=intent, ended_by=str(row.get("ended_by") or _UNSAID))
 
 
-def _stored(groups: Iterable[Group]) -> Iterator[Conversation]:
+def _stored(groups: Iterable[Group], reasons: Mapping[str, str]) -> Iterator[Conversation]:
     ends = {group.context.goal.id: group for group in best_paths(groups)}  # the last one of each path
-    for group in ends.values():
-        yield replace(group.context.with_reply(group.candidates[0].reply), system_prompt=intent_of(group.context.goal))
+    for name, group in ends.items():
+        chat = group.context.with_reply(group.candidates[0].reply)
+        yield replace(chat, system_prompt=intent_of(group.context.goal), ended_by=reasons.get(name, ""))
+
+
+def _ends(source: str | Path, key: str) -> dict[str, str]:
+    """Name of a conversation in `load_groups`, which leaves this out -> why it ended, of the rows that say it."""
+    rows = ((where, unwrapped(row)) for where, row in read_rows(source, "train", key))
+    return {
+        where if row.get("conv_id") is None else id_of(row, "conv_id", where): str(row["ended_by"])
+        for where, row in rows
+        if row.get("ended_by")
+    }
 
 
 def _plain(row: Row, where: str) -> list[Any]:

@@ -14,7 +14,8 @@ renders each prompt anew, since the model was trained to read it so. What is tra
 prompt that was read, in any case.
 
 The template of a user model, such as UserLM-8b's, ends each prompt by opening a message of the user. Then replies are
-the user's messages (`ChatFormat.speaker`), in what follows too.
+the user's messages (`ChatFormat.speaker`), in what follows too. Such a model writes one control token within a message:
+`END`, where its tokenizer has it as one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from collab.chat.base import ContextFull, Sampling
 from collab.chat.thoughts import MARKS, split_thought
 from collab.conversation import Message, Reply, Role
 from collab.lm.inner import inner_of
+from collab.parsing.intents import END
 from collab.util.errors import BadInput, first_line
 
 _PRIVATE = (0xE000, 0xF900), (0xF0000, 0xFFFFE)  # ranges of code points that no script uses
@@ -86,12 +88,15 @@ class ChatFormat:
         """Token ids of a reply that is known as text, as if it had been sampled; at least one.
 
         Args:
-            text: The reply.
+            text: The reply. `END` alone becomes the control token, if a user model has it as one.
             cut: Whether it was cut at the length limit, before an end-of-turn token.
         """
         if self.opens_thought and self.marks[1] not in text:  # else the reply would be taken for a thought
             text = f"\n{self.marks[1]}\n\n{text}"
-        ids = self.encode_text(self._lead + text)
+        if text == END and self._end_of_chat:
+            ids = [*self.encode_text(self._lead), *self._end_of_chat]
+        else:
+            ids = self.encode_text(self._lead + text)
         return ids if ids and cut else [*ids, *self._end]
 
     def encode_text(self, text: str) -> list[int]:
@@ -108,10 +113,11 @@ class ChatFormat:
         return replace(reply, text=text, reasoning=thought, reasoning_tokens=max(0, len(reply.token_ids) - said))
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The text of a reply before its first stop string, stripped and without control tokens."""
-        said = [index for index in ids if index not in self.control]
+        """The text of a reply before its first stop string, stripped and without control tokens but `END`."""
+        spelt = self._mark_tokens | self._end_of_chat  # they may be special tokens
+        said = [index for index in ids if index in spelt or index not in self.control]
         text = ""
-        for mark, part in itertools.groupby(said, self._mark_tokens.get):  # they may be special tokens
+        for mark, part in itertools.groupby(said, spelt.get):
             text += mark or self.tokenizer.decode(list(part), skip_special_tokens=True)
         return text[: min((text.find(one) for one in stop if one in text), default=None)].strip()
 
@@ -191,6 +197,14 @@ class ChatFormat:
         """Id -> spelling of the marks that are added tokens."""
         added = self.tokenizer.added_tokens_decoder
         return {index: token.content for index, token in added.items() if token.content in self.marks}
+
+    @cached_property
+    def _end_of_chat(self) -> dict[int, str]:
+        """Id -> spelling of the control token with which a user model ends the chat; empty if it has no such one."""
+        if self.speaker == "assistant":
+            return {}
+        added = self.tokenizer.added_tokens_decoder
+        return {index: END for index, token in added.items() if token.content == END and index in self.control}
 
     @cached_property
     def control(self) -> frozenset[int]:

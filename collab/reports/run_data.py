@@ -136,7 +136,8 @@ def page_data(runs: Sequence[RunFiles], largest: int = LARGEST) -> dict[str, Any
     for number, run in enumerate(runs):
         items += _group_items(number, run, goals)
     kept = _within(items, largest)
-    weights = {name: entry["weight"] for run in runs for name, entry in run.config["task"]["metrics"].items()}
+    weights = [{name: entry["weight"] for name, entry in run.config["task"]["metrics"].items()} for run in runs]
+    parts = [*dict.fromkeys(name for one in weights for name in one)]
     return {
         "title": " against ".join(run.label for run in runs),
         "runs": [_about(run) for run in runs],
@@ -144,7 +145,7 @@ def page_data(runs: Sequence[RunFiles], largest: int = LARGEST) -> dict[str, Any
         "table": _table(runs),
         "curves": _curves(runs),
         "weights": weights,
-        "labels": dict(zip(weights, header_of([*weights])[1:], strict=True)),
+        "labels": dict(zip(parts, header_of(parts)[1:], strict=True)),
         "goals": goals.entries,
         "items": kept,
         "leftOut": sum(map(_size, items)) - sum(map(_size, kept)),

@@ -10,6 +10,7 @@ model for that: no end too early, no message that repeats another or copies out 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, Unfit, ask
@@ -55,8 +56,8 @@ class UserLM:
         self.problems.update(f"user_{kind}" for kind in answer.problems)
         if answer.value is None:
             self.problems["user_invalid"] += 1
-            return UserTurn("", invalid(answer.problems[-1]))
-        return answer.value
+            return UserTurn("", invalid(answer.problems[-1]), refused=answer.refused)
+        return replace(answer.value, refused=answer.refused)
 
     def read(self, conversation: Conversation, text: str) -> UserTurn:
         """The user's turn in a raw reply. What stands before the end token is not said: it may be a farewell.

@@ -58,6 +58,7 @@ class RunFolder:
         samples: Futures of a candidate.
         say: (who, draws) -> a message.
         finished: Whether it has its results.
+        overrides: Further ones of its config.
     """
 
     def __init__(
@@ -71,10 +72,14 @@ class RunFolder:
         samples: int = 2,
         say: Say = spoken,
         finished: bool = True,
+        overrides: Sequence[str] = (),
     ) -> None:
         self.folder, self.say, self.candidates, self.samples = folder, say, candidates, samples
         self.draws = np.random.default_rng(seed)
-        overrides = [f"seed={seed}", f"sampler.group_size={candidates}", f"sampler.num_samples={samples}"]
+        overrides = [
+            *(f"seed={seed}", f"sampler.group_size={candidates}", f"sampler.num_samples={samples}"),
+            *overrides,
+        ]
         self.config: Config = load_config("train", ["experiment=doc_edit", *overrides], str(folder))
         self.splits = load_splits(self.config.task)
         folder.mkdir(parents=True)

@@ -10,11 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from composing import load_config
 from run_folder import RunFolder, data_of, spoken
 
+from collab.app.evaluate import write_page
 from collab.reports.report import main, write_report
 from collab.reports.run_data import page_data, read_run
 from collab.util.errors import BadInput
@@ -214,6 +217,26 @@ def test_a_damaged_line_is_named(folder, tmp_path):
         read_run(broken)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("transcripts.jsonl", "{broken\n", "BadInput: {run}/transcripts.jsonl, line 1: not JSON"),
+        ("transcripts.jsonl", '{"phase": "test"}\n', "KeyError: 'goal'"),
+        ("report.html/file", "", "IsADirectoryError: "),
+    ],
+)
+def test_a_finished_run_ends_well_without_its_page(name, content, told, folder, tmp_path):
+    run = shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(content)
+    said: list[str] = []
+    progress: Any = SimpleNamespace(say=said.append)
+    write_page(load_config("train", ["experiment=doc_edit"], str(run)), progress)
+    assert said[0].startswith(f"         report: not written ({told.format(run=run)}")
+    assert said[0].endswith(f"); `collab report {run}` writes it again")
+    assert (run / "results.json").is_file()
+
+
 # --- the page in a browser -------------------------------------------------------------------------------------------
 
 
@@ -269,7 +292,7 @@ def test_a_tree_shows_best_and_worst_and_what_made_the_difference(browser, page_
             assert candidate["reply"]["text"] in text and f"MR {candidate['mr']:.3f}" in text
             assert f"advantage {candidate['advantage']:+.3f}" in text
             assert candidate["futures"][0]["messages"][-1]["text"] in text
-        weights = data["weights"]
+        weights = data["weights"][0]
 
         def value(candidate: Any, part: str) -> float:
             return sum(future["parts"][part] for future in candidate["futures"]) / 2
@@ -303,6 +326,30 @@ def test_base_and_trained_stand_side_by_side_on_the_same_goal(browser, page_file
         assert better in left.get_attribute("class") and worse in right.get_attribute("class")
         page.locator("#detail .side select").first.select_option(label="trained")
         assert trained["messages"][2]["text"] in page.locator("#detail .side").first.inner_text()
+
+
+@browses
+def test_each_of_two_runs_is_weighed_with_its_own_weights(browser, folder, tmp_path):
+    other = ("task.metrics.coverage.weight=3.0", "task.metrics.bleu.weight=0.0")
+    second = RunFolder(tmp_path / "second", goals=1, steps=1, overrides=other).folder
+    page_file = write_report([folder, second], tmp_path / "page.html")
+    found = data_of(page_file)
+    first, then = found["weights"]
+    assert first["coverage"] == 2.0 and (then["coverage"], then["bleu"]) == (3.0, 0.0)
+    variants = found["items"][0]["variants"]
+    one, two = variants[1], variants[3]
+    assert (one["run"], two["run"]) == (0, 1)
+    gains = {part: then[part] * two["parts"][part] - first[part] * one["parts"][part] for part in one["parts"]}
+    assert sum(gains.values()) == pytest.approx(two["reward"] - one["reward"])
+    with opened(browser, page_file) as page:
+        rows = [row.inner_text().split("\t") for row in page.locator("#detail .parts tbody tr").all()]
+        assert {row[0]: row[-1] for row in rows} == {found["labels"][part]: f"{g:+.3f}" for part, g in gains.items()}
+        assert ["2 and 3"] == [row[1] for row in rows if row[0] == "coverage"]
+        largest = max(gains, key=lambda part: gains[part] * (two["reward"] - one["reward"]))
+        assert f"{found['labels'][largest]} ({gains[largest]:+.3f})" in page.locator("#detail").inner_text()
+        page.select_option("#phase", "train")
+        page.select_option("#run", "1")
+        assert "3" in [row.inner_text().split("\t")[1] for row in page.locator("#detail .parts tbody tr").all()]
 
 
 @browses

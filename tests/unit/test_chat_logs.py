@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from collab.conversation import Goal, Group
 from collab.datamodules.chat_logs import NOBODY_KNOWS, held_out, scrubber, user_groups
+from collab.datamodules.synthesis_folder import DATASET
 from collab.parsing.intents import END, intent_of
 from collab.util.errors import BadInput
 
@@ -71,10 +73,29 @@ def test_schemas_of_public_logs(tmp_path: Path, row: dict[str, Any]) -> None:
 
 
 def test_the_data_of_a_synthesis_give_the_path_of_the_best_reply(tmp_path: Path) -> None:
-    groups, _ = user_groups(write(tmp_path, NESTED), {})
+    groups, _ = user_groups(write(tmp_path, {**NESTED, "ended_by": "satisfied"}), {})
     assert learned(groups) == ["a poem pls", "the sea", END]
     assert groups[-1].context.assistant_texts == ["About what?", "Waves."]
     assert "A poem about the sea." in groups[0].context.system_prompt
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "left"),
+    [("satisfied", True), ("patience", True), ("max_turns", False), ("context_full", False), (None, False)],
+)
+@pytest.mark.parametrize("saved", [False, True])
+def test_of_a_synthesis_the_end_is_learned_only_where_the_user_left(
+    tmp_path: Path, ended_by: str | None, left: bool, saved: bool
+) -> None:
+    rows = [NESTED, {**NESTED, "conv_id": "d", "ended_by": ended_by}]
+    source = write(tmp_path, *rows)
+    if saved:
+        datasets.Dataset.from_list([{"ended_by": None, **row} for row in rows]).save_to_disk(tmp_path / DATASET)
+        source = tmp_path
+    groups, _ = user_groups(source, {})
+    assert learned(groups) == ["a poem pls", "the sea"] * 2 + [END] * left
+    groups, _ = user_groups(write(tmp_path, {**rows[1], "conv_id": None}), {})
+    assert learned(groups) == ["a poem pls", "the sea"] + [END] * left
 
 
 def test_without_an_intent_the_first_message_is_not_learned(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from templates import all_of, by_rules, of_bytes
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from collab.conversation import Message
 from collab.lm.chat_format import ChatFormat
 from collab.lm.template_trial import try_template
 from collab.lm.user_template import speak_as_user
+from collab.parsing.intents import END
 from collab.util.errors import BadInput
 
 PUBLISHED = (  # as the repository of microsoft/UserLM-8b has it: no BOS, no line end behind the last header
@@ -59,6 +61,33 @@ def test_the_end_of_a_message_is_where_the_next_prompt_goes_on(published: Any) -
     sampled = [*format.encode(CHAT[:3])[0], *format.encode_reply("the sea")]
     whole, boundaries = format.encode(CHAT)
     assert whole[: len(sampled)] == sampled and boundaries[-1] == len(sampled) - 1
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("template", ["published", "exchanged"])
+def test_the_end_of_a_chat_is_one_token_that_is_read_again(base: Any, template: str, special: bool) -> None:
+    if template == "published":
+        tokenizer = of_bytes(base, PUBLISHED, HEADERS, "<|eot_id|>")
+    else:
+        tokenizer = of_bytes(base, base.chat_template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
+        speak_as_user(tokenizer)
+    tokenizer.add_tokens([AddedToken(END, special=special, normalized=False)], special_tokens=special)
+    format, end = ChatFormat(tokenizer), tokenizer.convert_tokens_to_ids(END)
+    ids = format.encode_reply(END)
+    assert ids[-2:] == [end, format.end] and ids.count(end) == 1
+    assert tokenizer.decode(ids).strip() == f"{END}{tokenizer.eos_token}"
+    assert format.decode(ids) == END and format.decode(ids[:-1]) == END
+    assert format.decode([*format.encode_reply("ok bye", cut=True), end, format.end]) == f"ok bye{END}"
+    assert (end in format.control) == special
+    if special:  # within a text it is ordinary text, and the assistant cannot write it
+        assert end not in format.encode_reply(f"I typed {END}")
+        assert end not in format.encode([*CHAT[:2], Message("assistant", END)])[0]
+
+
+def test_an_assistant_does_not_write_the_end_of_a_chat(base: Any) -> None:
+    tokenizer = of_bytes(base, base.chat_template, ["<|im_start|>", "<|im_end|>", END], "<|im_end|>")
+    format, end = ChatFormat(tokenizer), tokenizer.convert_tokens_to_ids(END)
+    assert end not in format.encode_reply(END) and format.decode([end, format.end]) == ""
 
 
 def test_a_template_with_the_roles_exchanged_opens_a_message_of_the_user(base: Any) -> None:

@@ -83,11 +83,11 @@ def test_the_end_token_ends_the_chat_where_there_is_a_reason(conversation: Conve
 def test_a_refused_message_is_drawn_again_without_a_word(kind: str, said: str, conversation: Conversation) -> None:
     model = answering(said, "about the kiln")
     turn, user = respond(model, conversation)
-    assert turn == UserTurn("about the kiln")
+    assert turn == UserTurn("about the kiln", refused=((kind, said),))
     assert {name: count for name, count in user.problems.items() if count} == {f"user_{kind}": 1}
     assert model.asked[0][0] == model.asked[1][0] and model.requests[0] != model.requests[1]
     turn, user = respond(answering(said), conversation, retries=1)
-    assert turn == UserTurn("", f"invalid: {kind}") and user.problems["user_invalid"] == 1
+    assert turn == UserTurn("", f"invalid: {kind}", refused=((kind, said),) * 2) and user.problems["user_invalid"] == 1
 
 
 def test_later_messages_may_tell_what_was_asked() -> None:
@@ -97,7 +97,7 @@ def test_later_messages_may_tell_what_was_asked() -> None:
 
 def test_a_model_that_fails_costs_the_conversation() -> None:
     turn, user = respond(answering(None), ASKED)
-    assert turn == UserTurn("", "invalid: failed") and user.problems["user_failed"] == 1
+    assert turn == UserTurn("", "invalid: failed", refused=(("failed", ""),)) and user.problems["user_failed"] == 1
 
 
 def test_a_foreign_word_within_a_message_is_none() -> None:

@@ -1,5 +1,5 @@
 "use strict";
-// The data (collab/reports/run_data.py): runs, table, curves, weights (part of R* -> weight), labels (part -> its title), goals, items.
+// The data (collab/reports/run_data.py): runs, table, curves, weights (of each run: part of R* -> weight), labels (part -> its title), goals, items.
 // An item has phase "test" or "validation" and variants (conversations), or phase "train" and context, candidates.
 // A conversation: reward (R*), parts, end, messages {role, text, tokens, cut, thought, refused, lengths, logprobs}.
 // All text of a run goes into the page as text nodes, never as HTML.
@@ -60,7 +60,7 @@ const METRICS = (() => {
 
 for (const [index, item] of data.items.entries()) {
   item.index = index;
-  for (const candidate of item.candidates || []) for (const future of candidate.futures) future.reply = candidate.reply;
+  for (const candidate of item.candidates || []) for (const future of candidate.futures) Object.assign(future, { reply: candidate.reply, run: item.run });
 }
 
 function words(item) {
@@ -230,12 +230,22 @@ const conversationBox = (c, messages) => [(messages || c.messages).map((message)
 
 // --- why one earned more -------------------------------------------------------------------------------------------
 
+/** The weight of a part of R* in the run of these conversations. */
+const weightOf = (list, part) => data.weights[list[0].run][part] ?? 0;
+
+/** What a part adds to R*: its mean times its weight. null if it has a weight and no value. */
+function share(list, part) {
+  const weight = weightOf(list, part), value = mean(list, part);
+  return weight && value === null ? null : weight * value;
+}
+
 /** Parts of R* on the left and on the right, and what each difference adds to R*; the largest are highlighted. */
 function partsTable(left, right, names, total, sign) {
   const parts = [...new Set([...left, ...right].flatMap((c) => Object.keys(c.parts)))];
   const rows = parts.map((part) => {
-    const [a, b, weight] = [mean(left, part), mean(right, part), data.weights[part] ?? 0];
-    return { part, a, b, weight, gain: a === null || b === null ? null : sign * weight * (a - b) };
+    const [one, other] = [share(left, part), share(right, part)];
+    const weights = [...new Set([weightOf(left, part), weightOf(right, part)])];
+    return { part, a: mean(left, part), b: mean(right, part), weight: weights.some(Boolean) && weights.join(" and "), gain: one === null || other === null ? null : sign * (one - other) };
   });
   rows.sort((x, y) => Math.abs(y.gain ?? -1) - Math.abs(x.gain ?? -1));
   const largest = Math.max(...rows.map((row) => Math.abs(row.gain ?? 0)));
@@ -246,7 +256,7 @@ function partsTable(left, right, names, total, sign) {
     make("tbody", {}, rows.map((row) => {
       const much = row.gain !== null && Math.abs(row.gain) > 1e-9 && Math.abs(row.gain) >= largest / 2;
       return make("tr", { className: much ? "much" : row.weight ? "" : "none" }, make("td", {}, plain(row.part)),
-        make("td", {}, row.weight ? String(row.weight) : "measured only"), make("td", {}, number(row.a)), make("td", {}, number(row.b)),
+        make("td", {}, row.weight || "measured only"), make("td", {}, number(row.a)), make("td", {}, number(row.b)),
         make("td", { className: row.gain > 0 ? "up" : row.gain < 0 ? "down" : "" }, row.weight ? signed(row.gain) : ""));
     })),
     make("tfoot", {}, make("tr", {}, make("td", {}, total), make("td", {}), make("td", {}, number(a)), make("td", {}, number(b)),
@@ -258,9 +268,9 @@ function reason(one, other, first, second) {
   const [a, b] = [mean(one, "reward"), mean(other, "reward")];
   if (a === null || b === null) return "A side has no R*.";
   if (Math.abs(a - b) < 1e-9) return "Both earned the same.";
-  const gains = Object.entries(data.weights).filter(([, weight]) => weight).map(([part, weight]) => {
-    const [x, y] = [mean(one, part), mean(other, part)];
-    return [part, x === null || y === null ? 0 : weight * (x - y)];
+  const gains = Object.keys(data.labels).map((part) => {
+    const [x, y] = [share(one, part), share(other, part)];
+    return [part, x === null || y === null ? 0 : x - y];
   }).filter(([, gain]) => gain * (a - b) > 0).sort((x, y) => Math.abs(y[1]) - Math.abs(x[1]));
   const told = gains.slice(0, 2).map(([part, gain]) => `${plain(part)} (${signed(gain)})`).join(" and ");
   return `${a > b ? first : second} earned ${Math.abs(a - b).toFixed(3)} more${told ? `, most of all by ${told}` : ""}.`;
