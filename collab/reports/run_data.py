@@ -7,7 +7,8 @@ candidate's futures, and differences between two runs.
 An item of the page is either
 
 - a group: a context of a training step, its candidates and their futures; or
-- a goal of a test or a validation, with one conversation per policy, or per step for a validation.
+- a goal of a test or a validation, with one conversation per policy, or per step for a validation. Each user of
+  `evaluation.users` has items of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from collab.reports.merge import read_results
 from collab.reports.plots import QUANTITIES, read_curves
-from collab.reports.results import PolicyScores, baseline_of, summarise
+from collab.reports.results import PolicyScores, baseline_of, summarise, summarise_rows, user_of
 from collab.reports.tables import columns_of, estimate_cell, header_of, num_goals_of
 from collab.util.diff import changes
 from collab.util.errors import BadInput
@@ -85,7 +86,7 @@ def read_run(folder: Path, label: str = "") -> RunFiles:
         results = read_results(folder / "results.json")
     else:
         baseline = config["evaluation"]["baseline"]
-        results = summarise(state["scores"], baseline=baseline, seed=config["seed"], aggregates={})
+        results = summarise_rows(state["scores"], baseline=baseline, seed=config["seed"], aggregates={})
     problems: dict[str, Counter[str]] = {}
     for path in sorted(folder.glob("problems*.json")):
         for phase, counts in json.loads(path.read_bytes()).items():
@@ -197,8 +198,9 @@ def _table(runs: Sequence[RunFiles]) -> dict[str, Any]:
     }
     columns, num_goals = columns_of(labelled), num_goals_of(labelled)
     if len(runs) == 1:
-        base = baseline_of(runs[0].results)
-        differences = {f"{name} − {base}": row for name, row in runs[0].results.get("difference", {}).items()}
+        results = runs[0].results
+        compared = results.get("difference", {}).items()
+        differences = {f"{name} − {baseline_of(results, name)}": row for name, row in compared}
     else:
         differences = _between(runs)
 
@@ -324,9 +326,11 @@ def _goal_items(runs: Sequence[RunFiles], goals: _Goals) -> list[Item]:
             played[phase, who, goal] += 1
             index = goals.place(run, phase, goal)
             # A validation belongs to its run; the tests of both runs stand side by side.
-            place = (phase, index, sample, number if phase == "validation" else 0)
+            owner, user = (number, "") if phase == "validation" else (0, user_of(who))
+            place = (phase, index, sample, owner, user)
             if place not in items:
-                items[place] = {"phase": phase, "run": place[3], "goal": index, "sample": sample, "variants": []}
+                head = {"phase": phase, "run": owner, "goal": index, "sample": sample, "user": user}
+                items[place] = {**head, "variants": []}
             name = _named(run, who, runs) if phase == "test" else who
             items[place]["variants"].append({"name": name, "run": number, **_conversation(record)})
     return sorted(items.values(), key=lambda item: item["phase"] != "test")

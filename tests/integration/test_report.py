@@ -150,6 +150,28 @@ def test_two_runs_are_compared_goal_by_goal(folder, tmp_path):
     assert {item["run"] for item in found["items"] if item["phase"] == "train"} == {0, 1}
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_each_user_of_an_evaluation_has_its_baseline_and_its_conversations(finished, tmp_path):
+    run = RunFolder(tmp_path / "run", goals=2, steps=1, users=["blunt"])
+    if not finished:
+        (run.folder / "results.json").unlink()
+    found = page_data([read_run(run.folder)])
+    rows = {row["label"]: row["cells"] for row in found["table"]["rows"]}
+    assert list(rows) == [
+        *("base", "trained", "base@blunt", "trained@blunt"),
+        *("trained − base", "trained@blunt − base@blunt"),
+    ]
+    scores = json.loads((run.folder / "run.json").read_text())["scores"]
+    base, trained = scores["base@blunt"]["reward"], scores["trained@blunt"]["reward"]
+    by_hand = sum(trained[goal][0] - base[goal][0] for goal in base) / 2
+    assert rows["trained@blunt − base@blunt"][0]["mean"] == f"{by_hand:+.3f}"
+    items = [item for item in found["items"] if item["phase"] == "test"]
+    assert [(item["user"], item["goal"], [v["name"] for v in item["variants"]]) for item in items] == [
+        *[("", goal, ["base", "trained"]) for goal in (0, 1)],
+        *[("blunt", goal, ["base@blunt", "trained@blunt"]) for goal in (0, 1)],
+    ]
+
+
 def test_an_unfinished_run_has_a_page_too(tmp_path):
     folder = RunFolder(tmp_path / "run", finished=False).folder
     with (folder / "transcripts.jsonl").open("a") as file:
@@ -326,6 +348,18 @@ def test_base_and_trained_stand_side_by_side_on_the_same_goal(browser, page_file
         assert better in left.get_attribute("class") and worse in right.get_attribute("class")
         page.locator("#detail .side select").first.select_option(label="trained")
         assert trained["messages"][2]["text"] in page.locator("#detail .side").first.inner_text()
+
+
+@browses
+def test_rows_of_a_further_user_stand_side_by_side(browser, tmp_path):
+    run = RunFolder(tmp_path / "run", goals=1, steps=1, users=["blunt"])
+    with opened(browser, write_report([run.folder])) as page:
+        entries = page.locator("#list button")
+        assert "test · user blunt · 2 conversations" in entries.nth(1).text_content()
+        entries.nth(1).click()
+        chosen = "(boxes) => boxes.map((box) => box.selectedOptions[0].text)"
+        assert page.locator("#detail .side select").evaluate_all(chosen) == ["base@blunt", "trained@blunt"]
+        assert page.locator("#detail h3").first.inner_text().endswith(", user blunt")
 
 
 @browses
