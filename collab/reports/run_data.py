@@ -228,12 +228,25 @@ def _named(run: RunFiles, policy: str, runs: Sequence[RunFiles]) -> str:
 
 
 def _between(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """Label -> metric -> estimate: each policy of both runs, the second run's minus the first run's, paired by goal."""
+    """Label -> metric -> estimate: each policy of both runs, the second run's minus the first run's, paired by goal.
+
+    A goal that is not the same in both, although its id is, has no pair.
+    """
     first, second = runs
+
+    def same(goal: str) -> bool:
+        return _goal(first, "test", goal) == _goal(second, "test", goal)
+
+    def shared(scores: PolicyScores) -> PolicyScores:
+        return {metric: {goal: goals[goal] for goal in filter(same, goals)} for metric, goals in scores.items()}
+
     found = {}
     for policy in first.state["scores"]:
         if policy in second.state["scores"]:
-            scores: dict[str, PolicyScores] = {"1": first.state["scores"][policy], "2": second.state["scores"][policy]}
+            scores: dict[str, PolicyScores] = {
+                "1": first.state["scores"][policy],
+                "2": shared(second.state["scores"][policy]),
+            }
             both = summarise(scores, baseline="1", seed=first.config["seed"], aggregates={})
             found[f"{policy}: {second.label} − {first.label}"] = both["difference"]["2"]
     return found
@@ -294,6 +307,12 @@ def _conversation(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _goal(run: RunFiles, phase: str, goal: str) -> dict[str, Any]:
+    """A goal as the page shows it."""
+    known = run.goals.get((phase, goal), {})
+    return {"id": goal, **{name: known[name] for name in ("prompt", "reference", "metadata") if known}}
+
+
 class _Goals:
     """The goals of a page, each once. A goal that both runs have is the same only if all of it is."""
 
@@ -303,10 +322,8 @@ class _Goals:
 
     def place(self, run: RunFiles, phase: str, goal: str) -> int:
         """Place of a goal in `entries`, where it is put if it is not there."""
-        entry: dict[str, Any] = {"id": goal}
-        if known := run.goals.get((phase, goal)):
-            entry |= {name: known[name] for name in ("prompt", "reference", "metadata")}
-        place = self._places.setdefault(json.dumps(entry), len(self.entries))
+        entry = _goal(run, phase, goal)
+        place = self._places.setdefault(json.dumps(entry, sort_keys=True), len(self.entries))
         if place == len(self.entries):
             self.entries.append(entry)
         return place

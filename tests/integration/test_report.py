@@ -150,6 +150,23 @@ def test_two_runs_are_compared_goal_by_goal(folder, tmp_path):
     assert {item["run"] for item in found["items"] if item["phase"] == "train"} == {0, 1}
 
 
+def test_goals_of_one_id_that_differ_are_no_pair(folder, tmp_path):
+    second = RunFolder(tmp_path / "second", seed=2).folder
+    goals = [json.loads(line) for line in (second / "goals.jsonl").read_text().splitlines()]
+    changed = next(goal for goal in goals if goal["phase"] == "test")
+    changed["reference"] += " And more."
+    (second / "goals.jsonl").write_text("".join(json.dumps(goal) + "\n" for goal in goals))
+    found = page_data([read_run(folder), read_run(second)])
+    first, then = (
+        json.loads((run / "run.json").read_text())["scores"]["trained"]["reward"] for run in (folder, second)
+    )
+    by_hand = sum(then[goal][0] - first[goal][0] for goal in first if goal != changed["id"]) / 2
+    cell = found["table"]["rows"][-1]["cells"][0]
+    assert cell["mean"] == f"{by_hand:+.3f}" and cell["interval"].endswith(" n=2")
+    tests = [item for item in found["items"] if item["phase"] == "test"]
+    assert [len(item["variants"]) for item in tests] == [2, 4, 4, 2]
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_each_user_of_an_evaluation_has_its_baseline_and_its_conversations(finished, tmp_path):
     run = RunFolder(tmp_path / "run", goals=2, steps=1, users=["blunt"])
