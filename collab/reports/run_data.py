@@ -31,7 +31,7 @@ from collab.reports.tables import columns_of, estimate_cell, header_of, num_goal
 from collab.util.diff import changes
 from collab.util.errors import BadInput
 
-LARGEST = 14_000_000  # bytes of conversations in a page
+LARGEST = 14_000_000  # bytes of conversations and their goals in a page
 
 Item = dict[str, Any]
 
@@ -121,6 +121,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             raise BadInput(f"{path}, line {number}: not JSON ({error}). Delete that line and try again.") from error
 
 
+def as_json(value: Any) -> str:
+    """JSON as it is in a page. No `<` is in it, so no text of a run can end the script element around it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -129,14 +134,17 @@ def page_data(runs: Sequence[RunFiles], largest: int = LARGEST) -> dict[str, Any
 
     Args:
         runs: One, or two to be compared.
-        largest: Bytes that the items may take. Those of training steps are left out first, so that the steps that stay
-            are spread evenly over the run.
+        largest: Bytes that the items and their goals may take. Those of training steps are left out first, so that the
+            steps that stay are spread evenly over the run.
     """
     goals = _Goals()
     items = _goal_items(runs, goals)
     for number, run in enumerate(runs):
         items += _group_items(number, run, goals)
-    kept = _within(items, largest)
+    kept = _within(items, goals.entries, largest)
+    left_out = _conversations(items) - _conversations(kept)
+    used = list(dict.fromkeys(item["goal"] for item in kept))
+    places = {goal: place for place, goal in enumerate(used)}
     weights = [{name: entry["weight"] for name, entry in run.config["task"]["metrics"].items()} for run in runs]
     parts = [*dict.fromkeys(name for one in weights for name in one)]
     return {
@@ -147,9 +155,9 @@ def page_data(runs: Sequence[RunFiles], largest: int = LARGEST) -> dict[str, Any
         "curves": _curves(runs),
         "weights": weights,
         "labels": dict(zip(parts, header_of(parts)[1:], strict=True)),
-        "goals": goals.entries,
-        "items": kept,
-        "leftOut": sum(map(_size, items)) - sum(map(_size, kept)),
+        "goals": [goals.entries[goal] for goal in used],
+        "items": [{**item, "goal": places[item["goal"]]} for item in kept],
+        "leftOut": dict(left_out),
     }
 
 
@@ -408,25 +416,36 @@ def _candidate(records: Sequence[dict[str, Any]], turn: int) -> dict[str, Any]:
     }
 
 
-def _size(item: Item) -> int:
-    """Conversations in an item."""
-    if item["phase"] == "train":
-        return sum(len(candidate["futures"]) for candidate in item["candidates"])
-    return len(item["variants"])
+def _conversations(items: Sequence[Item]) -> Counter[str]:
+    """Phase -> conversations in its items."""
+    found: Counter[str] = Counter()
+    for item in items:
+        variants = item["variants"] if "variants" in item else [f for c in item["candidates"] for f in c["futures"]]
+        found[item["phase"]] += len(variants)
+    return found
 
 
-def _within(items: Sequence[Item], largest: int) -> list[Item]:
+def _within(items: Sequence[Item], goals: Sequence[Mapping[str, Any]], largest: int) -> list[Item]:
     """The items that fit, in their order: tests and validations first, then training steps spread over the run."""
     steps = _spread(sorted({item["step"] for item in items if item["phase"] == "train"}))
     rank = {step: place for place, step in enumerate(steps, start=1)}
     order = sorted(range(len(items)), key=lambda place: rank[items[place]["step"]] if "step" in items[place] else 0)
-    kept, used = set(), 0
+    kept, used, counted = set(), 0, set()
     for place in order:
-        used += len(json.dumps(items[place], ensure_ascii=False).encode(errors="replace"))
+        item = items[place]
+        used += _bytes(item)
+        if item["goal"] not in counted:  # it is in the page once
+            counted.add(item["goal"])
+            used += _bytes(goals[item["goal"]])
         if used > largest:
             break
         kept.add(place)
     return [item for place, item in enumerate(items) if place in kept]
+
+
+def _bytes(value: Any) -> int:
+    """Of a value in a page, with the comma behind it."""
+    return len(as_json(value).encode(errors="replace")) + 1
 
 
 def _spread(steps: Sequence[int]) -> list[int]:

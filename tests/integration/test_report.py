@@ -18,8 +18,8 @@ from composing import load_config
 from run_folder import RunFolder, data_of, spoken
 
 from collab.app.evaluate import write_page
-from collab.reports.report import main, write_report
-from collab.reports.run_data import page_data, read_run
+from collab.reports.report import main, render, write_report
+from collab.reports.run_data import as_json, page_data, read_run
 from collab.util.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -118,17 +118,35 @@ def test_curves_count_steps_as_the_trees_do(data):
     assert curves["loss"]["main"] is False
 
 
+def bytes_of(data: dict[str, Any], items: list[dict[str, Any]]) -> int:
+    """Items and their goals, each with a comma, in a page."""
+    goals = [data["goals"][place] for place in {item["goal"] for item in items}]
+    return sum(len(as_json(value).encode()) + 1 for value in [*items, *goals])
+
+
 def test_of_a_large_run_tests_stay_and_training_steps_that_are_spread(tmp_path):
-    run = read_run(RunFolder(tmp_path / "large", goals=1, steps=9, candidates=2, samples=1).folder)
+    tags = lambda who, draws: f"<b>{spoken(who, draws)}</b>"  # noqa: E731 - each < takes six bytes
+    run = read_run(RunFolder(tmp_path / "large", goals=1, steps=9, candidates=2, samples=1, say=tags).folder)
     whole = page_data([run])
-    sizes = [len(json.dumps(item, ensure_ascii=False)) for item in whole["items"] if item["phase"] == "train"]
-    fixed = sum(len(json.dumps(item, ensure_ascii=False)) for item in whole["items"] if item["phase"] != "train")
-    part = page_data([run], largest=fixed + int(3.5 * max(sizes)))
+    trees = [item for item in whole["items"] if item["phase"] == "train"]
+    fixed = [item for item in whole["items"] if item["phase"] != "train"]
+    spread = [*fixed, *(tree for tree in trees if tree["step"] in (1, 5, 9))]
+    part = page_data([run], largest=bytes_of(whole, spread))
     assert [item["step"] for item in part["items"] if item["phase"] == "train"] == [1, 5, 9]
-    assert [item for item in part["items"] if item["phase"] != "train"] == [
-        item for item in whole["items"] if item["phase"] != "train"
-    ]
-    assert (whole["leftOut"], part["leftOut"]) == (0, 12)
+    assert [item for item in part["items"] if item["phase"] != "train"] == fixed
+    assert (whole["leftOut"], part["leftOut"]) == ({}, {"train": 12})
+    assert [part["goals"][item["goal"]] for item in part["items"]] == [whole["goals"][i["goal"]] for i in spread]
+    assert {item["goal"] for item in part["items"]} == set(range(len(part["goals"]))), "the other goals are left out"
+    less = page_data([run], largest=bytes_of(whole, spread) - 1)
+    assert [item["step"] for item in less["items"] if item["phase"] == "train"] == [1, 9]
+
+
+def test_of_a_run_that_is_too_large_without_training_steps_the_page_says_so(folder):
+    run = read_run(folder)
+    whole = page_data([run])
+    part = page_data([run], largest=bytes_of(whole, whole["items"][:2]))
+    assert part["items"] == whole["items"][:2]
+    assert part["leftOut"] == {"test": 2, "validation": 10, "train": 36}
 
 
 def test_two_runs_are_compared_goal_by_goal(folder, tmp_path):
@@ -365,6 +383,19 @@ def test_base_and_trained_stand_side_by_side_on_the_same_goal(browser, page_file
         assert better in left.get_attribute("class") and worse in right.get_attribute("class")
         page.locator("#detail .side select").first.select_option(label="trained")
         assert trained["messages"][2]["text"] in page.locator("#detail .side").first.inner_text()
+
+
+@browses
+def test_the_page_says_what_it_leaves_out(browser, folder, tmp_path):
+    run = read_run(folder)
+    page_file = tmp_path / "page.html"
+    page_file.write_text(render(page_data([run], largest=20_000)), encoding="utf-8")
+    told = "Further conversations are only in transcripts.jsonl, since the page would be too large: "
+    left_out = data_of(page_file)["leftOut"]
+    assert left_out["train"] == 36
+    with opened(browser, page_file) as page:
+        said = page.locator("#count").inner_text()
+        assert told in said and said.endswith(f"{left_out['train']} of training steps.")
 
 
 @browses

@@ -1,5 +1,6 @@
 "use strict";
-// The data (collab/reports/run_data.py): runs, table, curves, weights (of each run: part of R* -> weight), labels (part -> its title), goals, items.
+// The data (collab/reports/run_data.py): runs, table, curves, weights (of each run: part of R* -> weight), labels (part -> its title), goals, items,
+// leftOut (phase -> conversations that are not in the page).
 // An item has phase "test" or "validation", user (of evaluation.users, "" is the config's own) and variants (conversations), or phase "train" and context, candidates.
 // A conversation: reward (R*), parts, end, messages {role, text, tokens, cut, thought, refused, lengths, logprobs}.
 // All text of a run goes into the page as text nodes, never as HTML.
@@ -400,7 +401,9 @@ function apply() {
     filtered.sort((a, b) => (worth.get(a) === null) - (worth.get(b) === null) || sign * (worth.get(a) - worth.get(b)));
   }
   const count = filtered.reduce((sum, item) => sum + conversations(item).length, 0);
-  const left = data.leftOut ? ` ${data.leftOut} further conversations of training steps are only in transcripts.jsonl: the page would be too large.` : "";
+  const phases = { test: "the test", validation: "validations", train: "training steps" };
+  const further = Object.entries(data.leftOut).map(([phase, n]) => `${n} of ${phases[phase]}`).join(", ");
+  const left = further && ` Further conversations are only in transcripts.jsonl, since the page would be too large: ${further}.`;
   byId("count").textContent = `${filtered.length} of ${data.items.length} entries, ${count} conversations.${left}`;
   byId("list").replaceChildren();
   made = 0;
