@@ -12,7 +12,6 @@ import argparse
 import base64
 import hashlib
 import html
-import json
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from collab.reports.run_data import page_data, read_run
+from collab.reports.run_data import as_json, page_data, read_run
 from collab.util.errors import BadInput
 from collab.util.files import naming
 
@@ -40,7 +39,7 @@ def render(data: Any) -> str:
         "style_hash": _hash(style),
         "script": script,
         "script_hash": _hash(script),
-        "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": as_json(data),
     }
     # In one pass, so that what is put in is not searched for further places.
     return re.sub(rf"\{{({'|'.join(parts)})\}}", lambda place: parts[place[1]], page)

@@ -7,7 +7,8 @@ candidate's futures, and differences between two runs.
 An item of the page is either
 
 - a group: a context of a training step, its candidates and their futures; or
-- a goal of a test or a validation, with one conversation per policy, or per step for a validation.
+- a goal of a test or a validation, with one conversation per policy, or per step for a validation. Each user of
+  `evaluation.users` has items of its own.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from collab.reports.merge import read_results
 from collab.reports.plots import QUANTITIES, read_curves
-from collab.reports.results import PolicyScores, baseline_of, summarise
+from collab.reports.results import PolicyScores, baseline_of, summarise, summarise_rows, user_of
 from collab.reports.tables import columns_of, estimate_cell, header_of, num_goals_of
 from collab.util.diff import changes
 from collab.util.errors import BadInput
 
-LARGEST = 14_000_000  # bytes of conversations in a page
+LARGEST = 14_000_000  # bytes of conversations and their goals in a page
 
 Item = dict[str, Any]
 
@@ -85,7 +86,7 @@ def read_run(folder: Path, label: str = "") -> RunFiles:
         results = read_results(folder / "results.json")
     else:
         baseline = config["evaluation"]["baseline"]
-        results = summarise(state["scores"], baseline=baseline, seed=config["seed"], aggregates={})
+        results = summarise_rows(state["scores"], baseline=baseline, seed=config["seed"], aggregates={})
     problems: dict[str, Counter[str]] = {}
     for path in sorted(folder.glob("problems*.json")):
         for phase, counts in json.loads(path.read_bytes()).items():
@@ -120,6 +121,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             raise BadInput(f"{path}, line {number}: not JSON ({error}). Delete that line and try again.") from error
 
 
+def as_json(value: Any) -> str:
+    """JSON as it is in a page. No `<` is in it, so no text of a run can end the script element around it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -128,14 +134,17 @@ def page_data(runs: Sequence[RunFiles], largest: int = LARGEST) -> dict[str, Any
 
     Args:
         runs: One, or two to be compared.
-        largest: Bytes that the items may take. Those of training steps are left out first, so that the steps that stay
-            are spread evenly over the run.
+        largest: Bytes that the items and their goals may take. Those of training steps are left out first, so that the
+            steps that stay are spread evenly over the run.
     """
     goals = _Goals()
     items = _goal_items(runs, goals)
     for number, run in enumerate(runs):
         items += _group_items(number, run, goals)
-    kept = _within(items, largest)
+    kept = _within(items, goals.entries, largest)
+    left_out = _conversations(items) - _conversations(kept)
+    used = list(dict.fromkeys(item["goal"] for item in kept))
+    places = {goal: place for place, goal in enumerate(used)}
     weights = [{name: entry["weight"] for name, entry in run.config["task"]["metrics"].items()} for run in runs]
     parts = [*dict.fromkeys(name for one in weights for name in one)]
     return {
@@ -146,9 +155,9 @@ def page_data(runs: Sequence[RunFiles], largest: int = LARGEST) -> dict[str, Any
         "curves": _curves(runs),
         "weights": weights,
         "labels": dict(zip(parts, header_of(parts)[1:], strict=True)),
-        "goals": goals.entries,
-        "items": kept,
-        "leftOut": sum(map(_size, items)) - sum(map(_size, kept)),
+        "goals": [goals.entries[goal] for goal in used],
+        "items": [{**item, "goal": places[item["goal"]]} for item in kept],
+        "leftOut": dict(left_out),
     }
 
 
@@ -197,8 +206,9 @@ def _table(runs: Sequence[RunFiles]) -> dict[str, Any]:
     }
     columns, num_goals = columns_of(labelled), num_goals_of(labelled)
     if len(runs) == 1:
-        base = baseline_of(runs[0].results)
-        differences = {f"{name} − {base}": row for name, row in runs[0].results.get("difference", {}).items()}
+        results = runs[0].results
+        compared = results.get("difference", {}).items()
+        differences = {f"{name} − {baseline_of(results, name)}": row for name, row in compared}
     else:
         differences = _between(runs)
 
@@ -226,12 +236,25 @@ def _named(run: RunFiles, policy: str, runs: Sequence[RunFiles]) -> str:
 
 
 def _between(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """Label -> metric -> estimate: each policy of both runs, the second run's minus the first run's, paired by goal."""
+    """Label -> metric -> estimate: each policy of both runs, the second run's minus the first run's, paired by goal.
+
+    A goal that is not the same in both, although its id is, has no pair.
+    """
     first, second = runs
+
+    def same(goal: str) -> bool:
+        return _goal(first, "test", goal) == _goal(second, "test", goal)
+
+    def shared(scores: PolicyScores) -> PolicyScores:
+        return {metric: {goal: goals[goal] for goal in filter(same, goals)} for metric, goals in scores.items()}
+
     found = {}
     for policy in first.state["scores"]:
         if policy in second.state["scores"]:
-            scores: dict[str, PolicyScores] = {"1": first.state["scores"][policy], "2": second.state["scores"][policy]}
+            scores: dict[str, PolicyScores] = {
+                "1": first.state["scores"][policy],
+                "2": shared(second.state["scores"][policy]),
+            }
             both = summarise(scores, baseline="1", seed=first.config["seed"], aggregates={})
             found[f"{policy}: {second.label} − {first.label}"] = both["difference"]["2"]
     return found
@@ -292,6 +315,12 @@ def _conversation(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _goal(run: RunFiles, phase: str, goal: str) -> dict[str, Any]:
+    """A goal as the page shows it."""
+    known = run.goals.get((phase, goal), {})
+    return {"id": goal, **{name: known[name] for name in ("prompt", "reference", "metadata") if known}}
+
+
 class _Goals:
     """The goals of a page, each once. A goal that both runs have is the same only if all of it is."""
 
@@ -301,10 +330,8 @@ class _Goals:
 
     def place(self, run: RunFiles, phase: str, goal: str) -> int:
         """Place of a goal in `entries`, where it is put if it is not there."""
-        entry: dict[str, Any] = {"id": goal}
-        if known := run.goals.get((phase, goal)):
-            entry |= {name: known[name] for name in ("prompt", "reference", "metadata")}
-        place = self._places.setdefault(json.dumps(entry), len(self.entries))
+        entry = _goal(run, phase, goal)
+        place = self._places.setdefault(json.dumps(entry, sort_keys=True), len(self.entries))
         if place == len(self.entries):
             self.entries.append(entry)
         return place
@@ -324,9 +351,11 @@ def _goal_items(runs: Sequence[RunFiles], goals: _Goals) -> list[Item]:
             played[phase, who, goal] += 1
             index = goals.place(run, phase, goal)
             # A validation belongs to its run; the tests of both runs stand side by side.
-            place = (phase, index, sample, number if phase == "validation" else 0)
+            owner, user = (number, "") if phase == "validation" else (0, user_of(who))
+            place = (phase, index, sample, owner, user)
             if place not in items:
-                items[place] = {"phase": phase, "run": place[3], "goal": index, "sample": sample, "variants": []}
+                head = {"phase": phase, "run": owner, "goal": index, "sample": sample, "user": user}
+                items[place] = {**head, "variants": []}
             name = _named(run, who, runs) if phase == "test" else who
             items[place]["variants"].append({"name": name, "run": number, **_conversation(record)})
     return sorted(items.values(), key=lambda item: item["phase"] != "test")
@@ -387,25 +416,36 @@ def _candidate(records: Sequence[dict[str, Any]], turn: int) -> dict[str, Any]:
     }
 
 
-def _size(item: Item) -> int:
-    """Conversations in an item."""
-    if item["phase"] == "train":
-        return sum(len(candidate["futures"]) for candidate in item["candidates"])
-    return len(item["variants"])
+def _conversations(items: Sequence[Item]) -> Counter[str]:
+    """Phase -> conversations in its items."""
+    found: Counter[str] = Counter()
+    for item in items:
+        variants = item["variants"] if "variants" in item else [f for c in item["candidates"] for f in c["futures"]]
+        found[item["phase"]] += len(variants)
+    return found
 
 
-def _within(items: Sequence[Item], largest: int) -> list[Item]:
+def _within(items: Sequence[Item], goals: Sequence[Mapping[str, Any]], largest: int) -> list[Item]:
     """The items that fit, in their order: tests and validations first, then training steps spread over the run."""
     steps = _spread(sorted({item["step"] for item in items if item["phase"] == "train"}))
     rank = {step: place for place, step in enumerate(steps, start=1)}
     order = sorted(range(len(items)), key=lambda place: rank[items[place]["step"]] if "step" in items[place] else 0)
-    kept, used = set(), 0
+    kept, used, counted = set(), 0, set()
     for place in order:
-        used += len(json.dumps(items[place], ensure_ascii=False).encode(errors="replace"))
+        item = items[place]
+        used += _bytes(item)
+        if item["goal"] not in counted:  # it is in the page once
+            counted.add(item["goal"])
+            used += _bytes(goals[item["goal"]])
         if used > largest:
             break
         kept.add(place)
     return [item for place, item in enumerate(items) if place in kept]
+
+
+def _bytes(value: Any) -> int:
+    """Of a value in a page, with the comma behind it."""
+    return len(as_json(value).encode(errors="replace")) + 1
 
 
 def _spread(steps: Sequence[int]) -> list[int]:

@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 from collab.app.evaluate import policy_scores
 from collab.app.resume import RunState
 from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
+from collab.config.policies import row_name
 from collab.config.schema import Config
 from collab.conversation import Candidate, Conversation, Goal, Group, Refusal, Reply, Score, Scored, Turn
 from collab.datamodules.base import GoalBatch
 from collab.datamodules.goals import load_splits
 from collab.modules.grpo import GRPO
-from collab.reports.results import summarise
+from collab.reports.results import summarise_rows
 from collab.util.files import write_json
 
 PARTS = ("coverage", "bleu", "token_penalty", "interactivity")
@@ -59,6 +60,7 @@ class RunFolder:
         say: (who, draws) -> a message.
         finished: Whether it has its results.
         overrides: Further ones of its config.
+        users: Names of `evaluation.users`.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class RunFolder:
         say: Say = spoken,
         finished: bool = True,
         overrides: Sequence[str] = (),
+        users: Sequence[str] = (),
     ) -> None:
         self.folder, self.say, self.candidates, self.samples = folder, say, candidates, samples
         self.draws = np.random.default_rng(seed)
@@ -87,13 +90,14 @@ class RunFolder:
         state = RunState(folder, "train")
         self.writer = _Writer(folder)
         for policy, bonus in (("base", 0.0), ("trained", 1.0)):
-            scored = [self.scored(goal, bonus) for goal in self.splits.test[:goals]]
-            self.writer.write(scored, phase="test", policy=policy)
-            if finished or policy == "base":
-                state.finish(policy, 1.0, policy_scores(scored))
+            for row in (row_name(policy, user) for user in ("", *users)):
+                scored = [self.scored(goal, bonus) for goal in self.splits.test[:goals]]
+                self.writer.write(scored, phase="test", policy=row)
+                if finished or policy == "base":
+                    state.finish(row, 1.0, policy_scores(scored))
         self.train(goals, steps)
         if finished:
-            results = summarise(state.scores, baseline="base", seed=seed, aggregates={})
+            results = summarise_rows(state.scores, baseline="base", seed=seed, aggregates={})
             config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
             write_json(folder / "results.json", {**results, "config": config, "seconds": state.seconds})
 

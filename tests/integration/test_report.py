@@ -18,8 +18,8 @@ from composing import load_config
 from run_folder import RunFolder, data_of, spoken
 
 from collab.app.evaluate import write_page
-from collab.reports.report import main, write_report
-from collab.reports.run_data import page_data, read_run
+from collab.reports.report import main, render, write_report
+from collab.reports.run_data import as_json, page_data, read_run
 from collab.util.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -118,17 +118,35 @@ def test_curves_count_steps_as_the_trees_do(data):
     assert curves["loss"]["main"] is False
 
 
+def bytes_of(data: dict[str, Any], items: list[dict[str, Any]]) -> int:
+    """Items and their goals, each with a comma, in a page."""
+    goals = [data["goals"][place] for place in {item["goal"] for item in items}]
+    return sum(len(as_json(value).encode()) + 1 for value in [*items, *goals])
+
+
 def test_of_a_large_run_tests_stay_and_training_steps_that_are_spread(tmp_path):
-    run = read_run(RunFolder(tmp_path / "large", goals=1, steps=9, candidates=2, samples=1).folder)
+    tags = lambda who, draws: f"<b>{spoken(who, draws)}</b>"  # noqa: E731 - each < takes six bytes
+    run = read_run(RunFolder(tmp_path / "large", goals=1, steps=9, candidates=2, samples=1, say=tags).folder)
     whole = page_data([run])
-    sizes = [len(json.dumps(item, ensure_ascii=False)) for item in whole["items"] if item["phase"] == "train"]
-    fixed = sum(len(json.dumps(item, ensure_ascii=False)) for item in whole["items"] if item["phase"] != "train")
-    part = page_data([run], largest=fixed + int(3.5 * max(sizes)))
+    trees = [item for item in whole["items"] if item["phase"] == "train"]
+    fixed = [item for item in whole["items"] if item["phase"] != "train"]
+    spread = [*fixed, *(tree for tree in trees if tree["step"] in (1, 5, 9))]
+    part = page_data([run], largest=bytes_of(whole, spread))
     assert [item["step"] for item in part["items"] if item["phase"] == "train"] == [1, 5, 9]
-    assert [item for item in part["items"] if item["phase"] != "train"] == [
-        item for item in whole["items"] if item["phase"] != "train"
-    ]
-    assert (whole["leftOut"], part["leftOut"]) == (0, 12)
+    assert [item for item in part["items"] if item["phase"] != "train"] == fixed
+    assert (whole["leftOut"], part["leftOut"]) == ({}, {"train": 12})
+    assert [part["goals"][item["goal"]] for item in part["items"]] == [whole["goals"][i["goal"]] for i in spread]
+    assert {item["goal"] for item in part["items"]} == set(range(len(part["goals"]))), "the other goals are left out"
+    less = page_data([run], largest=bytes_of(whole, spread) - 1)
+    assert [item["step"] for item in less["items"] if item["phase"] == "train"] == [1, 9]
+
+
+def test_of_a_run_that_is_too_large_without_training_steps_the_page_says_so(folder):
+    run = read_run(folder)
+    whole = page_data([run])
+    part = page_data([run], largest=bytes_of(whole, whole["items"][:2]))
+    assert part["items"] == whole["items"][:2]
+    assert part["leftOut"] == {"test": 2, "validation": 10, "train": 36}
 
 
 def test_two_runs_are_compared_goal_by_goal(folder, tmp_path):
@@ -148,6 +166,45 @@ def test_two_runs_are_compared_goal_by_goal(folder, tmp_path):
     ]
     assert any(line.startswith("seed is 1") for line in found["differences"])
     assert {item["run"] for item in found["items"] if item["phase"] == "train"} == {0, 1}
+
+
+def test_goals_of_one_id_that_differ_are_no_pair(folder, tmp_path):
+    second = RunFolder(tmp_path / "second", seed=2).folder
+    goals = [json.loads(line) for line in (second / "goals.jsonl").read_text().splitlines()]
+    changed = next(goal for goal in goals if goal["phase"] == "test")
+    changed["reference"] += " And more."
+    (second / "goals.jsonl").write_text("".join(json.dumps(goal) + "\n" for goal in goals))
+    found = page_data([read_run(folder), read_run(second)])
+    first, then = (
+        json.loads((run / "run.json").read_text())["scores"]["trained"]["reward"] for run in (folder, second)
+    )
+    by_hand = sum(then[goal][0] - first[goal][0] for goal in first if goal != changed["id"]) / 2
+    cell = found["table"]["rows"][-1]["cells"][0]
+    assert cell["mean"] == f"{by_hand:+.3f}" and cell["interval"].endswith(" n=2")
+    tests = [item for item in found["items"] if item["phase"] == "test"]
+    assert [len(item["variants"]) for item in tests] == [2, 4, 4, 2]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_each_user_of_an_evaluation_has_its_baseline_and_its_conversations(finished, tmp_path):
+    run = RunFolder(tmp_path / "run", goals=2, steps=1, users=["blunt"])
+    if not finished:
+        (run.folder / "results.json").unlink()
+    found = page_data([read_run(run.folder)])
+    rows = {row["label"]: row["cells"] for row in found["table"]["rows"]}
+    assert list(rows) == [
+        *("base", "trained", "base@blunt", "trained@blunt"),
+        *("trained − base", "trained@blunt − base@blunt"),
+    ]
+    scores = json.loads((run.folder / "run.json").read_text())["scores"]
+    base, trained = scores["base@blunt"]["reward"], scores["trained@blunt"]["reward"]
+    by_hand = sum(trained[goal][0] - base[goal][0] for goal in base) / 2
+    assert rows["trained@blunt − base@blunt"][0]["mean"] == f"{by_hand:+.3f}"
+    items = [item for item in found["items"] if item["phase"] == "test"]
+    assert [(item["user"], item["goal"], [v["name"] for v in item["variants"]]) for item in items] == [
+        *[("", goal, ["base", "trained"]) for goal in (0, 1)],
+        *[("blunt", goal, ["base@blunt", "trained@blunt"]) for goal in (0, 1)],
+    ]
 
 
 def test_an_unfinished_run_has_a_page_too(tmp_path):
@@ -329,6 +386,31 @@ def test_base_and_trained_stand_side_by_side_on_the_same_goal(browser, page_file
 
 
 @browses
+def test_the_page_says_what_it_leaves_out(browser, folder, tmp_path):
+    run = read_run(folder)
+    page_file = tmp_path / "page.html"
+    page_file.write_text(render(page_data([run], largest=20_000)), encoding="utf-8")
+    told = "Further conversations are only in transcripts.jsonl, since the page would be too large: "
+    left_out = data_of(page_file)["leftOut"]
+    assert left_out["train"] == 36
+    with opened(browser, page_file) as page:
+        said = page.locator("#count").inner_text()
+        assert told in said and said.endswith(f"{left_out['train']} of training steps.")
+
+
+@browses
+def test_rows_of_a_further_user_stand_side_by_side(browser, tmp_path):
+    run = RunFolder(tmp_path / "run", goals=1, steps=1, users=["blunt"])
+    with opened(browser, write_report([run.folder])) as page:
+        entries = page.locator("#list button")
+        assert "test · user blunt · 2 conversations" in entries.nth(1).text_content()
+        entries.nth(1).click()
+        chosen = "(boxes) => boxes.map((box) => box.selectedOptions[0].text)"
+        assert page.locator("#detail .side select").evaluate_all(chosen) == ["base@blunt", "trained@blunt"]
+        assert page.locator("#detail h3").first.inner_text().endswith(", user blunt")
+
+
+@browses
 def test_each_of_two_runs_is_weighed_with_its_own_weights(browser, folder, tmp_path):
     other = ("task.metrics.coverage.weight=3.0", "task.metrics.bleu.weight=0.0")
     second = RunFolder(tmp_path / "second", goals=1, steps=1, overrides=other).folder
@@ -418,6 +500,7 @@ def test_probabilities_and_what_guards_refused_are_shown_on_demand(browser, page
         assert "2 messages of the user refused by guards" in page.locator("#detail").inner_text()
         assert page.locator("#detail .refused").count() == 0
         page.check("#guards")
+        page.wait_for_selector("#detail .refused")  # the page draws after the event
         assert page.locator("#detail .refused").all_inner_texts() == [
             'Refused (leak):\n{"message": "all that I want"}',
             "Refused (stop):\n[[SATISFIED]]",

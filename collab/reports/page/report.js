@@ -1,6 +1,7 @@
 "use strict";
-// The data (collab/reports/run_data.py): runs, table, curves, weights (of each run: part of R* -> weight), labels (part -> its title), goals, items.
-// An item has phase "test" or "validation" and variants (conversations), or phase "train" and context, candidates.
+// The data (collab/reports/run_data.py): runs, table, curves, weights (of each run: part of R* -> weight), labels (part -> its title), goals, items,
+// leftOut (phase -> conversations that are not in the page).
+// An item has phase "test" or "validation", user (of evaluation.users, "" is the config's own) and variants (conversations), or phase "train" and context, candidates.
 // A conversation: reward (R*), parts, end, messages {role, text, tokens, cut, thought, refused, lengths, logprobs}.
 // All text of a run goes into the page as text nodes, never as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -306,7 +307,7 @@ function sideBox(c, title, chips, className, messages) {
 function showGoal(item) {
   const names = item.variants.map((variant) => variant.name);
   // At first the baseline against the last policy, or the last policy of one run against that of the other.
-  const last = names.length - 1, baseline = item.variants.findIndex((v) => v.name === data.runs[v.run].baseline);
+  const last = names.length - 1, baseline = item.variants.findIndex((v) => v.name.split("@")[0] === data.runs[v.run].baseline);
   const left = several && item.phase === "test" ? item.variants.findLastIndex((v) => v.run === 0) : baseline;
   const [one, other] = [item.variants[item.first ?? Math.max(0, left)], item.variants[item.second ?? last]];
   const choose = (which, chosen) => make("select", { ariaLabel: which === "first" ? "left" : "right", onchange: (event) => { item[which] = Number(event.target.value); open(item, false); } },
@@ -315,7 +316,7 @@ function showGoal(item) {
   const side = (c, which) => sideBox(c, make("h4", {}, choose(which, c), make("span", { className: "print-only" }, c.name)), [make("span", { className: `chip ${c === better ? "good" : better ? "bad" : ""}` }, `R* ${number(c.reward)}`)], c === better ? "wins" : better ? "loses" : "");
   const same = data.runs[one.run].seed === data.runs[other.run].seed;
   const where = item.phase === "test" ? "Test" : "Validation";
-  return [make("h3", {}, `${where}: ${data.goals[item.goal].id}${item.sample ? `, conversation ${item.sample + 1}` : ""}`),
+  return [make("h3", {}, `${where}: ${data.goals[item.goal].id}${item.user ? `, user ${item.user}` : ""}${item.sample ? `, conversation ${item.sample + 1}` : ""}`),
     make("p", { className: "quiet" }, same ? "Same goal, same randomness of the user: " : "Same goal, but users of different randomness: ", make("code", {}, keyOf(item, data.runs[one.run], item.sample))),
     make("div", { className: "with-goal" }, make("div", {},
       one !== other && [make("p", {}, reason([other], [one], other.name, one.name)), partsTable([one], [other], [one.name, other.name], "R*", -1)],
@@ -364,7 +365,7 @@ let filtered = [], current = null, made = 0;
 
 function entry(item) {
   const value = METRICS[byId("metric").value](item);
-  const where = item.candidates ? `Step ${item.step} · turn ${item.turn} · ${item.candidates.length} candidates` : `${item.phase} · ${item.variants.length} conversations${item.sample ? ` · no. ${item.sample + 1}` : ""}`;
+  const where = item.candidates ? `Step ${item.step} · turn ${item.turn} · ${item.candidates.length} candidates` : `${item.phase}${item.user ? ` · user ${item.user}` : ""} · ${item.variants.length} conversations${item.sample ? ` · no. ${item.sample + 1}` : ""}`;
   const bad = conversations(item).filter(FAILURES["any failure"]).length;
   return make("button", { type: "button", "data-index": item.index, onclick: () => open(item) },
     make("span", {}, several && item.phase !== "test" ? `${data.runs[item.run].label}: ` : "", data.goals[item.goal].id),
@@ -400,7 +401,9 @@ function apply() {
     filtered.sort((a, b) => (worth.get(a) === null) - (worth.get(b) === null) || sign * (worth.get(a) - worth.get(b)));
   }
   const count = filtered.reduce((sum, item) => sum + conversations(item).length, 0);
-  const left = data.leftOut ? ` ${data.leftOut} further conversations of training steps are only in transcripts.jsonl: the page would be too large.` : "";
+  const phases = { test: "the test", validation: "validations", train: "training steps" };
+  const further = Object.entries(data.leftOut).map(([phase, n]) => `${n} of ${phases[phase]}`).join(", ");
+  const left = further && ` Further conversations are only in transcripts.jsonl, since the page would be too large: ${further}.`;
   byId("count").textContent = `${filtered.length} of ${data.items.length} entries, ${count} conversations.${left}`;
   byId("list").replaceChildren();
   made = 0;
