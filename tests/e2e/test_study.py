@@ -229,7 +229,10 @@ def test_every_page_suits_screen_readers_keyboard_and_phones(opened, stub, serve
         if turn % 2 == 0:
             page.wait_for_selector("#rate:not([hidden])")
             check("rating")
-            keys.press("ArrowRight")  # the focus is on the first number
+            keys.type("so far ")  # the person still types
+            assert page.locator("#rate input:checked").count() == 0
+            tab_to("#rate input")
+            keys.press("ArrowRight")
             tab_to("#rate button")
             with page.expect_navigation():
                 keys.press("Enter")

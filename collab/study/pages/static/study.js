@@ -226,7 +226,8 @@ function conversation() {
     byId("finish").hidden = !now.finish || now.rate;
     if (now.rate) {
       say("Please rate the interaction so far.");
-      byId("rate").querySelector("input[type=radio]").focus();
+      // Not on a number: a person who goes on typing would choose it with Space. Who writes the document stays there.
+      if (document.activeElement !== byId("document")) byId("rate").querySelector("fieldset").focus();
       byId("rate").scrollIntoView({ block: "nearest" });
     }
   }
