@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -213,19 +213,32 @@ class Store:
         self._written.set()
 
     def bind(self, study: StudyConfig) -> None:
-        """Remember the study's settings, or compare them with those that the stored answers were given under.
+        """Remember the study's settings, as long as nobody has taken part.
+
+        Raises:
+            BadInput: They differ from those that the stored answers were given under.
+        """
+        self.check(study)
+        settings = json.dumps(fixed_settings(asdict(study)))
+        with self._writing() as connection:
+            if connection.scalar(sa.select(_participants.c.id).limit(1)) is None:
+                connection.execute(sa.delete(_meta).where(_meta.c.name == "settings"))
+                connection.execute(sa.insert(_meta).values(name="settings", value=settings))
+
+    def check(self, study: StudyConfig) -> None:
+        """Compare the study's settings with those that the stored answers were given under.
 
         Raises:
             BadInput: They differ.
         """
-        settings = fixed_settings(study)
-        with self._writing() as connection:
+        with self._engine.connect() as connection:
             stored = connection.scalar(sa.select(_meta.c.value).where(_meta.c.name == "settings"))
-            if stored is None:
-                connection.execute(sa.insert(_meta).values(name="settings", value=json.dumps(settings)))
-                return
-        before = json.loads(stored)
-        if changed := [name for name in settings if json.loads(json.dumps(settings[name])) != before.get(name)]:
+            anybody = connection.scalar(sa.select(_participants.c.id).limit(1)) is not None
+        if stored is None or not anybody:
+            return
+        before = fixed_settings(json.loads(stored))
+        now = json.loads(json.dumps(fixed_settings(asdict(study))))
+        if changed := [name for name in now if now[name] != before.get(name)]:
             raise BadInput(
                 f"{', '.join(changed)} differ from when this study began, and its answers depend on that. Restore the "
                 "study file, or start another study with folder=ANOTHER."

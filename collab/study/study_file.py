@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from collab.util.errors import BadInput, error_text
 from collab.util.text import is_blank
 
 _CHANGEABLE = ("title", "consent", "completion_code", "contact")  # texts; no answer depends on them
+_CHANGEABLE_OF_SERVERS = ("base_url", "key_env", "connect_timeout", "read_timeout", "max_concurrency")  # a server moves
 
 
 @dataclass
@@ -93,6 +94,12 @@ def _problems(study: StudyConfig) -> Iterator[str]:
         )
 
 
-def fixed_settings(study: StudyConfig) -> dict[str, Any]:
-    """What must not change while a study runs, since its answers depend on it: JSON-ready."""
-    return {name: value for name, value in asdict(study).items() if name not in _CHANGEABLE}
+def fixed_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a study's settings (`asdict`) that must not change while it runs, since its answers depend on them."""
+
+    def fixed(arm: dict[str, Any]) -> dict[str, Any]:
+        endpoint = {name: value for name, value in arm["endpoint"].items() if name not in _CHANGEABLE_OF_SERVERS}
+        return arm | {"endpoint": endpoint}
+
+    arms = {name: fixed(arm) for name, arm in settings["arms"].items()}
+    return {name: value for name, value in settings.items() if name not in _CHANGEABLE} | {"arms": arms}

@@ -113,6 +113,12 @@ def test_when_the_time_is_over_the_final_questions_are_asked(stub, tmp_path):
     assert (row["document"], row["rating_document"], row["turns"]) == ("A text", "3", "1")
 
 
+async def join(url):
+    person = Caller(url)
+    await person.begin()
+    await person.client.aclose()
+
+
 def test_a_second_server_and_another_study_in_the_same_folder_are_refused(stub, tmp_path, capsys):
     file = study_file(tmp_path, stub.url)
     typed = ["serve", str(file), f"folder={tmp_path / 'data'}", "port=1"]
@@ -121,11 +127,15 @@ def test_a_second_server_and_another_study_in_the_same_folder_are_refused(stub, 
         assert main([*typed[:2], f"folder={tmp_path / 'other'}", f"port={server.port}"]) == 1
         assert "cannot listen there (Address already in use)" in capsys.readouterr().err
     typed[-1] = "port=0"
-    study_file(tmp_path, stub.url, documents=["poem"])
-    assert main(typed) == 1 and "documents differ from when this study began" in capsys.readouterr().err
     study_file(tmp_path, stub.url, models=("four",))
     assert main(["serve", str(file), f"folder={tmp_path / 'other'}", "port=0"]) == 1
     assert "arms.arm_four: " in (error := capsys.readouterr().err) and "has no model four" in error
+    study_file(tmp_path, stub.url)
+    with StudyServer(file, tmp_path / "other") as server:  # the mistyped model does not stay
+        asyncio.run(join(server.url))
+    study_file(tmp_path, stub.url, documents=["poem"])
+    typed[2] = f"folder={tmp_path / 'other'}"
+    assert main(typed) == 1 and "documents differ from when this study began" in capsys.readouterr().err
 
 
 @pytest.mark.slow

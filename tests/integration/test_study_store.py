@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from postgres import postgres, programs
 
+from collab.config.schema import EndpointConfig
 from collab.study.store import FINAL, IDLE, Store
 from collab.study.study_file import ArmConfig, StudyConfig
 from collab.util.errors import BadInput
@@ -106,11 +107,16 @@ def test_a_draft_of_an_old_version_is_refused(store):
 
 
 def test_a_study_that_runs_keeps_its_settings(url, store):
-    store.bind(STUDY)
-    store.bind(StudyConfig("Another title", "Other words", STUDY.arms, STUDY.documents, "CODE2"))
+    store.bind(StudyConfig("A title", "Yes?", {"a": ArmConfig("mistyped")}, ["poem"], "CODE"))
+    store.bind(STUDY)  # nobody has taken part yet
+    store.join("t", STUDY)
+    moved = {name: ArmConfig("base", EndpointConfig(base_url="http://other/v1", read_timeout=9)) for name in "abc"}
+    store.bind(StudyConfig("Another title", "Other words", moved, STUDY.documents, "CODE2"))
     again = Store(url)
     with pytest.raises(BadInput, match="documents, min_turns differ from when this study began"):
         again.bind(StudyConfig("A title", "Yes?", STUDY.arms, ["post"], "CODE", min_turns=3))
+    with pytest.raises(BadInput, match="arms differ"):
+        again.bind(StudyConfig("A title", "Yes?", {"a": ArmConfig("other")}, STUDY.documents, "CODE"))
     again.close()
 
 
