@@ -224,21 +224,23 @@ class Pages:
         return StreamingResponse(self._events(session, record, turn, arms[place], again), headers=_EVENTS)
 
     async def _events(self, session: str, record: Record, turn: int, arm: str, again: int) -> AsyncIterator[str]:
+        writing = self.writers.of(record.id, arm) if turn == len(record.turns) else None
+        if writing is None:
+            record = await self._find(session) or record  # a reply may have ended since it was read
         reply = record.turns[turn - 1].replies[arm]
+        # Only the last message is answered: an earlier one that failed stays without a reply.
+        if writing is None and turn == len(record.turns) and reply.text is None and reply.failures == again:
+            writing = self.writers.start(record, arm)
         state, text = ("done", reply.text) if reply.text is not None else ("failed", "")
-        if reply.text is None:
-            writing = self.writers.of(record.id, arm)
-            if writing is None and reply.failures == again:
-                writing = self.writers.start(record, arm)
-            if writing is not None:
-                sent: str | None = None
-                async for text in writing.texts():
-                    if sent is not None and text.startswith(sent):
-                        yield _event("more", text[len(sent) :])
-                    else:
-                        yield _event("text", text)
-                    sent = text
-                state, text = writing.state, writing.text
+        if writing is not None:
+            sent: str | None = None
+            async for text in writing.texts():
+                if sent is not None and text.startswith(sent):
+                    yield _event("more", text[len(sent) :])
+                else:
+                    yield _event("text", text)
+                sent = text
+            state, text = writing.state, writing.text
         now = await self._find(session)
         assert now is not None
         failures = now.turns[turn - 1].replies[arm].failures

@@ -335,7 +335,7 @@ class Store:
     # --- conversation ------------------------------------------------------------------------------------------------
 
     def add_message(self, participant: int, turn: int, text: str, arms: Sequence[str]) -> bool:
-        """Store the message of a turn; False if another one stands there, or an earlier turn is missing.
+        """Store the message of a turn; False if another one stands there, or the turn before has no reply.
 
         A message that no arm has answered is replaced if a reply to it failed.
 
@@ -352,10 +352,11 @@ class Store:
             stored = {row.turn: row.text for row in there}
             if stored.get(turn) == text:
                 return True
-            of_turn = (_replies.c.participant == participant) & (_replies.c.turn == turn)
-            replies = connection.execute(sa.select(_replies.c.text, _replies.c.failures).where(of_turn)).all()
-            failed = any(row.failures for row in replies) and all(row.text is None for row in replies)
-            if turn != len(stored) + 1 and not (turn == len(stored) and failed):
+            of_last = (_replies.c.participant == participant) & (_replies.c.turn == len(stored))
+            replies = connection.execute(sa.select(_replies.c.text, _replies.c.failures).where(of_last)).all()
+            answered = any(row.text is not None for row in replies) or not stored
+            failed = any(row.failures for row in replies) and not answered
+            if not (turn == len(stored) + 1 and answered) and not (turn == len(stored) and failed):
                 return False
             _put(connection, _turns, participant, {"turn": turn}, text=text, sent_at=now)
             for arm in arms:
@@ -365,10 +366,18 @@ class Store:
             connection.execute(sa.update(_participants).where(row).values(seen_at=now))
             return True
 
-    def add_reply(self, participant: int, turn: int, arm: str, text: str, finish_reason: str) -> str:
-        """Store a reply, unless there is one already; returns what is stored."""
+    def add_reply(
+        self, participant: int, turn: int, arm: str, message: str, text: str, finish_reason: str
+    ) -> str | None:
+        """Store the reply to a message, unless there is one already; returns what is stored.
+
+        None, and nothing stored, if the message of this turn is another one by now.
+        """
         values = {"text": text, "finish_reason": finish_reason, "finished_at": time.time()}
         with self._writing() as connection:
+            of_turn = (_turns.c.participant == participant) & (_turns.c.turn == turn)
+            if connection.scalar(sa.select(_turns.c.text).where(of_turn)) != message:
+                return None
             where = _reply_row(participant, turn, arm)
             there = connection.scalar(sa.select(_replies.c.text).where(where))
             if there is None:

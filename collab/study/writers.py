@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Literal
 
 from starlette.concurrency import run_in_threadpool
@@ -82,18 +83,22 @@ class Writers:
         *earlier, last = record.turns
         history = [(turn.text, text) for turn in earlier if (text := turn.replies[arm].text) is not None]
         turn, attempt = len(record.turns), last.replies[arm].failures
+        end: tuple[Literal["done", "failed", "full"], str] = "failed", ""
         try:
             reply = await self.assistants[arm].reply(history, last.text, record.id, writing.tell, attempt)
-            text = clean(reply.text)
-            text = await run_in_threadpool(self._store.add_reply, record.id, turn, arm, text, reply.finish_reason)
-            end: tuple[Literal["done", "failed", "full"], str] = "done", text
+            text, reason = clean(reply.text), reply.finish_reason
+            stored = await run_in_threadpool(self._store.add_reply, record.id, turn, arm, last.text, text, reason)
+            if stored is not None:
+                end = "done", stored
         except Exception as error:  # whatever it is, the participant is told and goes on
             print(f"{arm}: a reply failed ({type(error).__name__}): {first_line(error)}", file=sys.stderr, flush=True)
-            end = ("full" if isinstance(error, ContextFull) else "failed"), ""
-            await run_in_threadpool(self._store.add_failure, record.id, turn, arm)
+            if isinstance(error, ContextFull):
+                end = "full", ""
+            with suppress(Exception):  # a database that is away: whoever waits for the reply is told all the same
+                await run_in_threadpool(self._store.add_failure, record.id, turn, arm)
         finally:
             del self._writing[record.id, arm]
-        writing.end(*end)
+            writing.end(*end)
 
 
 def clean(text: str) -> str:

@@ -79,8 +79,10 @@ def test_a_conversation_is_stored_and_nothing_is_overwritten(store):
     assert not store.add_message(who, 1, "of another tab", [arm])
     store.add_failure(who, 1, arm)
     assert store.add_message(who, 1, "instead", [arm])  # the reply to the first failed
-    assert store.add_reply(who, 1, arm, "a reply", "length") == "a reply"
-    assert store.add_reply(who, 1, arm, "a second reply", "stop") == "a reply"
+    assert not store.add_message(who, 2, "without a reply to the first", [arm])
+    assert store.add_reply(who, 1, arm, "schön 😀 'quoted' \"twice\"", "to the old message", "stop") is None
+    assert store.add_reply(who, 1, arm, "instead", "a reply", "length") == "a reply"
+    assert store.add_reply(who, 1, arm, "instead", "a second reply", "stop") == "a reply"
     assert not store.add_message(who, 1, "too late", [arm])
     store.rate(who, 1, "interaction", 4)
     store.rate(who, 1, "interaction", 5)

@@ -132,6 +132,7 @@ function conversation() {
       Object.assign(node.dataset, { turn: turns, arm, failures: failures[arm], state: "open" });
       replies.append(node);
     }
+    for (const button of log.querySelectorAll(".reply[data-state=failed] button")) button.remove();
     log.append(bubble("said", "You", text), replies);
     scroll();
     for (const node of replies.children) listen(node);
@@ -161,7 +162,8 @@ function conversation() {
     words.textContent = full
       ? "The conversation has become too long for the assistant. You can finish now."
       : "The assistant could not answer. You can try again, change your message, or finish now.";
-    if (beside && !full) words.textContent = "No answer. You can try again.";
+    if (beside) words.textContent = full ? "The conversation has become too long. Begin a new one." : "No answer.";
+    if (Number(node.dataset.turn) !== turns) return; // an earlier message is not answered any more
     node.append(quiet("Try again", () => { listen(node); message.focus(); }));
     if (!beside) {
       node.append(quiet("Change my message", () => {
