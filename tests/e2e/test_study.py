@@ -161,6 +161,29 @@ def test_two_tabs_of_one_person_do_not_overwrite_each_other(opened, stub, served
 
 @NEEDS_CHROMIUM
 @pytest.mark.slow
+def test_a_message_is_not_saved_as_a_draft_while_it_is_sent(opened, stub, served):
+    person = Person(opened, served.url)
+    person.begin()
+    page, drafts = person.page, []
+    page.on("request", lambda request: drafts.append(request.post_data) if request.url.endswith("/draft") else None)
+
+    def late(route):
+        page.wait_for_timeout(1000)
+        route.continue_()
+
+    page.route("**/message", late)
+    person.send("A message")
+    person.answered(1)
+    assert not drafts and page.input_value("#message") == "" and not person.errors
+    page.fill("#message", "the next")  # drafts are saved again
+    page.wait_for_timeout(1000)
+    page.evaluate("sessionStorage.clear()")
+    page.reload()
+    assert page.input_value("#message") == "the next" and len(drafts) == 1
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["500", "401", "drop", "hang", "empty choices"])
 def test_a_model_that_fails_is_told_and_one_goes_on(opened, stub, served, fault):
     person = Person(opened, served.url)

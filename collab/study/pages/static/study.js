@@ -56,12 +56,23 @@ class Draft {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.save(), 400);
   }
+  // Saves nothing while the text is sent, since the server empties the field then.
+  async hold() {
+    this.held = true;
+    clearTimeout(this.timer);
+    await this.saving;
+  }
+  release() {
+    this.held = false;
+    if (this.text !== this.saved) this.changed();
+  }
   async save(options) {
-    if (this.under_way) return;
+    if (this.under_way || this.held) return;
     const text = this.text;
     if (text === this.saved) { this.done(); return; }
     this.under_way = true;
-    const answer = await post("/draft", { name: this.name, text, version: this.version }, options);
+    this.saving = post("/draft", { name: this.name, text, version: this.version }, options);
+    const answer = await this.saving;
     this.under_way = false;
     if (answer && answer.ok) {
       this.version = answer.body.version;
@@ -91,6 +102,7 @@ class Draft {
     this.text = this.saved = "";
     this.version = version;
     sessionStorage.removeItem(this.key);
+    this.held = false;
   }
 }
 
@@ -242,12 +254,14 @@ function conversation() {
     const last = log.querySelector(".replies:last-of-type");
     const again = last && ![...last.children].some((node) => node.dataset.state === "done");
     const turn = again ? turns : turns + 1;
+    await drafts.message.hold();
     let answer;
     while (!(answer = await post("/message", { turn, text })) || answer.status >= 500) {
       say("Not sent: the server does not answer. Trying again.");
       await new Promise((resolve) => setTimeout(resolve, RETRY));
     }
     if (!answer.ok) {
+      drafts.message.release();
       wait(false);
       say(answer.body.error);
       return;
