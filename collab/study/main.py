@@ -123,7 +123,7 @@ def _serve(options: Options) -> None:
     from collab.study.server import Pages, make_app
     from collab.study.store import Store
 
-    options.folder.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with only_writer(options.folder, "server.lock"), listening(options.host, options.port) as place:
         store = Store(options.database)
         try:

@@ -26,7 +26,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from collab.study.study_file import StudyConfig, fixed_settings
+from collab.study.study_file import LONGEST_ARM, LONGEST_DOCUMENT, StudyConfig, fixed_settings
 from collab.util.errors import BadInput
 
 FINAL = 0  # the turn at which final ratings stand
@@ -41,8 +41,8 @@ _participants = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("token_hash", sa.String(64), nullable=False, unique=True),
     sa.Column("external_id", sa.String(100), nullable=False, server_default=""),
-    sa.Column("arm", sa.String(100), nullable=False),
-    sa.Column("document", sa.String(200), nullable=False),
+    sa.Column("arm", sa.String(LONGEST_ARM), nullable=False),
+    sa.Column("document", sa.String(LONGEST_DOCUMENT), nullable=False),
     sa.Column("topic", sa.Text, nullable=False, server_default=""),
     sa.Column("consented_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
@@ -65,7 +65,7 @@ _turns = _of_participant(
 _replies = _of_participant(
     "replies",
     sa.Column("turn", sa.Integer, primary_key=True),
-    sa.Column("arm", sa.String(100), primary_key=True),
+    sa.Column("arm", sa.String(LONGEST_ARM), primary_key=True),
     sa.Column("text", sa.Text),  # null until there is a whole reply
     sa.Column("finish_reason", sa.String(10)),
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
@@ -93,7 +93,7 @@ class StoredReply:
     Attributes:
         text: None until there is a whole one.
         finish_reason: As in `collab.conversation.Reply`.
-        failures: Attempts in vain.
+        failures: Failed attempts.
         finished_at: When it was whole.
     """
 

@@ -15,6 +15,7 @@ from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput, error_text
 from collab.util.text import is_blank
 
+LONGEST_ARM, LONGEST_DOCUMENT = 100, 200  # characters of a name
 _CHANGEABLE = ("title", "consent", "completion_code", "contact")  # texts; no answer depends on them
 _CHANGEABLE_OF_SERVERS = ("base_url", "key_env", "connect_timeout", "read_timeout", "max_concurrency")  # a server moves
 
@@ -62,7 +63,7 @@ def read_study(path: Path) -> StudyConfig:
     except (OmegaConfBaseException, ValueError, TypeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error_text(error)} Fields: {', '.join(StudyConfig.__dataclass_fields__)}.") from None
     except Exception as error:  # PyYAML's errors have no common base that OmegaConf exports
-        raise BadInput(f"{path} is not YAML: {error_text(error)} Mend it.") from None
+        raise BadInput(f"{path} is not YAML: {error_text(error)} Correct it.") from None
     assert isinstance(study, StudyConfig)
     if problems := [*range_problems(study), *_problems(study)]:
         raise BadInput(f"{path}: " + "\n".join(problems))
@@ -76,6 +77,8 @@ def _problems(study: StudyConfig) -> Iterator[str]:
     if not study.arms:
         yield "arms is empty: there is no assistant. Name one at least, as in arms: {base: {policy: base}}."
     for name, arm in study.arms.items():
+        if is_blank(name) or len(name) > LONGEST_ARM:
+            yield f"arms.{name}: a name has 1 to {LONGEST_ARM} characters, and this one has {len(name)}. Change it."
         if (arm.policy is None) == (not arm.endpoint.base_url):
             yield (
                 f"arms.{name} must have either a policy or an endpoint. Set arms.{name}.policy to a folder, a hub id "
@@ -85,6 +88,9 @@ def _problems(study: StudyConfig) -> Iterator[str]:
             yield f"arms.{name}.policy ({arm.policy}): there is no such folder. Name one that a run exported."
     if not study.documents or any(map(is_blank, study.documents)):
         yield "documents must list at least one document type, none of them empty, as in [blog post, short story]."
+    for document in study.documents:
+        if len(document) > LONGEST_DOCUMENT:
+            yield f"documents ({document}): a type has at most {LONGEST_DOCUMENT} characters. Shorten it."
     if len(set(study.documents)) < len(study.documents):
         yield f"documents ({', '.join(study.documents)}) has one twice. Remove it."
     if study.max_turns < study.min_turns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -13,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from collab.chat.base import ContextFull
 from collab.study.assistants import Assistant
 from collab.study.store import Record, Store
-from collab.util.errors import first_line
 
 
 class Writing:
@@ -91,7 +91,10 @@ class Writers:
             if stored is not None:
                 end = "done", stored
         except Exception as error:  # whatever it is, the participant is told and goes on
-            print(f"{arm}: a reply failed ({type(error).__name__}): {first_line(error)}", file=sys.stderr, flush=True)
+            # Not the error's text: a server may repeat there what the participant wrote.
+            status = re.search(r"\bHTTP \d{3}\b", str(error))
+            said = type(error).__name__ + (f", {status[0]}" if status else "")
+            print(f"{arm}: a reply failed ({said})", file=sys.stderr, flush=True)
             if isinstance(error, ContextFull):
                 end = "full", ""
             with suppress(Exception):  # a database that is away: whoever waits for the reply is told all the same

@@ -76,6 +76,8 @@ class Draft {
     this.under_way = false;
     if (answer && answer.ok) {
       this.version = answer.body.version;
+      const sent = document.querySelector(`input[name=version_${this.name}]`); // with the final form
+      if (sent) sent.value = this.version;
       this.saved = text;
       if (this.text === text) this.done(); else this.changed();
     } else if (!answer || answer.status >= 500 || answer.status === 429) {
@@ -300,4 +302,11 @@ function clock() {
   setInterval(tick, 1000);
 }
 
-if (byId("chat")) conversation();
+// The form is sent once nothing is being saved: otherwise it would carry an old version of a text.
+async function finish(event) {
+  event.preventDefault();
+  await Promise.all(Object.values(drafts).map((draft) => draft.hold()));
+  event.target.submit();
+}
+
+if (byId("chat")) conversation(); else page.addEventListener("submit", finish);
