@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -28,6 +29,7 @@ from collab.study.security import (
 )
 from collab.study.server import INTERACTION, Pages
 from collab.study.store import FINAL, IDLE, Record
+from collab.util.errors import BadInput
 
 
 class AdminPages:
@@ -60,7 +62,7 @@ class AdminPages:
 
     async def login(self, request: Request) -> Response:
         await self._pages.limits.take("login", address_of(request))
-        session = request.cookies.get(SESSION, "")
+        session = self._pages.session_of(request)  # without a cookie another site could sign somebody in
         given = await fields_of(request, session)
         if not same(str(given.get("token", "")).strip(), self._token):
             error = "This is not the token. It stands in the file that the server named when it started."
@@ -79,7 +81,10 @@ class AdminPages:
     async def data(self, request: Request) -> Response:
         if not self._known(request):
             return RedirectResponse("/admin", 303)
-        archive = await run_in_threadpool(self._archive)
+        try:
+            archive = await run_in_threadpool(self._archive)
+        except BadInput as error:  # nobody has taken part yet
+            raise HTTPException(409, str(error)) from None
         headers = {"Content-Disposition": 'attachment; filename="study.zip"'}
         return Response(archive, media_type="application/zip", headers=headers)
 

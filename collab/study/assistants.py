@@ -99,7 +99,7 @@ class Assistant:
 
 
 def load_assistants(arms: dict[str, ArmConfig], seed: int) -> dict[str, Assistant]:
-    """Name -> assistant. Servers are asked for their models, and all policies checked, before one is loaded.
+    """Name -> assistant. Servers are asked for their models, all prompts and policies checked, before one is loaded.
 
     Arms with the same policy share its weights.
 
@@ -107,8 +107,13 @@ def load_assistants(arms: dict[str, ArmConfig], seed: int) -> dict[str, Assistan
         BadInput: A server does not answer, refuses the key or lacks the model; a policy cannot be loaded.
     """
     hosted: dict[str, Model] = {}
+    prompts: dict[str, str] = {}
     for name, arm in arms.items():
+        prompt = arm.system_prompt
         try:
+            if prompt is None:
+                prompt = run_system_prompt(arm.policy) if arm.policy else ""
+            prompts[name] = prompt_text(prompt, "system_prompt")
             if arm.policy:
                 check_policy(arm.policy)
             else:
@@ -118,13 +123,9 @@ def load_assistants(arms: dict[str, ArmConfig], seed: int) -> dict[str, Assistan
     local: dict[str, LocalModel] = {}
     assistants = {}
     for name, arm in arms.items():
-        prompt = arm.system_prompt
-        if prompt is None:
-            prompt = run_system_prompt(arm.policy) if arm.policy else ""
         if arm.policy and arm.policy not in local:
             local[arm.policy] = LocalModel(arm.policy)
         model = local[arm.policy] if arm.policy else hosted[name]
         sampling = Sampling(arm.max_new_tokens, arm.temperature)
-        prompt = prompt_text(prompt, f"arms.{name}.system_prompt")
-        assistants[name] = Assistant(name, model, prompt, sampling, seed)
+        assistants[name] = Assistant(name, model, prompts[name], sampling, seed)
     return assistants

@@ -91,7 +91,7 @@ def participant_row(record: Record) -> dict[str, Any]:
 
 
 def seconds_waited(record: Record) -> float:
-    """How long the participant has waited for replies, attempts in vain included."""
+    """How long the participant has waited for replies, failed attempts included."""
     replies = ((turn.sent_at, reply) for turn in record.turns for reply in turn.replies.values())
     return sum(reply.finished_at - sent_at for sent_at, reply in replies if reply.finished_at is not None)
 

@@ -123,12 +123,14 @@ def _serve(options: Options) -> None:
     from collab.study.server import Pages, make_app
     from collab.study.store import Store
 
-    options.folder.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with only_writer(options.folder, "server.lock"), listening(options.host, options.port) as place:
         store = Store(options.database)
         try:
-            store.bind(study)
-            pages = Pages(study, store, load_assistants(study.arms, study.seed))
+            store.check(study)
+            assistants = load_assistants(study.arms, study.seed)
+            store.bind(study)  # once all arms are there: a mistyped model is none that answers depend on
+            pages = Pages(study, store, assistants)
             token, file = admin_token(options.folder)
             app = make_app(pages, AdminPages(pages, token).routes())
             url = f"http://{options.host}:{place.getsockname()[1]}"
@@ -189,7 +191,7 @@ def _export(options: Options) -> None:
     assert options.to is not None
     store: Store = _store(options.database)
     try:
-        store.bind(study)
+        store.check(study)
         files = export(store.records(), study, options.to)
     finally:
         store.close()

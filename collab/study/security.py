@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 SESSION, ADMIN = "study_session", "study_admin"  # cookies
 _MAX_BODY = 500_000  # bytes of a request
 _MAX_LIMITERS = 20_000
-_PER_MINUTE = {"save": 300, "message": 30, "reply": 120, "join": 300, "login": 10}  # calls of one session or address
+_PER_MINUTE = {"save": 300, "message": 30, "reply": 120, "join": 300, "login": 10}  # calls of a participant or address
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -54,7 +54,7 @@ def set_cookie(response: Response, request: Request, name: str, value: str) -> N
 
 
 class Limits:
-    """How often one session, or one address where there is no session yet, may do a thing. Kept in memory alone."""
+    """How often one participant, or one address where there is none yet, may do a thing. Kept in memory alone."""
 
     def __init__(self) -> None:
         self._limiters: OrderedDict[tuple[str, str], AsyncLimiter] = OrderedDict()
@@ -103,7 +103,7 @@ async def fields_of(request: Request, session: str) -> dict[str, Any]:
 
 
 class SafeHeaders:
-    """Puts the headers of safety on each answer."""
+    """Puts the security headers on each answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -96,7 +96,9 @@ class Pages:
         return due and not self.side_by_side and (done, INTERACTION) not in record.ratings
 
     def closed(self, record: Record) -> bool:
-        """Whether no further message is taken."""
+        """Whether no further message is taken. Side by side there is no end."""
+        if self.side_by_side:
+            return False
         return self.seconds_left(record) <= 0 or record.answered >= self.study.max_turns
 
     def may_finish(self, record: Record) -> bool:
@@ -162,7 +164,7 @@ class Pages:
         )
 
     async def consent(self, request: Request) -> Response:
-        session = self._session(request)
+        session = self.session_of(request)
         await self.limits.take("join", address_of(request))
         given = await fields_of(request, session)
         if given.get("agree") != "yes":
@@ -183,13 +185,15 @@ class Pages:
     async def message(self, request: Request) -> Response:
         session, record, given = await self._posted(request, "message")
         text, turn = clean(str(given.get("text", ""))), given.get("turn")
-        if is_blank(text) or len(text) > _MAX_MESSAGE or not isinstance(turn, int):
+        if is_blank(text) or len(text) > _MAX_MESSAGE or type(turn) is not int:
             raise HTTPException(400, f"A message has 1 to {_MAX_MESSAGE} characters. Change it, then send it again.")
-        again = turn <= len(record.turns) and record.turns[turn - 1].text == text if turn > 0 else False
+        if turn not in range(1, len(record.turns) + 2):
+            raise HTTPException(409, "The conversation went on in another window. Reload the page.")
+        again = turn <= len(record.turns) and record.turns[turn - 1].text == text
         if not again:
             self._refuse_late(record)
             if self.rating_due(record):
-                raise HTTPException(409, "The conversation is to be rated first. Reload the page.")
+                raise HTTPException(409, "Rate the conversation first. Reload the page.")
             if any(self.writers.of(record.id, arm) for arm in self.arms_of(record)):
                 raise HTTPException(409, "The assistant is still answering in another window. Reload the page.")
             stored = await run_in_threadpool(self.store.add_message, record.id, turn, text, self.arms_of(record))
@@ -212,7 +216,7 @@ class Pages:
         `again` is the number of failures that the page knows of: with it, a reply that failed is asked for once more.
         """
         session, record = await self._participant(request)
-        await self.limits.take("reply", session)
+        await self.limits.take("reply", str(record.id))
         arms = self.arms_of(record)
         query = request.query_params
         numbers = [query.get(name, default) for name, default in (("turn", ""), ("arm", "0"), ("again", "0"))]
@@ -224,21 +228,23 @@ class Pages:
         return StreamingResponse(self._events(session, record, turn, arms[place], again), headers=_EVENTS)
 
     async def _events(self, session: str, record: Record, turn: int, arm: str, again: int) -> AsyncIterator[str]:
+        writing = self.writers.of(record.id, arm) if turn == len(record.turns) else None
+        if writing is None:
+            record = await self._find(session) or record  # a reply may have ended since it was read
         reply = record.turns[turn - 1].replies[arm]
+        # Only the last message is answered: an earlier one that failed stays without a reply.
+        if writing is None and turn == len(record.turns) and reply.text is None and reply.failures == again:
+            writing = self.writers.start(record, arm)
         state, text = ("done", reply.text) if reply.text is not None else ("failed", "")
-        if reply.text is None:
-            writing = self.writers.of(record.id, arm)
-            if writing is None and reply.failures == again:
-                writing = self.writers.start(record, arm)
-            if writing is not None:
-                sent: str | None = None
-                async for text in writing.texts():
-                    if sent is not None and text.startswith(sent):
-                        yield _event("more", text[len(sent) :])
-                    else:
-                        yield _event("text", text)
-                    sent = text
-                state, text = writing.state, writing.text
+        if writing is not None:
+            sent: str | None = None
+            async for text in writing.texts():
+                if sent is not None and text.startswith(sent):
+                    yield _event("more", text[len(sent) :])
+                else:
+                    yield _event("text", text)
+                sent = text
+            state, text = writing.state, writing.text
         now = await self._find(session)
         assert now is not None
         failures = now.turns[turn - 1].replies[arm].failures
@@ -276,12 +282,17 @@ class Pages:
             return RedirectResponse("/", 303)
         error = ""
         if request.method == "POST":
+            changed = False  # in another window
             for name in ("document", "strengths", "weaknesses"):
-                version = record.drafts.get(name, ("", 0))[1]
+                version = str(given.get(f"version_{name}", ""))
+                written_on = int(version) if version.isdecimal() and len(version) < 9 else 0
                 text = clean(str(given.get(name, "")))[:_MAX_TEXT].replace("\r\n", "\n")  # as browsers send forms
-                await run_in_threadpool(self.store.save_draft, record.id, name, text, version)
+                saved = await run_in_threadpool(self.store.save_draft, record.id, name, text, written_on)
+                changed = changed or saved is None
             ratings = {scale: _rating(given.get(f"rating_{scale}")) for scale in (DOCUMENT, INTERACTION)}
-            if is_blank(str(given.get("document", ""))) and record.answered:
+            if changed:
+                error = "Your texts were changed in another window. Here is what was saved last: check it, then finish."
+            elif is_blank(str(given.get("document", ""))) and record.answered:
                 error = "Your document is empty. Write it, or copy what the assistant wrote."
             elif any(value is None for value in ratings.values()):
                 error = "Choose a number from 1 to 10 for each of the two ratings."
@@ -296,7 +307,7 @@ class Pages:
 
     async def new(self, request: Request) -> Response:
         """Side by side: a new conversation."""
-        session = self._session(request)
+        session = self.session_of(request)
         await fields_of(request, session)
         response = RedirectResponse("/", 303)
         set_cookie(response, request, SESSION, new_token())
@@ -307,7 +318,7 @@ class Pages:
 
     # --- who asks ----------------------------------------------------------------------------------------------------
 
-    def _session(self, request: Request) -> str:
+    def session_of(self, request: Request) -> str:
         session = request.cookies.get(SESSION, "")
         if not session:
             raise HTTPException(403, "Your browser sent no cookie, which this page needs. Allow cookies, and reload.")
@@ -317,17 +328,16 @@ class Pages:
         return await run_in_threadpool(self.store.find, session)
 
     async def _participant(self, request: Request) -> tuple[str, Record]:
-        session = self._session(request)
+        session = self.session_of(request)
         record = await self._find(session)
         if record is None:
             raise HTTPException(403, "You do not take part yet. Open the first page.")
         return session, record
 
     async def _posted(self, request: Request, limit: str) -> tuple[str, Record, dict[str, Any]]:
-        session = self._session(request)
-        await self.limits.take(limit, session)
-        given = await fields_of(request, session)
         session, record = await self._participant(request)
+        await self.limits.take(limit, str(record.id))  # a cookie that somebody made up gets no limit of its own
+        given = await fields_of(request, session)
         return session, record, given
 
     async def on_error(self, request: Request, error: Exception) -> Response:

@@ -20,13 +20,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from collab.study.study_file import StudyConfig, fixed_settings
+from collab.study.study_file import LONGEST_ARM, LONGEST_DOCUMENT, StudyConfig, fixed_settings
 from collab.util.errors import BadInput
 
 FINAL = 0  # the turn at which final ratings stand
@@ -41,8 +41,8 @@ _participants = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("token_hash", sa.String(64), nullable=False, unique=True),
     sa.Column("external_id", sa.String(100), nullable=False, server_default=""),
-    sa.Column("arm", sa.String(100), nullable=False),
-    sa.Column("document", sa.String(200), nullable=False),
+    sa.Column("arm", sa.String(LONGEST_ARM), nullable=False),
+    sa.Column("document", sa.String(LONGEST_DOCUMENT), nullable=False),
     sa.Column("topic", sa.Text, nullable=False, server_default=""),
     sa.Column("consented_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
@@ -65,7 +65,7 @@ _turns = _of_participant(
 _replies = _of_participant(
     "replies",
     sa.Column("turn", sa.Integer, primary_key=True),
-    sa.Column("arm", sa.String(100), primary_key=True),
+    sa.Column("arm", sa.String(LONGEST_ARM), primary_key=True),
     sa.Column("text", sa.Text),  # null until there is a whole reply
     sa.Column("finish_reason", sa.String(10)),
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
@@ -93,7 +93,7 @@ class StoredReply:
     Attributes:
         text: None until there is a whole one.
         finish_reason: As in `collab.conversation.Reply`.
-        failures: Attempts in vain.
+        failures: Failed attempts.
         finished_at: When it was whole.
     """
 
@@ -213,19 +213,32 @@ class Store:
         self._written.set()
 
     def bind(self, study: StudyConfig) -> None:
-        """Remember the study's settings, or compare them with those that the stored answers were given under.
+        """Remember the study's settings, as long as nobody has taken part.
+
+        Raises:
+            BadInput: They differ from those that the stored answers were given under.
+        """
+        self.check(study)
+        settings = json.dumps(fixed_settings(asdict(study)))
+        with self._writing() as connection:
+            if connection.scalar(sa.select(_participants.c.id).limit(1)) is None:
+                connection.execute(sa.delete(_meta).where(_meta.c.name == "settings"))
+                connection.execute(sa.insert(_meta).values(name="settings", value=settings))
+
+    def check(self, study: StudyConfig) -> None:
+        """Compare the study's settings with those that the stored answers were given under.
 
         Raises:
             BadInput: They differ.
         """
-        settings = fixed_settings(study)
-        with self._writing() as connection:
+        with self._engine.connect() as connection:
             stored = connection.scalar(sa.select(_meta.c.value).where(_meta.c.name == "settings"))
-            if stored is None:
-                connection.execute(sa.insert(_meta).values(name="settings", value=json.dumps(settings)))
-                return
-        before = json.loads(stored)
-        if changed := [name for name in settings if json.loads(json.dumps(settings[name])) != before.get(name)]:
+            anybody = connection.scalar(sa.select(_participants.c.id).limit(1)) is not None
+        if stored is None or not anybody:
+            return
+        before = fixed_settings(json.loads(stored))
+        now = json.loads(json.dumps(fixed_settings(asdict(study))))
+        if changed := [name for name in now if now[name] != before.get(name)]:
             raise BadInput(
                 f"{', '.join(changed)} differ from when this study began, and its answers depend on that. Restore the "
                 "study file, or start another study with folder=ANOTHER."
@@ -322,7 +335,7 @@ class Store:
     # --- conversation ------------------------------------------------------------------------------------------------
 
     def add_message(self, participant: int, turn: int, text: str, arms: Sequence[str]) -> bool:
-        """Store the message of a turn; False if another one stands there, or an earlier turn is missing.
+        """Store the message of a turn; False if another one stands there, or the turn before has no reply.
 
         A message that no arm has answered is replaced if a reply to it failed.
 
@@ -339,10 +352,11 @@ class Store:
             stored = {row.turn: row.text for row in there}
             if stored.get(turn) == text:
                 return True
-            of_turn = (_replies.c.participant == participant) & (_replies.c.turn == turn)
-            replies = connection.execute(sa.select(_replies.c.text, _replies.c.failures).where(of_turn)).all()
-            failed = any(row.failures for row in replies) and all(row.text is None for row in replies)
-            if turn != len(stored) + 1 and not (turn == len(stored) and failed):
+            of_last = (_replies.c.participant == participant) & (_replies.c.turn == len(stored))
+            replies = connection.execute(sa.select(_replies.c.text, _replies.c.failures).where(of_last)).all()
+            answered = any(row.text is not None for row in replies) or not stored
+            failed = any(row.failures for row in replies) and not answered
+            if not (turn == len(stored) + 1 and answered) and not (turn == len(stored) and failed):
                 return False
             _put(connection, _turns, participant, {"turn": turn}, text=text, sent_at=now)
             for arm in arms:
@@ -352,10 +366,18 @@ class Store:
             connection.execute(sa.update(_participants).where(row).values(seen_at=now))
             return True
 
-    def add_reply(self, participant: int, turn: int, arm: str, text: str, finish_reason: str) -> str:
-        """Store a reply, unless there is one already; returns what is stored."""
+    def add_reply(
+        self, participant: int, turn: int, arm: str, message: str, text: str, finish_reason: str
+    ) -> str | None:
+        """Store the reply to a message, unless there is one already; returns what is stored.
+
+        None, and nothing stored, if the message of this turn is another one by now.
+        """
         values = {"text": text, "finish_reason": finish_reason, "finished_at": time.time()}
         with self._writing() as connection:
+            of_turn = (_turns.c.participant == participant) & (_turns.c.turn == turn)
+            if connection.scalar(sa.select(_turns.c.text).where(of_turn)) != message:
+                return None
             where = _reply_row(participant, turn, arm)
             there = connection.scalar(sa.select(_replies.c.text).where(where))
             if there is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput, error_text
 from collab.util.text import is_blank
 
+LONGEST_ARM, LONGEST_DOCUMENT = 100, 200  # characters of a name
 _CHANGEABLE = ("title", "consent", "completion_code", "contact")  # texts; no answer depends on them
+_CHANGEABLE_OF_SERVERS = ("base_url", "key_env", "connect_timeout", "read_timeout", "max_concurrency")  # a server moves
 
 
 @dataclass
@@ -61,7 +63,7 @@ def read_study(path: Path) -> StudyConfig:
     except (OmegaConfBaseException, ValueError, TypeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error_text(error)} Fields: {', '.join(StudyConfig.__dataclass_fields__)}.") from None
     except Exception as error:  # PyYAML's errors have no common base that OmegaConf exports
-        raise BadInput(f"{path} is not YAML: {error_text(error)} Mend it.") from None
+        raise BadInput(f"{path} is not YAML: {error_text(error)} Correct it.") from None
     assert isinstance(study, StudyConfig)
     if problems := [*range_problems(study), *_problems(study)]:
         raise BadInput(f"{path}: " + "\n".join(problems))
@@ -75,6 +77,8 @@ def _problems(study: StudyConfig) -> Iterator[str]:
     if not study.arms:
         yield "arms is empty: there is no assistant. Name one at least, as in arms: {base: {policy: base}}."
     for name, arm in study.arms.items():
+        if is_blank(name) or len(name) > LONGEST_ARM:
+            yield f"arms.{name}: a name has 1 to {LONGEST_ARM} characters, and this one has {len(name)}. Change it."
         if (arm.policy is None) == (not arm.endpoint.base_url):
             yield (
                 f"arms.{name} must have either a policy or an endpoint. Set arms.{name}.policy to a folder, a hub id "
@@ -84,6 +88,9 @@ def _problems(study: StudyConfig) -> Iterator[str]:
             yield f"arms.{name}.policy ({arm.policy}): there is no such folder. Name one that a run exported."
     if not study.documents or any(map(is_blank, study.documents)):
         yield "documents must list at least one document type, none of them empty, as in [blog post, short story]."
+    for document in study.documents:
+        if len(document) > LONGEST_DOCUMENT:
+            yield f"documents ({document}): a type has at most {LONGEST_DOCUMENT} characters. Shorten it."
     if len(set(study.documents)) < len(study.documents):
         yield f"documents ({', '.join(study.documents)}) has one twice. Remove it."
     if study.max_turns < study.min_turns:
@@ -93,6 +100,12 @@ def _problems(study: StudyConfig) -> Iterator[str]:
         )
 
 
-def fixed_settings(study: StudyConfig) -> dict[str, Any]:
-    """What must not change while a study runs, since its answers depend on it: JSON-ready."""
-    return {name: value for name, value in asdict(study).items() if name not in _CHANGEABLE}
+def fixed_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a study's settings (`asdict`) that must not change while it runs, since its answers depend on them."""
+
+    def fixed(arm: dict[str, Any]) -> dict[str, Any]:
+        endpoint = {name: value for name, value in arm["endpoint"].items() if name not in _CHANGEABLE_OF_SERVERS}
+        return arm | {"endpoint": endpoint}
+
+    arms = {name: fixed(arm) for name, arm in settings["arms"].items()}
+    return {name: value for name, value in settings.items() if name not in _CHANGEABLE} | {"arms": arms}

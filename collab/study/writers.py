@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Literal
 
 from starlette.concurrency import run_in_threadpool
@@ -12,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from collab.chat.base import ContextFull
 from collab.study.assistants import Assistant
 from collab.study.store import Record, Store
-from collab.util.errors import first_line
 
 
 class Writing:
@@ -82,18 +83,25 @@ class Writers:
         *earlier, last = record.turns
         history = [(turn.text, text) for turn in earlier if (text := turn.replies[arm].text) is not None]
         turn, attempt = len(record.turns), last.replies[arm].failures
+        end: tuple[Literal["done", "failed", "full"], str] = "failed", ""
         try:
             reply = await self.assistants[arm].reply(history, last.text, record.id, writing.tell, attempt)
-            text = clean(reply.text)
-            text = await run_in_threadpool(self._store.add_reply, record.id, turn, arm, text, reply.finish_reason)
-            end: tuple[Literal["done", "failed", "full"], str] = "done", text
+            text, reason = clean(reply.text), reply.finish_reason
+            stored = await run_in_threadpool(self._store.add_reply, record.id, turn, arm, last.text, text, reason)
+            if stored is not None:
+                end = "done", stored
         except Exception as error:  # whatever it is, the participant is told and goes on
-            print(f"{arm}: a reply failed ({type(error).__name__}): {first_line(error)}", file=sys.stderr, flush=True)
-            end = ("full" if isinstance(error, ContextFull) else "failed"), ""
-            await run_in_threadpool(self._store.add_failure, record.id, turn, arm)
+            # Not the error's text: a server may repeat there what the participant wrote.
+            status = re.search(r"\bHTTP \d{3}\b", str(error))
+            said = type(error).__name__ + (f", {status[0]}" if status else "")
+            print(f"{arm}: a reply failed ({said})", file=sys.stderr, flush=True)
+            if isinstance(error, ContextFull):
+                end = "full", ""
+            with suppress(Exception):  # a database that is away: whoever waits for the reply is told all the same
+                await run_in_threadpool(self._store.add_failure, record.id, turn, arm)
         finally:
             del self._writing[record.id, arm]
-        writing.end(*end)
+            writing.end(*end)
 
 
 def clean(text: str) -> str:

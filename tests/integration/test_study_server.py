@@ -5,11 +5,13 @@ import json
 import os
 import stat
 
+import httpx
 import pytest
 from fault_server import FaultServer
 from study import Caller, StudyServer, exported, study_file
 
 from collab.study.main import main
+from collab.study.security import csrf_of
 
 MODELS = ("one", "two", "three")
 
@@ -48,13 +50,14 @@ def test_what_is_out_of_turn_or_forged_is_refused(served, stub):
             await person.post("/message", turn=1, text=" "),
             await person.post("/message", turn=1, text="x" * 10_001),
             await person.post("/message", turn="1", text="x"),
+            await person.post("/message", turn=2**70, text="x"),
             await person.post("/draft", name="arm", text="x", version=0),
             await person.post("/draft", name="document", text="x" * 600_000, version=0),
             await person.client.post("/draft", content=b"\xff", headers={"Content-Type": "application/json"}),
             await person.client.get("/reply", params={"turn": 1}),
             await person.client.get("/reply", params={"turn": "x"}),
         ]
-        assert [r.status_code for r in refused] == [409, 400, 400, 400, 400, 413, 400, 404, 400]
+        assert [r.status_code for r in refused] == [409, 400, 400, 400, 409, 400, 413, 400, 404, 400]
         assert all(response.json()["error"] for response in refused)
         assert "Conversation" in (await person.get("/final")).text  # too early
         for turn in (1, 2):
@@ -72,7 +75,10 @@ def test_what_is_out_of_turn_or_forged_is_refused(served, stub):
         person.client.cookies.set("study_session", "guess")
         assert "Before you begin" in (await person.get()).text
         assert (await other.client.get("/admin/data.zip")).text.count("Token") == 1
-        for _ in range(10):
+        async with httpx.AsyncClient(trust_env=False) as bare:  # as a form of another site would sign somebody in
+            forged = {"csrf": csrf_of(""), "token": served.token}
+            assert (await bare.post(f"{served.url}/admin/login", data=forged)).status_code == 403
+        for _ in range(9):
             status = (await other.form("/admin/login", token="guess")).status_code
         assert status == 403 and (await other.form("/admin/login", token=served.token)).status_code == 429
         await person.client.aclose()
@@ -100,9 +106,15 @@ def test_when_the_time_is_over_the_final_questions_are_asked(stub, tmp_path):
             and "Your document is empty" in refused.text
             and ">\ns</textarea>" in refused.text
         )
-        refused = await person.form("/final", document="A text", rating_document="3")
+        versions = {"version_document": "1", "version_strengths": "1"}
+        refused = await person.form("/final", document="A text", **versions, rating_document="3")
         assert refused.status_code == 400 and "Choose a number" in refused.text and "A text</textarea>" in refused.text
-        done = await person.form("/final", document="A text", rating_document="3", rating_interaction="4")
+        last = {"document": "Of a window left open", "version_document": "1", "version_strengths": "2"}
+        refused = await person.form("/final", **last, rating_document="3", rating_interaction="4")
+        assert refused.status_code == 400 and "changed in another window" in refused.text
+        assert "A text</textarea>" in refused.text
+        last |= {"document": "A text", "version_document": "2"}
+        done = await person.form("/final", **last, rating_document="3", rating_interaction="4")
         assert "C0DE-7" in done.text
         assert (await person.post("/draft", name="document", text="more", version=3)).status_code == 409
         await person.client.aclose()
@@ -113,6 +125,12 @@ def test_when_the_time_is_over_the_final_questions_are_asked(stub, tmp_path):
     assert (row["document"], row["rating_document"], row["turns"]) == ("A text", "3", "1")
 
 
+async def join(url):
+    person = Caller(url)
+    await person.begin()
+    await person.client.aclose()
+
+
 def test_a_second_server_and_another_study_in_the_same_folder_are_refused(stub, tmp_path, capsys):
     file = study_file(tmp_path, stub.url)
     typed = ["serve", str(file), f"folder={tmp_path / 'data'}", "port=1"]
@@ -121,11 +139,16 @@ def test_a_second_server_and_another_study_in_the_same_folder_are_refused(stub, 
         assert main([*typed[:2], f"folder={tmp_path / 'other'}", f"port={server.port}"]) == 1
         assert "cannot listen there (Address already in use)" in capsys.readouterr().err
     typed[-1] = "port=0"
-    study_file(tmp_path, stub.url, documents=["poem"])
-    assert main(typed) == 1 and "documents differ from when this study began" in capsys.readouterr().err
     study_file(tmp_path, stub.url, models=("four",))
     assert main(["serve", str(file), f"folder={tmp_path / 'other'}", "port=0"]) == 1
     assert "arms.arm_four: " in (error := capsys.readouterr().err) and "has no model four" in error
+    study_file(tmp_path, stub.url)
+    assert stat.S_IMODE(os.stat(tmp_path / "other").st_mode) == 0o700
+    with StudyServer(file, tmp_path / "other") as server:  # the mistyped model does not stay
+        asyncio.run(join(server.url))
+    study_file(tmp_path, stub.url, documents=["poem"])
+    typed[2] = f"folder={tmp_path / 'other'}"
+    assert main(typed) == 1 and "documents differ from when this study began" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -179,7 +202,11 @@ def test_fifty_people_at_once_wait_little_and_lose_nothing(stub, served):
             await asyncio.sleep(1)
         await person.get("/final")
         done = await person.form(
-            "/final", document=f"text {number}", rating_document=1 + number % 10, rating_interaction=1 + number * 7 % 10
+            "/final",
+            document=f"text {number}",
+            version_document=version,
+            rating_document=1 + number % 10,
+            rating_interaction=1 + number * 7 % 10,
         )
         assert "C0DE-7" in done.text
         await person.client.aclose()

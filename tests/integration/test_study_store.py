@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from postgres import postgres, programs
 
+from collab.config.schema import EndpointConfig
 from collab.study.store import FINAL, IDLE, Store
 from collab.study.study_file import ArmConfig, StudyConfig
 from collab.util.errors import BadInput
@@ -78,8 +79,10 @@ def test_a_conversation_is_stored_and_nothing_is_overwritten(store):
     assert not store.add_message(who, 1, "of another tab", [arm])
     store.add_failure(who, 1, arm)
     assert store.add_message(who, 1, "instead", [arm])  # the reply to the first failed
-    assert store.add_reply(who, 1, arm, "a reply", "length") == "a reply"
-    assert store.add_reply(who, 1, arm, "a second reply", "stop") == "a reply"
+    assert not store.add_message(who, 2, "without a reply to the first", [arm])
+    assert store.add_reply(who, 1, arm, "schön 😀 'quoted' \"twice\"", "to the old message", "stop") is None
+    assert store.add_reply(who, 1, arm, "instead", "a reply", "length") == "a reply"
+    assert store.add_reply(who, 1, arm, "instead", "a second reply", "stop") == "a reply"
     assert not store.add_message(who, 1, "too late", [arm])
     store.rate(who, 1, "interaction", 4)
     store.rate(who, 1, "interaction", 5)
@@ -106,11 +109,16 @@ def test_a_draft_of_an_old_version_is_refused(store):
 
 
 def test_a_study_that_runs_keeps_its_settings(url, store):
-    store.bind(STUDY)
-    store.bind(StudyConfig("Another title", "Other words", STUDY.arms, STUDY.documents, "CODE2"))
+    store.bind(StudyConfig("A title", "Yes?", {"a": ArmConfig("mistyped")}, ["poem"], "CODE"))
+    store.bind(STUDY)  # nobody has taken part yet
+    store.join("t", STUDY)
+    moved = {name: ArmConfig("base", EndpointConfig(base_url="http://other/v1", read_timeout=9)) for name in "abc"}
+    store.bind(StudyConfig("Another title", "Other words", moved, STUDY.documents, "CODE2"))
     again = Store(url)
     with pytest.raises(BadInput, match="documents, min_turns differ from when this study began"):
         again.bind(StudyConfig("A title", "Yes?", STUDY.arms, ["post"], "CODE", min_turns=3))
+    with pytest.raises(BadInput, match="arms differ"):
+        again.bind(StudyConfig("A title", "Yes?", {"a": ArmConfig("other")}, STUDY.documents, "CODE"))
     again.close()
 
 

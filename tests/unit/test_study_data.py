@@ -68,6 +68,8 @@ def test_a_whole_study_file_is_read(tmp_path):
         (("{policy: base}", "{policy: ./nowhere}"), "arms.base.policy (./nowhere): there is no such folder"),
         (("{policy: base}", "{policy: base, temperature: -1}"), "arms.base.temperature (-1.0) must be at least 0"),
         (("{policy: base}", "{policy: base"), "is not YAML"),
+        (("base: {", "b" * 101 + ": {"), "a name has 1 to 100 characters, and this one has 101"),
+        (("[post]", "[" + "p" * 201 + "]"), "a type has at most 200 characters"),
     ],
 )
 def test_what_is_wrong_with_a_study_file_is_told(tmp_path, change, said):

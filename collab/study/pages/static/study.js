@@ -56,15 +56,28 @@ class Draft {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.save(), 400);
   }
+  // Saves nothing while the text is sent, since the server empties the field then.
+  async hold() {
+    this.held = true;
+    clearTimeout(this.timer);
+    await this.saving;
+  }
+  release() {
+    this.held = false;
+    if (this.text !== this.saved) this.changed();
+  }
   async save(options) {
-    if (this.under_way) return;
+    if (this.under_way || this.held) return;
     const text = this.text;
     if (text === this.saved) { this.done(); return; }
     this.under_way = true;
-    const answer = await post("/draft", { name: this.name, text, version: this.version }, options);
+    this.saving = post("/draft", { name: this.name, text, version: this.version }, options);
+    const answer = await this.saving;
     this.under_way = false;
     if (answer && answer.ok) {
       this.version = answer.body.version;
+      const sent = document.querySelector(`input[name=version_${this.name}]`); // with the final form
+      if (sent) sent.value = this.version;
       this.saved = text;
       if (this.text === text) this.done(); else this.changed();
     } else if (!answer || answer.status >= 500 || answer.status === 429) {
@@ -91,6 +104,7 @@ class Draft {
     this.text = this.saved = "";
     this.version = version;
     sessionStorage.removeItem(this.key);
+    this.held = false;
   }
 }
 
@@ -132,6 +146,7 @@ function conversation() {
       Object.assign(node.dataset, { turn: turns, arm, failures: failures[arm], state: "open" });
       replies.append(node);
     }
+    for (const button of log.querySelectorAll(".reply[data-state=failed] button")) button.remove();
     log.append(bubble("said", "You", text), replies);
     scroll();
     for (const node of replies.children) listen(node);
@@ -161,7 +176,8 @@ function conversation() {
     words.textContent = full
       ? "The conversation has become too long for the assistant. You can finish now."
       : "The assistant could not answer. You can try again, change your message, or finish now.";
-    if (beside && !full) words.textContent = "No answer. You can try again.";
+    if (beside) words.textContent = full ? "The conversation has become too long. Begin a new one." : "No answer.";
+    if (Number(node.dataset.turn) !== turns) return; // an earlier message is not answered any more
     node.append(quiet("Try again", () => { listen(node); message.focus(); }));
     if (!beside) {
       node.append(quiet("Change my message", () => {
@@ -226,7 +242,8 @@ function conversation() {
     byId("finish").hidden = !now.finish || now.rate;
     if (now.rate) {
       say("Please rate the interaction so far.");
-      byId("rate").querySelector("input[type=radio]").focus();
+      // Not on a number: a person who goes on typing would choose it with Space. Who writes the document stays there.
+      if (document.activeElement !== byId("document")) byId("rate").querySelector("fieldset").focus();
       byId("rate").scrollIntoView({ block: "nearest" });
     }
   }
@@ -239,12 +256,14 @@ function conversation() {
     const last = log.querySelector(".replies:last-of-type");
     const again = last && ![...last.children].some((node) => node.dataset.state === "done");
     const turn = again ? turns : turns + 1;
+    await drafts.message.hold();
     let answer;
     while (!(answer = await post("/message", { turn, text })) || answer.status >= 500) {
       say("Not sent: the server does not answer. Trying again.");
       await new Promise((resolve) => setTimeout(resolve, RETRY));
     }
     if (!answer.ok) {
+      drafts.message.release();
       wait(false);
       say(answer.body.error);
       return;
@@ -283,4 +302,11 @@ function clock() {
   setInterval(tick, 1000);
 }
 
-if (byId("chat")) conversation();
+// The form is sent once nothing is being saved: otherwise it would carry an old version of a text.
+async function finish(event) {
+  event.preventDefault();
+  await Promise.all(Object.values(drafts).map((draft) => draft.hold()));
+  event.target.submit();
+}
+
+if (byId("chat")) conversation(); else page.addEventListener("submit", finish);
