@@ -81,6 +81,8 @@ def test_phrases_of_other_conversations_are_stock_phrases() -> None:
     assert both[0]["stock_phrases"] == pytest.approx(2 / 4)  # "can you" and "you help" of four pairs
     assert both[1]["stock_phrases"] == pytest.approx(2 / 3)
     assert measure([talk("Can you"), talk("Can you")])[0]["stock_phrases"] is None  # the same goal
+    people = measure([talk("Can you help me today", goal=Goal(name, "", "")) for name in ("chat-1", "chat-2")])
+    assert [values["stock_phrases"] for values in people] == [1, 1]
 
 
 def test_what_cannot_be_told_is_missing_and_never_zero() -> None:
