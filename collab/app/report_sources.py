@@ -18,11 +18,12 @@ from collab.chat.base import ChatModel, Sampling
 from collab.chat.budget import Spend
 from collab.config.policies import named_sources
 from collab.config.schema import Config, EndpointConfig
-from collab.conversation import Conversation, Goal, Message, Reply
+from collab.conversation import Conversation, Goal, Message, Refusal, Reply
 from collab.datamodules.chats import load_chats
 from collab.datamodules.goals import GoalSplits, load_splits
 from collab.randomness import RngKey
 from collab.simulation.conversation_loop import Players, play
+from collab.simulation.user import UserSimulator
 from collab.util.errors import BadInput
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints,
         players = Players(speaker, simulation.user, simulation.sampling, turns, advance)
         key = RngKey(config.seed, split="test", goal=goal.id)
         done = await play(players, Conversation(goal, config.task.system_prompt), key)
+        if sources.replies is not None and done.ended_by == "max_turns":
+            done = await heard_out(simulation.user, done, key)
         advance()
         return done
 
@@ -176,6 +179,22 @@ def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints,
         after.calls - before.calls,
         after.tokens - before.tokens,
         after.usd - before.usd,
+    )
+
+
+async def heard_out(user: UserSimulator, conversation: Conversation, key: RngKey) -> Conversation:
+    """The conversation with the end that the user gives it once it has read the last stored reply.
+
+    `play` stops behind the last reply, before the user has read it, which is often the finished text. A user that would
+    go on has no reply to go on with: then `ended_by` is "", which is not known. What it would say is left out.
+    """
+    turn = await user.respond(conversation, key.at(role="user", turn=conversation.turn))
+    refused = (Refusal(conversation.turn, *refusal) for refusal in turn.refused)
+    return replace(
+        conversation,
+        ended_by=turn.end,
+        user=turn.user or conversation.user,
+        refused=(*conversation.refused, *refused),
     )
 
 
