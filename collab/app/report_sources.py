@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.budget import Spend
 from collab.config.policies import named_sources
-from collab.config.schema import Config, EndpointConfig
+from collab.config.schema import Config, EndpointConfig, EvaluatorConfig, JudgeConfig
 from collab.conversation import Conversation, Goal, Message, Refusal, Reply
 from collab.datamodules.chats import load_chats
 from collab.datamodules.goals import GoalSplits, load_splits
@@ -129,10 +129,17 @@ def check_sources(config: Config, sources: Sources, entry: str, playing: bool) -
         raise BadInput(
             f"output_dir={config.output_dir} has a report, which is not overwritten. Set output_dir to another folder."
         )
-    if entry == "simulator-report" and not playing:
-        return  # nobody speaks
+    if entry == "simulator-report":
+        if not playing:
+            return  # nobody speaks
+        config = replace(unjudged(config), evaluator=EvaluatorConfig("none"))
     policy_here = playing and sources.replies is None
     check_players(config, GoalSplits([], [], sources.goals), policy_here, entry)
+
+
+def unjudged(config: Config) -> Config:
+    """The config without judge and metrics: a report measures what it plays, or asks its judges, by itself."""
+    return replace(config, judge=JudgeConfig("none"), task=replace(config.task, metrics={}))
 
 
 def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints, advance: Callable[[], None]) -> Played:
@@ -147,7 +154,7 @@ def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints,
     """
     from collab.app import build
 
-    simulation = build.simulation(replace(config, user=user), endpoints, advance)
+    simulation = build.simulation(replace(unjudged(config), user=user), endpoints, advance)
     policy: ChatModel | None = None
     if sources.replies is None:
         policy = build.chat_model(config, EndpointConfig(kind="local", model=config.model.path), endpoints)

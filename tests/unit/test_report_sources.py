@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
+from composing import load_config
 
-from collab.app.report_sources import heard_out
+from collab.app import build
+from collab.app.report_sources import Sources, check_sources, heard_out, unjudged
+from collab.chat.endpoints import Endpoints
 from collab.conversation import Conversation, Goal, Refusal, Reply
 from collab.randomness import RngKey
 from collab.simulation.user import UserTurn
+from collab.util.errors import BadInput
 
 
 @dataclass
@@ -34,3 +39,16 @@ def test_the_user_reads_the_last_stored_reply(turn: UserTurn, ended_by: str) -> 
     done = asyncio.run(heard_out(Answers(turn), played.with_end("max_turns"), RngKey(1)))
     assert done.ended_by == ended_by and done.turns == played.turns and done.pending is None
     assert done.refused == (Refusal(2, "shape", "raw"),)
+
+
+def test_a_user_report_needs_no_judge_and_no_evaluator(tmp_path: Path) -> None:
+    """Neither is loaded, so a missing folder of one is no error; a judge report refuses it."""
+    missing = [f"{key}.endpoint.model={tmp_path / 'none'}" for key in ("judge", "evaluator")]
+    overrides = ["experiment=doc_edit", "judge=local", "evaluator=local", *missing]
+    config = load_config("simulator-report", overrides, str(tmp_path / "out"))
+    goals = [Goal("g", "A notice.", "Come.")]
+    check_sources(config, Sources([], {}, goals, [["Hi."]]), "simulator-report", playing=True)
+    with Endpoints(config) as endpoints:
+        assert build.simulation(unjudged(config), endpoints, lambda: None).reward.metrics == {}
+    with pytest.raises(BadInput, match="cannot speak"):
+        check_sources(config, Sources(chats=[], stored={}, goals=goals, replies=[["Hi."]]), "judge-report", playing=True)
