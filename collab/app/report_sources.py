@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,15 +60,13 @@ class Played:
         conversations: In the order of the goals.
         problems: Unusable replies of the model that plays the user, by kind.
         seconds: Wall-clock time, that of the assistant included.
-        calls, tokens, usd: Of hosted models that played the user; what the cache answered costs nothing.
+        spent: On hosted models that played the user.
     """
 
     conversations: list[Conversation]
     problems: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
-    calls: int = 0
-    tokens: int = 0
-    usd: float = 0.0
+    spent: Spend = field(default_factory=Spend)
 
 
 def read_sources(config: Config, playing: bool = True) -> Sources:
@@ -179,14 +177,8 @@ def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints,
     began = time.perf_counter()
     conversations = asyncio.run(everyone())
     seconds, after = time.perf_counter() - began, endpoints.ledger.spent.get("user", before)
-    return Played(
-        conversations,
-        simulation.problems,
-        seconds,
-        after.calls - before.calls,
-        after.tokens - before.tokens,
-        after.usd - before.usd,
-    )
+    spent = Spend(**{count.name: getattr(after, count.name) - getattr(before, count.name) for count in fields(Spend)})
+    return Played(conversations, simulation.problems, seconds, spent)
 
 
 async def heard_out(user: UserSimulator, conversation: Conversation, key: RngKey) -> Conversation:

@@ -10,7 +10,9 @@ import pytest
 from composing import load_config
 
 from collab.app import build
-from collab.app.report_sources import Sources, check_sources, heard_out, unjudged
+from collab.app.report_sources import Played, Sources, check_sources, heard_out, unjudged
+from collab.app.simulator_report import figures
+from collab.chat.budget import Spend
 from collab.chat.endpoints import Endpoints
 from collab.conversation import Conversation, Goal, Refusal, Reply
 from collab.randomness import RngKey
@@ -51,4 +53,25 @@ def test_a_user_report_needs_no_judge_and_no_evaluator(tmp_path: Path) -> None:
     with Endpoints(config) as endpoints:
         assert build.simulation(unjudged(config), endpoints, lambda: None).reward.metrics == {}
     with pytest.raises(BadInput, match="cannot speak"):
-        check_sources(config, Sources(chats=[], stored={}, goals=goals, replies=[["Hi."]]), "judge-report", playing=True)
+        check_sources(config, Sources([], {}, goals, [["Hi."]]), "judge-report", playing=True)
+
+
+def totals(user: str, spent: Spend, *overrides: str) -> list[float | None]:
+    """Seconds, calls, tokens and dollars a message, of two messages."""
+    typed = ["experiment=doc_edit", f"user={user}", *overrides]
+    config = load_config("simulator-report", typed, "outputs/nowhere")
+    talk = Conversation(Goal("g", "A notice.", "Come.")).with_user("Hi.").with_reply(Reply("When?")).with_user("At 9.")
+    sources = Sources([], {}, [talk.goal], [["When?"]])
+    found = figures(config, sources, {"user": Played([talk], seconds=3.0, spent=spent)})["totals"]["user"]
+    return [found[f"{what}_per_message"] for what in ("seconds", "calls", "tokens", "dollars")]
+
+
+def test_costs_that_were_not_measured_are_missing_and_never_zero() -> None:
+    asked = Spend(calls=4, prompt_tokens=90, completion_tokens=10, usd=0.5)
+    priced = ["user.endpoint.model=m", "+budget.prices.m=[1,2]"]
+    assert totals("agenda", Spend()) == [1.5, 0, 0, 0]  # rules ask no server
+    assert totals("local", Spend()) == [1.5, None, None, None]  # a model on this machine
+    assert totals("openai", asked, *priced) == [1.5, 2, 50, 0.25]
+    assert totals("openai", asked, *priced, "judge=openai", "judge.endpoint.model=unpriced")[3] == 0.25
+    assert totals("openai", asked, "user.endpoint.model=m") == [1.5, 2, 50, None]
+    assert totals("openai", replace(asked, cached=1), *priced) == [None] * 4
