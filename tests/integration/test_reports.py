@@ -29,7 +29,7 @@ def test_users_are_played_compared_and_compared_again_from_their_transcripts(tmp
     assert again.returncode == 0, again.stderr
     found = json.loads((tmp_path / "again" / "report.json").read_text())
     assert list(found["users"]) == ["people", "before"] and found["users"]["before"] == found["users"]["people"]
-    assert found["distance"]["before"]["mean"] == 0 < found["distance"]["people"]["mean"]
+    assert found["distance"]["before"]["mean"] == 0 < found["distance"]["before"]["chance"]
     assert found["totals"]["before"]["seconds_per_message"] is None
 
     refused = finished("collab", "simulator-report", "experiment=doc_edit", f"output_dir={tmp_path / 'again'}")
