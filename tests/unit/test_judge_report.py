@@ -21,17 +21,26 @@ LOCAL = ["experiment=doc_edit", "judge=local"]
 
 def test_agreement_by_hand() -> None:
     # Levels 0, 0, 10, 10 against 0, 10, 10, 10. Observed disagreement 1/4; by chance (2*3 + 2*1) / 16 = 1/2.
-    found = agreement([0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], seed=1)
+    found = agreement([*"abcd"], [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], seed=1)
     assert found["kappa"]["mean"] == pytest.approx(1 - (1 / 4) / (1 / 2)) and found["kappa"]["n"] == 4
     assert found["spearman"]["mean"] == pytest.approx(1 / 3**0.5)
     low, high = found["kappa"]["ci95"]
     assert low <= 0.5 <= high <= 1
-    same = agreement([0.1, 0.5, 0.9], [0.1, 0.5, 0.9], seed=1)
+    same = agreement([*"abc"], [0.1, 0.5, 0.9], [0.1, 0.5, 0.9], seed=1)
     assert same["kappa"]["mean"] == same["spearman"]["mean"] == pytest.approx(1)
 
 
+def test_goals_are_resampled_and_not_conversations() -> None:
+    """Ten conversations of each of four goals, all alike: the interval is that of four."""
+    one, other = [0.0, 0.4, 0.6, 1.0], [0.2, 0.4, 0.5, 0.7]
+    once = agreement([*"abcd"], one, other, seed=1)["kappa"]
+    often = agreement([*"abcd"] * 10, one * 10, other * 10, seed=1)["kappa"]
+    assert often["mean"] == pytest.approx(once["mean"]) and often["ci95"] == pytest.approx(once["ci95"])
+    assert (once["n"], often["n"]) == (4, 40)
+
+
 def test_missing_verdicts_are_left_out_and_counted() -> None:
-    found = agreement([0.0, None, 1.0, 0.4], [0.0, 0.2, 1.0, None], seed=1)
+    found = agreement([*"abcd"], [0.0, None, 1.0, 0.4], [0.0, 0.2, 1.0, None], seed=1)
     assert found["kappa"]["mean"] == 1 and found["kappa"]["n"] == 2
     assert mean_of(["a", "a", "b"], [None, 0.4, 0.8], 1) == {
         "mean": pytest.approx(0.6),
@@ -45,7 +54,7 @@ def test_missing_verdicts_are_left_out_and_counted() -> None:
 
 @pytest.mark.parametrize("other", [[0.5, 0.5, 0.5], [None, None, None], [0.1, None, None]])
 def test_agreement_with_constant_scores_is_not_defined(other: list[float | None]) -> None:
-    found = agreement([0.1, 0.5, 0.9], other, seed=1)
+    found = agreement([*"abc"], [0.1, 0.5, 0.9], other, seed=1)
     assert found["spearman"]["mean"] is found["kappa"]["mean"] is None and found["kappa"]["n"] == 0
 
 
@@ -57,7 +66,7 @@ def test_shifts_have_a_mean_and_a_largest_one() -> None:
 
 
 def report() -> dict[str, Any]:
-    score, half = mean_of(["a", "b"], [0.2, None], 1), agreement([0.0, 1.0], [0.0, 1.0], 1)
+    score, half = mean_of(["a", "b"], [0.2, None], 1), agreement([*"ab"], [0.0, 1.0], [0.0, 1.0], 1)
     moved = shifts(["a", "b"], [0.2, 0.4], [0.4, 0.4], 1)
     copies = {"padded": moved, "injected": moved, "control": moved}
     entry = {"score": score, "rule": half, **copies, "injections": {"texts": 28, "unmoved": 27, "shifts": {}}}
