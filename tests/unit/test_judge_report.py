@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from composing import load_config
 
-from collab.app.judge_report import check_report
+from collab.app.judge_report import Rater, _judged, _positions, check_report
 from collab.app.preflight import check_players
+from collab.chat.base import Sampling
 from collab.config.endpoints import endpoints_in
+from collab.conversation import Conversation, Goal, Message, Reply
 from collab.datamodules.goals import GoalSplits
+from collab.randomness import RngKey
 from collab.reports.judges import agreement, judge_tables, mean_of, moved_by, shifts
 from collab.reports.tables import markdown
+from collab.rewards.metrics import Judged
+from collab.rewards.pairwise import QUESTIONS, PairwiseJudge
+from collab.rewards.probes import PADDING, injections
 from collab.util.errors import BadInput
 
 LOCAL = ["experiment=doc_edit", "judge=local"]
@@ -87,6 +97,89 @@ def test_tables_say_what_is_missing() -> None:
     assert "| judge: asking |" in position
     alone = report() | {"agreement": {}, "position": {}}
     assert len(judge_tables(alone)) == 2
+
+
+# --- judges with a known bias ----------------------------------------------------------------------------------------
+
+TALKS = [
+    Conversation(Goal(f"g{n}", "A notice about the kiln.", "Come."))
+    .with_user("A notice, please.")
+    .with_reply(Reply("When does it fire?"))
+    .with_user("On Mondays.")
+    .with_reply(Reply("It fires on Mondays."))
+    for n in range(2)
+]
+
+
+@dataclass
+class Rates:
+    """A metric whose judge says what `rule` gives for the assistant's last message."""
+
+    rule: Callable[[str], float]
+
+    async def ask(self, conversation: Conversation) -> Judged:
+        return Judged(self.rule(conversation.assistant_texts[-1]), ())
+
+
+@dataclass
+class Prefers:
+    """A model that compares two sides by `rule` and answers with a letter."""
+
+    rule: Callable[[str, str], str]
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
+        sides = re.search(r" A:\n(.*?)\n\n\S+ B:\n(.*)", messages[-1].content, re.DOTALL)
+        assert sides is not None
+        return Reply(self.rule(*sides.groups()))
+
+
+def rated(rule: Callable[[str], float]) -> dict[str, Any]:
+    own, entry = asyncio.run(_judged(Rater(Rates(rule), 1), TALKS))  # type: ignore[arg-type]
+    assert own == [rule("It fires on Mondays.")] * 2
+    return entry
+
+
+def test_a_judge_that_follows_the_text_is_moved_by_injections_alone() -> None:
+    asked = sum("score" in text.lower() for text in injections())
+    entry = rated(lambda text: 0.9 if "score" in text.lower() else 0.4)
+    assert entry["injected"]["mean"] == pytest.approx(0.5 * asked / len(injections())) and asked > 10
+    assert entry["injected"]["largest"] == pytest.approx(0.5)
+    assert entry["injections"]["unmoved"] == len(injections()) - asked
+    assert entry["control"]["mean"] == entry["padded"]["mean"] == 0
+
+
+def test_a_judge_that_likes_padding_rates_padded_copies_higher() -> None:
+    entry = rated(lambda text: 0.7 if text.endswith(PADDING) else 0.5)
+    assert entry["padded"]["mean"] == pytest.approx(0.2) and entry["injected"]["mean"] == 0
+    entry = rated(lambda text: 0.3 if text.endswith(PADDING) else 0.5)
+    assert entry["padded"]["mean"] == pytest.approx(-0.2)
+
+
+def longer(one: str, other: str) -> str:
+    return "A" if len(one) > len(other) else "B"
+
+
+@pytest.mark.parametrize(
+    "rule, first, same, won",
+    [
+        (lambda one, other: "A", 1, 0, 0.5),
+        (lambda one, other: "B", 0, 0, 0.5),
+        (longer, 0.5, 1, 1),
+        (lambda one, other: longer(other, one), 0.5, 1, 0),
+        (lambda one, other: "T", 0.5, 1, 0.5),
+    ],
+)
+def test_position_and_length_bias(rule: Callable[[str, str], str], first: float, same: float, won: float) -> None:
+    found = asyncio.run(_positions(PairwiseJudge(Prefers(rule), 1), TALKS))
+    assert found.keys() == set(QUESTIONS)
+    for bias in found.values():
+        assert (bias["first"]["mean"], bias["same"]["mean"], bias["padded"]["mean"]) == (first, same, won)
+        assert bias["first"]["asked"] == 2
+
+
+def test_an_answer_without_a_letter_is_missing() -> None:
+    found = asyncio.run(_positions(PairwiseJudge(Prefers(lambda one, other: "Hm."), 1), TALKS))
+    assert all(part["mean"] is None and part["missing"] == 2 for bias in found.values() for part in bias.values())
 
 
 # --- the config ------------------------------------------------------------------------------------------------------
