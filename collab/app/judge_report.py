@@ -142,6 +142,7 @@ async def _asked(
     comparing: dict[str, PairwiseJudge] = {}
     scores: dict[str, dict[str, list[float | None]]] = {}  # metric -> judge -> scores of the conversations
     found: dict[str, dict[str, Any]] = {}
+    goals = [talk.goal.id for talk in talks]
     rules = {name: await _ruled(config, cls, name, talks) for name, cls in judged_metrics(config).items()}
     for judge, node in judges_of(config).items():
         model = build.chat_model(config, node.endpoint, endpoints)
@@ -155,7 +156,7 @@ async def _asked(
             own, entry = await _judged(Rater(metric, config.seed), talks)
             scores.setdefault(name, {})[judge] = own
             if any(value is not None for value in rules[name]):
-                entry["rule"] = agreement(own, rules[name], config.seed)
+                entry["rule"] = agreement(goals, own, rules[name], config.seed)
             found.setdefault(judge, {})[name] = entry
     if isinstance(config.evaluator, PairwiseConfig):
         comparing["evaluator"] = PairwiseJudge(
@@ -165,7 +166,7 @@ async def _asked(
     pairs: dict[str, dict[str, Any]] = {}
     for one, other in combinations(found, 2):
         pairs[f"{one}, {other}"] = {
-            name: agreement(by_judge[one], by_judge[other], config.seed) for name, by_judge in scores.items()
+            name: agreement(goals, by_judge[one], by_judge[other], config.seed) for name, by_judge in scores.items()
         }
     return {
         "conversations": len(talks),

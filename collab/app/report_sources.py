@@ -10,19 +10,20 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.budget import Spend
 from collab.config.policies import named_sources
-from collab.config.schema import Config, EndpointConfig
-from collab.conversation import Conversation, Goal, Message, Reply
+from collab.config.schema import Config, EndpointConfig, EvaluatorConfig, JudgeConfig
+from collab.conversation import Conversation, Goal, Message, Refusal, Reply
 from collab.datamodules.chats import load_chats
 from collab.datamodules.goals import GoalSplits, load_splits
 from collab.randomness import RngKey
 from collab.simulation.conversation_loop import Players, play
+from collab.simulation.user import UserSimulator
 from collab.util.errors import BadInput
 
 if TYPE_CHECKING:
@@ -59,15 +60,13 @@ class Played:
         conversations: In the order of the goals.
         problems: Unusable replies of the model that plays the user, by kind.
         seconds: Wall-clock time, that of the assistant included.
-        calls, tokens, usd: Of hosted models that played the user; what the cache answered costs nothing.
+        spent: On hosted models that played the user.
     """
 
     conversations: list[Conversation]
     problems: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
-    calls: int = 0
-    tokens: int = 0
-    usd: float = 0.0
+    spent: Spend = field(default_factory=Spend)
 
 
 def read_sources(config: Config, playing: bool = True) -> Sources:
@@ -128,10 +127,17 @@ def check_sources(config: Config, sources: Sources, entry: str, playing: bool) -
         raise BadInput(
             f"output_dir={config.output_dir} has a report, which is not overwritten. Set output_dir to another folder."
         )
-    if entry == "simulator-report" and not playing:
-        return  # nobody speaks
+    if entry == "simulator-report":
+        if not playing:
+            return  # nobody speaks
+        config = replace(unjudged(config), evaluator=EvaluatorConfig("none"))
     policy_here = playing and sources.replies is None
     check_players(config, GoalSplits([], [], sources.goals), policy_here, entry)
+
+
+def unjudged(config: Config) -> Config:
+    """The config without judge and metrics: a report measures what it plays, or asks its judges, by itself."""
+    return replace(config, judge=JudgeConfig("none"), task=replace(config.task, metrics={}))
 
 
 def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints, advance: Callable[[], None]) -> Played:
@@ -146,7 +152,7 @@ def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints,
     """
     from collab.app import build
 
-    simulation = build.simulation(replace(config, user=user), endpoints, advance)
+    simulation = build.simulation(replace(unjudged(config), user=user), endpoints, advance)
     policy: ChatModel | None = None
     if sources.replies is None:
         policy = build.chat_model(config, EndpointConfig(kind="local", model=config.model.path), endpoints)
@@ -160,6 +166,8 @@ def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints,
         players = Players(speaker, simulation.user, simulation.sampling, turns, advance)
         key = RngKey(config.seed, split="test", goal=goal.id)
         done = await play(players, Conversation(goal, config.task.system_prompt), key)
+        if sources.replies is not None and done.ended_by == "max_turns":
+            done = await heard_out(simulation.user, done, key)
         advance()
         return done
 
@@ -169,13 +177,23 @@ def play_with(config: Config, user: Any, sources: Sources, endpoints: Endpoints,
     began = time.perf_counter()
     conversations = asyncio.run(everyone())
     seconds, after = time.perf_counter() - began, endpoints.ledger.spent.get("user", before)
-    return Played(
-        conversations,
-        simulation.problems,
-        seconds,
-        after.calls - before.calls,
-        after.tokens - before.tokens,
-        after.usd - before.usd,
+    spent = Spend(**{count.name: getattr(after, count.name) - getattr(before, count.name) for count in fields(Spend)})
+    return Played(conversations, simulation.problems, seconds, spent)
+
+
+async def heard_out(user: UserSimulator, conversation: Conversation, key: RngKey) -> Conversation:
+    """The conversation with the end that the user gives it once it has read the last stored reply.
+
+    `play` stops behind the last reply, before the user has read it, which is often the finished text. A user that would
+    go on has no reply to go on with: then `ended_by` is "", which is not known. What it would say is left out.
+    """
+    turn = await user.respond(conversation, key.at(role="user", turn=conversation.turn))
+    refused = (Refusal(conversation.turn, *refusal) for refusal in turn.refused)
+    return replace(
+        conversation,
+        ended_by=turn.end,
+        user=turn.user or conversation.user,
+        refused=(*conversation.refused, *refused),
     )
 
 

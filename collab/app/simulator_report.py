@@ -93,30 +93,37 @@ def figures(config: Config, sources: Sources, played: Mapping[str, Played]) -> d
         for name, group in talks.items()
     }
     turns = max((len(messages_of(talk)) for group in talks.values() for talk in group), default=0)
+    users = users_of(config)
     return {
         **summarise_users(measured, PEOPLE if sources.chats else None, config.seed),
         "disclosure_by_turn": {name: disclosure_by_turn(group, turns) for name, group in talks.items()},
-        "totals": {name: _totals(config, group, played.get(name), sources) for name, group in talks.items()},
+        "totals": {
+            name: _totals(config, group, played.get(name), users.get(name), sources) for name, group in talks.items()
+        },
         "problems": {name: {k: n for k, n in sorted(one.problems.items()) if n} for name, one in played.items()},
         "config": asdict(config),
     }
 
 
-def _totals(config: Config, talks: list[Conversation], played: Played | None, sources: Sources) -> dict[str, Any]:
-    """Counts, and what one message of the user took and cost; None where it was not measured.
+def _totals(
+    config: Config, talks: list[Conversation], played: Played | None, user: Any, sources: Sources
+) -> dict[str, Any]:
+    """Counts, and what one message of `user` took and cost; None where it was not measured.
 
     Time is wall-clock time of all conversations at once, measured where the assistant's replies are stored. Calls,
-    tokens and dollars are those of hosted models.
+    tokens and dollars are those of servers, so a local model that plays the user has none of them, and rules have 0.
+    Where the cache gave a reply, nothing of this is known.
     """
     messages = sum(len(messages_of(talk)) for talk in talks)
     totals: dict[str, Any] = {"conversations": len(talks), "messages": messages}
     costs = dict.fromkeys(f"{what}_per_message" for what in ("seconds", "calls", "tokens", "dollars"))
-    if played is not None and messages:
+    if played is not None and messages and not played.spent.cached:
         if sources.replies is not None:
             costs["seconds_per_message"] = played.seconds / messages
-        costs["calls_per_message"] = played.calls / messages
-        costs["tokens_per_message"] = played.tokens / messages
-        servers = [node for _, node in nodes(config) if isinstance(node, EndpointConfig) and node.kind == "http"]
-        priced = all(server.model in config.budget.prices for server in servers if server.base_url)
-        costs["dollars_per_message"] = played.usd / messages if priced or not played.calls else None
+        endpoints = [node for _, node in nodes(user) if isinstance(node, EndpointConfig)]
+        if all(endpoint.kind == "http" for endpoint in endpoints):
+            costs["calls_per_message"] = played.spent.calls / messages
+            costs["tokens_per_message"] = played.spent.tokens / messages
+            if all(endpoint.model in config.budget.prices for endpoint in endpoints):
+                costs["dollars_per_message"] = played.spent.usd / messages
     return totals | costs

@@ -4,8 +4,8 @@ A missing verdict is counted, and is in no mean. The unit of an interval is the 
 
 - Agreement of two lists of scores, on the conversations that have both: Spearman's rank correlation (scipy), and
   Cohen's kappa over eleven levels 0, 0.1, ..., 1 with quadratic weights (scikit-learn): 1 is full agreement, 0 is what
-  chance gives. Their 95 % intervals are from `_SAMPLES` resamples of the conversations. Neither is defined where one
-  side gives the same score to all.
+  chance gives. Their 95 % intervals are from `_SAMPLES` resamples of the goals, each with all of its conversations.
+  Neither is defined where one side gives the same score to all.
 - Shift: the score of a copy minus that of the conversation itself.
 - Position: the share of comparisons that the conversation shown first wins (a tie is half), 0.5 without a bias; and the
   share of pairs with the same winner in both orders.
@@ -40,10 +40,23 @@ def mean_of(goals: Sequence[str], values: Scores, seed: int) -> dict[str, Any]:
     return {**means["value"], "missing": sum(value is None for value in values), "asked": len(values)}
 
 
-def agreement(one: Scores, other: Scores, seed: int) -> dict[str, Any]:
-    """`spearman` and `kappa`, each `{mean, ci95, n}`; `mean` is the figure itself, None if it is not defined."""
-    both = np.array([pair for pair in zip(one, other, strict=True) if None not in pair], dtype=float).reshape(-1, 2)
-    return {name: _resampled(figure, both, seed) for name, figure in (("spearman", _spearman), ("kappa", _kappa))}
+def agreement(goals: Sequence[str], one: Scores, other: Scores, seed: int) -> dict[str, Any]:
+    """`spearman` and `kappa`, each `{mean, ci95, n}`; `mean` is the figure itself, None if it is not defined.
+
+    Args:
+        goals: Of the conversations.
+        one: Their scores.
+        other: Their scores by the other judge, or by a rule.
+        seed: Of the bootstrap.
+    """
+    known = [row for row in zip(goals, one, other, strict=True) if None not in row]
+    both = np.array([pair for _, *pair in known], dtype=float).reshape(-1, 2)
+    by_goal: dict[str, list[int]] = {}
+    for row, (goal, *_) in enumerate(known):
+        by_goal.setdefault(goal, []).append(row)
+    groups = [np.array(rows) for rows in by_goal.values()]
+    figures = (("spearman", _spearman), ("kappa", _kappa))
+    return {name: _resampled(figure, both, groups, seed) for name, figure in figures}
 
 
 def _spearman(both: np.ndarray) -> float:
@@ -61,11 +74,15 @@ def _kappa(both: np.ndarray) -> float:
     return float(cohen_kappa_score(levels[:, 0], levels[:, 1], labels=range(11), weights="quadratic"))
 
 
-def _resampled(figure: Callable[[np.ndarray], float], both: np.ndarray, seed: int) -> dict[str, Any]:
+def _resampled(
+    figure: Callable[[np.ndarray], float], both: np.ndarray, groups: Sequence[np.ndarray], seed: int
+) -> dict[str, Any]:
+    """`groups` has the rows of each goal in `both`."""
     with warnings.catch_warnings(action="ignore"):  # both libraries warn of constant scores
         value = figure(both)
-        draws = RngKey(seed, role="bootstrap").stream().integers(max(1, len(both)), size=(_SAMPLES, len(both)))
-        sampled = [] if math.isnan(value) else [x for d in draws if not math.isnan(x := figure(both[d]))]
+        draws = RngKey(seed, role="bootstrap").stream().integers(max(1, len(groups)), size=(_SAMPLES, len(groups)))
+        drawn = [] if math.isnan(value) else [both[np.concatenate([groups[i] for i in draw])] for draw in draws]
+        sampled = [x for rows in drawn if not math.isnan(x := figure(rows))]
     if not sampled:
         return {"mean": None, "ci95": [None, None], "n": 0}
     low, high = np.percentile(sampled, PERCENTILES)

@@ -61,7 +61,7 @@ def measure(conversations: Sequence[Conversation]) -> list[Measured]:
         others = [
             phrases[other]
             for other, talk in enumerate(conversations)
-            if other != number and talk.valid and talk.goal.prompt != conversation.goal.prompt
+            if other != number and talk.valid and _topic(talk) != _topic(conversation)
         ]
         if others and phrases[number]:
             shared = (len(phrases[number] & other) for other in others)
@@ -85,6 +85,10 @@ def messages_of(conversation: Conversation) -> list[str]:
     """What the user said, with a last message that nobody answered."""
     pending = [conversation.pending] if conversation.pending is not None else []
     return [turn.user for turn in conversation.turns] + pending
+
+
+def _topic(conversation: Conversation) -> str:
+    return conversation.goal.prompt or conversation.goal.id  # people's goals may have no prompt
 
 
 def _of_messages(conversation: Conversation) -> Measured:

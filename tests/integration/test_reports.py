@@ -18,6 +18,8 @@ def test_users_are_played_compared_and_compared_again_from_their_transcripts(tmp
     assert list(report["users"]) == ["user", "impatient", "vague", "noisy"]
     assert all(row["words"]["n"] == 6 for row in report["users"].values())
     assert report["users"]["noisy"]["invalid"]["mean"] == 0 and report["distance"]["vague"]["mean"] > 0
+    satisfied = report["users"]["user"]["satisfied"]  # the user has read the last stored reply, the finished text
+    assert satisfied["mean"] > 0 and satisfied["n"] > 0
     assert "stock phrases" in played.stdout and (tmp_path / "played" / "users.png").stat().st_size > 10_000
 
     again = finished(
@@ -27,7 +29,7 @@ def test_users_are_played_compared_and_compared_again_from_their_transcripts(tmp
     assert again.returncode == 0, again.stderr
     found = json.loads((tmp_path / "again" / "report.json").read_text())
     assert list(found["users"]) == ["people", "before"] and found["users"]["before"] == found["users"]["people"]
-    assert found["distance"]["before"]["mean"] == 0 < found["distance"]["people"]["mean"]
+    assert found["distance"]["before"]["mean"] == 0 < found["distance"]["before"]["chance"]
     assert found["totals"]["before"]["seconds_per_message"] is None
 
     refused = finished("collab", "simulator-report", "experiment=doc_edit", f"output_dir={tmp_path / 'again'}")

@@ -11,6 +11,7 @@ import pytest
 from collab.conversation import Conversation, Goal, Reply
 from collab.datamodules.chats import load_chats
 from collab.parsing.stance import agrees, complains
+from collab.randomness import RngKey
 from collab.reports.plots import users_figure
 from collab.reports.tables import markdown
 from collab.reports.users import summarise_users, user_rows
@@ -81,6 +82,8 @@ def test_phrases_of_other_conversations_are_stock_phrases() -> None:
     assert both[0]["stock_phrases"] == pytest.approx(2 / 4)  # "can you" and "you help" of four pairs
     assert both[1]["stock_phrases"] == pytest.approx(2 / 3)
     assert measure([talk("Can you"), talk("Can you")])[0]["stock_phrases"] is None  # the same goal
+    people = measure([talk("Can you help me today", goal=Goal(name, "", "")) for name in ("chat-1", "chat-2")])
+    assert [values["stock_phrases"] for values in people] == [1, 1]
 
 
 def test_what_cannot_be_told_is_missing_and_never_zero() -> None:
@@ -132,15 +135,41 @@ def rows(**values: list[float | None]) -> dict[str, list[tuple[str, dict[str, fl
     }
 
 
-def test_the_distance_is_an_effect_size_and_people_have_that_of_chance() -> None:
+def test_the_distance_is_an_effect_size_beside_that_of_chance() -> None:
     found = summarise_users(rows(people=[1, 3, 1, 3], alike=[1, 3, 1, 3], far=[101, 103, 101, 103]), "people", 1)
     assert found["distance"]["alike"]["mean"] == 0 and found["distance"]["far"]["mean"] == 3  # cut at 3
-    assert found["difference"]["far"]["words"]["mean"] == 100 and "people" not in found["difference"]
-    low, high = found["difference"]["far"]["words"]["ci95"]
-    assert 98 <= low < 100 < high <= 102
-    shifted = summarise_users(rows(people=[1, 3, 1, 3], near=[2, 4, 2, 4]), "people", 1)
-    assert shifted["distance"]["near"]["mean"] == pytest.approx(1)  # a gap of 1, and a deviation of 1
-    assert 0 < found["distance"]["people"]["mean"] < 3
+    assert "people" not in found["difference"] and "people" not in found["distance"]
+    shifted = summarise_users(rows(people=[1, 3, 1, 3], near=[2, 4, 2, 4]), "people", 1)["distance"]["near"]
+    assert shifted["mean"] == pytest.approx(3**0.5 / 2)  # a gap of 1, and a variance of 4 / 3
+    # By hand: pools of 1, 1, 2, 2 have the splits 11|22, 12|12 (four of six) and 22|11: 3, 0 and 3 in the mean 1.
+    pools = summarise_users(rows(people=[1, 1], mine=[2, 2]), "people", 1)["distance"]["mine"]
+    assert pools["mean"] == pools["chance_95th"] == 3 and pools["chance"] == pytest.approx(1, abs=0.3)
+
+
+def test_the_distance_of_users_who_are_alike_is_that_of_chance() -> None:
+    draws = RngKey(1).stream()
+    same, far = (
+        [{"a": 0.0, **dict(zip("bcdef", row, strict=True))} for row in draws.normal(m, 1, (30, 5))] for m in (0, 1)
+    )
+    people = [
+        (f"p{n}", {"a": 0.0, **dict(zip("bcdef", row, strict=True))})
+        for n, row in enumerate(draws.normal(0, 1, (30, 5)))
+    ]
+    named = {name: [(f"u{n}", row) for n, row in enumerate(each)] for name, each in (("same", same), ("far", far))}
+    found = summarise_users({"people": people, **named}, "people", 1)["distance"]
+    assert 0 < found["same"]["mean"] < found["same"]["chance_95th"]
+    assert found["far"]["mean"] > 2 * found["far"]["chance_95th"]
+
+
+def test_goals_are_drawn_once_for_both_sides() -> None:
+    """Users that differ by 1 on every goal differ by 1 in each draw; on goals of their own, they don't."""
+    paired = summarise_users(rows(one=[1, 5, 9], two=[2, 6, 10]), None, 1)["difference"]["two"]["words"]
+    assert paired == {"mean": 1, "ci95": [pytest.approx(1), pytest.approx(1)], "n": 3}
+    apart = rows(one=[1, 5, 9]) | {
+        "two": [(f"own-{n}", {"words": v, "invalid": 0.0}) for n, v in enumerate((2, 6, 10))]
+    }
+    low, high = summarise_users(apart, None, 1)["difference"]["two"]["words"]["ci95"]
+    assert low < -2 and high > 4
 
 
 def test_without_people_users_are_compared_with_all_others() -> None:
@@ -164,6 +193,7 @@ def test_table_and_picture_have_every_user(tmp_path: Path) -> None:
     text = markdown(*user_rows(report))
     assert "| measure | people | mine | mine − people |" in text
     assert "| words | 2.000 [1.000, 3.000] | 3.000 [2.000, 4.000] | +1.000" in text
+    assert "| distance |  |  | 0.707 chance " in text
     assert "| messages | 4 | 4 |  |" in text and "| seconds per message | – | – |  |" in text
     assert users_figure(report, tmp_path / "users.png").read_bytes()[:4] == b"\x89PNG"
 
