@@ -7,6 +7,7 @@ import pytest
 
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_goals
+from collab.study import assistants
 from collab.study.export import export
 from collab.study.main import parse
 from collab.study.statistics import summarise_study, table
@@ -183,3 +184,11 @@ def test_tables_are_the_same_in_every_format_and_hold_no_formula(tmp_path):
     assert texts == ["'=1+1 is the text"]
     with pytest.raises(BadInput, match="Nobody has taken part yet"):
         export([], study("a"), tmp_path)
+
+
+def test_a_missing_prompt_of_the_last_arm_is_told_before_a_policy_is_loaded(monkeypatch):
+    monkeypatch.setattr(assistants, "check_policy", lambda policy: None)
+    monkeypatch.setattr(assistants, "LocalModel", lambda policy: pytest.fail("a policy was loaded"))
+    arms = {"base": ArmConfig("base"), "told": ArmConfig("base", system_prompt="file:///nowhere.txt")}
+    with pytest.raises(BadInput, match=r"arms\.told: "):
+        assistants.load_assistants(arms, 1)
