@@ -83,7 +83,7 @@ def check_report(config: Config) -> Sources:
     if lacking := [name for name in ("scipy", "sklearn") if find_spec(name) is None]:
         raise BadInput(
             f"{' and '.join(lacking)} must be installed: agreement is computed with scipy and scikit-learn, which come "
-            "with the extra `reports`. Install it by `pip install -e '.[reports]'`."
+            "with the extra `reports`. Install it by `pip install 'collab-llm[reports]'`."
         )
     if not judged_metrics(config):
         raise BadInput(
