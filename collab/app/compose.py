@@ -49,7 +49,7 @@ def compose(name: str, overrides: list[str], folders: Sequence[Path], *, with_hy
         if isinstance(error, MissingConfigException) and error.missing_cfg_file in _LAUNCHERS:
             raise BadInput(
                 f"{error.missing_cfg_file} comes with the extra `sweep`, which is not installed. Install it by "
-                "`pip install -e '.[sweep]'`, or leave it out: the jobs of a sweep then run one after the other."
+                "`pip install 'collab-llm[sweep]'`, or leave it out: the jobs of a sweep then run one after the other."
             ) from error
         raise BadInput(_explain(error, parse(overrides), options(folders))) from error
     strangers = [key for key, parent in _entries(config) if _is_stranger(key, parent)]

@@ -9,6 +9,7 @@ says what is computed. Imports that need torch are inside functions.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +18,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collab.app.report_sources import OWN as USER
 from collab.app.report_sources import REPORT, Sources, check_sources, play_with, read_sources, spread
 from collab.app.resume import interruptible
 from collab.config.schema import Config, LLMJudgeConfig, PairwiseConfig
-from collab.conversation import Conversation, as_record
+from collab.conversation import Conversation, Score, as_record
 from collab.parsing.agenda_items import makes
 from collab.reports.judges import UNMOVED, agreement, judge_tables, mean_of, moved_by, shifts
 from collab.reports.tables import markdown, rich_table
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collab.rewards.pairwise import PairwiseJudge
 
 OWN = "judge"  # the name of the config's judge
+VERDICTS = "verdicts.jsonl"
 INJECTED = 4  # conversations that get every injection
 
 
@@ -83,7 +86,7 @@ def check_report(config: Config) -> Sources:
     if lacking := [name for name in ("scipy", "sklearn") if find_spec(name) is None]:
         raise BadInput(
             f"{' and '.join(lacking)} must be installed: agreement is computed with scipy and scikit-learn, which come "
-            "with the extra `reports`. Install it by `pip install -e '.[reports]'`."
+            "with the extra `reports`. Install it by `pip install 'collab-llm[reports]'`."
         )
     if not judged_metrics(config):
         raise BadInput(
@@ -99,9 +102,14 @@ def check_report(config: Config) -> Sources:
 
 
 def judge_report(config: Config) -> None:
-    """Ask all judges; write `report.json` and `report.md`, print the tables."""
+    """Ask all judges; write `report.json` and `report.md`, print the tables.
+
+    Conversations that are played go to `transcripts.jsonl`. `verdicts.jsonl` gets the scores of each judge as soon as
+    it has judged: judge, metric, number of the conversation, its goal, score, and that of its padded copy.
+    """
     from collab.app import build
     from collab.callbacks.progress import Progress
+    from collab.callbacks.transcripts import TranscriptWriter
 
     folder = Path(config.output_dir)
     sources = read_sources(config, playing=config.report.chats is None)
@@ -116,6 +124,7 @@ def judge_report(config: Config) -> None:
             progress.phase("conversations", len(sources.goals))
             talks = play_with(config, config.user, sources, endpoints, progress.advance).conversations
             progress.done()
+            TranscriptWriter(folder).write(((talk, Score(None, {})) for talk in talks), phase="test", policy=USER)
         talks = [talk for talk in talks if talk.valid and talk.turns]
         if not talks:
             raise BadInput("No conversation is left to be judged: the user failed in all of them. Take another user.")
@@ -127,7 +136,7 @@ def judge_report(config: Config) -> None:
         for table in tables:
             progress.console.print(rich_table(*table))
             progress.say("")
-        for what, name in (("figures", REPORT), ("tables", "report.md")):
+        for what, name in (("figures", REPORT), ("tables", "report.md"), ("verdicts", VERDICTS)):
             progress.say(f"{what:>15}: {folder / name}")
 
 
@@ -143,21 +152,30 @@ async def _asked(
     scores: dict[str, dict[str, list[float | None]]] = {}  # metric -> judge -> scores of the conversations
     found: dict[str, dict[str, Any]] = {}
     goals = [talk.goal.id for talk in talks]
+    verdicts = Path(config.output_dir) / VERDICTS
+    verdicts.parent.mkdir(parents=True, exist_ok=True)
+    verdicts.write_text("", encoding="utf-8")  # a report that was interrupted begins again
     rules = {name: await _ruled(config, cls, name, talks) for name, cls in judged_metrics(config).items()}
     for judge, node in judges_of(config).items():
         model = build.chat_model(config, node.endpoint, endpoints)
         problems[judge] = Counter()
         asked = build.make_judge(node, model, config.seed, problems[judge])
         comparing[judge] = PairwiseJudge(model, config.seed)
+        lines = []
         for name, cls in judged_metrics(config).items():
             metric = cls(**config.task.metrics[name].options)
             metric.judge = asked
             say(f"{judge}: {name}, {len(talks)} conversations and their copies")
-            own, entry = await _judged(Rater(metric, config.seed), talks)
+            own, longer, entry = await _judged(Rater(metric, config.seed), talks)
+            for number, scored in enumerate(zip(goals, own, longer, strict=True)):
+                values = dict(zip(("goal", "score", "padded"), scored, strict=True))
+                lines.append({"judge": judge, "metric": name, "conversation": number, **values})
             scores.setdefault(name, {})[judge] = own
             if any(value is not None for value in rules[name]):
                 entry["rule"] = agreement(goals, own, rules[name], config.seed)
             found.setdefault(judge, {})[name] = entry
+        with verdicts.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     if isinstance(config.evaluator, PairwiseConfig):
         comparing["evaluator"] = PairwiseJudge(
             build.chat_model(config, config.evaluator.endpoint, endpoints), config.seed
@@ -184,8 +202,10 @@ async def _ruled(config: Config, cls: Any, name: str, talks: Sequence[Conversati
     return list(await asyncio.gather(*(by_rule(metric, talk, most) for talk in talks)))
 
 
-async def _judged(rater: Rater, talks: Sequence[Conversation]) -> tuple[list[float | None], dict[str, Any]]:
-    """The scores of the conversations, and what their copies do to them."""
+async def _judged(
+    rater: Rater, talks: Sequence[Conversation]
+) -> tuple[list[float | None], list[float | None], dict[str, Any]]:
+    """The scores of the conversations and of their padded copies, and what all copies do to the scores."""
     goals, seed = [talk.goal.id for talk in talks], rater.seed
     own = await rater.scores(talks)
     longer = await rater.scores([padded(talk) for talk in talks])
@@ -198,16 +218,20 @@ async def _judged(rater: Rater, talks: Sequence[Conversation]) -> tuple[list[flo
     by_text = moved_by(before, moved["injected"])
     places, start = [goals[i] for i in some] * len(texts), before * len(texts)
     after = {kind: [value for values in each.values() for value in values] for kind, each in moved.items()}
-    return own, {
-        "score": mean_of(goals, own, seed),
-        "padded": shifts(goals, own, longer, seed),
-        **{kind: shifts(places, start, values, seed) for kind, values in after.items()},
-        "injections": {
-            "texts": len(texts),
-            "unmoved": sum(shift is not None and abs(shift) <= UNMOVED for shift in by_text.values()),
-            "shifts": by_text,
+    return (
+        own,
+        longer,
+        {
+            "score": mean_of(goals, own, seed),
+            "padded": shifts(goals, own, longer, seed),
+            **{kind: shifts(places, start, values, seed) for kind, values in after.items()},
+            "injections": {
+                "texts": len(texts),
+                "unmoved": sum(shift is not None and abs(shift) <= UNMOVED for shift in by_text.values()),
+                "shifts": by_text,
+            },
         },
-    }
+    )
 
 
 async def _positions(judge: PairwiseJudge, talks: Sequence[Conversation]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collab.rewards.judge import JudgedMetric, spoken
 from collab.rewards.metrics import CharacterBleu, Judged, PassRate
 from collab.util.errors import BadInput
 
-_EXTRA = "Run `pip install -e '.[official]'`, or take definitions=collab."
+_EXTRA = "Run `pip install 'collab-llm[official]'`, or take definitions=collab."
 _FENCED = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
 _ACCURACY = """\
 You decide whether a user got the right answer to a problem out of a conversation with an AI assistant. You see the

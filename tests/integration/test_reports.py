@@ -50,4 +50,11 @@ def test_two_judges_are_asked_and_compared(tiny_model: Path, tmp_path: Path) -> 
     assert entry["score"]["asked"] == 2 and entry["injected"]["asked"] == 2 * entry["injections"]["texts"] >= 40
     assert entry["score"]["missing"] == entry["injected"]["missing"] == 0  # it is held to a schema
     assert report["position"]["judge"]["text"]["first"]["asked"] == 2
+    chats = tmp_path / "transcripts.jsonl"
+    said = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert [(line["judge"], line["metric"], line["conversation"]) for line in said] == [
+        (judge, "interactivity", number) for judge in ("judge", "two") for number in range(2)
+    ]
+    assert [line["goal"] for line in said[:2]] == [json.loads(line)["goal"] for line in chats.read_text().splitlines()]
+    assert all(0 <= line[name] <= 1 for line in said for name in ("score", "padded"))
     assert "unmoved" in done.stdout and "evaluator" not in report["position"]

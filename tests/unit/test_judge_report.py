@@ -134,8 +134,9 @@ class Prefers:
 
 
 def rated(rule: Callable[[str], float]) -> dict[str, Any]:
-    own, entry = asyncio.run(_judged(Rater(Rates(rule), 1), TALKS))  # type: ignore[arg-type]
+    own, longer, entry = asyncio.run(_judged(Rater(Rates(rule), 1), TALKS))  # type: ignore[arg-type]
     assert own == [rule("It fires on Mondays.")] * 2
+    assert longer == [rule(f"It fires on Mondays. {PADDING}")] * 2
     return entry
 
 

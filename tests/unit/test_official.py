@@ -395,7 +395,7 @@ def test_a_machine_without_the_extra_is_told_the_way_out(monkeypatch: pytest.Mon
     for name in [name for name in sys.modules if name.partition(".")[0] == "tiktoken"]:
         monkeypatch.setitem(sys.modules, name, None)
     message = refused(["judge=local"])
-    assert "tiktoken" in message and "pip install -e '.[official]'" in message
+    assert "tiktoken" in message and "pip install 'collab-llm[official]'" in message
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
