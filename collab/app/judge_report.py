@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collab.chat.endpoints import Endpoints
     from collab.rewards.pairwise import PairwiseJudge
 
-OWN = "judge"  # the name of the config's judge
+JUDGE = "judge"  # the name of the config's judge
 VERDICTS = "verdicts.jsonl"
 INJECTED = 4  # conversations that get every injection
 
@@ -61,7 +61,7 @@ class Rater:
 
 def judges_of(config: Config) -> dict[str, Any]:
     """Name -> judge: the config's, and those of `report.judges`."""
-    return {OWN: config.judge, **config.report.judges}
+    return {JUDGE: config.judge, **config.report.judges}
 
 
 def judged_metrics(config: Config) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def check_report(config: Config) -> Sources:
         BadInput: As `read_sources` and `check_sources`; or something is no judge, or has nothing to judge.
     """
     for name, judge in judges_of(config).items():
-        key = "judge" if name == OWN else f"report.judges.{name}"
+        key = "judge" if name == JUDGE else f"report.judges.{name}"
         if not isinstance(judge, LLMJudgeConfig):
             raise BadInput(
                 f"{key} is no language model, and only a language model can be asked. Set judge=local, judge=openai or "
@@ -93,8 +93,8 @@ def check_report(config: Config) -> Sources:
             f"task={config.task.name} has no metric that a judge measures: {', '.join(config.task.metrics)}. Take "
             "judge=helpfulness, or a task with interactivity."
         )
-    if OWN in config.report.judges:
-        raise BadInput(f"report.judges has {OWN}, which is the name of the first judge. Rename it.")
+    if JUDGE in config.report.judges:
+        raise BadInput(f"report.judges has {JUDGE}, which is the name of the first judge. Rename it.")
     playing = config.report.chats is None
     sources = read_sources(config, playing)
     check_sources(config, sources, "judge-report", playing)

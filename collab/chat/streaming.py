@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import httpx
 
@@ -73,7 +74,7 @@ class StreamingModel:
         # Raised out here, so that it has no httpx exception as its context: that knows the request and its key.
         raise ChatFailed(f"{self.endpoint.base_url}: {problem}")
 
-    async def _attempt(self, body: dict[str, object], tell: Tell) -> Reply:
+    async def _attempt(self, body: dict[str, Any], tell: Tell) -> Reply:
         url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
         async with self._client.stream("POST", url, json=body) as response:
             if response.status_code != 200:
@@ -83,7 +84,7 @@ class StreamingModel:
                     raise Failure(text)
                 raise ChatFailed(f"{self.endpoint.base_url} {text}")
             if "text/event-stream" not in response.headers.get("content-type", ""):  # it does not stream
-                return read_reply(scrubbed(await response.aread(), self.endpoint), body["messages"])  # type: ignore
+                return read_reply(scrubbed(await response.aread(), self.endpoint), body["messages"])
             return await self._read(response, tell)
 
     async def _read(self, response: httpx.Response, tell: Tell) -> Reply:

@@ -30,7 +30,7 @@ from typing import Any
 
 from collab.config.algorithms import AlgorithmConfig
 from collab.conversation import INVALID, Candidate, Conversation, Goal, Group, Reply, Turn
-from collab.datamodules.conversations import KEY, best_paths, conversation_of, load_groups
+from collab.datamodules.conversations import KEY, conversation_of, load_groups, whole_chats
 from collab.datamodules.goals import GoalSplits
 from collab.datamodules.readers import path_of, read_rows
 from collab.datamodules.rows import COMPLETION, PROMPT, Row, field_of, id_of, metadata_of, text_of, unwrapped
@@ -167,10 +167,8 @@ def _chats(source: str | Path, goals: Mapping[str, Goal], key: str, left_out: Co
 
 
 def _stored(groups: Iterable[Group], reasons: Mapping[str, str]) -> Iterator[Conversation]:
-    ends = {group.context.goal.id: group for group in best_paths(groups)}  # the last one of each path
-    for name, group in ends.items():
-        chat = group.context.with_reply(group.candidates[0].reply)
-        yield replace(chat, system_prompt=intent_of(group.context.goal), ended_by=reasons.get(name, ""))
+    for chat in whole_chats(groups):
+        yield replace(chat, system_prompt=intent_of(chat.goal), ended_by=reasons.get(chat.goal.id, ""))
 
 
 def _ends(source: str | Path, key: str) -> dict[str, str]:

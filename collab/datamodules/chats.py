@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from collab.conversation import Conversation, Goal
-from collab.datamodules.conversations import conversation_of, load_groups
+from collab.datamodules.conversations import conversation_of, load_groups, whole_chats
 from collab.datamodules.readers import json_lines, path_of, read_rows
 from collab.datamodules.rows import COMPLETION, PROMPT, Row, checked, derived_id, field_of, metadata_of, unwrapped
 from collab.util.errors import BadInput
@@ -58,13 +58,7 @@ def _of_rows(source: str | Path, key: str, known: Mapping[str, Goal]) -> list[Co
         first = next(iter(read_rows(source, "train", key)), None)
         if first is not None and _MESSAGES in unwrapped(first[1]):
             return [_chat(unwrapped(row), where, known) for where, row in read_rows(source, "train", key)]
-    longest: dict[str, Conversation] = {}
-    for group in load_groups(source, "", key):
-        other = longest.get(group.context.goal.id)
-        if other is None or group.context.turn >= other.turn:
-            best = max(group.candidates, key=lambda candidate: candidate.mr or 0.0)
-            longest[group.context.goal.id] = group.context.with_reply(best.reply)
-    return list(longest.values())
+    return whole_chats(load_groups(source, "", key))
 
 
 def _lines(file: Path) -> list[tuple[str, Row]]:

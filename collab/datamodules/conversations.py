@@ -113,6 +113,12 @@ def best_paths(groups: Iterable[Group]) -> list[Group]:
     return [turn for end in ends.values() for turn in _path(end)]
 
 
+def whole_chats(groups: Iterable[Group]) -> list[Conversation]:
+    """Each conversation as a whole: its longest history with the best reply to it."""
+    ends = {group.context.goal.id: group for group in best_paths(groups)}  # the last one of each path
+    return [group.context.with_reply(group.candidates[0].reply) for group in ends.values()]
+
+
 def _end(group: Group) -> tuple[int, float]:
     return group.context.turn, max(candidate.mr or 0.0 for candidate in group.candidates)
 

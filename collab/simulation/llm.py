@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
-from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark, schema_of
+from collab.chat.structured import FAILED, SHAPE, Answer, Unfit, as_text, ask, fence, find_object, mark, schema_of
 from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Message, official_history
 from collab.parsing.agenda_items import form_of, makes
@@ -99,6 +99,15 @@ _REMINDERS = {
 }
 
 
+def turn_of(answer: Answer[UserTurn], problems: Counter[str], user: str = "") -> UserTurn:
+    """The turn in an answer; one that ends the chat as invalid if no reply could be used. Counts what was refused."""
+    problems.update(f"user_{kind}" for kind in answer.problems)
+    if answer.value is None:
+        problems["user_invalid"] += 1
+        return UserTurn("", invalid(answer.problems[-1]), user, answer.refused)
+    return replace(answer.value, user=user, refused=answer.refused)
+
+
 class LLMUser:
     """The `UserSimulator` that a `ChatModel` plays.
 
@@ -129,11 +138,7 @@ class LLMUser:
             lambda text: self.read(conversation, text),
             self.config.retries,
         )
-        self.problems.update(f"user_{kind}" for kind in answer.problems)
-        if answer.value is None:
-            self.problems["user_invalid"] += 1
-            return UserTurn("", invalid(answer.problems[-1]), persona, answer.refused)
-        return replace(answer.value, user=persona, refused=answer.refused)
+        return turn_of(answer, self.problems, persona)
 
     def schema(self, conversation: Conversation) -> str:
         """The schema of the JSON. A message is a text, or words that end the chat where the user has a reason to.

@@ -10,7 +10,6 @@ model for that: no end too early, no message that repeats another or copies out 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, Unfit, ask
@@ -19,8 +18,8 @@ from collab.conversation import Conversation, Message
 from collab.parsing.intents import END, intent_of
 from collab.randomness import RngKey
 from collab.simulation.guards import foreign, leaks, repeats, role_confusion, stops_too_early
-from collab.simulation.llm import CONFUSION, EMPTY, LEAK, REPEAT, STOP
-from collab.simulation.user import UserTurn, invalid
+from collab.simulation.llm import CONFUSION, EMPTY, LEAK, REPEAT, STOP, turn_of
+from collab.simulation.user import UserTurn
 
 LANGUAGE = "language"
 
@@ -53,11 +52,7 @@ class UserLM:
             lambda text: self.read(conversation, text),
             self.config.retries,
         )
-        self.problems.update(f"user_{kind}" for kind in answer.problems)
-        if answer.value is None:
-            self.problems["user_invalid"] += 1
-            return UserTurn("", invalid(answer.problems[-1]), refused=answer.refused)
-        return replace(answer.value, refused=answer.refused)
+        return turn_of(answer, self.problems)
 
     def read(self, conversation: Conversation, text: str) -> UserTurn:
         """The user's turn in a raw reply. What stands before the end token is not said: it may be a farewell.
