@@ -133,10 +133,12 @@ def test_a_launcher_that_is_not_installed_is_told_by_its_extra(name, monkeypatch
 
     load_config("train")  # Hydra looks for plugins once
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{name}.yaml")
-    with pytest.raises(BadInput, match=rf"^hydra/launcher/{name} comes with the extra `sweep`.*pip install -e"):
+    with pytest.raises(
+        BadInput, match=rf"^hydra/launcher/{name} comes with the extra `sweep`.*pip install 'collab-llm\[sweep\]'"
+    ):
         load_config("train", [f"hydra/launcher={name}"])
     if name != "submitit_local":
-        with pytest.raises(BadInput, match=r"pip install -e '\.\[sweep\]'"):
+        with pytest.raises(BadInput, match=r"pip install 'collab-llm\[sweep\]'"):
             load_config("train", [f"sweep={name.removeprefix('submitit_')}"])
 
 

@@ -62,11 +62,12 @@ def run(server: FaultServer, folder: Path, *more: str) -> str:
 
 
 def finished_rows(folder: Path) -> list[dict[str, Any]]:
-    return list(rows_of(folder))
+    """The rows of all processes, by their names: in the files they stand as they finished."""
+    return sorted(rows_of(folder), key=lambda row: row["conv_id"])
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(row["conv_id"] for row in finished_rows(folder))
+    return [row["conv_id"] for row in finished_rows(folder)]
 
 
 # --- the teacher -----------------------------------------------------------------------------------------------------
