@@ -256,23 +256,27 @@ class TokenPenalty:
         return min(self.coefficient * assistant_tokens(conversation), 1.0)
 
 
+WISH = 0.5  # what a preference of the user counts beside a note
+
+
 class AgendaInteractivity:
     """Share of the user's agenda that pertinent questions brought to light, 0..1; stands in for `R_LLM`.
 
-    `(earned - cost * needless) / items`, at least 0. A question is needless if it asks the user for nothing
-    (`questions.py`), asks for something that is known or was asked before, or comes after `items_per_answer` others in
-    one message. A question counts once the user has answered it, so the last message of a finished conversation earns
-    nothing. A conversation that ends without a result scores 0.
+    `(earned - cost * needless) / all`, at least 0. A preference, such as the tone, counts `WISH` of what a note counts:
+    it can be asked about any text, and a text can be written without it. A question is needless if it asks the user for
+    nothing (`questions.py`), asks for something that is known or was asked before, or comes after `items_per_answer`
+    others in one message. A question counts once the user has answered it, so the last message of a finished
+    conversation earns nothing. A conversation that ends without a result scores 0.
 
     Args:
         items_per_answer: That of the simulated user (`user.items_per_answer`).
-        needless_cost: Cost of a needless question, in items.
+        needless_cost: Cost of a needless question, in notes.
 
     Raises:
         BadInput: `items_per_answer` is not a whole number of at least 1, or `needless_cost` not a number of at least 0.
     """
 
-    def __init__(self, items_per_answer: int = 2, needless_cost: float = 0.5) -> None:
+    def __init__(self, items_per_answer: int = 2, needless_cost: float = 1.0) -> None:
         self.items_per_answer = _checked_items(items_per_answer)
         self.needless_cost = _checked_number("needless_cost", needless_cost)
 
@@ -287,7 +291,9 @@ class AgendaInteractivity:
             answered = answered[:-1]
         state = read(conversation.goal, answered, self.items_per_answer)
         needless = state.num_questions - state.pertinent
-        return max(0.0, len(state.given) - self.needless_cost * needless) / len(items)
+        worth = [WISH if item.preference else 1.0 for item in items]
+        earned = sum(worth[i] for i in state.given)
+        return max(0.0, earned - self.needless_cost * needless) / sum(worth)
 
 
 class PertinentQuestions:

@@ -124,7 +124,10 @@ class AgendaUser:
         items, manner = agenda_of(goal), manner_of(goal)
         if state.answered:
             said = tuple(_say(items[i], draws) for i in state.answered)
-            return Plan(_pick(draws, manner.leads), said)
+            leads = manner.leads
+            if items[state.answered[0]].preference:  # "It should say this:" announces a note
+                leads = tuple(lead for lead in leads if not lead.endswith(":"))
+            return Plan(_pick(draws, leads), said)
         if state.drafted:
             missing = sorted({_name(items[i]) for i in range(len(items)) if i not in state.given})
             return Plan(_pick(draws, manner.unhappy).format(kind=_pick(draws, missing) if missing else "wording"))

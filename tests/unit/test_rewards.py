@@ -50,6 +50,7 @@ GOAL = Goal(
 )
 OPEN = "What should the text include?"
 WHO, TONE = "Who is going to read it?", "What tone should it have?"
+BOTH = f"{WHO} {TONE}"
 ONE_WORD_OFF = "we meet at noon by the new mill"
 # Matching 1- to 4-grams of ONE_WORD_OFF: 7/8, 5/7, 4/6, 3/5; their product is 1/4, and BLEU its fourth root.
 BLEU_OF_ONE_WORD_OFF = 0.25**0.25
@@ -156,22 +157,20 @@ NO_NOTE = "Here is a long text that says nothing of what was told."
 @pytest.mark.parametrize(
     ("replies", "share"),
     [
-        ((OPEN, GOAL.reference), 1 / 3),
-        ((OPEN, WHO, GOAL.reference), 2 / 3),
-        ((OPEN, f"{WHO} {TONE}", GOAL.reference), 1),
-        ((f"{OPEN} {WHO} {TONE}", GOAL.reference), (2 - 0.5) / 3),  # the third is one too many
-        ((OPEN, OPEN, GOAL.reference), (1 - 0.5) / 3),
-        ((OPEN, "What points should it mention?", GOAL.reference), (1 - 0.5) / 3),
-        ((OPEN, OPEN, OPEN, GOAL.reference), 0),  # 1 - 2 * 0.5
+        ((OPEN, GOAL.reference), 1 / 2),  # a note counts twice as much as a preference
+        ((WHO, GOAL.reference), 0.5 / 2),
+        ((OPEN, WHO, GOAL.reference), 1.5 / 2),
+        ((OPEN, BOTH, GOAL.reference), 1),
+        ((f"{OPEN} {WHO} {TONE}", GOAL.reference), (1.5 - 1) / 2),  # the third is one too many
+        ((OPEN, WHO, OPEN, GOAL.reference), (1.5 - 1) / 2),
+        ((OPEN, WHO, "What points should it mention?", GOAL.reference), (1.5 - 1) / 2),
+        ((OPEN, WHO, "Who will read it?", GOAL.reference), (1.5 - 1) / 2),
+        ((OPEN, BOTH, OPEN, OPEN, GOAL.reference), 0),  # 2 - 2
         ((OPEN, OPEN, OPEN, OPEN, GOAL.reference), 0),  # and no less
-        ((OPEN, "How do clouds float?", GOAL.reference), (1 - 0.5) / 3),  # asks for nothing
-        ((OPEN, "How does the mill work?", GOAL.reference), (1 - 0.5) / 3),  # it was told of the mill
-        (
-            (OPEN, "When, where and how much is it?", GOAL.reference),
-            (1 - 0.5) / 3,
-        ),  # too many slots: it asks for nothing
-        (("Here you are.", GOAL.reference), 0),
-        ((OPEN, f"{ONE_WORD_OFF}. {WHO}"), 1 / 3),  # the last message is never answered
+        ((OPEN, WHO, "How do clouds float?", GOAL.reference), (1.5 - 1) / 2),  # asks for nothing
+        ((OPEN, WHO, "How does the mill work?", GOAL.reference), (1.5 - 1) / 2),  # it was told of the mill
+        ((OPEN, WHO, "When, where and how much is it?", GOAL.reference), (1.5 - 1) / 2),  # too many slots: for nothing
+        ((OPEN, f"{ONE_WORD_OFF}. {WHO}"), 1 / 2),  # the last message is never answered
         ((), 0),
     ],
 )
@@ -187,12 +186,12 @@ def test_interactivity_is_0_without_a_text_in_the_last_message(last, ended_by):
 
 @pytest.mark.parametrize("last", [GOAL.reference, NO_NOTE])
 def test_interactivity_asks_for_a_text_and_for_no_note_in_it(last):
-    assert value(AgendaInteractivity(), finished(OPEN, last)) == pytest.approx(1 / 3)
+    assert value(AgendaInteractivity(), finished(OPEN, last)) == pytest.approx(1 / 2)
 
 
 def test_interactivity_stays_where_there_was_no_last_turn():
     conversation = replace(finished(OPEN, "Hm."), ended_by="window")
-    assert value(AgendaInteractivity(), conversation) == pytest.approx(1 / 3)
+    assert value(AgendaInteractivity(), conversation) == pytest.approx(1 / 2)
 
 
 AGENDA = {"opening": "How many are there?", "items": [{"kind": "quantity", "text": "There are 7."}]}
@@ -223,16 +222,16 @@ def test_what_has_no_turn_delivers_nothing():
 
 def test_interactivity_of_a_context_counts_the_answer_that_waits():
     context = replace(finished(OPEN), ended_by="").with_user("(the answer)")
-    assert value(AgendaInteractivity(), context) == pytest.approx(1 / 3)
+    assert value(AgendaInteractivity(), context) == pytest.approx(1 / 2)
 
 
-@pytest.mark.parametrize(("cost", "share"), [(0, 1 / 3), (0.25, 0.25), (1, 0)])
+@pytest.mark.parametrize(("cost", "share"), [(0, 1 / 2), (0.25, 0.375), (1, 0)])
 def test_what_a_needless_question_costs_is_an_option(cost, share):
     conversation = finished(OPEN, OPEN, GOAL.reference)
     assert value(AgendaInteractivity(needless_cost=cost), conversation) == pytest.approx(share)
 
 
-@pytest.mark.parametrize(("items_per_answer", "share"), [(1, 0), (2, 1.5 / 3), (3, 1)])
+@pytest.mark.parametrize(("items_per_answer", "share"), [(1, 0), (2, 0.5 / 2), (3, 1)])
 def test_questions_beyond_items_per_answer_cost(items_per_answer, share):
     """One item and two too many; two and one too many; three."""
     conversation = finished(f"{OPEN} {WHO} {TONE}", GOAL.reference)
@@ -408,9 +407,9 @@ def test_reward_of_a_scripted_conversation_by_hand():
         bleu=(2.0, Bleu()), token_penalty=(-1.0, TokenPenalty(0.01)), interactivity=(0.6, AgendaInteractivity())
     )
     score = value(reward, finished(OPEN, ONE_WORD_OFF))
-    # bleu 0.25^(1/4) = 0.70710678; 13 tokens at 0.01; one of three items: 2 * 0.70710678 - 0.13 + 0.6 * 1/3
-    assert score.reward == pytest.approx(1.48421356)
-    assert score.parts == pytest.approx({"bleu": 0.70710678, "token_penalty": 0.13, "interactivity": 1 / 3})
+    # bleu 0.25^(1/4) = 0.70710678; 13 tokens at 0.01; the note of two notes' worth: 2 * 0.70710678 - 0.13 + 0.6 * 1/2
+    assert score.reward == pytest.approx(1.58421356)
+    assert score.parts == pytest.approx({"bleu": 0.70710678, "token_penalty": 0.13, "interactivity": 1 / 2})
 
 
 class Sometimes:
