@@ -295,6 +295,7 @@ _OPEN = _any(
     r"\bwhat(?:'s| is| are) (?:it|the \S+|your \S+|this|they) (?:\S+ )?(?:about|like|for)\b",
     r"\bwhat (?:do|are|would|did) you (?:want|need|like|looking|look|hope|wish|planning|plan)\b",
 )
+_OPENING = content_words(re.sub(r"[^a-z ]", " ", f"{_WRITE} {_DETAILS}"))  # words that make a question open
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,7 @@ def read_question(question: str, known: frozenset[str] = frozenset(), cues: froz
         return Reading(True, "request", not slots, slots, meaning)
     if _WORLD.search(text) and not meaning & cues:
         return Reading(False, "world", meaning=meaning)
-    opens = not slots and bool(_OPEN.search(text))
+    opens = not slots and bool(_OPEN.search(_without(known & _OPENING, text)))
     if _WISH.search(text) or _is_choice(text):
         return Reading(True, "wish", opens, slots, meaning)
     # "When is the sun?" names a thing that is neither the user's nor a part of any text.
@@ -361,6 +362,11 @@ def _refusal(text: str, num_slots: int, meaning: frozenset[str], known: frozense
             return rule
     asked_for = _HANDED_OVER.search(text)
     return "finished" if asked_for and stem(asked_for[1]) in known else ""
+
+
+def _without(known: frozenset[str], text: str) -> str:
+    """The text without these words: "What does the shared kiln cost?" does not ask what is to be shared."""
+    return re.sub(r"[\w'-]+", lambda word: "" if stem(word[0]) in known else word[0], text) if known else text
 
 
 def _is_choice(text: str) -> bool:

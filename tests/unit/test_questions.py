@@ -219,6 +219,13 @@ def test_a_word_of_the_topic_names_no_slot() -> None:
     assert read_question("When is it?", known).slots == {"when"}
 
 
+def test_a_word_of_the_topic_opens_no_question() -> None:
+    known = frozenset({stem("shared"), stem("kiln"), stem("message")})
+    assert read_question("What is the shared kiln made of?").open
+    assert not read_question("What is the shared kiln made of?", known).open
+    assert read_question("What should the message say?", known).open
+
+
 def test_a_cue_makes_a_question_one_of_the_users_case() -> None:
     question = "What can the children paint there?"
     assert not read_question(question).asks
