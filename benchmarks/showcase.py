@@ -56,7 +56,7 @@ WHOLE = 10  # conversations of each trained policy on the page of conversations
 FILES = ("showcase.md", "showcase.json", "showcase.png", "conversations.md")
 # What a model that can speak needs other than SmolLM2-135M. Chosen on validation goals (docs/recipe-log.md).
 SETTING = ("sampler.temperature=0.5",)
-SFT = ("trainer.max_steps=303",)  # one pass
+SFT_STEPS = 302  # one pass
 GRPO = ("trainer.max_steps=12", "algorithm.target_kl=0.005")  # more than SmolLM2-135M bears
 TEST = ("sampler.temperature=0.25", "evaluation.num_conversations=2")  # cooler: fewer words that make no sense
 
@@ -64,7 +64,9 @@ TEST = ("sampler.temperature=0.25", "evaluation.num_conversations=2")  # cooler:
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
-def steps(folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[str] = ()) -> list[Step]:
+def steps(
+    folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[str] = (), sft_steps: int = SFT_STEPS
+) -> list[Step]:
     """All commands, each after those that it needs.
 
     Args:
@@ -72,6 +74,7 @@ def steps(folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[st
         model: A preset of conf/model, or a `model.path`.
         seeds: Of GRPO; the first is that of SFT and of the evaluation.
         overrides: Of the user; they hold for every command, but for what ties the steps together.
+        sft_steps: Steps of SFT.
     """
     preset = (ROOT / "conf" / "model" / f"{model}.yaml").is_file()
     named = f"model={model}" if preset else f"model.path={model}"
@@ -84,7 +87,10 @@ def steps(folder: Path, model: str, seeds: Sequence[int], overrides: Sequence[st
     grpo = [f"grpo-{seed}" for seed in seeds]
     rows = ",".join(("base", "proactive", "sft:" + policy(folder, "sft"), *(f"{n}:{policy(folder, n)}" for n in grpo)))
     return [
-        step("sft", ("train.py", "experiment=doc_edit_sft", *training, *SFT, f"seed={seeds[0]}")),
+        step(
+            "sft",
+            ("train.py", "experiment=doc_edit_sft", *training, f"trainer.max_steps={sft_steps}", f"seed={seeds[0]}"),
+        ),
         *(
             step(
                 name,
@@ -304,6 +310,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, print and, if asked to, write; the exit status."""
     options = parser(__doc__, "outputs/showcase", ", ".join(f"docs/results/{file}" for file in FILES))
     options.add_argument("--seeds", default="1,2,3", help="with commas; 1,2,3 if left out")
+    options.add_argument(
+        "--sft-steps", type=int, default=SFT_STEPS, help=f"{SFT_STEPS} if left out, a pass; a larger model needs fewer"
+    )
     options.set_defaults(jobs=1)
     args = options.parse_intermixed_args(argv)
     try:
@@ -316,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tied = ("experiment", "algorithm", "model", "model.path", "seed", "output_dir", "policies")
         check_overrides(overrides, (*tied, "evaluation.baseline"))
         folder = output_folder(args.output)
-        todo = steps(folder, model, seeds, overrides)
+        todo = steps(folder, model, seeds, overrides, args.sft_steps)
         if args.dry_run:
             print(listing(todo, folder))
             return 0
