@@ -280,8 +280,8 @@ def page(
             f"# Showcase: `{model}` on doc_edit",
             "",
             "SFT on the shipped conversations, then GRPO on MR with the rule-based user, from the SFT policy with each",
-            f"seed. Each plays {goals} test goals, conversations a goal: {each}. `make showcase MODEL={model}`",
-            "runs it all and writes this page and `showcase.json`. "
+            f"seed. Each plays {goals} test goals, conversations a goal: {each}. `make showcase MODEL={model}` makes such",
+            "a page; the commands of this one are at its end. "
             f"SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
             "",
             table(results),
@@ -313,6 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--sft-steps", type=int, default=SFT_STEPS, help=f"{SFT_STEPS} if left out, a pass; a larger model needs fewer"
     )
+    options.add_argument("--into", default="", help="a folder of docs/results/ for what --write writes there")
     options.set_defaults(jobs=1)
     args = options.parse_intermixed_args(argv)
     try:
@@ -342,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"\n{table(results)}\n{verdicts(results, seeds)}\n{folder / 'showcase.md'}")
     if args.write:
-        publish(folder, FILES)
+        publish(folder, FILES, args.into)
     return 0
 
 

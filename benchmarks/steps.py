@@ -151,11 +151,13 @@ def account(there: Mapping[str, Mapping[str, Any]], place: str) -> str:
     return "\n".join([head, "", "| step | commit | time | threads | command |", "|---|---|---:|---:|---|", *steps, ""])
 
 
-def publish(folder: Path, files: Sequence[str]) -> None:
-    """Copy pages and their data from a folder, as `output_folder` gives it, into docs/results/."""
+def publish(folder: Path, files: Sequence[str], into: str = "") -> None:
+    """Copy pages and their data from a folder, as `output_folder` gives it, into docs/results/, or a folder there."""
+    results = Path("docs") / "results" / into
+    (ROOT / results).mkdir(exist_ok=True)
     for file in files:
-        shutil.copyfile(ROOT / folder / file, ROOT / "docs" / "results" / file)
-        print(f"docs/results/{file}")
+        shutil.copyfile(ROOT / folder / file, ROOT / results / file)
+        print(results / file)
 
 
 def in_words(seconds: float) -> str:
