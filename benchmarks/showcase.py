@@ -280,8 +280,8 @@ def page(
             f"# Showcase: `{model}` on doc_edit",
             "",
             "SFT on the shipped conversations, then GRPO on MR with the rule-based user, from the SFT policy with each",
-            f"seed. Each plays {goals} test goals, conversations a goal: {each}. `make showcase MODEL={model}` makes such",
-            "a page; the commands of this one are at its end. "
+            f"seed. Each plays {goals} test goals, conversations a goal: {each}. `make showcase MODEL={model}` makes",
+            "such a page; the commands of this one are at its end. "
             f"SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
             "",
             table(results),
