@@ -289,7 +289,7 @@ _OPEN = _any(
     rf"\b(?:{_TELL})\b.*\b(?:{_DETAILS}|more|about|a (?:bit|little))\b|\btell me (?:more|about|a)\b|\belaborate\b",
     rf"\b(?:what|which)\b.*\b(?:{_WRITE})\b|\b(?:what|which|any|are there|is there)\b.*\b(?:{_DETAILS})\b",
     r"\b(?:what|which) (?:kind|type|sort|specific|particular)\b|\bin mind\b",
-    r"\banything (?:else|specific|special|particular|in particular|you)\b",
+    r"\banything (?:else|specific|special|particular|in particular|you)\b|\bwhat should (?:\w+ ){1,4}know\b",
     r"\b(?:missing|left out)\b|\bwhat (?:should|must|will|would) (?:it|this|the (?:function|program|code))\b|"
     r"\bwhat (?:can|could) you tell\b",
     r"\bwhat(?:'s| is| are) (?:it|the \S+|your \S+|this|they) (?:\S+ )?(?:about|like|for)\b",
@@ -396,6 +396,8 @@ def _slots(text: str, known: frozenset[str]) -> frozenset[str]:
         slots = slots - {"length"} | {"how long"}
     if re.search(r"\bwho (?:is|will|are|would|should)\b.*\b(?:for|read|to|reading|receive|addressed|invited)\b", text):
         slots.add("audience")
+    if re.search(r"\b(?:what|where|how|when) (?:should|do|can|must|will|may) (?:the |your )?readers? (?!be\b)\w", text):
+        slots.discard("audience")  # "What should readers bring?" does not ask who they are
     if "name of" in text and not _NAME_OF_SOMEBODY.search(text):
         slots = slots - {"who"}
     return frozenset(slots - {"who"} if "audience" in slots else slots)

@@ -18,6 +18,8 @@ TAKEN = {
         "Can you tell me more about it?",
         "Can you give me more information?",
         "Could you please share some background?",
+        "What should guests know about the walk?",
+        "What should readers know?",
     ],
     "slot": [
         "When is it?",
@@ -217,6 +219,12 @@ def test_a_word_of_the_topic_names_no_slot() -> None:
     assert read_question("What should it say about the date palm?").slots == {"when"}
     assert read_question("What should it say about the date palm?", known).slots == frozenset()
     assert read_question("When is it?", known).slots == {"when"}
+
+
+def test_readers_who_do_something_are_not_asked_for() -> None:
+    assert read_question("What should the readers bring?").slots == frozenset()
+    assert read_question("Who are the readers?").slots == {"audience"}
+    assert read_question("What kind of readers will it have?").slots == {"audience"}
 
 
 def test_a_word_of_the_topic_opens_no_question() -> None:
