@@ -78,7 +78,9 @@ def test_every_option_composes_and_passes(entry, override):
     config = composed(entry, override)
     if entry == "train" and config.task.evaluation_only:
         name = config.task.name
-        with pytest.raises(BadInput, match=rf"task {name} is for evaluation only .* Run `python evaluate.py task={name}"):
+        with pytest.raises(
+            BadInput, match=rf"task {name} is for evaluation only .* Run `python evaluate.py task={name}"
+        ):
             check(config, entry)
     elif override.startswith("teacher=") and override != "teacher=none":
         check(config, "synthesize")

@@ -1,4 +1,4 @@
-"""The safety task: goals that ship, published files by their columns, what counts as a refusal, the user that insists."""
+"""The safety task: goals that ship, published files by their columns, refusals, the user that insists."""
 
 from __future__ import annotations
 
