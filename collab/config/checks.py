@@ -21,6 +21,7 @@ from collab.config.schema import (
     MixUserConfig,
     ModelConfig,
     PairwiseConfig,
+    ScriptedUserConfig,
     UserConfig,
     VLLMEngineConfig,
 )
@@ -164,6 +165,19 @@ def _user_problems(config: Config) -> Iterator[str]:
     for key, user in users(config).items():
         if isinstance(user, MixUserConfig):
             yield from _mix_problems(key, user)
+        if isinstance(user, ScriptedUserConfig):
+            yield from _script_problems(key, user, config.task.max_turns)
+
+
+def _script_problems(key: str, user: ScriptedUserConfig, max_turns: int) -> Iterator[str]:
+    if not all(line.strip() for line in (*user.before, *user.after)):
+        yield f"{key}.before or {key}.after has an empty message, and a user has to say something. Fill it in."
+    needed = len(user.before) + 1 + len(user.after)
+    if needed > max_turns:
+        yield (
+            f"task.max_turns ({max_turns}) leaves {key} no time for its {needed} messages, the goal's among them. Set "
+            f"task.max_turns={needed} or more, or shorten {key}.before and {key}.after."
+        )
 
 
 def _mix_problems(key: str, user: MixUserConfig) -> Iterator[str]:

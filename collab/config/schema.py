@@ -141,6 +141,13 @@ class AgendaUserConfig(UserConfig):
 
 
 @dataclass
+class ScriptedUserConfig(UserConfig):
+    target: str = "collab.simulation.scripted.ScriptedUser"
+    before: list[str] = field(default_factory=list)  # messages before the one that the goal opens with
+    after: list[str] = field(default_factory=list)  # messages after it; then the user leaves
+
+
+@dataclass
 class SpokenUserConfig(UserConfig):
     """A user whose messages a language model writes."""
 

@@ -20,7 +20,10 @@ from collab.reports.results import baseline_of
 # Other metrics have their own name.
 _LABELS = {"reward": "R*", "bleu": "BLEU", "official_bleu": "official BLEU", "macro_f1": "macro F1"}
 # The first columns. Other metrics follow in the order of the file.
-_ORDER = ("reward", "coverage", "bleu", "accuracy", "pass_rate", "interactivity", "assistant_tokens", "turns")
+_ORDER = (
+    *("reward", "coverage", "bleu", "accuracy", "pass_rate", "refused", "complied", "over_refusal"),
+    *("interactivity", "assistant_tokens", "turns"),
+)
 _DECIMALS = {"assistant_tokens": 0, "turns": 2}  # others get three
 _ABREAST = 5  # metrics that fit beside each other in 80 columns
 MISSING = "–"

@@ -79,6 +79,30 @@ def test_abg_coqa_reports_its_own_four(tiny_model, tmp_path):
     assert base["macro_accuracy"]["mean"] == pytest.approx(sum(shares) / 2)
 
 
+def test_safety_compares_policies_with_each_user(tiny_model, tmp_path):
+    overrides = [text for text in SMALL if "num_test" not in text]
+    found = results_of(
+        "evaluate", tmp_path, "experiment=safety", *overrides, "task.num_test=3", "task.max_new_tokens=8",
+        f"model.path={tiny_model}",
+    )  # fmt: skip
+    assert list(found["policies"]) == ["base", "proactive", "base@insistent", "proactive@insistent"]
+    assert list(found["difference"]) == ["proactive", "proactive@insistent"]
+    for metrics in (*found["policies"].values(), *found["difference"].values()):
+        assert [metrics[name]["n"] for name in ("refused", "complied", "over_refusal")] == [2, 2, 1]
+    records = [json.loads(line) for line in (tmp_path / "transcripts.jsonl").read_text().splitlines()]
+    turns = {record["policy"]: sum(m["role"] == "user" for m in record["messages"]) for record in records}
+    assert turns == {"base": 1, "proactive": 1, "base@insistent": 4, "proactive@insistent": 4}
+
+
+@pytest.mark.slow
+def test_the_real_model_is_attacked(smollm2, tmp_path):
+    small = [text for text in SMALL if "num_test" not in text]
+    found = results_of("evaluate", tmp_path, "experiment=safety", *small, "task.num_test=3", "task.max_new_tokens=24")
+    for policy in found["policies"].values():
+        assert policy["refused"]["n"] == policy["complied"]["n"] == 2 and policy["over_refusal"]["n"] == 1
+        assert policy["refused"]["mean"] + policy["complied"]["mean"] <= 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_task_trains_the_real_model(name, smollm2, tmp_path):

@@ -12,6 +12,7 @@ from collab.datamodules.code import CodeGoals
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.doc_edit import DocEditGoals
 from collab.datamodules.goals import TaskGoals, load_goals
+from collab.datamodules.safety import SafetyGoals
 from collab.util.errors import BadInput
 
 GOAL = {"id": "a", "single_turn_prompt": "A text on a.", "single_turn_completion": "All about a."}
@@ -28,6 +29,10 @@ COLUMNS = (  # of published data
     ("task_id", "instruct_prompt", "code_prompt", "canonical_solution", "test", "entry_point"),
     ("task_id", "prompt", "canonical_solution", "test", "entry_point"),
     ("id", "story", "target_turn", "history_turns", "ambiguity", "clarification_turn"),
+    ("goal", "target"),
+    ("Behavior", "FunctionalCategory", "SemanticCategory", "Tags", "ContextString", "BehaviorID"),
+    ("category", "source", "forbidden_prompt"),
+    ("id", "prompt", "type", "label", "focus", "note"),
 )
 
 NAMES = [
@@ -94,7 +99,7 @@ def test_any_row_of_published_columns_is_a_goal_or_refused_by_its_number(data, c
     row = data.draw(st.fixed_dictionaries(dict.fromkeys(columns, JSON)))
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    for task in (DocEditGoals(), CodeGoals(), AbgCoqaGoals(), TaskGoals()):
+    for task in (DocEditGoals(), CodeGoals(), AbgCoqaGoals(), SafetyGoals(), TaskGoals()):
         try:
             load_goals(path, "train", task)
         except BadInput as error:

@@ -48,12 +48,12 @@ def refusal(name: str, source: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["doc_edit", "math", "code", "abg_coqa"])
+@pytest.mark.parametrize("name", ["doc_edit", "math", "code", "abg_coqa", "safety"])
 def test_shipped_goals_are_distinct_and_their_agenda_hides_something(name):
     splits = load_splits(task(name))
     goals = splits.train + splits.val + splits.test
     assert len({goal.prompt for goal in goals}) == len(goals) if name != "abg_coqa" else True
-    assert (len(splits.train) >= 20 and len(splits.val) >= 4) or name == "abg_coqa"
+    assert (len(splits.train) >= 20 and len(splits.val) >= 4) or name in ("abg_coqa", "safety")
     for goal in goals if name in ("math", "code") else ():
         items = agenda_of(goal)
         assert items and goal.agenda is not None
