@@ -35,14 +35,18 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama in fp32 with SmolLM2's tokenizer and chat template, as a folder; loads in no time."""
-    from models import tiny_lm
+    """A random two-layer Llama in fp32 with SmolLM2's chat template, as a folder; loads in no time.
+
+    Its tokenizer has the first tokens of SmolLM2's: a run loads it several times, and all 49,152 take long.
+    """
+    from models import keep_tokens, tiny_lm
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    keep_tokens(folder / "tokenizer.json", 8192)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048, "initializer_range": 0.02}
     tiny_lm(len(tokenizer), tie_word_embeddings=True, **sizes, **special).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
