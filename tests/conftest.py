@@ -7,9 +7,18 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads, here and in processes that a test starts
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+with suppress(ImportError):  # an environment for the GPU check has no hypothesis, and runs no test that needs it
+    from hypothesis import settings
+
+    # The same cases each time, and no limit in time, since the machine may be busy. `make test-all` takes `thorough`.
+    settings.register_profile("usual", max_examples=50, deadline=None, derandomize=True)
+    settings.register_profile("thorough", settings.get_profile("usual"), max_examples=300)
+    settings.load_profile("usual")
 
 # What the newest versions of libraries say of each other: no argument of ours avoids it. Any other FutureWarning fails.
 _OF_OTHERS = (
