@@ -1,5 +1,6 @@
 """Shared fixtures. No test may reach the network or take more than the two cores that the figures are for."""
 
+import gc
 import os
 
 # Before any import of torch, wandb or huggingface_hub, which read them once.
@@ -25,6 +26,10 @@ _OF_OTHERS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's use of torch
     r"`is_gradient_checkpointing` is deprecated",  # peft's use of transformers
 )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # no collection looks at what is imported, which is most of what there is
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
