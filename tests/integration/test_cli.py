@@ -22,7 +22,7 @@ PROGRAM = ROOT / "tests" / "helpers" / "program.py"
 def command(*arguments, cwd, program=ROOT / "train.py"):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, str(program), *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, str(program), *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240
     )
 
 
