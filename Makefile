@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 # By file, in the order of the folders: the long ones of e2e come first, so that both processes end at about the same time.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# Compiled files are kept whatever the environment says: else each of the many processes compiles everything again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-all fast soak test-vllm lint types bench gpu-check cheats table ablation showcase mutants clean
@@ -30,7 +31,7 @@ test: $(STAMP) ## install, run the tests in two processes: 6 minutes on two quic
 	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## install, run the tests with all that are marked slow: half an hour
-	$(PYTEST) -m 'not gpu and not vllm and not soak' $(ARGS)
+	$(PYTEST) -m 'not gpu and not vllm and not soak' --hypothesis-profile=thorough $(ARGS)
 
 fast: $(STAMP) ## install, run the tests that need no model and no server: two minutes
 	$(PYTEST) tests/unit $(ARGS)

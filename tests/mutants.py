@@ -114,6 +114,7 @@ def _prepare(folder: Path, group: Files) -> None:
             "no:cacheprovider",
             "-p",
             "no:xdist",
+            "--hypothesis-profile=thorough",
             *(["-k", group.chosen] if group.chosen else []),
         ],
         "pytest_add_cli_args_test_selection": [f"tests/{name}.py" for name in group.tests],

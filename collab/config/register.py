@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -28,8 +29,9 @@ from collab.config.schema import (
 _DATA = Path(__file__).resolve().parents[1] / "datamodules" / "data"
 
 
+@functools.cache
 def register() -> None:
-    """Put the schemas where the YAML files' defaults lists find them (`schema_<option>` beside each option).
+    """Put the schemas where the YAML files' defaults lists find them (`schema_<option>` beside each option), once.
 
     In a YAML file `${shipped:FILE}` is the path of a file of `collab/datamodules/data/`, and `${pick:KEY,TABLE,OTHER}`
     the entry KEY of a table, or OTHER if it has none.

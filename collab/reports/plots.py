@@ -77,7 +77,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
     lines = [handles[split] for split in _LINES if split in handles]
     figure.legend(handles=lines, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    figure.savefig(output, dpi=150, facecolor="white")
     return output
 
 
@@ -150,5 +150,5 @@ def users_figure(report: Mapping[str, Any], output: Path) -> Path:
     handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    figure.savefig(output, dpi=150, facecolor="white")
     return output

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT
 from composing import load_config
 from hub_server import HubServer, use_hub
+from huggingface_hub import constants
 from models import with_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from collab.app.cli import main
 from collab.app.train import train
 
 
@@ -38,7 +38,9 @@ def test_the_best_policy_arrives_and_loads(
     assert AutoTokenizer.from_pretrained(there).chat_template
 
 
-def test_a_policy_on_the_hub_is_a_row_of_the_table(letters: list[str], letters_model: Path, tmp_path: Path) -> None:
+def test_a_policy_on_the_hub_is_a_row_of_the_table(
+    letters: list[str], letters_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An adapter that was downloaded before: the hub cannot be asked here."""
     cache = tmp_path / "cache" / "models--lab--adapter"
     folder = cache / "snapshots" / ("0" * 40)
@@ -46,9 +48,9 @@ def test_a_policy_on_the_hub_is_a_row_of_the_table(letters: list[str], letters_m
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("0" * 40)
     typed = [*letters, f"policies=[base,hub:lab/adapter,here:{folder}]", f"output_dir={tmp_path / 'run'}"]
-    env = {**ENVIRONMENT, "HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "evaluate.py", *typed], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.parent))
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *typed])
+    main("evaluate")
     said: dict[str, list[object]] = {}
     for line in (tmp_path / "run" / "transcripts.jsonl").read_text().splitlines():
         record = json.loads(line)

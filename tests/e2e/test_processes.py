@@ -163,7 +163,7 @@ def test_a_process_that_fails_ends_all_with_its_message(overrides: list[str], tm
     while "nothing to say about train" not in (log.read_text() if log.is_file() else ""):
         assert process.is_alive(), log.read_text()
         time.sleep(0.05)
-    process.join(20)
+    process.join(120)  # a collective that waits for the other one gives up later
     assert process.exitcode == 1, log.read_text()
 
 

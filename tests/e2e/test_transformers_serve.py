@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from commands import start
 from scripted import ModelUser
 
 from collab.chat.base import Sampling
@@ -28,6 +26,13 @@ from collab.simulation.conversation_loop import Players, play_goals
 from collab.simulation.llm import LLMUser
 
 pytestmark = pytest.mark.timeout(600)
+SERVE = """
+from huggingface_hub import constants
+from transformers.cli.transformers import app
+
+constants.HF_HUB_CACHE = {cache!r}  # it lists the models that are there
+app()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +40,26 @@ def endpoint(letters_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(letters_model), "--device", "cpu"]
-    env = {**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=env)
+    folder = tmp_path_factory.mktemp("serve")
+    script, log = folder / "serve.py", folder / "log"
+    script.write_text(SERVE.format(cache=str(folder / "cache")))
+    where = ("--device", "cpu", "--host", "127.0.0.1", "--port", str(port))
+    server = start(str(script), ["serve", str(letters_model), *where], log)
     try:
         until = time.monotonic() + 300
-        while time.monotonic() < until and server.poll() is None:
+        while time.monotonic() < until and server.is_alive():
             try:
                 if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
                     break
             except httpx.TransportError:
                 time.sleep(0.5)
+        assert server.is_alive(), log.read_text()
         yield EndpointConfig(base_url=f"http://127.0.0.1:{port}/v1", model=str(letters_model), max_concurrency=2)
     finally:
         server.terminate()
-        server.wait(30)
+        server.join(30)
+        server.kill()
+        server.join()
 
 
 def test_a_served_model_plays_user_and_policy_and_judges(endpoint: EndpointConfig) -> None:

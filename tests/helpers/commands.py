@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -103,6 +104,7 @@ class FailsOnTheSecond(Early):
 
 
 def _main(entry: str, arguments: list[str], out: str, err: str, cwd: str, env: dict[str, str | None]) -> None:
+    gc.freeze()  # no collection looks at what the server has imported
     for descriptor, path in ((1, out), (2, err)):
         with open(path, "ab", buffering=0) as file:
             os.dup2(file.fileno(), descriptor)

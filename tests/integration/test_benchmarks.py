@@ -94,6 +94,7 @@ def test_ratios_are_medians_of_neighbouring_runs() -> None:
     assert Figures.of(*values) == Figures(3.0, 2.0, 2.0, (2.0, 4.0, 1.0))
 
 
+@pytest.mark.slow  # a process of its own; the GPU check's rehearsal walks the update too
 def test_both_sides_of_the_update_take_turns_in_processes_of_their_own(tiny_model: Path) -> None:
     import torch
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slow
 from program import run
 
 from collab.__main__ import COMMANDS
@@ -22,7 +23,7 @@ PROGRAM = ROOT / "tests" / "helpers" / "program.py"
 def command(*arguments, cwd, program=ROOT / "train.py"):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, str(program), *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, str(program), *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240
     )
 
 
@@ -209,7 +210,7 @@ def test_a_sweep_goes_on_past_failed_jobs_and_job_k_is_the_run_that_one_types_al
     assert {line.split(":")[0] for line in different} == {"output_dir"}
 
 
-@pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir"])
+@pytest.mark.parametrize("key", ["output_dir", slow("hydra.run.dir")])
 def test_a_sweep_has_its_jobs_in_the_folder_that_is_named(key, tmp_path):
     done = command("-m", "seed=7,8", f"{key}=mine/of_${{name}}", "name=x", cwd=tmp_path, program=PROGRAM)
     assert done.returncode == 0, done.stderr

@@ -415,7 +415,7 @@ def test_a_run_learns_from_what_was_read_and_plays_nothing(chat_format, tiny_mod
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             seen.append(([g.context.turn for g in batch.groups], float(trainer.callback_metrics["train/loss"])))
 
-    config = DPOConfig(lr=1e-2, warmup_steps=0)
+    config = DPOConfig(lr=3e-3, warmup_steps=0)
     module = DPO(config, lambda: LlamaForCausalLM.from_pretrained(tiny_model), chat_format.tokenizer, 0.7, 3)
     model = ScriptedModel(says("never"))
     simulation = SimpleNamespace(make_engine=lambda *_: model)

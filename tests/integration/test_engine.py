@@ -215,7 +215,10 @@ def family(name: str, tokenizer: Any, dtype: torch.dtype = torch.float32) -> Any
     return lm
 
 
-@pytest.mark.parametrize("name", [name if name in ("qwen2", "gemma3", "granite") else slow(name) for name in FAMILIES])
+FEW_FAMILIES = ("qwen2", "gemma3", "granite")  # biases, windows and norms, scaled logits; the others are slow
+
+
+@pytest.mark.parametrize("name", [name if name in FEW_FAMILIES else slow(name) for name in FAMILIES])
 def test_other_families_speak_as_in_generate(tokenizer: Any, name: str) -> None:
     lm = family(name, tokenizer)
     replies = run(many_talks(LocalEngine(lm, tokenizer, max_batch=5), temperature=0, count=8))
@@ -226,7 +229,10 @@ def test_other_families_speak_as_in_generate(tokenizer: Any, name: str) -> None:
     assert_logprobs_are_plain(lm, run(many_talks(LocalEngine(lm, tokenizer), temperature=0.7, count=6)), 0.7)
 
 
-@pytest.mark.parametrize(("name", "attention"), [*((name, None) for name in FAMILIES), ("mistral", "eager")])
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [*((name, None) if name in FEW_FAMILIES else slow(name, None) for name in FAMILIES), ("mistral", "eager")],
+)
 def test_the_deterministic_mode_speaks_as_generate_in_other_families(
     tokenizer: Any, name: str, attention: str | None
 ) -> None:

@@ -120,7 +120,7 @@ def test_several_processes_write_at_a_time(tmp_path):
     )
     command = [sys.executable, "-c", program, str(tmp_path / "replies.sqlite")]
     processes = [subprocess.Popen(command) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(240) for process in processes] == [0, 0, 0]
     cache = ReplyCache(tmp_path / "replies.sqlite", write=False)
     found = [cache.get(f"{i}") for i in range(50)]
     assert [reply.text for reply in found if reply] == [f"{i}" for i in range(50)]

@@ -46,7 +46,7 @@ def command(*arguments, cwd, **environment):
     (cwd / "program.py").write_text(PROGRAM)
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     typed = [sys.executable, "program.py", *arguments]
-    return subprocess.run(typed, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(typed, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
 
 
 def ran(folder):

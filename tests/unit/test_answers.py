@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collab.conversation import Conversation, Goal, Reply
@@ -261,7 +261,6 @@ SENTENCES = [
 ]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(NUMBERS, NUMBERS, st.data())
 def test_a_number_equals_itself_in_every_form_and_no_other(number, other, data):
     reference = data.draw(st.sampled_from(shown_forms(number)))
@@ -271,7 +270,6 @@ def test_a_number_equals_itself_in_every_form_and_no_other(number, other, data):
     assert CHECKER.decide(reference, own) is True, (reference, own)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(), st.text())
 def test_any_text_is_read_without_an_error(reference, answer):
     for text in (reference, answer):

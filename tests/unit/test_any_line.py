@@ -77,9 +77,7 @@ def check_lines(tmp_path, read, first, row):
         assert f"{path}, line 2" in str(error)
 
 
-SETTINGS = settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @SETTINGS

@@ -26,9 +26,7 @@ SAID = st.lists(SPELLINGS | TEXT, max_size=6).map("".join)
 NAMES = ("smollm2", "chatml", "llama3", "gemma", "mistral", "llama2", "phi", "phi, spaces", "words")
 OF_BYTES = ("smollm2", "chatml", "phi")  # any text comes back from their tokens, and nothing is trimmed
 
-quick = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+with_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @cache
@@ -48,7 +46,7 @@ def ends(form: ChatFormat, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@quick
+@with_fixture
 @given(data=st.data())
 def test_turns_are_messages(smollm2: Path, name: str, data: Any) -> None:
     form = formats(smollm2)[name]
@@ -61,7 +59,7 @@ def test_turns_are_messages(smollm2: Path, name: str, data: Any) -> None:
 
 
 @pytest.mark.parametrize("name", OF_BYTES)
-@quick
+@with_fixture
 @given(text=SAID)
 def test_any_text_comes_back(smollm2: Path, name: str, text: str) -> None:
     form = formats(smollm2)[name]
@@ -71,7 +69,7 @@ def test_any_text_comes_back(smollm2: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@quick
+@with_fixture
 @given(said=st.lists(SAID, min_size=3, max_size=3))
 def test_a_longer_conversation_begins_with_the_shorter_one(smollm2: Path, name: str, said: list[str]) -> None:
     form = formats(smollm2)[name]
@@ -81,7 +79,7 @@ def test_a_longer_conversation_begins_with_the_shorter_one(smollm2: Path, name: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@quick
+@with_fixture
 @given(text=SAID)
 def test_a_reply_has_one_end_of_turn(smollm2: Path, name: str, text: str) -> None:
     form = formats(smollm2)[name]

@@ -1,7 +1,7 @@
 """What counts as a final answer and as a program in what an assistant says."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collab.parsing.extraction import defines, last_answer, last_program, outside_code, states_answer
@@ -219,7 +219,6 @@ PROGRAMS = st.lists(
 ).map(lambda parts: "".join(["import os\n", *parts]))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(PROGRAMS, st.data())
 def test_a_fenced_program_comes_back_as_it_was(program, data):
     mark = data.draw(st.sampled_from(["```", "````", "~~~"]))
@@ -239,7 +238,6 @@ def test_imports_of_a_block_of_their_own_are_kept_whatever_is_asked_for(entry_po
     assert last_program([reply], entry_point) == f"import math\n\n{AREA}"
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text() | TEXTS)
 def test_any_message_is_read_without_an_error(reply):
     program = last_program([reply], "f")
