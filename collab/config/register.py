@@ -20,6 +20,7 @@ from collab.config.schema import (
     MetricConfig,
     MixUserConfig,
     PairwiseConfig,
+    ShardedUserConfig,
     UserLMConfig,
     VLLMEngineConfig,
 )
@@ -47,6 +48,7 @@ def register() -> None:
         ("user", "hybrid", HybridUserConfig),
         ("user", "llm", LLMUserConfig),
         ("user", "mix", MixUserConfig),
+        ("user", "sharded", ShardedUserConfig),
         ("user", "userlm", UserLMConfig),
         ("judge", "none", JudgeConfig),
         ("judge", "llm", LLMJudgeConfig),

@@ -187,6 +187,15 @@ class UserLMConfig(SpokenUserConfig):
 
 
 @dataclass
+class ShardedUserConfig(UserConfig):
+    """A user that tells a goal of task=sharded, whatever the assistant says."""
+
+    target: str = "collab.simulation.sharded.ShardedUser"
+    # how: sharded (a shard in each turn) | concat (all shards in one message) | full (the whole instruction at once)
+    told: str = one_of("sharded", "concat", "full")
+
+
+@dataclass
 class MixUserConfig(UserConfig):
     target: str = "collab.simulation.mix.MixUser"
     users: dict[str, Any] = field(default_factory=dict)  # name -> user

@@ -88,6 +88,11 @@ def agenda_of(goal: Goal) -> list[Item]:
     return content + preferences
 
 
+def shards_of(goal: Goal) -> list[str]:
+    """The parts of a sharded instruction: the opening of the goal's agenda, then its items. Empty without an agenda."""
+    return [goal.agenda.opening, *(item.text for item in goal.agenda.items)] if goal.agenda is not None else []
+
+
 def preferences_of(goal: Goal) -> dict[str, str]:
     """What the user prefers: the entry `preferences` of the metadata, name -> value in words.
 
