@@ -196,6 +196,13 @@ class ShardedUserConfig(UserConfig):
 
 
 @dataclass
+class ShardedLLMUserConfig(SpokenUserConfig, ShardedUserConfig):
+    """The same user, for whom a language model chooses the next shard and says it in its own words."""
+
+    target: str = "collab.simulation.sharded.ShardedLLMUser"
+
+
+@dataclass
 class MixUserConfig(UserConfig):
     target: str = "collab.simulation.mix.MixUser"
     users: dict[str, Any] = field(default_factory=dict)  # name -> user

@@ -11,7 +11,7 @@ import io
 import json
 import pickle
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -54,7 +54,7 @@ class ShardedGoals(TaskGoals):
         max_turns: The largest number of turns of a conversation (`task.max_turns`).
 
     Raises:
-        BadInput: There is no such task, or `max_turns` is no whole number.
+        BadInput: There is no such task.
     """
 
     def __init__(self, tasks: Sequence[str] = TASKS, max_turns: int = 14) -> None:
@@ -64,8 +64,6 @@ class ShardedGoals(TaskGoals):
                 f"task.options.tasks ({tasks}) must be a list of some of {', '.join(TASKS)}.{read} Set it to "
                 f"e.g. 'task.options.tasks=[math]'."
             )
-        if type(max_turns) is not int:
-            raise BadInput(f"task.options.max_turns ({max_turns!r}) must be a whole number. Leave it to task.max_turns.")
         self.tasks, self.max_turns = tuple(tasks), max_turns
         self.layouts = (Layout(("task_id", "task", "shards"), self._published),)
 
@@ -207,23 +205,21 @@ def _unpacked(text: str) -> str:
 
 def _data2text(row: Row, where: str) -> _Read:
     """ToTTo: a table with marked cells, some facts about it, and several references."""
-    references = [checked(text, "text", f"{where}: references") for text in field_of(row, "references", where, "a list")]
-    if not any(text.strip() for text in references):
+    listed = field_of(row, "references", where, "a list")
+    references = [text for text in listed if checked(text, "text", f"{where}: references").strip()]
+    if not references:
         raise BadInput(f"{where}: references has no text. Write one at least, or leave the row out.")
     facts = field_of(row, "metadata", where, "an object")
+    examples = row.get("fewshot_descriptions")
     prompt = "\n".join(
         [
-            "Describe the highlighted cells of this table in one sentence of at most 30 words. Give the sentence alone.",
+            "Describe the highlighted cells of this table in one sentence of at most 30 words, and write no more.",
             text_of(row, "table_highlighted_html", where),
             *(f"{name}: {value}" for name, value in facts.items()),
-            *(["Sentences about other tables, as examples:", row["fewshot_descriptions"]] if _examples(row) else []),
+            *(["Sentences about other tables, as examples:", examples] if examples else []),
         ]
     )
     return "text", prompt, references[0], {"form": "sentence", "references": references}
-
-
-def _examples(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("fewshot_descriptions"), str) and bool(row["fewshot_descriptions"].strip())
 
 
 _READERS = {"math": _math, "code": _code, "data2text": _data2text}

@@ -74,7 +74,7 @@ def _of(row: str) -> str:
 
 
 def _goal_values(conditions: Mapping[str, Mapping[str, list[float | None]]]) -> dict[str, dict[str, float]]:
-    """"MEASURE CONDITION" -> goal -> mean or percentile over its samples, for goals that every condition has."""
+    """ "MEASURE CONDITION" -> goal -> mean or percentile over its samples, for goals that every condition has."""
     known = {
         condition: {goal: [v for v in values if v is not None] for goal, values in goals.items()}
         for condition, goals in conditions.items()
@@ -125,7 +125,7 @@ def conditions_table(found: Mapping[str, Any], baseline: str, samples: int) -> G
         for condition, figures in conditions.items()
     ]
     caption = (
-        f"{num_goals} goals, {samples} conversations of each under each condition; aptitude is the 90th percentile of a "
+        f"{num_goals} goals, {samples} conversations of each a condition; aptitude is the 90th percentile of a "
         "goal's scores, unreliability the 90th minus the 10th, gap the score of full minus this one; 95 % bootstrap "
         "intervals over goals" + "; differences are paired by goal" * bool(difference)
     )

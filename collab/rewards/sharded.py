@@ -52,9 +52,9 @@ class ShardedCoverage(Coverage):
 
 
 class ShardedBleu(Bleu):
-    """`Bleu` of goals that ask for a text and have no notes, against all of `references` in the metadata if there are any.
+    """`Bleu` of goals that ask for a text and have no notes.
 
-    With several references an n-gram counts if one of them has it, as sacrebleu does it.
+    If the metadata has `references`, all of them count: an n-gram is right if one has it, as sacrebleu does it.
     """
 
     def applies(self, goal: Goal) -> bool:
