@@ -1,7 +1,7 @@
 """Goals of task=sharded: instructions cut into shards, which the user tells at once or one a turn.
 
-From Laban et al., "LLMs Get Lost in Multi-Turn Conversation" (arXiv 2505.06120). A goal's shards are its agenda: the
-opening is the first shard, the items are the others.
+From Laban et al., "LLMs Get Lost in Multi-Turn Conversation" (arXiv 2505.06120). A goal's shards are its agenda
+(`collab.parsing.agenda_items.shards_of`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import pickle
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -20,8 +19,7 @@ from collab.conversation import Agenda, AgendaItem, Artefact, Goal
 from collab.datamodules.code import CodeGoals
 from collab.datamodules.doc_edit import DocEditGoals
 from collab.datamodules.goals import DATA, TaskGoals, load_goals
-from collab.datamodules.rows import METADATA, Layout, Row, checked, field_of, id_of, text_of
-from collab.parsing.agenda_items import preferences_of, shards_of, wanted_of
+from collab.datamodules.rows import Layout, Row, checked, field_of, id_of, text_of
 from collab.parsing.answers import CHECKER
 from collab.util.errors import BadInput
 
@@ -51,35 +49,25 @@ class ShardedGoals(TaskGoals):
 
     Args:
         tasks: Which of `TASKS` to take, of what ships and of the published file.
-        max_turns: The largest number of turns of a conversation (`task.max_turns`).
 
     Raises:
         BadInput: There is no such task.
     """
 
-    def __init__(self, tasks: Sequence[str] = TASKS, max_turns: int = 14) -> None:
+    def __init__(self, tasks: Sequence[str] = TASKS) -> None:
         if isinstance(tasks, str) or not tasks or not set(tasks) <= set(TASKS):
             read = f" The published {', '.join(_UNREAD)} have no metric here." if set(tasks) & set(_UNREAD) else ""
             raise BadInput(
                 f"task.options.tasks ({tasks}) must be a list of some of {', '.join(TASKS)}.{read} Set it to "
                 f"e.g. 'task.options.tasks=[math]'."
             )
-        self.tasks, self.max_turns = tuple(tasks), max_turns
+        self.tasks = tuple(tasks)
         self.layouts = (Layout(("task_id", "task", "shards"), self._published),)
 
     def shipped(self, split: str) -> list[Goal]:
         """The test goals, one of each task in turn, so that the first few are of all tasks."""
-        found = [[self._fitting(goal, goal.id) for goal in _SHIPPED[task]()] for task in self.tasks]
+        found = (_SHIPPED[task]() for task in self.tasks)
         return [goal for each in zip_longest(*found) for goal in each if goal is not None]
-
-    def completed(self, goal: Goal, where: str) -> Goal:
-        goal = with_shards(goal)
-        if len(shards_of(goal)) < 2:
-            raise BadInput(
-                f"{where}: the goal has {len(shards_of(goal))} shards, and sharding needs two at least. Write an "
-                f"agenda into {METADATA}: the opening is the first shard, the items are the others; or write notes."
-            )
-        return self._fitting(goal, where)
 
     def _published(self, row: Row, where: str) -> Goal | None:
         task = text_of(row, "task", where)
@@ -96,32 +84,7 @@ class ShardedGoals(TaskGoals):
             raise BadInput(f"{where}: there are {len(texts)} shards; two at least are needed. Leave the row out.")
         makes, prompt, reference, metadata = _READERS[task](row, where)
         agenda = Agenda(makes, texts[0], tuple(AgendaItem("shard", text) for text in texts[1:]))
-        goal = Goal(id_of(row, "task_id", where), prompt, reference, {**metadata, "agenda": agenda.entry()})
-        return self._fitting(goal, where)
-
-    def _fitting(self, goal: Goal, where: str) -> Goal:
-        """The goal, if there is a turn for each shard and one for the user's last request."""
-        needed = len(shards_of(goal)) + 1
-        if needed > self.max_turns:
-            raise BadInput(
-                f"{where}: the goal has {needed - 1} shards, so it needs {needed} turns with the user's last request, "
-                f"and task.max_turns is {self.max_turns}. Set task.max_turns={needed} or more."
-            )
-        return goal
-
-
-def with_shards(goal: Goal) -> Goal:
-    """The goal with an agenda. Without one: the first shard is what to write, then come the notes and the preferences.
-
-    All preferences are one shard.
-    """
-    if goal.agenda is not None:
-        return goal
-    wishes = [f"The {name.replace('_', ' ')} should be {value}." for name, value in preferences_of(goal).items()]
-    items = [AgendaItem("note", note) for note in goal.notes]
-    items += [AgendaItem("preferences", " ".join(wishes))] if wishes else []
-    agenda = Agenda("text", f"Please write {wanted_of(goal)}.", tuple(items))
-    return replace(goal, metadata={**goal.metadata, "agenda": agenda.entry()})
+        return Goal(id_of(row, "task_id", where), prompt, reference, {**metadata, "agenda": agenda.entry()})
 
 
 def _by_hand(task: str) -> list[Goal]:
@@ -132,7 +95,7 @@ _SHIPPED = {
     "math": lambda: _by_hand("math"),
     "data2text": lambda: _by_hand("data2text"),
     "code": lambda: load_goals(CodeGoals().shipped("test"), "test", CodeGoals()),
-    "doc_edit": lambda: [with_shards(goal) for goal in load_goals(DocEditGoals().shipped("test"), "test")],
+    "doc_edit": lambda: load_goals(DocEditGoals().shipped("test"), "test"),
 }
 
 

@@ -89,8 +89,13 @@ def agenda_of(goal: Goal) -> list[Item]:
 
 
 def shards_of(goal: Goal) -> list[str]:
-    """The parts of a sharded instruction: the opening of the goal's agenda, then its items. Empty without an agenda."""
-    return [goal.agenda.opening, *(item.text for item in goal.agenda.items)] if goal.agenda is not None else []
+    """The goal as a sharded instruction: first what is wanted, then one part for each item of its agenda."""
+    first = goal.agenda.opening if goal.agenda is not None else f"Please write {wanted_of(goal)}."
+    parts = (
+        f"The {item.kind.replace('_', ' ')} should be {item.text}." if item.preference else item.text
+        for item in agenda_of(goal)
+    )
+    return [first, *parts]
 
 
 def preferences_of(goal: Goal) -> dict[str, str]:

@@ -23,16 +23,17 @@ SMALL = (
     "threads=1",
     *("task.num_test=2", "task.max_new_tokens=8", "evaluation.num_conversations=2"),
 )
+TASKS = "task.options.tasks=[math,data2text]"  # of the first goal of each
 
 
 def test_the_packaged_model_meets_all_conditions(smollm2: Path, tmp_path: Path) -> None:
-    done = finished("evaluate", *SMALL, "model=smollm2", "policies=[base]", f"output_dir={tmp_path}")
+    done = finished("evaluate", *SMALL, "model=smollm2", "policies=[base]", TASKS, f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     validate_results(results)
     assert list(results["policies"]) == ["base", "base@full", "base@concat"]
     found = results["conditions"]
-    assert list(found) == ["reward", "accuracy", "pass_rate"]  # the first two goals are a problem and a function
+    assert list(found) == ["reward", "accuracy", "bleu"]
     base = found["reward"]["policies"]["base"]
     assert list(base) == ["sharded", "full", "concat"]
     for condition, row in (("sharded", "base"), ("full", "base@full"), ("concat", "base@concat")):
@@ -49,13 +50,13 @@ def test_the_packaged_model_meets_all_conditions(smollm2: Path, tmp_path: Path) 
         condition = record["policy"].partition("@")[2] or ShardedUserConfig.told
         expected = messages_of(goals[record["goal"]], condition)
         assert told[: len(expected)] == expected and len(told) <= len(expected) + 1
-        assert set(record["parts"]) == ({"accuracy"} if "orchard" in record["goal"] else {"pass_rate"})
+        assert set(record["parts"]) == ({"accuracy"} if "orchard" in record["goal"] else {"bleu"})
 
 
 def test_too_many_shards_are_refused_before_a_model_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = finished("evaluate", *SMALL, "model=smollm2", "task.max_turns=4", f"output_dir={folder}")
-    assert done.returncode == 1 and "Set task.max_turns=6 or more" in done.stderr, done.stderr
+    done = finished("evaluate", *SMALL, "task.max_turns=6", "model=smollm2", TASKS, f"output_dir={folder}")
+    assert done.returncode == 1 and "has 6 shards; task.max_turns (6) must be larger" in done.stderr, done.stderr
     assert not folder.exists()
 
 

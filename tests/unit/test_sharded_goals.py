@@ -57,10 +57,14 @@ def test_the_shards_of_problems_have_all_numbers_of_the_whole_and_the_same_answe
 
 def test_the_shards_of_a_text_are_its_notes_and_its_preferences() -> None:
     (goal,) = (goal for goal in ShardedGoals(["doc_edit"]).shipped("test") if goal.id == "test-001-kiln")
-    first, *notes, wishes = shards_of(goal)
+    first, *others = shards_of(goal)
     assert first == "Please write a notice about the shared kiln."
-    assert tuple(notes) == goal.notes
-    assert wishes.startswith("The tone should be orderly and friendly. The audience should be ")
+    assert tuple(others[:5]) == goal.notes
+    assert others[5:] == [
+        "The tone should be orderly and friendly.",
+        "The audience should be members of a craft cooperative.",
+        "The length should be about 45 words.",
+    ]
 
 
 # -- the published file
@@ -163,7 +167,6 @@ class Evil:
         (MATH, {"shards": []}, "there are 0 shards"),
         (MATH, {"shards": [{"shard_id": 1, "shard_text": "a"}]}, "shard 1: field shard is missing"),
         (MATH, {"answer": "#### dozens of them"}, "cannot be read as mathematics"),
-        (MATH, {"shards": [{"shard": str(n)} for n in range(14)]}, "14 shards, so it needs 15 turns"),
         (CODE, {"metadata": {}}, "field func_name is missing"),
         (CODE, {"public_test_cases": "[]", "private_test_cases": None}, "no program could be tested"),
         (CODE, {"public_test_cases": '[{"input": "("}]'}, "field public_test_cases cannot be read"),
@@ -190,17 +193,6 @@ def test_published_rows_that_cannot_be_read_are_named(
 def test_tasks_that_are_not_there_are_refused(tasks: Any, told: str) -> None:
     with pytest.raises(BadInput, match=told):
         ShardedGoals(tasks)
-
-
-def test_own_goals_need_shards(tmp_path: Path) -> None:
-    file = tmp_path / "goals.jsonl"
-    row = {"single_turn_prompt": "Write a notice.", "single_turn_completion": "We close at six."}
-    file.write_text(json.dumps(row))
-    with pytest.raises(BadInput, match="the goal has 1 shards, and sharding needs two"):
-        load_goals(file, "test", ShardedGoals())
-    file.write_text(json.dumps(row | {"single_turn_metadata": {"notes": ["we close at six"], "form": "notice"}}))
-    (goal,) = load_goals(file, "test", ShardedGoals())
-    assert shards_of(goal) == ["Please write a notice.", "we close at six"]
 
 
 # -- users
