@@ -63,7 +63,7 @@ def test_too_many_shards_are_refused_before_a_model_is_read(tmp_path: Path) -> N
 def test_a_model_words_the_shards(tiny_model: Path, tmp_path: Path) -> None:
     """A random model words nothing that can be used, so each shard is said once, as it stands."""
     goals = ShardedGoals(["math"]).shipped("test")[:2]
-    user = ("user=sharded_llm", "endpoint@user.endpoint=local", "user.retries=0")
+    user = ("user=sharded_llm", "user.retries=0")
     small = ("user.max_new_tokens=16", "task.options.tasks=[math]", "users=none", "policies=[base]")
     done = finished("evaluate", *SMALL, *user, *small, f"model.path={tiny_model}", f"output_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stdout + done.stderr
