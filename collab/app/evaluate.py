@@ -226,7 +226,7 @@ def conditions_of(config: Config, run: RunState) -> dict[str, Any]:
 
     A condition has the name of its user in `evaluation.users`, or the way in which the config's own user tells goals.
     """
-    users = {"": config.user} | config.evaluation.users
+    users = config.evaluation.users | {"": config.user}
     told = {name: name or user.told for name, user in users.items() if isinstance(user, ShardedUserConfig)}
     rows = {row: scores for row, scores in run.scores.items() if user_of(row) in told}
     if FULL not in told.values():
