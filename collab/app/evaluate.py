@@ -13,13 +13,15 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
 from collab.config.endpoints import policy_endpoint
 from collab.config.policies import HostedPolicy, named_policies, policy_model, row_name, system_prompt
-from collab.config.schema import Config, ModelConfig
+from collab.config.schema import Config, ModelConfig, ShardedUserConfig
+from collab.reports.conditions import FULL, conditions_table, summarise_conditions
 from collab.reports.problems import add_problems
 from collab.reports.report import write_report
 from collab.reports.results import PolicyScores, summarise_rows, user_of
@@ -210,9 +212,28 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
         "config": asdict(config),
         "seconds": {**run.seconds, "total": run.elapsed()},
     }
-    write_json(folder / RESULTS, results)
+    conditions = conditions_of(config, run)
+    write_json(folder / RESULTS, results | ({"conditions": conditions} if conditions else {}))
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
     progress.console.print(results_table(results))
+    if conditions:
+        baseline, count = config.evaluation.baseline, config.evaluation.num_conversations
+        progress.console.print("", conditions_table(conditions["reward"], baseline, count))
+
+
+def conditions_of(config: Config, run: RunState) -> dict[str, Any]:
+    """How each policy does under each condition, by R* and by each of its metrics; empty without the condition `full`.
+
+    A condition has the name of its user in `evaluation.users`, or the way in which the config's own user tells goals.
+    """
+    users = config.evaluation.users | {"": config.user}
+    told = {name: name or user.told for name, user in users.items() if isinstance(user, ShardedUserConfig)}
+    rows = {row: scores for row, scores in run.scores.items() if user_of(row) in told}
+    if FULL not in told.values():
+        return {}
+    metrics = ["reward", *(name for name, metric in config.task.metrics.items() if metric.weight)]
+    summarise_one = partial(summarise_conditions, rows, told, baseline=config.evaluation.baseline, seed=config.seed)
+    return {metric: summarise_one(metric=metric) for metric in metrics if any(metric in s for s in rows.values())}
 
 
 def write_page(config: Config, progress: Progress) -> None:

@@ -12,7 +12,15 @@ import numpy as np
 from collab.config.endpoints import endpoints_in, engine_endpoint, has_teacher, hosted, reads_model, users
 from collab.config.fields import filled_prompts
 from collab.config.policies import named_policies, policy_model
-from collab.config.schema import Config, LLMJudgeConfig, ModelConfig, PairwiseConfig, UserLMConfig, VLLMEngineConfig
+from collab.config.schema import (
+    Config,
+    LLMJudgeConfig,
+    ModelConfig,
+    PairwiseConfig,
+    ShardedUserConfig,
+    UserLMConfig,
+    VLLMEngineConfig,
+)
 from collab.conversation import Role, guessed_tokens
 from collab.util.errors import BadInput, error_text
 from collab.util.processes import layout, rank
@@ -57,6 +65,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         load_target(target, key)
     _check_classes(config)
     _check_metrics(config, goals)
+    _check_shards(config, goals)
     _check_aggregates(config)
     template = _check_models(config, entry)
     tokenizer = load_tokenizer(config.model) if reads_model(config) else None
@@ -178,6 +187,7 @@ def check_players(config: Config, goals: GoalSplits, policy_here: bool, entry: s
         load_target(target, key)
     _check_classes(config)
     _check_metrics(config, goals)
+    _check_shards(config, goals)
     if policy_here:
         _check_models(config, "evaluate")
     else:
@@ -358,6 +368,19 @@ def _check_aggregates(config: Config) -> None:
                 f"task.aggregates.{name}={target} needs the metric {error}, and there are {', '.join(values)}. Add it "
                 "to task.metrics."
             ) from error
+
+
+def _check_shards(config: Config, goals: GoalSplits) -> None:
+    """Refuse a user that tells one shard in each turn if there are too few turns."""
+    from collab.parsing.agenda_items import shards_of
+
+    most, name = max((len(shards_of(goal)), goal.id) for goal in (*goals.train, *goals.val, *goals.test))
+    for key, user in users(config).items():
+        if isinstance(user, ShardedUserConfig) and user.told == "sharded" and most >= config.task.max_turns:
+            raise BadInput(
+                f"{key} tells one shard in each turn, and goal '{name}' has {most} shards; task.max_turns "
+                f"({config.task.max_turns}) must be larger, for the user's last request. Set task.max_turns={most + 1}."
+            )
 
 
 def _check_evaluator(config: Config, goals: GoalSplits) -> None:

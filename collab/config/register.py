@@ -22,6 +22,8 @@ from collab.config.schema import (
     MixUserConfig,
     PairwiseConfig,
     ScriptedUserConfig,
+    ShardedLLMUserConfig,
+    ShardedUserConfig,
     UserLMConfig,
     VLLMEngineConfig,
 )
@@ -51,6 +53,8 @@ def register() -> None:
         ("user", "llm", LLMUserConfig),
         ("user", "mix", MixUserConfig),
         ("user", "scripted", ScriptedUserConfig),
+        ("user", "sharded", ShardedUserConfig),
+        ("user", "sharded_llm", ShardedLLMUserConfig),
         ("user", "userlm", UserLMConfig),
         ("judge", "none", JudgeConfig),
         ("judge", "llm", LLMJudgeConfig),

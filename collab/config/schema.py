@@ -194,6 +194,22 @@ class UserLMConfig(SpokenUserConfig):
 
 
 @dataclass
+class ShardedUserConfig(UserConfig):
+    """A user that tells a goal of task=sharded, whatever the assistant says."""
+
+    target: str = "collab.simulation.sharded.ShardedUser"
+    # how: sharded (a shard in each turn) | concat (all shards in one message) | full (the whole instruction at once)
+    told: str = one_of("sharded", "concat", "full")
+
+
+@dataclass
+class ShardedLLMUserConfig(SpokenUserConfig, ShardedUserConfig):
+    """The same user, for whom a language model chooses the next shard and says it in its own words."""
+
+    target: str = "collab.simulation.sharded.ShardedLLMUser"
+
+
+@dataclass
 class MixUserConfig(UserConfig):
     target: str = "collab.simulation.mix.MixUser"
     users: dict[str, Any] = field(default_factory=dict)  # name -> user

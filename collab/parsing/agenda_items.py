@@ -88,6 +88,16 @@ def agenda_of(goal: Goal) -> list[Item]:
     return content + preferences
 
 
+def shards_of(goal: Goal) -> list[str]:
+    """The goal as a sharded instruction: first what is wanted, then one part for each item of its agenda."""
+    first = goal.agenda.opening if goal.agenda is not None else f"Please write {wanted_of(goal)}."
+    parts = (
+        f"The {item.kind.replace('_', ' ')} should be {item.text}." if item.preference else item.text
+        for item in agenda_of(goal)
+    )
+    return [first, *parts]
+
+
 def preferences_of(goal: Goal) -> dict[str, str]:
     """What the user prefers: the entry `preferences` of the metadata, name -> value in words.
 

@@ -57,13 +57,13 @@ def summarise(
     difference: dict[str, dict[str, Any]] = {}
     for policy, metrics in values.items():
         policies[policy] = {metric: _mean(goals, seed) for metric, goals in metrics.items()}
-        policies[policy] |= {name: _aggregate(function, [metrics], seed) for name, function in aggregates.items()}
+        policies[policy] |= {name: aggregate_of(function, [metrics], seed) for name, function in aggregates.items()}
         if baseline in values and policy != baseline:
             base = values[baseline]
             paired = {metric: _paired(goals, base[metric]) for metric, goals in metrics.items() if metric in base}
             difference[policy] = {metric: _mean(goals, seed) for metric, goals in paired.items()}
             for name, function in aggregates.items():
-                difference[policy][name] = _aggregate(function, [metrics, base], seed)
+                difference[policy][name] = aggregate_of(function, [metrics, base], seed)
     return {"policies": policies, "difference": difference}
 
 
@@ -107,8 +107,19 @@ def _mean(goals: Mapping[str, float], seed: int) -> dict[str, Any]:
     return _estimate(lambda chosen: values[chosen].mean(axis=-1), len(values), seed)
 
 
-def _aggregate(function: Aggregate, policies: Sequence[Mapping[str, Mapping[str, float]]], seed: int) -> dict[str, Any]:
-    """Estimate of the aggregate of one policy, or of the first one's minus the second one's on the goals of both."""
+def aggregate_of(
+    function: Aggregate, policies: Sequence[Mapping[str, Mapping[str, float]]], seed: int
+) -> dict[str, Any]:
+    """Estimate of the aggregate of one policy, or of the first one's minus the second one's on the goals of both.
+
+    Args:
+        function: Gives the figure.
+        policies: One or two, each metric -> goal id -> value.
+        seed: The run's seed.
+
+    Returns:
+        mean, ci95 and n, as in `results.json`.
+    """
     goals = sorted(set.intersection(*({goal for one in metrics.values() for goal in one} for metrics in policies)))
     arrays = [{m: np.array([one.get(goal, np.nan) for goal in goals]) for m, one in p.items()} for p in policies]
 
