@@ -114,7 +114,8 @@ _REFUSED: dict[str, re.Pattern[str]] = {  # in this order
         r"try|suggest|explain|revise|edit|improve|rewrite|go|look|check|add anything|use)\b",
         r"\bhow (?:else )?(?:can|may|could|should|do|would) (?:i|we)\b|\bcan i (?:be|get you)\b",
         r"\bwhat (?:else )?(?:can|could|may|should|do|shall) (?:i|we) (?:do|help|assist|offer|write for|say)\b",
-        r"\bwhat would you like (?:me|help|assistance)\b|\bneed (?:any |some )?(?:further |more )?(?:help|assistance)\b",
+        r"\bwhat would you like (?:me|help|assistance)\b",
+        r"\bneed (?:any |some )?(?:further |more )?(?:help|assistance)\b",
         r"\bwould you like (?:any |some |more )?(?:help|assistance|suggestions|tips|ideas|advice|examples|"
         r"information)\b",
         r"\b(?:is|are) there (?:anything|any (?:other )?way|something) (?:else )?(?:that )?i (?:can|could|may)\b",
@@ -199,8 +200,8 @@ _WORLD = _any(
     r"^\W*what makes? (?!it|this|them|her|him)",
     r"^\W*how \w+ (?:can|could|do|does|did|is|are|will|should) (?:an?|most|some|humans?)\b",
     r"^\W*what (?:does|do) an? (?!.*cost)",
-    r"\b(?:commonly|usually|typical|typically|generally|in general|legally|in most|in the world|most (?:popular|recent|common|"
-    r"famous)|according to|ever|would you say)\b",
+    r"\b(?:commonly|usually|typical|typically|generally|in general|legally|in most|in the world|"
+    r"most (?:popular|recent|common|famous)|according to|ever|would you say)\b",
     r"^\W*(?:isn't|aren't|doesn't)\b|\bwhat more\b|\bwhere can you\b",
     r"^\W*(?:did you know (?!him|her|them|it|this)|have you|are you (?:ready|aware|sure|tired|familiar|an? ))",
     r"\b(?:who (?:does|would)n't|isn't (?:it|that)|don't you|wouldn't you|aren't they|doesn't it)\b",
