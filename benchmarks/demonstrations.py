@@ -4,8 +4,8 @@
 
 Language models wrote the assistant's side, and the rule-based user answers here. SFT learns from the file
 (`algorithm.data`). There are three kinds, all of three messages of two questions and then a text. The text says all
-that the user told and nothing else, near the user's own words, so that a small model can learn to do it. A message is
-learned if the user takes both its questions.
+that the user told and nothing else, in the tone that was asked for and in plain sentences, which a small model can
+learn to write. A message is learned if the user takes both its questions.
 
 1. `data/demonstrated.jsonl`: conversations about training goals. Who asked knew form and topic, and what the user had
    said so far.
