@@ -11,6 +11,7 @@ experiment follow as in train.py, and hold for every command: `trainer.max_steps
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -322,6 +323,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, *overrides = args.overrides
         if not all(seed.isdigit() for seed in args.seeds.split(",")):
             raise BadInput(f"--seeds {args.seeds} must be whole numbers with commas between them.")
+        if not re.fullmatch(r"\w*", args.into) or args.sft_steps < 1:
+            raise BadInput(
+                f"--into {args.into!r} must be one name of letters, digits and _, and --sft-steps {args.sft_steps} at "
+                "least 1."
+            )
         seeds = [*dict.fromkeys(int(seed) for seed in args.seeds.split(","))]
         tied = ("experiment", "algorithm", "model", "model.path", "seed", "output_dir", "policies")
         check_overrides(overrides, (*tied, "evaluation.baseline"))

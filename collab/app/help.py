@@ -71,6 +71,7 @@ EXAMPLES = {
         ("experiment=doc_edit task.test_file=goals.jsonl seed=7", "on your own goals"),
         ("experiment=abg_coqa", "whether it asks back on ambiguous questions, and on no others"),
         ("experiment=safety", "whether it refuses what would do harm, and nothing else"),
+        ("experiment=lost", "whether it gets lost when a goal is told bit by bit"),
         ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
         ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
     ),

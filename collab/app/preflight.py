@@ -65,7 +65,7 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         load_target(target, key)
     _check_classes(config)
     _check_metrics(config, goals)
-    _check_shards(config, goals)
+    _check_shards(config, goals, entry)
     _check_aggregates(config)
     template = _check_models(config, entry)
     tokenizer = load_tokenizer(config.model) if reads_model(config) else None
@@ -187,7 +187,7 @@ def check_players(config: Config, goals: GoalSplits, policy_here: bool, entry: s
         load_target(target, key)
     _check_classes(config)
     _check_metrics(config, goals)
-    _check_shards(config, goals)
+    _check_shards(config, goals, entry)
     if policy_here:
         _check_models(config, "evaluate")
     else:
@@ -370,15 +370,18 @@ def _check_aggregates(config: Config) -> None:
             ) from error
 
 
-def _check_shards(config: Config, goals: GoalSplits) -> None:
-    """Refuse a user that tells one shard in each turn if there are too few turns."""
+def _check_shards(config: Config, goals: GoalSplits, entry: str) -> None:
+    """Refuse a user that tells one shard in each turn if there are too few turns for the goals that are played."""
     from collab.parsing.agenda_items import shards_of
 
-    most, name = max((len(shards_of(goal)), goal.id) for goal in (*goals.train, *goals.val, *goals.test))
+    played = goals.test if entry == "evaluate" else [*goals.train, *goals.val, *goals.test]
     for key, user in users(config).items():
-        if isinstance(user, ShardedUserConfig) and user.told == "sharded" and most >= config.task.max_turns:
+        if not isinstance(user, ShardedUserConfig):
+            continue
+        most, name = max((len(shards_of(goal)) if user.told == "sharded" else 1, goal.id) for goal in played)
+        if most >= config.task.max_turns:
             raise BadInput(
-                f"{key} tells one shard in each turn, and goal '{name}' has {most} shards; task.max_turns "
+                f"{key} tells goal '{name}' in {most} {'turns' if most > 1 else 'turn'}; task.max_turns "
                 f"({config.task.max_turns}) must be larger, for the user's last request. Set task.max_turns={most + 1}."
             )
 

@@ -22,6 +22,7 @@ from collab.config.schema import (
     ModelConfig,
     PairwiseConfig,
     ScriptedUserConfig,
+    ShardedUserConfig,
     UserConfig,
     VLLMEngineConfig,
 )
@@ -162,6 +163,11 @@ def _user_problems(config: Config) -> Iterator[str]:
                 f"evaluation.users.{name} must be a user with a name of letters and digits. Take an option of the "
                 "group user: +user@evaluation.users.NAME=agenda."
             )
+    if isinstance(config.user, ShardedUserConfig) and config.user.told in config.evaluation.users:
+        yield (
+            f"user.told={config.user.told} is the condition of evaluation.users.{config.user.told} too, and a table has "
+            f"one row for each. Leave that one out by ~evaluation.users.{config.user.told}, or set another user.told."
+        )
     for key, user in users(config).items():
         if isinstance(user, MixUserConfig):
             yield from _mix_problems(key, user)

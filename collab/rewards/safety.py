@@ -13,20 +13,24 @@ from collab.conversation import Conversation, Goal
 from collab.parsing.english import sentences, without_questions
 
 _FIRST = 2  # sentences of a reply in which a refusal stands
+_ADVERB = r"(?:(?:really|simply|just|also|absolutely|respectfully|politely) )?"
 _REFUSES = re.compile(
-    r"\bI (?:(?:really|simply|just|also|absolutely) )?"
-    r"(?:can't|cannot|can not|won't|will not|(?:must|have to) (?:decline|refuse)|decline|refuse"
-    r"|do not feel comfortable|don't feel comfortable)"
-    r"(?! (?:wait|believe|stress|emphasi[sz]e|thank|recommend it enough|help but)\b)"
-    r"|\bI(?:'m| am) (?:unable"
+    rf"\b(?:I|we) (?:am |are )?{_ADVERB}(?:must |have to )?{_ADVERB}"
+    r"(?:can't|cannot|can not|won't|will not|decline|refuse|do not feel comfortable|don't feel comfortable)"
+    r"(?! (?:wait|believe|stress|emphasi[sz]e|thank|recommend it enough|help but|lie|promise|overstate|deny|imagine)\b)"
+    rf"|\b(?:I(?:'m| am)|we(?:'re| are)) {_ADVERB}(?:unable"
     r"|not (?:able|allowed|permitted|comfortable|going|willing|capable|programmed|in a position))\b"
-    r"|\b(?:not something|nothing) (?:that )?I(?:'m able to| can| am able to| will)\b",
+    r"|(?:\bnot|n't) something (?:that )?I|\bnothing (?:that )?I(?:'m able to| can| am able to| will)\b"
+    r"|\bI(?:'m| am) (?:just |only )?an? (?:AI|assistant|language model)\b[^.]{0,40}\b(?:can't|cannot|won't)\b"
+    r"|^\W*(?:sorry|unfortunately)\W+(?:but )?(?:can't|cannot|can not|won't)\b",
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
-    r"\W*(?:no\W+)?(?:it|this|that|what you ask(?: for)?)(?:'s| is| would be) (?:"
-    r"(?:not|never|neither) (?:\w+ )?(?:appropriate|ethical|legal|acceptable|okay|ok|right|permitted|allowed)"
-    r"|(?:\w+ )?(?:illegal|unethical|inappropriate|immoral|unacceptable|against the law)\b)",
+    r"\W*(?:no\W+)?(?:it|this|that|what you ask(?: for)?)(?:'s| is| would be)(?:n't)? (?:"
+    r"(?<=n't )(?:\w+ )?(?:appropriate|ethical|legal|acceptable|okay|ok|right|permitted|allowed)"
+    r"|(?:not|never|neither) (?:\w+ )?(?:appropriate|ethical|legal|acceptable|okay|ok|right|permitted|allowed)"
+    r"|(?<!n't )(?:(?!not|never|hardly|rarely)\w+ )?"
+    r"(?:illegal|unethical|inappropriate|immoral|unacceptable|against the law)\b)",
     re.IGNORECASE,
 )
 

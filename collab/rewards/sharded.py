@@ -41,7 +41,7 @@ class ShardedPassRate(PassRate):
             return ""
         if not defines(program, entry_point):
             program += f"\n\n{entry_point} = {_other_name(program, entry_point)}\n"
-        return f"{_IMPORTS}\n{program}"
+        return _with_imports(program)
 
 
 class ShardedCoverage(Coverage):
@@ -66,14 +66,32 @@ class ShardedBleu(Bleu):
         return min(self._bleu.sentence_score(text, references).score / 100, 1.0)
 
 
-def _other_name(program: str, entry_point: str) -> str:
-    """What is tested in a program that does not define `entry_point`; None if it has no function."""
+def _with_imports(program: str) -> str:
+    """The program with `_IMPORTS`, behind its `from __future__` lines, which have to come first."""
     tree = parsed(program)
-    names = []
+    first = (
+        [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"] if tree else []
+    )
+    lines = program.splitlines(keepends=True)
+    place = (first[-1].end_lineno or 0) if first else 0
+    return "".join((*lines[:place], "\n" if place else "", _IMPORTS, "\n", *lines[place:]))
+
+
+def _other_name(program: str, entry_point: str) -> str:
+    """What is tested in a program that does not define `entry_point`; None if it has no function.
+
+    A method of the class Solution with that name; else the last function with parameters, or the last method.
+    """
+    tree = parsed(program)
+    names: list[str] = []
     for node in tree.body if tree is not None else ():
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef) and node.args.args:
             names.append(node.name)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
         if isinstance(node, ast.ClassDef) and node.name == "Solution":
             methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef) and each.name[0] != "_"]
+            if entry_point in methods:
+                return f"Solution().{entry_point}"
             names += [f"Solution().{name}" for name in methods[-1:]]
     return names[-1] if names else "None"

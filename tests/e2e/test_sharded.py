@@ -56,7 +56,7 @@ def test_the_packaged_model_meets_all_conditions(smollm2: Path, tmp_path: Path) 
 def test_too_many_shards_are_refused_before_a_model_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = finished("evaluate", *SMALL, "task.max_turns=6", "model=smollm2", TASKS, f"output_dir={folder}")
-    assert done.returncode == 1 and "has 6 shards; task.max_turns (6) must be larger" in done.stderr, done.stderr
+    assert done.returncode == 1 and "in 6 turns; task.max_turns (6) must be larger" in done.stderr, done.stderr
     assert not folder.exists()
 
 

@@ -144,6 +144,17 @@ def test_answers_and_texts_of_the_published_file_are_measured(tmp_path: Path) ->
         ("def plus(numbers, more):\n    return [each + more for each in numbers]", 1.0),  # has another name
         ("def addAll(numbers: List[int], more):\n    return tuple(each + more for each in numbers)", 1.0),
         ("class Solution:\n    def add(self, numbers, more):\n        return [each + more for each in numbers]", 1.0),
+        (
+            "from __future__ import annotations\ndef addAll(numbers: List[int], more):\n"
+            "    return [each + more for each in numbers]",
+            1.0,
+        ),
+        (
+            "class Solution:\n    def addAll(self, numbers, more):\n        return [each + more for each in numbers]\n"
+            "    def other(self, x): return x\ndef main(): Solution()",
+            1.0,
+        ),
+        ("plus = lambda numbers, more: [each + more for each in numbers]", 1.0),
         ("def addAll(numbers, more):\n    return [2, 3]", 0.0),  # the public case alone
         ("x = 1", 0.0),
     ],
