@@ -35,7 +35,15 @@ OFFICIAL_SIGNAL = "[[TERMINATE CHAT]]"  # in the official code: the user has wha
 CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
 
 _VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
-_SIGNAL = re.compile(r"\[{1,2}\s*(satisfied|give\s*up)\s*\]{1,2}", re.IGNORECASE)  # models leave brackets out
+# Models leave brackets out, or take others: one bracket, a bare signal in capitals, a message of nothing else.
+_SIGNAL = re.compile(
+    r"""
+    [\[({<] \s* (?:user \s)? ((?i:satisfied | give (?:s|n)? [\s_-]* up | giving [\s_-]* up)) \s* [\])}>]
+    | \b (SATISFIED | GIVES? [\s_-]* UP) \b
+    | ^ \W* ((?i:satisfied | give [\s_-]* up)) \W* $
+    """,
+    re.VERBOSE,
+)
 _UNFILLED = re.compile(r"<[^<>]*>")  # a placeholder of the JSON below, given back
 
 _TASKS = {
@@ -106,6 +114,14 @@ def turn_of(answer: Answer[UserTurn], problems: Counter[str], user: str = "") ->
         problems["user_invalid"] += 1
         return UserTurn("", invalid(answer.problems[-1]), user, answer.refused)
     return replace(answer.value, user=user, refused=answer.refused)
+
+
+def end_signal(message: str) -> str:
+    """Why a message ends the chat, by the signal in it: "satisfied", "patience", or "" without one."""
+    signal = _SIGNAL.search(message)
+    if signal is None:
+        return ""
+    return "satisfied" if signal[signal.lastindex or 0].lower() == "satisfied" else "patience"
 
 
 class LLMUser:
@@ -217,10 +233,7 @@ class LLMUser:
             if OFFICIAL_SIGNAL not in message:
                 return ""
             return "patience" if stops_too_early(conversation, True, self.config.patience) else "satisfied"
-        signal = _SIGNAL.search(message)
-        if signal is None:
-            return ""
-        return "satisfied" if signal[1].lower() == "satisfied" else "patience"
+        return end_signal(message)
 
     def _problem(self, conversation: Conversation, message: str, end: str) -> str:
         goal, heard = conversation.goal, conversation.assistant_texts
