@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from collab.conversation import Conversation, Goal
-from collab.parsing.agenda_items import makes
+from collab.parsing.agenda_items import agenda_of, form_of, makes, topic_of
 from collab.parsing.agenda_state import has_result
-from collab.parsing.english import sentences, words
+from collab.parsing.english import content_words, sentences, words
 from collab.parsing.extraction import defines, last_program
 
 LEAKED = 9  # words in a row from the goal that give it away
 _COPIED = 8  # words in a row from the reference that make a long message a copy of it
+_ANSWERED = 2  # items of the agenda that the second message may tell
+_ECHOED = 6  # words in a row from its instructions
 _WHOLE = 25  # words of a long message, which may be the text itself
 
 # Offers help, or reports what it has done.
@@ -107,6 +109,13 @@ _TEMPLATE = re.compile(
     re.MULTILINE,
 )
 _CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
+# Speaks of the play: how to be a user, and the form of the answer.
+_PLAY = re.compile(
+    r"\b(?:brief|short) (?:and|but) vague\b|\bvague (?:and|but) brief\b|\bcurrent[ _]answer\b|\bjson\b"
+    r"|\b(?:first|next|last) message\b|\bmistyped?\b|\b(?:chat|conversation) has (?:not|n't) (?:yet )?(?:begun|started)\b"
+    r"|\b(?:in|of) (?:my|your) own words\b|\bdetail or two\b|\bslips? (?:in|this time)\b|\bas people type\b"
+    r"|\b(?:stay|remain|keep) (?:in|that) (?:role|character|person)\b|</?message>|</?(?:goal|thought)\b"
+)
 # Reports its own attempt, or wonders; that is no solution.
 _OWN_ATTEMPT = re.compile(
     r"\b(?:i (?:think|guess|got|get|tried|ran|have|wrote|had|mean|would|wanted)|i'd|my|maybe|me)\b"
@@ -162,6 +171,44 @@ def leaks(goal: Goal, message: str) -> bool:
     return any(longest_run(part, secret) >= LEAKED for secret in secrets for part in message.split(" | "))
 
 
+def tells_too_much(goal: Goal, message: str, turn: int) -> bool:
+    """Whether one of the user's first two messages tells much of the agenda at once, in whatever words.
+
+    The first may tell none of the notes and one preference; the second, an answer, `_ANSWERED` items. An item is told
+    if the message has half of its content words, at least two, besides those of topic and form. Goals whose agenda is
+    spelt out are left to `leaks`: of a problem much may have to be said to ask it at all.
+
+    Args:
+        goal: What the user wants.
+        message: What it says.
+        turn: Number of the message, from 1.
+    """
+    if goal.agenda is not None or turn > 2:
+        return False
+    said = content_words(message)
+    about = content_words(f"{topic_of(goal)} {form_of(goal)}")
+    told = [item for item in agenda_of(goal) if _told(content_words(item.text) - about, said)]
+    if turn > 1:
+        return len(told) > _ANSWERED
+    return len(told) > 1 or any(not item.preference for item in told)
+
+
+def _told(item: frozenset[str], said: frozenset[str]) -> bool:
+    shared = len(item & said)
+    return 2 * shared >= len(item) and shared >= 2
+
+
+def echoes(message: str, instructions: Sequence[str]) -> bool:
+    """Whether a message gives its instructions back: `_ECHOED` words in a row of one of them, or words about the play.
+
+    Args:
+        message: What the user says.
+        instructions: What the model was told, apart from the goal.
+    """
+    text = message.lower().replace("’", "'")
+    return bool(_PLAY.search(text)) or any(longest_run(message, one) >= _ECHOED for one in instructions)
+
+
 def longest_run(one: str, other: str) -> int:
     """Number of words in the longest run that two texts share."""
     a, b = words(one), words(other)
@@ -182,13 +229,42 @@ def repeats(conversation: Conversation, message: str) -> bool:
 
 
 def foreign(message: str, *known: str) -> bool:
-    """Whether most letters of a message are of alphabets in which none of the `known` texts is written.
+    """Whether a message is in another language than the `known` texts.
 
-    Two languages of one alphabet are not told apart.
+    It is if two of its words, or four letters of a script without spaces, are of alphabets that none of these texts
+    has. In one alphabet languages are told apart by their commonest words: two or more, and more of another language's
+    than of any language that the known texts are in. Short messages ("Hola!") pass.
     """
-    alphabets = Counter(_alphabets(message))
-    others = sum(count for name, count in alphabets.items() if name not in set(_alphabets(" ".join(known))))
-    return 2 * others > alphabets.total()
+    own = set(_alphabets(" ".join(known)))
+    strange = [word for word in re.findall(r"[^\W\d_]+", message) if not own & set(_alphabets(word))]
+    if len(strange) + sum(len(word) >= 4 and _alphabets(word)[0] in _UNSPACED for word in strange) >= 2:
+        return True
+    said, heard = _languages(message), _languages(" ".join(known))
+    spoken = max(heard.values(), default=0)
+    usual = max((said[name] for name, count in heard.items() if 2 * count >= spoken), default=0)
+    return spoken >= 2 and max(said.values(), default=0) > max(1, usual)
+
+
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts without spaces
+_COMMON = {  # words that are common in one of these languages, and none of English
+    name: frozenset(found.split())
+    for name, found in {
+        "English": "the a and of to is it for with that you i my this please about be are not what can",
+        "German": "der und ist nicht ich das ein eine mit für auf den dem zu sie wir über bitte kann es einen auch",
+        "French": "le les des et est une je pour dans vous avec sur du pas que qui nous au merci cette",
+        "Spanish": "el los las una es que por para con no se lo del al su yo como pero necesito sobre gracias",
+        "Italian": "il che di una per con non sono un ho del della mi come grazie questo anche nella gli ma",
+        "Portuguese": "os uma é que para com não se do da em por eu mais como mas você sobre obrigado ao",
+        "Dutch": "het een en van ik niet dat voor met zijn op te naar ook maar wij heb graag aan de",
+        "Indonesian": "yang dan di untuk dengan ini itu saya tidak ada dari ke akan bisa apa",
+    }.items()
+}
+
+
+def _languages(text: str) -> dict[str, int]:
+    """How many words of a text are among the commonest of each language."""
+    said = words(text)
+    return {name: sum(word in common for word in said) for name, common in _COMMON.items()}
 
 
 def _alphabets(text: str) -> list[str]:

@@ -27,14 +27,15 @@ from collab.conversation import Conversation, Message, official_history
 from collab.parsing.agenda_items import form_of, makes
 from collab.parsing.intents import goal_text
 from collab.randomness import RngKey
-from collab.simulation.guards import leaks, repeats, role_confusion, stops_too_early
+from collab.simulation.guards import echoes, foreign, leaks, repeats, role_confusion, stops_too_early, tells_too_much
 from collab.simulation.user import UserTurn, draw_persona, invalid
 
 SATISFIED, GIVES_UP = "[[SATISFIED]]", "[[GIVE UP]]"
 OFFICIAL_SIGNAL = "[[TERMINATE CHAT]]"  # in the official code: the user has what it wants, or it gives up
 CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
+LANGUAGE, ECHO = "language", "echo"
 
-_VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
+VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
 # Models leave brackets out, or take others: one bracket, a bare signal in capitals, a message of nothing else.
 _SIGNAL = re.compile(
     r"""
@@ -100,11 +101,15 @@ _REMINDERS = {
     SHAPE: 'That was not the JSON object. Answer with {"current_answer": ..., "thought": ..., FIELD: ...} only.',
     CONFUSION: "You spoke as the assistant. You are the person who wants something, and you leave the work to it. "
     "Answer again, as that person, in the same JSON form.",
-    LEAK: "You copied out what you want. Say less of it, and in your own words. Answer again in the same JSON form.",
+    LEAK: "You told too much of what you want. Say less of it, and in your own words. Answer again in the same JSON form.",
     STOP: "There is no reason yet to end the chat. Write a message instead, in the same JSON form.",
     EMPTY: "Your message was empty. Write what you want to say next, in the same JSON form.",
+    LANGUAGE: "You changed the language. Write in the language of what you want, in the same JSON form.",
+    ECHO: "You gave your instructions back. Say what that person would type, in the same JSON form.",
     REPEAT: "That has been said in this chat already. Say something else, in the same JSON form.",
 }
+# What the model is told, apart from the goal and the chat.
+INSTRUCTIONS = (re.sub(r"\{\w+\}", "|", _SYSTEM), _FIRST, _NEXT, _LAST, *_SLIPS, *_REMINDERS.values())
 
 
 def turn_of(answer: Answer[UserTurn], problems: Counter[str], user: str = "") -> UserTurn:
@@ -141,6 +146,7 @@ class LLMUser:
         self.problems = Counter() if problems is None else problems
         for kind in (*_REMINDERS, FAILED, CONTEXT_FULL, "invalid"):
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
+        self._instructions = [config.prompt] if config.prompt else [*INSTRUCTIONS, *config.personas.values()]
         self._field = "response" if config.prompt else "message"  # of the JSON
         self._sampling = Sampling(config.max_new_tokens, config.temperature, adapter=False)
 
@@ -245,8 +251,15 @@ class LLMUser:
             return EMPTY
         if repeats(conversation, message):
             return REPEAT
+        if foreign(message, goal.prompt, *heard):
+            return LANGUAGE
+        if echoes(message, self._instructions):
+            return ECHO
         if role_confusion(goal, heard[-1] if heard else "", message):
             return CONFUSION
-        if conversation.turn <= _VAGUE_TURNS and leaks(goal, message):
+        if conversation.turn <= VAGUE_TURNS and leaks(goal, message):
+            return LEAK
+        # A prompt of one's own may not ask for a vague beginning.
+        if not self.config.prompt and tells_too_much(goal, message, conversation.turn):
             return LEAK
         return ""
