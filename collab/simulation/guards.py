@@ -112,7 +112,8 @@ _CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
 # Speaks of the play: how to be a user, and the form of the answer.
 _PLAY = re.compile(
     r"\b(?:brief|short) (?:and|but) vague\b|\bvague (?:and|but) brief\b|\bcurrent[ _]answer\b|\bjson\b"
-    r"|\b(?:first|next|last) message\b|\bmistyped?\b|\b(?:chat|conversation) has (?:not|n't) (?:yet )?(?:begun|started)\b"
+    r"|\b(?:first|next|last) message\b|\bmistyped?\b"
+    r"|\b(?:chat|conversation) has(?: not|n't) (?:yet )?(?:begun|started)\b"
     r"|\b(?:in|of) (?:my|your) own words\b|\bdetail or two\b|\bslips? (?:in|this time)\b|\bas people type\b"
     r"|\b(?:stay|remain|keep) (?:in|that) (?:role|character|person)\b|</?message>|</?(?:goal|thought)\b"
 )
@@ -246,10 +247,10 @@ def foreign(message: str, *known: str) -> bool:
 
 
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts without spaces
-_COMMON = {  # words that are common in one of these languages, and none of English
+_COMMON = {  # words that are among the commonest of a language
     name: frozenset(found.split())
     for name, found in {
-        "English": "the a and of to is it for with that you i my this please about be are not what can",
+        "English": "the a and of to is it for with that you i my this please about be are not can in on at no we me have",
         "German": "der und ist nicht ich das ein eine mit für auf den dem zu sie wir über bitte kann es einen auch",
         "French": "le les des et est une je pour dans vous avec sur du pas que qui nous au merci cette",
         "Spanish": "el los las una es que por para con no se lo del al su yo como pero necesito sobre gracias",

@@ -101,7 +101,7 @@ _REMINDERS = {
     SHAPE: 'That was not the JSON object. Answer with {"current_answer": ..., "thought": ..., FIELD: ...} only.',
     CONFUSION: "You spoke as the assistant. You are the person who wants something, and you leave the work to it. "
     "Answer again, as that person, in the same JSON form.",
-    LEAK: "You told too much of what you want. Say less of it, and in your own words. Answer again in the same JSON form.",
+    LEAK: "You told too much of what you want. Say less, and in your own words. Answer again in the same JSON form.",
     STOP: "There is no reason yet to end the chat. Write a message instead, in the same JSON form.",
     EMPTY: "Your message was empty. Write what you want to say next, in the same JSON form.",
     LANGUAGE: "You changed the language. Write in the language of what you want, in the same JSON form.",
