@@ -40,7 +40,17 @@ _SERVES = re.compile(
       | (?:as|i(?:'m|\sam)) \s an? \s (?:ai|artificial|language \s model|assistant)
       | (?:shall|should) \s i \s (?:write|draft|make|start|add|create|prepare|go \s on|continue|rewrite)
       | (?:would \s you \s like|do \s you \s want) \s (?:me \s to|to \s|any|some|another|a \s)
-      | is \s there \s any(?:thing) \s (?:else|specific|particular)
+      | is \s there \s (?:any|some)(?:thing) \s (?:else|specific|particular)
+      | if \s you \s (?:have|need) \s (?:any|more|further|additional) \s (?:\w+ \s)?
+          (?:questions?|help|information|details|assistance|changes)
+      | do \s you \s have \s any \s (?:\w+ \s)? (?:questions|preferences|requirements|details|ideas \s in)
+      | i(?:'d|\swould|'ll|\swill) \s be \s (?:happy|glad|delighted) \s to
+      | i(?:'ll|\swill|\scan) \s (?:try \s to \s)?
+          (?:write|draft|create|prepare|compose|help|assist|guide|provide \s you|give \s you \s a)
+      | (?:can't|cannot|can \s not|not \s able \s to|unable \s to) \s (?:help|assist|provide|handle|answer)
+      | (?:don't|do \s not) \s have \s (?:access|enough \s information)
+      | (?:how|what) \s i \s can \s (?:help|assist|handle|do \s for \s you)
+      | thank \s you \s for \s (?:reaching \s out|your \s (?:question|request|interest|inquiry|message|patience))
       | (?:sorry|apologies|apologi[sz]e)
           \s (?:to \s hear|for \s (?:the|my|any) \s (?:mistake|error|confusion|oversight))
       | (?:i|we) (?:'ve|\shave) \s (?:now \s | also \s)? (?:revised|updated|rewritten|corrected|tested|added|drafted
@@ -49,10 +59,10 @@ _SERVES = re.compile(
     )\b""",
     re.VERBOSE,
 )
-# Calls itself the assistant.
+# Calls itself the assistant, or speaks of the two sides as a narrator does.
 _IS_ASSISTANT = re.compile(
     r"\b(?:i am|i'm) (?:\w+, )?(?:an?|the|your|only an?) (?:\w+ ){0,2}(?:ai|chatbot|assistant|bot)\b"
-    r"|\byour (?:\w+ )?assistant\b|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:",
+    r"|\b(?:your|the) (?:\w+ )?assistant\b|\bthe user(?:'s)?\b|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:",
     re.MULTILINE,
 )
 # Begins as an answer to a request.
@@ -250,7 +260,7 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  
 _COMMON = {  # words that are among the commonest of a language
     name: frozenset(found.split())
     for name, found in {
-        "English": "the a and of to is it for with that you i my this please about be are not can in on at no we me have",
+        "English": "the a and of to is it for with that you i my this please about be are not in on at no we me have",
         "German": "der und ist nicht ich das ein eine mit für auf den dem zu sie wir über bitte kann es einen auch",
         "French": "le les des et est une je pour dans vous avec sur du pas que qui nous au merci cette",
         "Spanish": "el los las una es que por para con no se lo del al su yo como pero necesito sobre gracias",
