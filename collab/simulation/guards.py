@@ -96,6 +96,7 @@ _TEACHES = re.compile(
     r"|\bremember (?:that|to)\b|\bit depends on (?:your|the|what|how)\b|\byour (?:readers|audience)\b"
     r"|\blet me (?:explain|walk you|show you|break)|\bi'll walk you\b|\bhere's how\b"
 )
+_REMARKS = re.compile(r"^good question\.")  # of somebody who was asked
 _SOLVES = re.compile(
     r"\\boxed|\bstep by step\b|\blet's (?:solve|calculate|compute|find|work|start|break)\b|\bstep 1\b"
     r"|\blet [a-z] be the\b|\bto (?:find|solve|compute|calculate|determine) (?:the|this|it|for)\b[^.?!]*, (?:we|you)\b"
@@ -142,6 +143,8 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
         message: The user's answer to it.
     """
     text = message.lower().replace("’", "'").strip()
+    if "?" in heard:
+        text = _REMARKS.sub("", text)
     if any(rule.search(text) for rule in (_IS_ASSISTANT, _SERVES, _COMPLIES, _HANDS_OVER, _INTERVIEWS, _TEACHES)):
         return True
     artefact = makes(goal)
@@ -172,9 +175,9 @@ def _writes_program(heard: str, message: str) -> bool:
 def leaks(goal: Goal, message: str) -> bool:
     """Whether a message has a long run of words from the request, the reference or the agenda's items.
 
-    The opening of the agenda is no secret.
+    The opening of the agenda is no secret, nor are form and topic ("a notice about the kiln").
     """
-    secrets = [goal.prompt, goal.reference]
+    secrets = [goal.prompt.replace(f"{form_of(goal)} about {topic_of(goal)}", "|"), goal.reference]
     if goal.agenda is not None:
         secrets += [item.text for item in goal.agenda.items]
         for allowed in sentences(goal.agenda.opening):
