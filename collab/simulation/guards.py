@@ -177,7 +177,7 @@ def leaks(goal: Goal, message: str) -> bool:
 
     The opening of the agenda is no secret, nor are form and topic ("a notice about the kiln").
     """
-    secrets = [goal.prompt.replace(f"{form_of(goal)} about {topic_of(goal)}", "|"), goal.reference]
+    secrets = [*goal.prompt.split(f"{form_of(goal)} about {topic_of(goal)}"), goal.reference]
     if goal.agenda is not None:
         secrets += [item.text for item in goal.agenda.items]
         for allowed in sentences(goal.agenda.opening):

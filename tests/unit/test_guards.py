@@ -28,9 +28,9 @@ DOCS = (Path(__file__).parents[2] / "docs" / "users.md").read_text(encoding="utf
 def test_the_docs_give_the_figures_of_the_held_out_parts(part: str) -> None:
     found = figures(part)
     row = (
-        f"| {part} | {found.messages} | {found.confused} "
+        f"| {part} | {found.messages} | {found.labelled} "
         f"| {found.precision:.3f} ({found.caught} of {found.caught + found.false_alarms}) "
-        f"| {found.recall:.3f} ({found.caught} of {found.confused}) |"
+        f"| {found.recall:.3f} ({found.caught} of {found.labelled}) |"
     )
     assert row in DOCS, row
 
@@ -122,6 +122,20 @@ def test_what_the_agenda_opens_with_is_no_secret() -> None:
     assert leaks(goal, "It takes in exactly two litres more every ten minutes now.")
     assert not leaks(goal, "It gets about two litres more, say every ten minutes.")
     assert not leaks(goal, f"It takes in exactly two {opening} litres more every ten minutes now.")  # not in a row
+
+
+def test_form_and_topic_are_no_secret() -> None:
+    prompt = "Please write a product blurb about our new folding camping stove for two, dry and cheerful in its tone."
+    goal = Goal("g", prompt, "-", {"form": "product blurb", "title": "our new folding camping stove for two"})
+    assert not leaks(goal, "Please write a product blurb about our new folding camping stove for two.")
+    assert leaks(Goal("g", prompt, "-"), "Please write a product blurb about our new folding camping stove for two.")
+
+
+def test_who_was_asked_may_call_it_a_good_question() -> None:
+    goal = goal_of("text")
+    assert not role_confusion(goal, "When is it?", "Good question. It is on Tuesday.")
+    assert role_confusion(goal, "It is on Tuesday.", "Good question. It is on Tuesday.")
+    assert role_confusion(goal, "When is it?", "Great question! It is on Tuesday.")
 
 
 def test_longest_run_counts_words_in_a_row() -> None:
