@@ -47,6 +47,9 @@ _SERVES = re.compile(
       | i(?:'d|\swould|'ll|\swill) \s be \s (?:happy|glad|delighted) \s to
       | i(?:'ll|\swill|\scan) \s (?:try \s to \s)?
           (?:write|draft|create|prepare|compose|help|assist|guide|provide \s you|give \s you \s a)
+      | (?:my|our) \s best \s to \s (?:help|assist) | (?:i|we) \s can \s do \s to \s help
+      | sorry \s for \s (?:the|your) \s loss
+      | let(?:'s|\sus) \s (?:begin|start|talk|discuss|brainstorm|explore|create|write|draft|focus)
       | (?:can't|cannot|can \s not|not \s able \s to|unable \s to) \s (?:help|assist|provide|handle|answer)
       | (?:don't|do \s not) \s have \s (?:access|enough \s information)
       | (?:how|what) \s i \s can \s (?:help|assist|handle|do \s for \s you)
@@ -123,7 +126,7 @@ _CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
 # Speaks of the play: how to be a user, and the form of the answer.
 _PLAY = re.compile(
     r"\b(?:brief|short) (?:and|but) vague\b|\bvague (?:and|but) brief\b|\bcurrent[ _]answer\b|\bjson\b"
-    r"|\b(?:first|next|last) message\b|\bmistyped?\b"
+    r"|\b(?:first|next|last|earlier|previous) messages?\b|\bnot perfect\b|\bmistyped?\b"
     r"|\b(?:chat|conversation) has(?: not|n't) (?:yet )?(?:begun|started)\b"
     r"|\b(?:in|of) (?:my|your) own words\b|\bdetail or two\b|\bslips? (?:in|this time)\b|\bas people type\b"
     r"|\b(?:stay|remain|keep) (?:in|that) (?:role|character|person)\b|</?message>|</?(?:goal|thought)\b"
@@ -243,15 +246,20 @@ def repeats(conversation: Conversation, message: str) -> bool:
 
 
 def foreign(message: str, *known: str) -> bool:
-    """Whether a message is in another language than the `known` texts.
+    """Whether a message, or a part of it, is in another language than the `known` texts.
 
-    It is if two of its words, or four letters of a script without spaces, are of alphabets that none of these texts
-    has. In one alphabet languages are told apart by their commonest words: two or more, and more of another language's
-    than of any language that the known texts are in. Short messages ("Hola!") pass.
+    So is a letter of a script without spaces, a word of two alphabets, and two words of another alphabet than that of
+    these texts; a single one may be a name. In one alphabet languages are told apart by their commonest words: two or
+    more, and more of another language's than of any that the known texts are in. Short messages ("Hola!") pass.
     """
     own = set(_alphabets(" ".join(known)))
-    strange = [word for word in re.findall(r"[^\W\d_]+", message) if not own & set(_alphabets(word))]
-    if len(strange) + sum(len(word) >= 4 and _alphabets(word)[0] in _UNSPACED for word in strange) >= 2:
+    strange = 0
+    for word in re.findall(r"[^\W\d_]+", message):
+        others = [name for name in _alphabets(word) if name not in own]
+        if _UNSPACED & set(others) or 1 < len(others) < len(word):
+            return True
+        strange += 1 < len(others)
+    if strange >= 2:
         return True
     said, heard = _languages(message), _languages(" ".join(known))
     spoken = max(heard.values(), default=0)
@@ -259,7 +267,7 @@ def foreign(message: str, *known: str) -> bool:
     return spoken >= 2 and max(said.values(), default=0) > max(1, usual)
 
 
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts without spaces
+_UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"}  # scripts without spaces
 _COMMON = {  # words that are among the commonest of a language
     name: frozenset(found.split())
     for name, found in {

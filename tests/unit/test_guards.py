@@ -174,6 +174,11 @@ ENGLISH = "Please write a notice about the bread class. What I know: nine sharp 
     ("message", "strange"),
     [
         ("关于面包", True),  # a script without spaces
+        ("add过 that", True),
+        ("the слit corn", True),  # two alphabets in a word
+        ("5 µm at 20 °C, see Nº 4", False),
+        ("한국어", False),
+        ("한국어 입니다", True),
         ("I need 关于面包课的通知", True),
         ("Напиши объявление", True),
         ("put Привет on top of the notice", False),  # one word
