@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from collab.conversation import Conversation, Goal
-from collab.parsing.agenda_items import agenda_of, form_of, makes, topic_of
+from collab.parsing.agenda_items import agenda_of, form_of, makes, notes_of, topic_of
 from collab.parsing.agenda_state import has_result
 from collab.parsing.english import content_words, sentences, words
 from collab.parsing.extraction import defines, last_program
@@ -152,7 +152,7 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
         return True
     artefact = makes(goal)
     if artefact == "text":
-        return _is_document(goal, message, text)
+        return _is_document(goal, message, text) or _gives_away_its_own(goal, text)
     if artefact == "program":
         return _writes_program(heard, message) or bool(_EXPLAINS_CODE.search(text))
     if _SOLVES.search(text):
@@ -165,6 +165,14 @@ def _is_document(goal: Goal, message: str, text: str) -> bool:
     if _TEMPLATE.search(text) or (_DOCUMENT.search(message) and (long or "\n" in message.strip())):
         return True
     return long and (bool(_GREETS_ALL.search(text)) or longest_run(message, goal.reference) >= _COPIED)
+
+
+def _gives_away_its_own(goal: Goal, text: str) -> bool:
+    """Whether it calls what the text is about the other side's: "your kiln". A note may speak to readers that way."""
+    about = f"{topic_of(goal)} {' '.join(notes_of(goal))}".lower()
+    own = content_words(about) - content_words(form_of(goal))
+    named = re.findall(r"\byour (\w+)", text)
+    return any(content_words(word) & own and f"your {word}" not in about for word in named)
 
 
 def _writes_program(heard: str, message: str) -> bool:
