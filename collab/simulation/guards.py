@@ -15,8 +15,8 @@ from difflib import SequenceMatcher
 
 from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_items import agenda_of, form_of, makes, notes_of, topic_of
-from collab.parsing.agenda_state import has_result
-from collab.parsing.english import content_words, sentences, words
+from collab.parsing.agenda_state import has_result, read_questions
+from collab.parsing.english import content_words, questions, sentences, words
 from collab.parsing.extraction import defines, last_program
 
 LEAKED = 9  # words in a row from the goal that give it away
@@ -50,6 +50,7 @@ _SERVES = re.compile(
       | (?:my|our) \s best \s to \s (?:help|assist) | (?:i|we) \s can \s do \s to \s help
       | sorry \s for \s (?:the|your) \s loss
       | let(?:'s|\sus) \s (?:begin|start|talk|discuss|brainstorm|explore|create|write|draft|focus)
+      | i(?:'ll|\swill) \s (?:\w+ \s){0,8} (?:craft|draft|compose)
       | (?:can't|cannot|can \s not|not \s able \s to|unable \s to) \s (?:help|assist|provide|handle|answer)
       | (?:don't|do \s not) \s have \s (?:access|enough \s information)
       | (?:how|what) \s i \s can \s (?:help|assist|handle|do \s for \s you)
@@ -99,6 +100,7 @@ _TEACHES = re.compile(
     r"|\bremember (?:that|to)\b|\bit depends on (?:your|the|what|how)\b|\byour (?:readers|audience)\b"
     r"|\blet me (?:explain|walk you|show you|break)|\bi'll walk you\b|\bhere's how\b"
 )
+_TAKES_NOTE = re.compile(r"(?:okay|ok|got it|understood|sure|all right|alright|of course|certainly|great question)\W*")
 _REMARKS = re.compile(r"^good question\.")  # of somebody who was asked
 _SOLVES = re.compile(
     r"\\boxed|\bstep by step\b|\blet's (?:solve|calculate|compute|find|work|start|break)\b|\bstep 1\b"
@@ -123,13 +125,15 @@ _TEMPLATE = re.compile(
     re.MULTILINE,
 )
 _CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
+_FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|we|us|our|ours)\b")
 # Speaks of the play: how to be a user, and the form of the answer.
 _PLAY = re.compile(
     r"\b(?:brief|short) (?:and|but) vague\b|\bvague (?:and|but) brief\b|\bcurrent[ _]answer\b|\bjson\b"
     r"|\b(?:first|next|last|earlier|previous) messages?\b|\bnot perfect\b|\bmistyped?\b"
     r"|\b(?:chat|conversation) has(?: not|n't) (?:yet )?(?:begun|started)\b"
     r"|\b(?:in|of) (?:my|your) own words\b|\bdetail or two\b|\bslips? (?:in|this time)\b|\bas people type\b"
-    r"|\b(?:stay|remain|keep) (?:in|that) (?:role|character|person)\b|</?message>|</?(?:goal|thought)\b"
+    r"|\b(?:stay|remain|keep) (?:in|that) (?:role|character|person)\b|</?(?:message|goal|thought)\b"
+    r"|^<[^<>]*>$|\b[0-9a-f]{8} (?:you|assistant)\b"
 )
 # Reports its own attempt, or wonders; that is no solution.
 _OWN_ATTEMPT = re.compile(
@@ -148,16 +152,26 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
     text = message.lower().replace("’", "'").strip()
     if "?" in heard:
         text = _REMARKS.sub("", text)
+    if not heard and _TAKES_NOTE.fullmatch(text):
+        return True
     if any(rule.search(text) for rule in (_IS_ASSISTANT, _SERVES, _COMPLIES, _HANDS_OVER, _INTERVIEWS, _TEACHES)):
         return True
     artefact = makes(goal)
     if artefact == "text":
+        if not has_result(goal, heard) and _interviews(goal, message):  # of a draft one may ask where the date is
+            return True
         return _is_document(goal, message, text) or _gives_away_its_own(goal, text)
     if artefact == "program":
         return _writes_program(heard, message) or bool(_EXPLAINS_CODE.search(text))
     if _SOLVES.search(text):
         return True
     return bool(_CALCULATES.search(text)) and "?" not in text and not _OWN_ATTEMPT.search(text)
+
+
+def _interviews(goal: Goal, message: str) -> bool:
+    """Whether it asks the other side for what is on its own agenda: "When is it?" A question of its own has an "I"."""
+    asked = [question for question in questions(message) if not _FIRST_PERSON.search(question.lower())]
+    return any(reading.asks for reading in read_questions(goal, " ".join(asked)))
 
 
 def _is_document(goal: Goal, message: str, text: str) -> bool:
