@@ -24,7 +24,7 @@ from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Answer, Unfit, as_text, ask, fence, find_object, mark, schema_of
 from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Message, official_history
-from collab.parsing.agenda_items import form_of, makes
+from collab.parsing.agenda_items import form_of, makes, wanted_of
 from collab.parsing.intents import goal_text
 from collab.randomness import RngKey
 from collab.simulation.guards import echoes, foreign, leaks, repeats, role_confusion, stops_too_early, tells_too_much
@@ -53,6 +53,7 @@ _TASKS = {
     "program": "It is to write a Python program for you. You do not write code.",
     "reply": "It is to answer you.",
 }
+_RESULTS = {"text": "the text", "answer": "an answer", "program": "the program", "reply": "an answer"}
 _OFFICIAL_TASKS = {  # how the official code names what is made
     "text": "document editing",
     "answer": "question answering",
@@ -83,12 +84,17 @@ How you talk:
 You answer with one JSON object and nothing else:
 {{"current_answer": "<what the assistant has given you so far, in a few words, or none>", "thought": "<what you make \
 of it and what you want to say next>", "message": "<what you type, or the words that end the chat>"}}"""
-_FIRST = "The chat has not begun. You write the first message: brief and vague."
+# Small models follow the last words of a prompt best, so these say what the message is to do.
+_FIRST = """\
+The chat has not begun, and the assistant knows nothing yet. You write the first message, one short sentence in which \
+you ask the assistant for this, with no further detail: {wanted}"""
 _NEXT = """\
 The chat so far. Each message begins with the mark {mark} and who wrote it:
 {chat}
 
-It is your turn to write, and this is your message number {number} of at most {most}."""
+It is your turn to write, and this is your message number {number} of at most {most}. If the assistant asks for \
+something, you tell it a detail or two, or that you do not know. If it has written {result}, you say what is missing \
+or wrong."""
 _LAST = " It is your last one: ask for the finished result."
 _SLIPS = (
     " This time you mistype a word or two.",
@@ -109,7 +115,9 @@ _REMINDERS = {
     REPEAT: "That has been said in this chat already. Say something else, in the same JSON form.",
 }
 # What the model is told, apart from the goal and the chat.
-INSTRUCTIONS = (re.sub(r"\{\w+\}", "|", _SYSTEM), _FIRST, _NEXT, _LAST, *_SLIPS, *_REMINDERS.values())
+INSTRUCTIONS = tuple(
+    re.sub(r"\{\w+\}", "|", text) for text in (_SYSTEM, _FIRST, _NEXT, _LAST, *_SLIPS, *_REMINDERS.values())
+)
 
 
 def turn_of(answer: Answer[UserTurn], problems: Counter[str], user: str = "") -> UserTurn:
@@ -205,11 +213,13 @@ class LLMUser:
             chat = "\n".join(
                 f"{sign} YOU: {turn.user}\n{sign} ASSISTANT: {turn.reply.text}" for turn in conversation.turns
             )
-            asked = _NEXT.format(mark=sign, chat=chat, number=conversation.turn, most=self.max_turns)
+            asked = _NEXT.format(
+                mark=sign, chat=chat, number=conversation.turn, most=self.max_turns, result=_RESULTS[makes(goal)]
+            )
             if conversation.turn == self.max_turns:
                 asked += _LAST
         else:
-            asked = _FIRST
+            asked = _FIRST.format(wanted=wanted_of(goal))
         draws = key.stream()
         if draws.random() < config.mistakes:
             asked += _SLIPS[int(draws.integers(len(_SLIPS)))]
