@@ -84,6 +84,7 @@ _INTERVIEWS = re.compile(
     r"|\b(?:could|can|would) you (?:please )?(?:tell me|share|provide|clarify|specify|describe|give me)"
     r" (?:\w+ ){0,3}(?:more|details|about your|information|how you|what you|which|the (?:details|context|problem))"
     r"|\bplease (?:share|provide|tell me|specify|clarify) (?:\w+ ){0,2}(?:details|more|your|information|context)"
+    r"|\byour (?:\w+ )?(?:request|needs|preferences|requirements|inquiry|interests|career)\b"
     r"|\bwhat have you (?:tried|done|got)\b|\bwhat would you (?:prefer|like)\b|\byou(?:'re| are) looking for\b"
 )
 # Teaches, praises, advises.
@@ -100,7 +101,9 @@ _TEACHES = re.compile(
     r"|\bremember (?:that|to)\b|\bit depends on (?:your|the|what|how)\b|\byour (?:readers|audience)\b"
     r"|\blet me (?:explain|walk you|show you|break)|\bi'll walk you\b|\bhere's how\b"
 )
-_TAKES_NOTE = re.compile(r"(?:okay|ok|got it|understood|sure|all right|alright|of course|certainly|great question)\W*")
+_TAKES_NOTE = re.compile(
+    r"(?:okay|ok|got it|understood|sure|sure, go ahead|all right|alright|of course|certainly|great question)\W*"
+)
 _REMARKS = re.compile(r"^good question\.")  # of somebody who was asked
 _SOLVES = re.compile(
     r"\\boxed|\bstep by step\b|\blet's (?:solve|calculate|compute|find|work|start|break)\b|\bstep 1\b"
