@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from collab.conversation import Conversation, Goal
-from collab.parsing.agenda_items import makes
-from collab.parsing.agenda_state import has_result
-from collab.parsing.english import sentences, words
+from collab.parsing.agenda_items import agenda_of, form_of, makes, notes_of, topic_of
+from collab.parsing.agenda_state import has_result, read_questions
+from collab.parsing.english import content_words, questions, sentences, words
 from collab.parsing.extraction import defines, last_program
 
 LEAKED = 9  # words in a row from the goal that give it away
 _COPIED = 8  # words in a row from the reference that make a long message a copy of it
+_ANSWERED = 2  # items of the agenda that the second message may tell
+_ECHOED = 6  # words in a row from its instructions
 _WHOLE = 25  # words of a long message, which may be the text itself
 
 # Offers help, or reports what it has done.
@@ -38,7 +40,21 @@ _SERVES = re.compile(
       | (?:as|i(?:'m|\sam)) \s an? \s (?:ai|artificial|language \s model|assistant)
       | (?:shall|should) \s i \s (?:write|draft|make|start|add|create|prepare|go \s on|continue|rewrite)
       | (?:would \s you \s like|do \s you \s want) \s (?:me \s to|to \s|any|some|another|a \s)
-      | is \s there \s any(?:thing) \s (?:else|specific|particular)
+      | is \s there \s (?:any|some)(?:thing) \s (?:else|specific|particular)
+      | if \s you \s (?:have|need) \s (?:any|more|further|additional) \s (?:\w+ \s)?
+          (?:questions?|help|information|details|assistance|changes)
+      | do \s you \s have \s any \s (?:\w+ \s)? (?:questions|preferences|requirements|details|ideas \s in)
+      | i(?:'d|\swould|'ll|\swill) \s be \s (?:happy|glad|delighted) \s to
+      | i(?:'ll|\swill|\scan) \s (?:try \s to \s)?
+          (?:write|draft|create|prepare|compose|help|assist|guide|provide \s you|give \s you \s a)
+      | (?:my|our) \s best \s to \s (?:help|assist) | (?:i|we) \s can \s do \s to \s help
+      | sorry \s for \s (?:the|your) \s loss
+      | let(?:'s|\sus) \s (?:begin|start|talk|discuss|brainstorm|explore|create|write|draft|focus)
+      | i(?:'ll|\swill) \s (?:\w+ \s){0,8} (?:craft|draft|compose)
+      | (?:can't|cannot|can \s not|not \s able \s to|unable \s to) \s (?:help|assist|provide|handle|answer)
+      | (?:don't|do \s not) \s have \s (?:access|enough \s information)
+      | (?:how|what) \s i \s can \s (?:help|assist|handle|do \s for \s you)
+      | thank \s you \s for \s (?:reaching \s out|your \s (?:question|request|interest|inquiry|message|patience))
       | (?:sorry|apologies|apologi[sz]e)
           \s (?:to \s hear|for \s (?:the|my|any) \s (?:mistake|error|confusion|oversight))
       | (?:i|we) (?:'ve|\shave) \s (?:now \s | also \s)? (?:revised|updated|rewritten|corrected|tested|added|drafted
@@ -47,10 +63,10 @@ _SERVES = re.compile(
     )\b""",
     re.VERBOSE,
 )
-# Calls itself the assistant.
+# Calls itself the assistant, or speaks of the two sides as a narrator does.
 _IS_ASSISTANT = re.compile(
     r"\b(?:i am|i'm) (?:\w+, )?(?:an?|the|your|only an?) (?:\w+ ){0,2}(?:ai|chatbot|assistant|bot)\b"
-    r"|\byour (?:\w+ )?assistant\b|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:",
+    r"|\b(?:your|the) (?:\w+ )?assistant\b|\bthe user(?:'s)?\b|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:",
     re.MULTILINE,
 )
 # Begins as an answer to a request.
@@ -68,6 +84,7 @@ _INTERVIEWS = re.compile(
     r"|\b(?:could|can|would) you (?:please )?(?:tell me|share|provide|clarify|specify|describe|give me)"
     r" (?:\w+ ){0,3}(?:more|details|about your|information|how you|what you|which|the (?:details|context|problem))"
     r"|\bplease (?:share|provide|tell me|specify|clarify) (?:\w+ ){0,2}(?:details|more|your|information|context)"
+    r"|\byour (?:\w+ )?(?:request|needs|preferences|requirements|inquiry|interests|career)\b"
     r"|\bwhat have you (?:tried|done|got)\b|\bwhat would you (?:prefer|like)\b|\byou(?:'re| are) looking for\b"
 )
 # Teaches, praises, advises.
@@ -84,6 +101,10 @@ _TEACHES = re.compile(
     r"|\bremember (?:that|to)\b|\bit depends on (?:your|the|what|how)\b|\byour (?:readers|audience)\b"
     r"|\blet me (?:explain|walk you|show you|break)|\bi'll walk you\b|\bhere's how\b"
 )
+_TAKES_NOTE = re.compile(
+    r"(?:okay|ok|got it|understood|sure|sure, go ahead|all right|alright|of course|certainly|great question)\W*"
+)
+_REMARKS = re.compile(r"^good question\.")  # of somebody who was asked
 _SOLVES = re.compile(
     r"\\boxed|\bstep by step\b|\blet's (?:solve|calculate|compute|find|work|start|break)\b|\bstep 1\b"
     r"|\blet [a-z] be the\b|\bto (?:find|solve|compute|calculate|determine) (?:the|this|it|for)\b[^.?!]*, (?:we|you)\b"
@@ -107,6 +128,16 @@ _TEMPLATE = re.compile(
     re.MULTILINE,
 )
 _CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
+_FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|we|us|our|ours)\b")
+# Speaks of the play: how to be a user, and the form of the answer.
+_PLAY = re.compile(
+    r"\b(?:brief|short) (?:and|but) vague\b|\bvague (?:and|but) brief\b|\bcurrent[ _]answer\b|\bjson\b"
+    r"|\b(?:first|next|last|earlier|previous) messages?\b|\bnot perfect\b|\bmistyped?\b"
+    r"|\b(?:chat|conversation) has(?: not|n't) (?:yet )?(?:begun|started)\b"
+    r"|\b(?:in|of) (?:my|your) own words\b|\bdetail or two\b|\bslips? (?:in|this time)\b|\bas people type\b"
+    r"|\b(?:stay|remain|keep) (?:in|that) (?:role|character|person)\b|</?(?:message|goal|thought)\b"
+    r"|^<[^<>]*>$|\b[0-9a-f]{8} (?:you|assistant)\b"
+)
 # Reports its own attempt, or wonders; that is no solution.
 _OWN_ATTEMPT = re.compile(
     r"\b(?:i (?:think|guess|got|get|tried|ran|have|wrote|had|mean|would|wanted)|i'd|my|maybe|me)\b"
@@ -122,11 +153,17 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
         message: The user's answer to it.
     """
     text = message.lower().replace("’", "'").strip()
+    if "?" in heard:
+        text = _REMARKS.sub("", text)
+    if not heard and _TAKES_NOTE.fullmatch(text):
+        return True
     if any(rule.search(text) for rule in (_IS_ASSISTANT, _SERVES, _COMPLIES, _HANDS_OVER, _INTERVIEWS, _TEACHES)):
         return True
     artefact = makes(goal)
     if artefact == "text":
-        return _is_document(goal, message, text)
+        if not has_result(goal, heard) and _interviews(goal, message):  # of a draft one may ask where the date is
+            return True
+        return _is_document(goal, message, text) or _gives_away_its_own(goal, text)
     if artefact == "program":
         return _writes_program(heard, message) or bool(_EXPLAINS_CODE.search(text))
     if _SOLVES.search(text):
@@ -134,11 +171,25 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
     return bool(_CALCULATES.search(text)) and "?" not in text and not _OWN_ATTEMPT.search(text)
 
 
+def _interviews(goal: Goal, message: str) -> bool:
+    """Whether it asks the other side for what is on its own agenda: "When is it?" A question of its own has an "I"."""
+    asked = [question for question in questions(message) if not _FIRST_PERSON.search(question.lower())]
+    return any(reading.asks for reading in read_questions(goal, " ".join(asked)))
+
+
 def _is_document(goal: Goal, message: str, text: str) -> bool:
     long = len(words(message)) >= _WHOLE
     if _TEMPLATE.search(text) or (_DOCUMENT.search(message) and (long or "\n" in message.strip())):
         return True
     return long and (bool(_GREETS_ALL.search(text)) or longest_run(message, goal.reference) >= _COPIED)
+
+
+def _gives_away_its_own(goal: Goal, text: str) -> bool:
+    """Whether it calls what the text is about the other side's: "your kiln". A note may speak to readers that way."""
+    about = f"{topic_of(goal)} {' '.join(notes_of(goal))}".lower()
+    own = content_words(about) - content_words(form_of(goal))
+    named = re.findall(r"\byour (\w+)", text)
+    return any(content_words(word) & own and f"your {word}" not in about for word in named)
 
 
 def _writes_program(heard: str, message: str) -> bool:
@@ -152,14 +203,52 @@ def _writes_program(heard: str, message: str) -> bool:
 def leaks(goal: Goal, message: str) -> bool:
     """Whether a message has a long run of words from the request, the reference or the agenda's items.
 
-    The opening of the agenda is no secret.
+    The opening of the agenda is no secret, nor are form and topic ("a notice about the kiln").
     """
-    secrets = [goal.prompt, goal.reference]
+    secrets = [*goal.prompt.split(f"{form_of(goal)} about {topic_of(goal)}"), goal.reference]
     if goal.agenda is not None:
         secrets += [item.text for item in goal.agenda.items]
         for allowed in sentences(goal.agenda.opening):
             message = message.replace(allowed, " | ")
     return any(longest_run(part, secret) >= LEAKED for secret in secrets for part in message.split(" | "))
+
+
+def tells_too_much(goal: Goal, message: str, turn: int) -> bool:
+    """Whether one of the user's first two messages tells much of the agenda at once, in whatever words.
+
+    The first may tell none of the notes and one preference; the second, an answer, `_ANSWERED` items. An item is told
+    if the message has half of its content words, at least two, besides those of topic and form. Goals whose agenda is
+    spelt out are left to `leaks`: of a problem much may have to be said to ask it at all.
+
+    Args:
+        goal: What the user wants.
+        message: What it says.
+        turn: Number of the message, from 1.
+    """
+    if goal.agenda is not None or turn > 2:
+        return False
+    said = content_words(message)
+    about = content_words(f"{topic_of(goal)} {form_of(goal)}")
+    told = [item for item in agenda_of(goal) if _told(content_words(item.text) - about, said)]
+    if turn > 1:
+        return len(told) > _ANSWERED
+    return len(told) > 1 or any(not item.preference for item in told)
+
+
+def _told(item: frozenset[str], said: frozenset[str]) -> bool:
+    shared = len(item & said)
+    return 2 * shared >= len(item) and shared >= 2
+
+
+def echoes(message: str, instructions: Sequence[str]) -> bool:
+    """Whether a message gives its instructions back: `_ECHOED` words in a row of one of them, or words about the play.
+
+    Args:
+        message: What the user says.
+        instructions: What the model was told, apart from the goal.
+    """
+    text = message.lower().replace("’", "'")
+    return bool(_PLAY.search(text)) or any(longest_run(message, one) >= _ECHOED for one in instructions)
 
 
 def longest_run(one: str, other: str) -> int:
@@ -182,13 +271,47 @@ def repeats(conversation: Conversation, message: str) -> bool:
 
 
 def foreign(message: str, *known: str) -> bool:
-    """Whether most letters of a message are of alphabets in which none of the `known` texts is written.
+    """Whether a message, or a part of it, is in another language than the `known` texts.
 
-    Two languages of one alphabet are not told apart.
+    So is a letter of a script without spaces, a word of two alphabets, and two words of another alphabet than that of
+    these texts; a single one may be a name. In one alphabet languages are told apart by their commonest words: two or
+    more, and more of another language's than of any that the known texts are in. Short messages ("Hola!") pass.
     """
-    alphabets = Counter(_alphabets(message))
-    others = sum(count for name, count in alphabets.items() if name not in set(_alphabets(" ".join(known))))
-    return 2 * others > alphabets.total()
+    own = set(_alphabets(" ".join(known)))
+    strange = 0
+    for word in re.findall(r"[^\W\d_]+", message):
+        others = [name for name in _alphabets(word) if name not in own]
+        if _UNSPACED & set(others) or 1 < len(others) < len(word):
+            return True
+        strange += 1 < len(others)
+    if strange >= 2:
+        return True
+    said, heard = _languages(message), _languages(" ".join(known))
+    spoken = max(heard.values(), default=0)
+    usual = max((said[name] for name, count in heard.items() if 2 * count >= spoken), default=0)
+    return spoken >= 2 and max(said.values(), default=0) > max(1, usual)
+
+
+_UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"}  # scripts without spaces
+_COMMON = {  # words that are among the commonest of a language
+    name: frozenset(found.split())
+    for name, found in {
+        "English": "the a and of to is it for with that you i my this please about be are not in on at no we me have",
+        "German": "der und ist nicht ich das ein eine mit für auf den dem zu sie wir über bitte kann es einen auch",
+        "French": "le les des et est une je pour dans vous avec sur du pas que qui nous au merci cette",
+        "Spanish": "el los las una es que por para con no se lo del al su yo como pero necesito sobre gracias",
+        "Italian": "il che di una per con non sono un ho del della mi come grazie questo anche nella gli ma",
+        "Portuguese": "os uma é que para com não se do da em por eu mais como mas você sobre obrigado ao",
+        "Dutch": "het een en van ik niet dat voor met zijn op te naar ook maar wij heb graag aan de",
+        "Indonesian": "yang dan di untuk dengan ini itu saya tidak ada dari ke akan bisa apa",
+    }.items()
+}
+
+
+def _languages(text: str) -> dict[str, int]:
+    """How many words of a text are among the commonest of each language."""
+    said = words(text)
+    return {name: sum(word in common for word in said) for name, common in _COMMON.items()}
 
 
 def _alphabets(text: str) -> list[str]:

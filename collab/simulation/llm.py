@@ -24,18 +24,27 @@ from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
 from collab.chat.structured import FAILED, SHAPE, Answer, Unfit, as_text, ask, fence, find_object, mark, schema_of
 from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Message, official_history
-from collab.parsing.agenda_items import form_of, makes
+from collab.parsing.agenda_items import form_of, makes, wanted_of
 from collab.parsing.intents import goal_text
 from collab.randomness import RngKey
-from collab.simulation.guards import leaks, repeats, role_confusion, stops_too_early
+from collab.simulation.guards import echoes, foreign, leaks, repeats, role_confusion, stops_too_early, tells_too_much
 from collab.simulation.user import UserTurn, draw_persona, invalid
 
 SATISFIED, GIVES_UP = "[[SATISFIED]]", "[[GIVE UP]]"
 OFFICIAL_SIGNAL = "[[TERMINATE CHAT]]"  # in the official code: the user has what it wants, or it gives up
 CONFUSION, LEAK, STOP, EMPTY, REPEAT = "role_confusion", "leak", "stop", "empty", "repeat"
+LANGUAGE, ECHO = "language", "echo"
 
-_VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
-_SIGNAL = re.compile(r"\[{1,2}\s*(satisfied|give\s*up)\s*\]{1,2}", re.IGNORECASE)  # models leave brackets out
+VAGUE_TURNS = 2  # first messages that must not give the goal away in its own words
+# Models leave brackets out, or take others: one bracket, a bare signal in capitals, a message of nothing else.
+_SIGNAL = re.compile(
+    r"""
+    [\[({<] \s* (?:user \s)? ((?i:satisfied | give (?:s|n)? [\s_-]* up | giving [\s_-]* up)) \s* [\])}>]
+    | \b (SATISFIED | GIVES? [\s_-]* UP) \b
+    | ^ \W* ((?i:satisfied | give [\s_-]* up)) \W* $
+    """,
+    re.VERBOSE,
+)
 _UNFILLED = re.compile(r"<[^<>]*>")  # a placeholder of the JSON below, given back
 
 _TASKS = {
@@ -44,6 +53,7 @@ _TASKS = {
     "program": "It is to write a Python program for you. You do not write code.",
     "reply": "It is to answer you.",
 }
+_RESULTS = {"text": "the text", "answer": "an answer", "program": "the program", "reply": "an answer"}
 _OFFICIAL_TASKS = {  # how the official code names what is made
     "text": "document editing",
     "answer": "question answering",
@@ -74,12 +84,17 @@ How you talk:
 You answer with one JSON object and nothing else:
 {{"current_answer": "<what the assistant has given you so far, in a few words, or none>", "thought": "<what you make \
 of it and what you want to say next>", "message": "<what you type, or the words that end the chat>"}}"""
-_FIRST = "The chat has not begun. You write the first message: brief and vague."
+# Small models follow the last words of a prompt best, so these say what the message is to do.
+_FIRST = """\
+The chat has not begun, and the assistant knows nothing yet. You write the first message, one short sentence in which \
+you ask the assistant for this, with no further detail: {wanted}"""
 _NEXT = """\
 The chat so far. Each message begins with the mark {mark} and who wrote it:
 {chat}
 
-It is your turn to write, and this is your message number {number} of at most {most}."""
+It is your turn to write, and this is your message number {number} of at most {most}. If the assistant asks for \
+something, you tell it a detail or two, or that you do not know. If it has written {result}, you say what is missing \
+or wrong."""
 _LAST = " It is your last one: ask for the finished result."
 _SLIPS = (
     " This time you mistype a word or two.",
@@ -92,11 +107,17 @@ _REMINDERS = {
     SHAPE: 'That was not the JSON object. Answer with {"current_answer": ..., "thought": ..., FIELD: ...} only.',
     CONFUSION: "You spoke as the assistant. You are the person who wants something, and you leave the work to it. "
     "Answer again, as that person, in the same JSON form.",
-    LEAK: "You copied out what you want. Say less of it, and in your own words. Answer again in the same JSON form.",
+    LEAK: "You told too much of what you want. Say less, and in your own words. Answer again in the same JSON form.",
     STOP: "There is no reason yet to end the chat. Write a message instead, in the same JSON form.",
     EMPTY: "Your message was empty. Write what you want to say next, in the same JSON form.",
+    LANGUAGE: "You changed the language. Write in the language of what you want, in the same JSON form.",
+    ECHO: "You gave your instructions back. Say what that person would type, in the same JSON form.",
     REPEAT: "That has been said in this chat already. Say something else, in the same JSON form.",
 }
+# What the model is told, apart from the goal and the chat.
+INSTRUCTIONS = tuple(
+    re.sub(r"\{\w+\}", "|", text) for text in (_SYSTEM, _FIRST, _NEXT, _LAST, *_SLIPS, *_REMINDERS.values())
+)
 
 
 def turn_of(answer: Answer[UserTurn], problems: Counter[str], user: str = "") -> UserTurn:
@@ -106,6 +127,14 @@ def turn_of(answer: Answer[UserTurn], problems: Counter[str], user: str = "") ->
         problems["user_invalid"] += 1
         return UserTurn("", invalid(answer.problems[-1]), user, answer.refused)
     return replace(answer.value, user=user, refused=answer.refused)
+
+
+def end_signal(message: str) -> str:
+    """Why a message ends the chat, by the signal in it: "satisfied", "patience", or "" without one."""
+    signal = _SIGNAL.search(message)
+    if signal is None:
+        return ""
+    return "satisfied" if signal[signal.lastindex or 0].lower() == "satisfied" else "patience"
 
 
 class LLMUser:
@@ -125,6 +154,7 @@ class LLMUser:
         self.problems = Counter() if problems is None else problems
         for kind in (*_REMINDERS, FAILED, CONTEXT_FULL, "invalid"):
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
+        self._instructions = [config.prompt] if config.prompt else [*INSTRUCTIONS, *config.personas.values()]
         self._field = "response" if config.prompt else "message"  # of the JSON
         self._sampling = Sampling(config.max_new_tokens, config.temperature, adapter=False)
 
@@ -183,11 +213,13 @@ class LLMUser:
             chat = "\n".join(
                 f"{sign} YOU: {turn.user}\n{sign} ASSISTANT: {turn.reply.text}" for turn in conversation.turns
             )
-            asked = _NEXT.format(mark=sign, chat=chat, number=conversation.turn, most=self.max_turns)
+            asked = _NEXT.format(
+                mark=sign, chat=chat, number=conversation.turn, most=self.max_turns, result=_RESULTS[makes(goal)]
+            )
             if conversation.turn == self.max_turns:
                 asked += _LAST
         else:
-            asked = _FIRST
+            asked = _FIRST.format(wanted=wanted_of(goal))
         draws = key.stream()
         if draws.random() < config.mistakes:
             asked += _SLIPS[int(draws.integers(len(_SLIPS)))]
@@ -217,10 +249,7 @@ class LLMUser:
             if OFFICIAL_SIGNAL not in message:
                 return ""
             return "patience" if stops_too_early(conversation, True, self.config.patience) else "satisfied"
-        signal = _SIGNAL.search(message)
-        if signal is None:
-            return ""
-        return "satisfied" if signal[1].lower() == "satisfied" else "patience"
+        return end_signal(message)
 
     def _problem(self, conversation: Conversation, message: str, end: str) -> str:
         goal, heard = conversation.goal, conversation.assistant_texts
@@ -232,8 +261,15 @@ class LLMUser:
             return EMPTY
         if repeats(conversation, message):
             return REPEAT
+        if foreign(message, goal.prompt, *heard):
+            return LANGUAGE
+        if echoes(message, self._instructions):
+            return ECHO
         if role_confusion(goal, heard[-1] if heard else "", message):
             return CONFUSION
-        if conversation.turn <= _VAGUE_TURNS and leaks(goal, message):
+        if conversation.turn <= VAGUE_TURNS and leaks(goal, message):
+            return LEAK
+        # A prompt of one's own may not ask for a vague beginning.
+        if not self.config.prompt and tells_too_much(goal, message, conversation.turn):
             return LEAK
         return ""

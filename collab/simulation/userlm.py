@@ -18,10 +18,8 @@ from collab.conversation import Conversation, Message
 from collab.parsing.intents import END, intent_of
 from collab.randomness import RngKey
 from collab.simulation.guards import foreign, leaks, repeats, role_confusion, stops_too_early
-from collab.simulation.llm import CONFUSION, EMPTY, LEAK, REPEAT, STOP, turn_of
+from collab.simulation.llm import CONFUSION, EMPTY, LANGUAGE, LEAK, REPEAT, STOP, turn_of
 from collab.simulation.user import UserTurn
-
-LANGUAGE = "language"
 
 
 class UserLM:

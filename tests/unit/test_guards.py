@@ -9,7 +9,17 @@ import pytest
 
 from benchmarks.guards import DATA, PARTS, figures, judged
 from collab.conversation import Agenda, AgendaItem, Artefact, Conversation, Goal, Reply, Turn
-from collab.simulation.guards import leaks, longest_run, repeats, role_confusion, stops_too_early
+from collab.simulation.guards import (
+    echoes,
+    foreign,
+    leaks,
+    longest_run,
+    repeats,
+    role_confusion,
+    stops_too_early,
+    tells_too_much,
+)
+from collab.simulation.llm import end_signal
 
 DOCS = (Path(__file__).parents[2] / "docs" / "users.md").read_text(encoding="utf-8")
 
@@ -18,9 +28,9 @@ DOCS = (Path(__file__).parents[2] / "docs" / "users.md").read_text(encoding="utf
 def test_the_docs_give_the_figures_of_the_held_out_parts(part: str) -> None:
     found = figures(part)
     row = (
-        f"| {part} | {found.messages} | {found.confused} "
+        f"| {part} | {found.messages} | {found.labelled} "
         f"| {found.precision:.3f} ({found.caught} of {found.caught + found.false_alarms}) "
-        f"| {found.recall:.3f} ({found.caught} of {found.confused}) |"
+        f"| {found.recall:.3f} ({found.caught} of {found.labelled}) |"
     )
     assert row in DOCS, row
 
@@ -114,6 +124,20 @@ def test_what_the_agenda_opens_with_is_no_secret() -> None:
     assert not leaks(goal, f"It takes in exactly two {opening} litres more every ten minutes now.")  # not in a row
 
 
+def test_form_and_topic_are_no_secret() -> None:
+    prompt = "Please write a product blurb about our new folding camping stove for two, dry and cheerful in its tone."
+    goal = Goal("g", prompt, "-", {"form": "product blurb", "title": "our new folding camping stove for two"})
+    assert not leaks(goal, "Please write a product blurb about our new folding camping stove for two.")
+    assert leaks(Goal("g", prompt, "-"), "Please write a product blurb about our new folding camping stove for two.")
+
+
+def test_who_was_asked_may_call_it_a_good_question() -> None:
+    goal = goal_of("text")
+    assert not role_confusion(goal, "When is it?", "Good question. It is on Tuesday.")
+    assert role_confusion(goal, "It is on Tuesday.", "Good question. It is on Tuesday.")
+    assert role_confusion(goal, "When is it?", "Great question! It is on Tuesday.")
+
+
 def test_longest_run_counts_words_in_a_row() -> None:
     assert longest_run("a b c d", "x b, c D y") == 3 and longest_run("", "a") == 0
     assert longest_run("the cat " * 150, "a cat, " + "the cat " * 150) == 300  # however often a word comes
@@ -139,3 +163,109 @@ def test_nothing_is_said_twice_by_either_side() -> None:
     said = talk(("Hi there.", "What is it?"), ("A sum.", "Which one?"))
     assert all(repeats(said, message) for message in ("hi there!", "A sum", "What is it?", "which one"))
     assert not repeats(said, "Hi") and not repeats(talk(), "Hi")
+
+
+# --- another language, instructions given back, paraphrased leaks, end signals ---------------------------------------
+
+ENGLISH = "Please write a notice about the bread class. What I know: nine sharp is when we start."
+
+
+@pytest.mark.parametrize(
+    ("message", "strange"),
+    [
+        ("关于面包", True),  # a script without spaces
+        ("add过 that", True),
+        ("the слit corn", True),  # two alphabets in a word
+        ("5 µm at 20 °C, see Nº 4", False),
+        ("한국어", False),
+        ("한국어 입니다", True),
+        ("I need 关于面包课的通知", True),
+        ("Напиши объявление", True),
+        ("put Привет on top of the notice", False),  # one word
+        ("Ich brauche einen Aushang für die Nachbarn.", True),
+        ("necesito un anuncio para la clase de pan, por favor", True),
+        ("Hola!", False),  # too short to tell
+        ("Nine sharp, and no lattes in Los Angeles.", False),
+        ("it's for the class, die hard fans of bread", False),
+    ],
+)
+def test_another_language_than_the_conversation(message: str, strange: bool) -> None:
+    assert foreign(message, ENGLISH) is strange
+
+
+def test_the_language_of_the_conversation_is_whatever_it_is() -> None:
+    german = "Bitte schreibe einen Aushang über den Brotkurs. Wir beginnen um neun, und die Schürze ist nicht dabei."
+    assert not foreign("Ich brauche das für die Nachbarn.", german)
+    assert foreign("I need this for the neighbours, and it is to be short.", german)
+    assert not foreign("Напиши объявление", "О хлебе")
+
+
+@pytest.mark.parametrize(
+    ("message", "echoed"),
+    [
+        ("Okay, how about starting brief and vague.", True),
+        ("This is my first message.", True),
+        ("Sorry, I mistyped that.", True),
+        ("You leave the work to it.", False),  # five words in a row
+        ("You leave the work to it, yes.", False),
+        ("I want you to leave the work to it to him.", False),
+        ("Then you leave the work to somebody.", False),
+        ("One two three four five six.", True),
+        ("One two three four five, six.", True),
+        ("One two three four five.", False),
+    ],
+)
+def test_instructions_given_back(message: str, echoed: bool) -> None:
+    assert echoes(message, ["You leave it.", "Zero, one two three four five six seven."]) is echoed
+
+
+NOTED = Goal(
+    "n",
+    "Please write a notice.",
+    "The kiln fires on Tuesday.",
+    {
+        "title": "the shared kiln",
+        "form": "notice",
+        "preferences": {"tone": "warm and plain", "length": "about 45 words"},
+        "notes": ["it fires on Tuesday", "Greta unloads the green shelf", "a kilo costs two euros"],
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "turn", "much"),
+    [
+        ("I need a notice about our shared kiln.", 1, False),
+        ("A notice on the kiln, in warm, plain words.", 1, False),  # one preference
+        ("A kiln notice, warm and plain, some 45 words.", 1, True),
+        ("A notice: on Tuesday the kiln is fired.", 1, True),  # a note in other words
+        ("It is fired on Tuesday, and the green shelf is unloaded by Greta.", 2, False),
+        ("Fired on Tuesday; Greta unloads the green shelf; two euros for a kilo.", 2, True),
+        ("Fired on Tuesday; Greta unloads the green shelf; two euros for a kilo.", 3, False),
+    ],
+)
+def test_telling_much_at_once_is_a_leak_in_any_words(message: str, turn: int, much: bool) -> None:
+    assert tells_too_much(NOTED, message, turn) is much
+
+
+def test_what_a_problem_says_has_to_be_said() -> None:
+    assert not tells_too_much(goal_of("answer", "7"), "Please help me with all of it.", 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "end"),
+    [
+        ("[[SATISFIED]]", "satisfied"),
+        ("[Satisfied]", "satisfied"),
+        ("Thanks. {satisfied", ""),
+        ("Satisfied.", "satisfied"),
+        ("ok SATISFIED", "satisfied"),
+        ("I am satisfied with the tone.", ""),
+        ("<GIVE_UP>", "patience"),
+        ("give up", "patience"),
+        ("I GIVE UP", "patience"),
+        ("please don't give up on me", ""),
+    ],
+)
+def test_words_that_end_the_chat_in_any_spelling(message: str, end: str) -> None:
+    assert end_signal(message) == end
