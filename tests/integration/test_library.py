@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pytest
+from composing import load_config
 from fault_server import FaultServer
 from scripted import ScriptedModel, says
 
@@ -29,6 +30,11 @@ HI = [{"role": "user", "content": "Hi, I need a sign for the bench by the pond."
 ASK, WRITE = "What should the sign say to visitors?", "Sit down and rest a while. Take your litter home."
 CHAT = [*HI, {"role": "assistant", "content": ASK}, {"role": "user", "content": "Sit down and rest a while."}]
 POLICY = ("What tone do you want?", WRITE)
+
+
+@pytest.fixture(autouse=True)
+def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collab.app.library.load_config", load_config)
 
 
 def policy() -> ScriptedModel:

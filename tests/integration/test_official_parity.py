@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 import pytest
+from composing import load_config
 
 from benchmarks.environments import python_of
 from benchmarks.official_cases import Case, Server, cases
@@ -30,6 +31,11 @@ def table() -> bool:
     except BadInput:
         return False
     return True
+
+
+@pytest.fixture(autouse=True)
+def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.official_parity.load_config", load_config)
 
 
 @pytest.fixture(scope="module")
