@@ -165,8 +165,8 @@ def _user_problems(config: Config) -> Iterator[str]:
             )
     if isinstance(config.user, ShardedUserConfig) and config.user.told in config.evaluation.users:
         yield (
-            f"user.told={config.user.told} is the condition of evaluation.users.{config.user.told} too, and a table has "
-            f"one row for each. Leave that one out by ~evaluation.users.{config.user.told}, or set another user.told."
+            f"user.told={config.user.told} and evaluation.users.{config.user.told} are one condition, and each has "
+            f"one row. Leave that one out by ~evaluation.users.{config.user.told}, or set another user.told."
         )
     for key, user in users(config).items():
         if isinstance(user, MixUserConfig):

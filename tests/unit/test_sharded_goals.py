@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from composing import load_config
 from rich.console import Console
 from scripted import answering
 
+from collab.config.checks import check
 from collab.config.schema import ShardedLLMUserConfig, ShardedUserConfig
 from collab.conversation import Agenda, AgendaItem, Conversation, Goal, Reply
 from collab.datamodules.goals import load_goals
@@ -353,3 +355,8 @@ def test_the_table_has_a_row_for_each_policy_and_condition() -> None:
     text = console.export_text()
     for told in ("base sharded", "base full", "mine sharded", "mine full", "0.367", "0.440", "3 goals, 5 conv"):
         assert told in text, text
+
+
+def test_two_users_of_one_condition_are_refused() -> None:
+    with pytest.raises(BadInput, match="user.told=full and evaluation.users.full are one condition"):
+        check(load_config("evaluate", ["experiment=lost", "user.told=full"]), "evaluate")
