@@ -6,6 +6,7 @@ The assistant's side is that of `data/demonstrated.jsonl`, so all users hear the
 `user=hybrid` and `user=llm` it prints what `collab simulator-report` measures, and how many messages fell back on the
 agenda's words. Then the same model judges the agenda's conversations, without a second try. At last it decodes replies
 of the same length with and without a schema; the overhead is the median of the ratios, a pair after the other.
+`guard_*` are the figures of `python -m benchmarks.guards`, which `--write` renews.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python be
 from benchmarks.decoding import chats
 from benchmarks.demonstrations import read_sides
 from benchmarks.goals import FOLDER
+from benchmarks.guards import results as guard_figures
 from benchmarks.steps import machine
 from collab.app.report_sources import Played, Sources, play_with
 from collab.chat.base import ChatModel, Sampling
@@ -125,7 +127,7 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if args.write:
         command = f"python benchmarks/users.py --model {Path(args.model).name} --conversations {args.conversations}"
-        write_json(WRITTEN, {"command": command, "machine": machine(), **found})
+        write_json(WRITTEN, {"command": command, "machine": machine(), **found, **guard_figures()})
 
 
 if __name__ == "__main__":

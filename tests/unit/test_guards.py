@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.guards import DATA, PARTS, figures, judged
+from benchmarks.guards import DATA, KINDS, PARTS, WRITTEN, by_kind, figures, judged, line, results, rows
 from collab.conversation import Agenda, AgendaItem, Artefact, Conversation, Goal, Reply, Turn
 from collab.simulation.guards import (
     echoes,
@@ -26,13 +26,28 @@ DOCS = (Path(__file__).parents[2] / "docs" / "users.md").read_text(encoding="utf
 
 @pytest.mark.parametrize("part", PARTS[:2])
 def test_the_docs_give_the_figures_of_the_held_out_parts(part: str) -> None:
-    found = figures(part)
-    row = (
-        f"| {part} | {found.messages} | {found.labelled} "
-        f"| {found.precision:.3f} ({found.caught} of {found.caught + found.false_alarms}) "
-        f"| {found.recall:.3f} ({found.caught} of {found.labelled}) |"
-    )
-    assert row in DOCS, row
+    assert line(part, figures(part)) in DOCS
+
+
+def test_the_docs_and_the_written_results_give_the_figures_of_each_kind() -> None:
+    assert [row for kind, found in by_kind("test").items() if (row := line(kind, found)) not in DOCS] == []
+    written = json.loads(WRITTEN.read_text(encoding="utf-8"))
+    assert {name: written.get(name) for name in results()} == results()
+
+
+def test_the_guards_are_not_worse_than_what_was_written() -> None:
+    found = by_kind("test")  # the target, recall 0.85 at precision 0.9 for each kind, is missed but for leaks
+    assert found["any"].recall >= 0.8 and found["any"].precision >= 0.9
+    assert found["leak"].recall >= 0.85 and found["leak"].precision >= 0.9
+    assert found["confusion"].recall >= 0.64 and found["confusion"].precision >= 0.85
+
+
+def test_the_labels_are_known_and_the_halves_share_no_goal() -> None:
+    halves = [rows(split) for split in ("dev", "test")]
+    assert sum(map(len, halves)) >= 150 and min(map(len, halves)) >= 70
+    assert {label for half in halves for row in half for label in row["labels"]} == set(KINDS)
+    dev, test = ({row["goal"] for row in half} for half in halves)
+    assert not dev & test
 
 
 def test_the_guard_is_worth_having() -> None:
