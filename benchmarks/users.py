@@ -101,7 +101,8 @@ def main() -> None:
         played[name] = one.conversations
         found |= figures(name, one)
         if name == "hybrid":
-            messages = sum(len(talk.turns) for talk in one.conversations)
+            # With what it would have said behind the last stored reply: there a conversation has no known end.
+            messages = sum(len(talk.turns) + (talk.ended_by == "") for talk in one.conversations)
             found["hybrid_fallback"] = one.problems["user_fallback"] / messages
 
     from collab.config.schema import EndpointConfig

@@ -489,19 +489,20 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
     assert [group.context.turn for group in groups] == positions
     first, second = sorted(groups, key=lambda group: group.context.turn)
 
-    # Turn 1, candidate 0 asks (5 tokens, one of three items), then writes 8 words.
-    #   future 0: 2 * 1            - 0.13 + 0.6 * 1/3 = 2.07
-    #   future 1: 2 * 0.70710678   - 0.13 + 0.6 * 1/3 = 1.48421356
+    # Turn 1, candidate 0 asks (5 tokens, the note: half of the agenda, since two preferences weigh as much as it),
+    # then writes 8 words.
+    #   future 0: 2 * 1            - 0.13 + 0.6 * 1/2 = 2.17
+    #   future 1: 2 * 0.70710678   - 0.13 + 0.6 * 1/2 = 1.58421356
     # Turn 1, candidate 1 writes 8 words; the user is satisfied, there is no second turn.
     #   both:     2 * 0.70710678   - 0.08             = 1.33421356
-    # Turn 2, after a question (5 tokens, one item):
-    #   candidate 0 writes 8 words: 2 * 0.70710678 - 0.13 + 0.6 * 1/3 = 1.48421356
+    # Turn 2, after a question (5 tokens, the note):
+    #   candidate 0 writes 8 words: 2 * 0.70710678 - 0.13 + 0.6 * 1/2 = 1.58421356
     #   candidate 1 asks on (6 tokens): nothing is extracted, and the questions led nowhere: 0 - 0.11 + 0
-    by_hand_first = [(2.07 + 1.48421356) / 2, 1.33421356]
-    by_hand_second = [1.48421356, -0.11]
+    by_hand_first = [(2.17 + 1.58421356) / 2, 1.33421356]
+    by_hand_second = [1.58421356, -0.11]
     assert [c.mr for c in first.candidates] == pytest.approx(by_hand_first)
     assert [c.mr for c in second.candidates] == pytest.approx(by_hand_second)
-    assert [s.reward for s in first.candidates[0].scores] == pytest.approx([2.07, 1.48421356])
+    assert [s.reward for s in first.candidates[0].scores] == pytest.approx([2.17, 1.58421356])
     assert [f.ended_by for f in first.candidates[1].futures] == ["satisfied"] * 2
 
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -513,8 +514,8 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
     bleus = [(1 + BLEU_OF_ONE_WORD_OFF) / 2, BLEU_OF_ONE_WORD_OFF, BLEU_OF_ONE_WORD_OFF, 0]
     assert logged["train/bleu"] == pytest.approx(sum(bleus) / 4)
     assert logged["train/bleu_spread"] == pytest.approx(2 * ((bleus[0] - bleus[1]) / 2 + (bleus[2] - bleus[3]) / 2) / 2)
-    assert logged["train/interactivity"] == pytest.approx((1 / 3 + 0 + 1 / 3 + 0) / 4)
-    assert logged["train/interactivity_spread"] == pytest.approx(0.6 * (1 / 6 + 1 / 6) / 2)
+    assert logged["train/interactivity"] == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
+    assert logged["train/interactivity_spread"] == pytest.approx(0.6 * (1 / 4 + 1 / 4) / 2)
     assert logged["train/token_penalty"] == pytest.approx((0.13 + 0.08 + 0.13 + 0.11) / 4)
     assert logged["train/token_penalty_spread"] == pytest.approx((0.025 + 0.01) / 2)
     assert logged["train/token_penalty_saturated"] == 0

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import users
 
 
+@pytest.mark.slow  # tests/integration/test_schemas.py has a user and a judge of random weights too
 def test_it_measures_users_judge_and_overhead(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
