@@ -26,6 +26,7 @@ from benchmarks.users import sides
 from collab.app.report_sources import Says, heard_out
 from collab.chat.base import Sampling
 from collab.chat.structured import Unfit
+from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Goal, Message
 from collab.randomness import RngKey
 from collab.simulation.conversation_loop import Players, play
@@ -72,11 +73,13 @@ def main() -> None:
 
     local = ["user=llm", "endpoint@user.endpoint=local", f"user.endpoint.model={args.model}"]
     config = load_config("evaluate", ["experiment=doc_edit", *local])
+    setting = config.user
+    assert isinstance(setting, LLMUserConfig)
     name = f"{Path(args.model).name}{'-free' if args.free else ''}"
     began = time.perf_counter()
 
     with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints, args.to.open("a") as file:
-        user = Recorded(config.user, 4, build.chat_model(config, config.user.endpoint, endpoints))
+        user = Recorded(setting, 4, build.chat_model(config, setting.endpoint, endpoints))
         user.free = args.free
 
         def keep(conversation: Conversation, text: str, problem: str) -> None:
@@ -100,7 +103,7 @@ def main() -> None:
         async def one(goal: Goal, replies: list[str], sample: int) -> Conversation:
             players = Players(Says(replies), user, Sampling(1), len(replies), lambda: None)
             key = RngKey(config.seed, split="messages", goal=goal.id)
-            begun = Conversation(goal, config.task.system_prompt, user=draw_persona(config.user.personas, key))
+            begun = Conversation(goal, config.task.system_prompt, user=draw_persona(setting.personas, key))
             key = key.at(sample=sample)
             done = await play(players, begun, key)
             return await heard_out(user, done, key) if done.ended_by == "max_turns" else done
