@@ -276,7 +276,7 @@ class AgendaInteractivity:
         BadInput: `items_per_answer` is not a whole number of at least 1, or `needless_cost` not a number of at least 0.
     """
 
-    def __init__(self, items_per_answer: int = 2, needless_cost: float = 1.0) -> None:
+    def __init__(self, items_per_answer: int = 2, needless_cost: float = 0.5) -> None:
         self.items_per_answer = _checked_items(items_per_answer)
         self.needless_cost = _checked_number("needless_cost", needless_cost)
 

@@ -128,7 +128,7 @@ _TEMPLATE = re.compile(
     re.MULTILINE,
 )
 _CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
-_FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|we|us|our|ours)\b")
+_OWN_QUESTION = re.compile(r"\b(?:i|me|my|mine|we|us|our|ours)\b|^\W*(?:could|can|would) (?:the|it|this|that|there)\b")
 # Speaks of the play: how to be a user, and the form of the answer.
 _PLAY = re.compile(
     r"\b(?:brief|short) (?:and|but) vague\b|\bvague (?:and|but) brief\b|\bcurrent[ _]answer\b|\bjson\b"
@@ -172,8 +172,11 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
 
 
 def _interviews(goal: Goal, message: str) -> bool:
-    """Whether it asks the other side for what is on its own agenda: "When is it?" A question of its own has an "I"."""
-    asked = [question for question in questions(message) if not _FIRST_PERSON.search(question.lower())]
+    """Whether it asks the other side for what is on its own agenda: "When is it?"
+
+    A question of its own has an "I", or asks for a change ("Could the end be shorter?").
+    """
+    asked = [question for question in questions(message) if not _OWN_QUESTION.search(question.lower())]
     return any(reading.asks for reading in read_questions(goal, " ".join(asked)))
 
 

@@ -175,7 +175,7 @@ NO_NOTE = "Here is a long text that says nothing of what was told."
     ],
 )
 def test_interactivity_is_the_share_of_the_agenda_that_questions_brought_to_light(replies, share):
-    assert value(AgendaInteractivity(items_per_answer=2), finished(*replies)) == pytest.approx(share)
+    assert value(AgendaInteractivity(needless_cost=1), finished(*replies)) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("ended_by", ["max_turns", "patience", "satisfied", "invalid: leak"])
@@ -235,7 +235,7 @@ def test_what_a_needless_question_costs_is_an_option(cost, share):
 def test_questions_beyond_items_per_answer_cost(items_per_answer, share):
     """One item and two too many; two and one too many; three."""
     conversation = finished(f"{OPEN} {WHO} {TONE}", GOAL.reference)
-    assert value(AgendaInteractivity(items_per_answer), conversation) == pytest.approx(share)
+    assert value(AgendaInteractivity(items_per_answer, needless_cost=1), conversation) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("cost", [-0.5, math.inf, math.nan, "1", None, True])
