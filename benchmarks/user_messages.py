@@ -72,11 +72,12 @@ def main() -> None:
 
     local = ["user=llm", "endpoint@user.endpoint=local", f"user.endpoint.model={args.model}"]
     config = load_config("evaluate", ["experiment=doc_edit", *local])
+    shipped: Any = config.user
     name = f"{Path(args.model).name}{'-free' if args.free else ''}"
     began = time.perf_counter()
 
     with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints, args.to.open("a") as file:
-        user = Recorded(config.user, 4, build.chat_model(config, config.user.endpoint, endpoints))
+        user = Recorded(shipped, 4, build.chat_model(config, shipped.endpoint, endpoints))
         user.free = args.free
 
         def keep(conversation: Conversation, text: str, problem: str) -> None:
@@ -100,7 +101,7 @@ def main() -> None:
         async def one(goal: Goal, replies: list[str], sample: int) -> Conversation:
             players = Players(Says(replies), user, Sampling(1), len(replies), lambda: None)
             key = RngKey(config.seed, split="messages", goal=goal.id)
-            begun = Conversation(goal, config.task.system_prompt, user=draw_persona(config.user.personas, key))
+            begun = Conversation(goal, config.task.system_prompt, user=draw_persona(shipped.personas, key))
             key = key.at(sample=sample)
             done = await play(players, begun, key)
             return await heard_out(user, done, key) if done.ended_by == "max_turns" else done
