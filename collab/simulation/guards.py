@@ -34,7 +34,7 @@ _SERVES = re.compile(
           \s (?:\w+ \s)? (?:to \s)? (?:help|assist) \s (?:you|with)
       | (?:happy|glad|pleased) \s to \s (?:help|assist|hear|know)
       | i(?:'m|\sam) \s here \s to
-      | let \s me \s know \s (?:if|what|whether|how|should|when)
+      | let \s me \s know \s (?:if|what|whether|how|should|when|the)
       | (?:feel \s free|(?:do \s not|don't) \s hesitate) \s to
       | you(?:'re|\sare) \s (?:very \s | most \s)? welcome
       | (?:as|i(?:'m|\sam)) \s an? \s (?:ai|artificial|language \s model|assistant)
@@ -123,12 +123,13 @@ _DOCUMENT = re.compile(r"^\W*(?:dear\b|subject:|title:|to whom it may|\*\*[^*\n]
 _GREETS_ALL = re.compile(r"^\W*(?:hi|hello|hey) (?:all|everyone|everybody|team|neighbou?rs|friends|colleagues)\b")
 # Occurs in letters and templates only.
 _TEMPLATE = re.compile(
-    r"\[(?:your |the |meeting |recipient(?:'s)? )?(?:name|date|title|address|signature|company|place|time)\]"
+    r"\[(?:your |the |meeting |(?:[\w']+ ){1,2})?(?:name|date|title|address|signature|company|place|time)\]"
     r"|^\W*(?:best|kind|warm|kindest|warmest) regards\b|^\W*(?:sincerely|yours (?:truly|faithfully|sincerely))\b",
     re.MULTILINE,
 )
 _CODE_FENCE = re.compile(r"```[^`]*\b(?:def|class|import|return)\b", re.DOTALL)
 _OWN_QUESTION = re.compile(r"\b(?:i|me|my|mine|we|us|our|ours)\b|^\W*(?:could|can|would) (?:the|it|this|that|there)\b")
+_ORDERS = re.compile(r"\b(?:write|provide|give|make|draft|create|prepare|do)\b")
 # Speaks of the play: how to be a user, and the form of the answer.
 _PLAY = re.compile(
     r"\b(?:brief|short) (?:and|but) vague\b|\bvague (?:and|but) brief\b|\bcurrent[ _]answer\b|\bjson\b"
@@ -174,9 +175,16 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
 def _interviews(goal: Goal, message: str) -> bool:
     """Whether it asks the other side for what is on its own agenda: "When is it?"
 
-    A question of its own has an "I", or asks for a change ("Could the end be shorter?").
+    A question of its own has an "I", or asks for a change ("Could the end be shorter?"). And one may ask for the text
+    itself ("Can you write a notice about it?").
     """
-    asked = [question for question in questions(message) if not _OWN_QUESTION.search(question.lower())]
+    form = content_words(form_of(goal))
+    asked = [
+        question
+        for question in questions(message)
+        if not _OWN_QUESTION.search(question.lower())
+        and not (_ORDERS.search(question.lower()) and form <= content_words(question))
+    ]
     return any(reading.asks for reading in read_questions(goal, " ".join(asked)))
 
 
