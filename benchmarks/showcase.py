@@ -323,11 +323,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, *overrides = args.overrides
         if not all(seed.isdigit() for seed in args.seeds.split(",")):
             raise BadInput(f"--seeds {args.seeds} must be whole numbers with commas between them.")
-        if not re.fullmatch(r"\w*", args.into) or args.sft_steps < 1:
+        if not re.fullmatch(r"\w*", args.into):
             raise BadInput(
-                f"--into {args.into!r} must be one name of letters, digits and _, and --sft-steps {args.sft_steps} at "
-                "least 1."
+                f"--into {args.into!r} must be one name of letters, digits and _: a folder of docs/results/."
             )
+        if args.sft_steps < 1:
+            raise BadInput(f"--sft-steps {args.sft_steps} must be at least 1; {SFT_STEPS} are one pass.")
         seeds = [*dict.fromkeys(int(seed) for seed in args.seeds.split(","))]
         tied = ("experiment", "algorithm", "model", "model.path", "seed", "output_dir", "policies")
         check_overrides(overrides, (*tied, "evaluation.baseline"))
