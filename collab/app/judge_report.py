@@ -27,6 +27,7 @@ from collab.parsing.agenda_items import makes
 from collab.reports.judges import UNMOVED, agreement, judge_tables, mean_of, moved_by, shifts
 from collab.reports.tables import markdown, rich_table
 from collab.rewards.judge import JudgedMetric
+from collab.rewards.metrics import applies
 from collab.rewards.probes import by_rule, control, injected, injections, padded
 from collab.util.errors import BadInput
 from collab.util.files import write_json
@@ -54,9 +55,12 @@ class Rater:
     seed: int
 
     async def scores(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """A score for each; None where no verdict could be had."""
-        found = await asyncio.gather(*map(self.metric.ask, conversations))
-        return [judged.value for judged in found]
+        """A score for each; None where the metric does not apply to the goal, or no verdict could be had."""
+
+        async def score(conversation: Conversation) -> float | None:
+            return (await self.metric.ask(conversation)).value if applies(self.metric, conversation.goal) else None
+
+        return list(await asyncio.gather(*map(score, conversations)))
 
 
 def judges_of(config: Config) -> dict[str, Any]:

@@ -133,6 +133,15 @@ class Prefers:
         return Reply(self.rule(*sides.groups()))
 
 
+def test_a_judge_is_not_asked_about_goals_that_its_metric_leaves_out() -> None:
+    class OfFirst(Rates):
+        def applies(self, goal: Goal) -> bool:
+            return goal.id == "g0"
+
+    rater: Any = Rater(OfFirst(lambda text: 0.7), 1)  # type: ignore[arg-type]
+    assert asyncio.run(rater.scores(TALKS)) == [0.7, None]
+
+
 def rated(rule: Callable[[str], float]) -> dict[str, Any]:
     own, longer, entry = asyncio.run(_judged(Rater(Rates(rule), 1), TALKS))  # type: ignore[arg-type]
     assert own == [rule("It fires on Mondays.")] * 2
