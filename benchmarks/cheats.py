@@ -91,7 +91,9 @@ def _by_topic() -> dict[str, Goal]:
 
 
 _AROUND = re.compile(  # what the user says that is no note
-    r"\b(?:I told you|you have that|something new|up to you|how would that help|just need)\b|^(?:As for|For the)\b|\?|"
+    r"\b(?:I told you|you know that|say about it|you asked that|something new|nothing on that|tell you anything|"
+    r"comes to mind|how would that help|just need)\b|^(?:As for|For the|It is (?:meant )?for)\b|\?|"
+    r"\b(?:(?:should|make it|it to) sound|will read it|words, please|will do)\b|"
     r"\b(?:final|finished|should be|had in mind|not right yet|for one|in mind)\b"
 )
 

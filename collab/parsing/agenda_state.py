@@ -37,7 +37,7 @@ class State:
         num_questions: Number of all questions.
         surplus: Number of questions that asked for something known, were asked before, or were too many in a message.
         open_used: Whether an open question was answered. Only one is.
-        refused: Why the last message earned nothing: a rule of `Reading.why`, "known" or "no wish". "" if it asked
+        refused: Why the last message earned nothing: a rule of `Reading.why`, "known", "again" or "no wish". "" if it asked
             nothing.
         drafted: Whether the last message holds a draft or a result.
         covered: Share of the notes that the best draft so far covers. If the agenda is spelt out: the share of its
@@ -90,7 +90,7 @@ def _read_reply(goal: Goal, state: State, reply: str, items_per_answer: int) -> 
         before = any(_alike(reading.meaning, earlier.meaning) for earlier in asked)
         if before or (not earned and (concerns or (as_open and open_used))):
             surplus += 1
-            refused = refused or "known"
+            refused = refused or ("again" if before else "known")
             continue
         open_used = open_used or as_open
         asked.append(reading)

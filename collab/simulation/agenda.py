@@ -145,7 +145,8 @@ def _with_topic(plan: Plan, conversation: Conversation) -> Plan:
 def _say(item: Item, draws: Generator) -> str:
     text = item.text
     if item.preference:
-        return _pick(draws, _PREFERENCES).format(kind=_name(item), value=text)
+        said = _pick(draws, _PREFERENCES.get(item.kind, _PREFERENCE)).format(kind=_name(item), value=text)
+        return said[0].upper() + said[1:]
     if "\n" in text:  # with code in it
         return f"{text}\n"
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
@@ -164,7 +165,12 @@ def _pick(draws: Generator, options: Sequence[str]) -> str:
     return options[int(draws.integers(len(options)))]
 
 
-_PREFERENCES = ("For the {kind}: {value}.", "The {kind} should be {value}.", "As for {kind}, {value}.")
+_PREFERENCES = {
+    "tone": ("It should sound {value}.", "Make it sound {value}.", "I want it to sound {value}."),
+    "audience": ("It is for {value}.", "It is meant for {value}.", "{value} will read it."),
+    "length": ("{value}, please.", "{value} will do.", "{value} should be enough."),
+}
+_PREFERENCE = ("For the {kind}: {value}.", "The {kind} should be {value}.", "As for {kind}, {value}.")
 _LOST = (
     "I am not sure what you mean.",
     "That does not help me much.",
@@ -177,12 +183,9 @@ _NO_IDEA = (
 )
 _REACTIONS = {  # why a message earned nothing -> answers
     "too many": ("One thing at a time, please.", "That is a lot at once. What do you need to know first?"),
-    "known": (
-        "You have that already.",
-        "I told you what I can about that.",
-        "We have been there. Ask me something new.",
-    ),
-    "no wish": ("I have no wish there.", "That is up to you.", "I don't mind, you choose."),
+    "known": ("You know that already.", "That is all I can say about it.", "I told you what I know about that."),
+    "again": ("You asked that before.", "We have been there. Ask me something new."),
+    "no wish": ("I have nothing on that.", "I can't tell you anything about that.", "Nothing comes to mind, sorry."),
     "reversed": ("You tell me.", "I was hoping that you would ask me something.", "You are the one to ask."),
     "world": _NO_IDEA,
     "definition": _NO_IDEA,

@@ -217,7 +217,7 @@ def test_the_users_own_question_given_back_does_not_ask_back():
 def test_state_is_read_off_the_conversation_alone():
     assert read(PROBLEM, ["How many trays are there?"]).given == (0,)
     again = read(PROBLEM, ["How many trays are there?", "How many trays are there?"])
-    assert (again.given, again.surplus, again.refused) == ((0,), 1, "known")
+    assert (again.given, again.surplus, again.refused) == ((0,), 1, "again")
 
 
 def test_what_the_opening_says_is_not_asked_for():
