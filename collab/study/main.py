@@ -1,4 +1,4 @@
-"""`collab study serve|export`, and `collab chat --web`. Heavy imports come after the arguments have been checked."""
+"""`collab study serve|export|forget`, and `collab chat --web`. Heavy imports come after the arguments have been checked."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ USAGE = """A user study: people write with assistants that they do not know, and
 
   collab study serve STUDY.yaml
   collab study export STUDY.yaml
+  collab study forget STUDY.yaml participant=NUMBER
 
 Options (name=value):
-  folder    where data are; default: outputs/study/NAME, after the name of the study file
-  database  URL of a PostgreSQL database, as in postgresql://USER@HOST/NAME; default: SQLite in the folder
-  host      serve: address to listen at; default: 127.0.0.1
-  port      serve: default: 8080
-  to        export: folder that gets the files; default: export, in the folder of the study"""
+  folder       where data are; default: outputs/study/NAME, after the name of the study file
+  database     URL of a PostgreSQL database, as in postgresql://USER@HOST/NAME; default: SQLite in the folder
+  host         serve: address to listen at; default: 127.0.0.1
+  port         serve: default: 8080
+  to           export: folder that gets the files; default: export, in the folder of the study
+  participant  forget: whose data are deleted: the number in the export, or the id of the recruiting platform"""
 CHAT_USAGE = """Talk to two policies at once in the browser, side by side.
 
   collab chat --web policy=outputs/RUN/policy
@@ -52,27 +54,33 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 8080
     to: Path | None = None
+    participant: str = ""
+
+
+_NAMES = {"serve": ("host", "port"), "export": ("to",), "forget": ("participant",)}  # besides folder and database
 
 
 def parse(arguments: Sequence[str]) -> Options:
     """Options of `collab study`.
 
     Raises:
-        BadInput: No action, no study file, an unknown name or a wrong value.
+        BadInput: No action, no study file, nobody to forget, an unknown name or a wrong value.
     """
     action, *rest = arguments or [""]
-    if action not in ("serve", "export"):
-        raise BadInput(f"collab study {action}: there are serve and export. Write collab study serve STUDY.yaml.")
+    if action not in _NAMES:
+        raise BadInput(f"collab study {action}: there are {', '.join(_NAMES)}. Write collab study serve STUDY.yaml.")
     files = [argument for argument in rest if "=" not in argument]
     if len(files) != 1:
         raise BadInput(f"collab study {action} takes one study file, and {len(files)} were given. Name one YAML file.")
-    names = ("folder", "database", "host", "port") if action == "serve" else ("folder", "database", "to")
-    given = _given([argument for argument in rest if "=" in argument], names)
+    given = _given([argument for argument in rest if "=" in argument], ("folder", "database", *_NAMES[action]))
+    participant = given.get("participant", "")
+    if action == "forget" and not participant:
+        raise BadInput("collab study forget deletes the data of one participant. Name it: participant=NUMBER.")
     file = Path(files[0])
     folder = Path(given.get("folder") or Path("outputs/study") / file.stem)
     database = given.get("database") or f"sqlite:///{(folder / 'study.sqlite3').absolute()}"
     to = Path(given.get("to") or folder / "export")
-    return Options(action, file, folder, database, given.get("host") or "127.0.0.1", _port(given), to)
+    return Options(action, file, folder, database, given.get("host") or "127.0.0.1", _port(given), to, participant)
 
 
 def _given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -97,7 +105,13 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    return _run(lambda: _serve(parse(arguments)) if arguments[0] == "serve" else _export(parse(arguments)))
+    actions = {"serve": _serve, "export": _export, "forget": _forget}
+
+    def work() -> None:
+        options = parse(arguments)
+        actions[options.action](options)
+
+    return _run(work)
 
 
 def _run(work: Callable[[], None]) -> int:
@@ -186,10 +200,8 @@ def _export(options: Options) -> None:
     study = read_study(options.file)
     from collab.study.export import export
 
-    if options.database.startswith("sqlite:///") and not Path(options.database.removeprefix("sqlite:///")).is_file():
-        raise BadInput(f"There are no data in {options.folder}. Name the folder of the study with folder=FOLDER.")
     assert options.to is not None
-    store: Store = _store(options.database)
+    store = _existing(options)
     try:
         store.check(study)
         files = export(store.records(), study, options.to)
@@ -197,6 +209,29 @@ def _export(options: Options) -> None:
         store.close()
     print((options.to / "statistics.md").read_text(encoding="utf-8"))
     print(f"{len(files)} files in {options.to}: {', '.join(file.name for file in files)}")
+
+
+def _forget(options: Options) -> None:
+    read_study(options.file)
+    store = _existing(options)
+    try:
+        count = store.forget(options.participant)
+    finally:
+        store.close()
+    if not count:
+        raise BadInput(
+            f"participant={options.participant}: this study has nobody with this number or id. The numbers are in "
+            "participants.csv of collab study export."
+        )
+    people = "participant" if count == 1 else "participants"
+    print(f"Deleted: {count} {people} with all messages, ratings and drafts. Files of an earlier export still have them.")
+
+
+def _existing(options: Options) -> Store:
+    """The study's database; `BadInput` if there is none."""
+    if options.database.startswith("sqlite:///") and not Path(options.database.removeprefix("sqlite:///")).is_file():
+        raise BadInput(f"There are no data in {options.folder}. Name the folder of the study with folder=FOLDER.")
+    return _store(options.database)
 
 
 def _store(database: str) -> Store:

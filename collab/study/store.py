@@ -326,6 +326,20 @@ class Store:
                 for scale, value in ratings.items():
                     _put(connection, _ratings, participant, {"turn": FINAL, "scale": scale}, value=value, rated_at=now)
 
+    def forget(self, participant: str) -> int:
+        """Delete all of the participants with this number, or this id of the recruiting platform; returns how many."""
+        by_number = sa.cast(_participants.c.id, sa.String) == participant
+        with self._writing() as connection:
+            which = by_number | (_participants.c.external_id == participant)
+            found = connection.scalars(sa.select(_participants.c.id).where(which)).all()
+            for table in (_turns, _replies, _ratings, _drafts):
+                connection.execute(sa.delete(table).where(table.c.participant.in_(found)))
+            connection.execute(sa.delete(_participants).where(_participants.c.id.in_(found)))
+        if self._engine.dialect.name == "sqlite":
+            with self._engine.connect() as connection:  # the log has the old pages until it is emptied
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        return len(found)
+
     def _update(self, participant: int, condition: Any, **values: Any) -> None:
         with self._writing() as connection:
             connection.execute(
@@ -439,7 +453,8 @@ def _put_draft(connection: sa.Connection, participant: int, name: str, text: str
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    # secure_delete: what is deleted is overwritten, not only marked as free
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -151,6 +151,22 @@ def test_a_second_server_and_another_study_in_the_same_folder_are_refused(stub, 
     assert main(typed) == 1 and "documents differ from when this study began" in capsys.readouterr().err
 
 
+def test_who_withdraws_is_deleted_while_the_server_runs(served, capsys):
+    async def play():
+        person = Caller(served.url)
+        await person.begin("a secret topic")
+        assert main([*typed, "participant=2"]) == 1 and "nobody with this number" in capsys.readouterr().err
+        assert main([*typed, "participant=1"]) == 0 and "Deleted: 1 participant" in capsys.readouterr().out
+        assert (await person.post("/message", turn=1, text="Hi")).status_code in (401, 403, 409)
+        assert "Before you begin" in (await person.get()).text
+        await person.client.aclose()
+
+    typed = ["forget", str(served.file), f"folder={served.folder}"]
+    asyncio.run(play())
+    assert main(["export", *typed[1:]]) == 1 and "nobody" in capsys.readouterr().err.lower()
+    assert not any(b"secret topic" in file.read_bytes() for file in served.folder.glob("study.sqlite3*"))
+
+
 @pytest.mark.slow
 def test_two_policies_answer_side_by_side(tiny_model, tmp_path):
     other = tmp_path / "run" / "policy"

@@ -68,6 +68,27 @@ def test_who_left_without_finishing_does_not_count(store, monkeypatch):
     assert store.find("last").arm != arm
 
 
+def test_who_is_forgotten_leaves_nothing_and_the_others_stay(store, url, tmp_path):
+    for name in ("stays", "goes"):
+        who = store.join(name, STUDY, f"id of {name}")
+        arm = store.find(name).arm
+        store.start(who, f"topic of {name}")
+        assert store.add_message(who, 1, f"message of {name}", [arm])
+        store.add_reply(who, 1, arm, f"message of {name}", f"reply to {name}", "stop")
+        store.rate(who, 1, "interaction", 5)
+        store.save_draft(who, "document", f"draft of {name}", 0)
+    assert store.forget("nobody") == 0
+    assert store.forget("id of goes") == 1
+    assert store.find("goes") is None
+    assert [(r.topic, r.turns[0].text, len(r.ratings)) for r in store.records()] == [
+        ("topic of stays", "message of stays", 1)
+    ]
+    if url.startswith("sqlite"):
+        assert not any(b"goes" in file.read_bytes() for file in tmp_path.glob("study.sqlite3*"))
+    assert store.forget(str(store.find("stays").id)) == 1
+    assert store.records() == []
+
+
 def test_a_conversation_is_stored_and_nothing_is_overwritten(store):
     who = store.join("t", STUDY, "p-1")
     arm = store.find("t").arm

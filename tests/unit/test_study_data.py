@@ -85,11 +85,12 @@ def test_what_is_wrong_with_a_study_file_is_told(tmp_path, change, said):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["sevre", "s.yaml"], "there are serve and export"),
+        (["sevre", "s.yaml"], "there are serve, export, forget"),
         (["serve"], "takes one study file, and 0 were given"),
         (["serve", "s.yaml", "prot=1"], "prot is no option here"),
         (["serve", "s.yaml", "port=high"], "port (high) must be a whole number"),
         (["export", "s.yaml", "port=1"], "port is no option here"),
+        (["forget", "s.yaml"], "Name it: participant=NUMBER"),
     ],
 )
 def test_what_is_wrong_with_the_arguments_is_told(typed, said):
