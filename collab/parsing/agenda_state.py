@@ -37,8 +37,8 @@ class State:
         num_questions: Number of all questions.
         surplus: Number of questions that asked for something known, were asked before, or were too many in a message.
         open_used: Whether an open question was answered. Only one is.
-        refused: Why the last message earned nothing: a rule of `Reading.why`, "known", "again" or "no wish". "" if it asked
-            nothing.
+        refused: Why the last message earned nothing: a rule of `Reading.why`, "known", "again" or "no wish". "" if it
+            asked nothing.
         drafted: Whether the last message holds a draft or a result.
         covered: Share of the notes that the best draft so far covers. If the agenda is spelt out: the share of its
             items that was given before a result.

@@ -1,4 +1,4 @@
-"""`collab study serve|export|forget`, and `collab chat --web`. Heavy imports come after the arguments have been checked."""
+"""`collab study serve|export|forget`, `collab chat --web`. Heavy imports come after the arguments have been checked."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _forget(options: Options) -> None:
             "participants.csv of collab study export."
         )
     people = "participant" if count == 1 else "participants"
-    print(f"Deleted: {count} {people} with all messages, ratings and drafts. Files of an earlier export still have them.")
+    print(f"Deleted: {count} {people} with all messages, ratings and drafts. An earlier export still has them.")
 
 
 def _existing(options: Options) -> Store:
