@@ -248,7 +248,8 @@ function partsTable(left, right, names, total, sign) {
     const weights = [...new Set([weightOf(left, part), weightOf(right, part)])];
     return { part, a: mean(left, part), b: mean(right, part), weight: weights.some(Boolean) && weights.join(" and "), gain: one === null || other === null ? null : sign * (one - other) };
   });
-  rows.sort((x, y) => Math.abs(y.gain ?? -1) - Math.abs(x.gain ?? -1));
+  const size = (row) => Math.abs(row.gain ?? 0);
+  rows.sort((x, y) => size(y) - size(x));
   const largest = Math.max(...rows.map((row) => Math.abs(row.gain ?? 0)));
   const [a, b] = [mean(left, "reward"), mean(right, "reward")];
   const difference = sign > 0 ? "left minus right, weighted" : "right minus left, weighted";
