@@ -86,7 +86,8 @@ def test_the_console_command_answers_at_once(entry, tmp_path):
 def test_the_console_command_lists_its_commands_and_knows_a_typo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["collab", "--help"])
     console()
-    assert all(f"  {name} " in capsys.readouterr().out for name in COMMANDS)
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COMMANDS)
     monkeypatch.setattr(sys, "argv", ["collab", "trian"])
     with pytest.raises(SystemExit) as ended:
         console()
