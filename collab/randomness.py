@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -36,4 +37,6 @@ class RngKey:
 
     def stream(self) -> np.random.Generator:
         """A counter-based generator (Philox) keyed by all fields."""
+        import numpy as np  # only here, since a command that is refused draws nothing
+
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest(16), "little")))

@@ -30,6 +30,7 @@ _OF_OTHERS = (
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # no collection looks at what is imported, which is most of what there is
+    gc.set_threshold(20_000, 20, 20)  # nor so often at what tests keep
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from collab.config.endpoints import endpoints_in, engine_endpoint, has_teacher, hosted, reads_model, users
 from collab.config.fields import filled_prompts
 from collab.config.policies import named_policies, policy_model
@@ -358,6 +356,8 @@ def _check_metrics(config: Config, goals: GoalSplits) -> None:
 
 
 def _check_aggregates(config: Config) -> None:
+    import numpy as np
+
     values = {name: np.zeros(2) for name in ("reward", *config.task.metrics, "assistant_tokens", "turns")}
     for name, target in config.task.aggregates.items():
         aggregate = load_target(target, f"task.aggregates.{name}", function=True)

@@ -23,18 +23,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from collab.config.endpoints import CONNECTION_FIELDS
 from collab.config.schema import Config
-from collab.reports.results import PolicyScores
 from collab.util.diff import changes
 from collab.util.errors import BadInput, RunStopped
 from collab.util.files import only_writer, write_json
 from collab.util.processes import rank
+
+if TYPE_CHECKING:
+    from collab.reports.results import PolicyScores
 
 STATE, CONFIG, RESULTS, JOURNAL = "run.json", "config.yaml", "results.json", "journal"
 _LOCK = ".lock"

@@ -32,6 +32,7 @@ def test_a_collapse_is_told_and_the_policy_from_before_it_is_kept(letters: list[
     assert any(last[name].any() and not torch.equal(last[name], kept[name]) for name in into)
 
 
+@pytest.mark.slow
 def test_the_same_rate_does_no_harm_where_steps_are_bounded(letters: list[str], tmp_path: Path) -> None:
     printed, signs = run(letters, tmp_path, "algorithm.target_kl=0.1")
     assert "collapsed" not in printed and not any(signs)

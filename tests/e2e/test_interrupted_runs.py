@@ -80,6 +80,7 @@ def killed_after(seconds: float, overrides: Sequence[str], folder: Path) -> bool
     return process.exitcode == 0
 
 
+@pytest.mark.slow  # one that is killed, and one that is interrupted twice, are below
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
     whole: Whole, overrides: list[str], tmp_path: Path
 ) -> None:

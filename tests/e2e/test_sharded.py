@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from commands import finished
+from marks import slow
 
 from collab.config.schema import ShardedUserConfig
 from collab.conversation import Goal
@@ -26,8 +27,10 @@ SMALL = (
 TASKS = "task.options.tasks=[math,data2text]"  # of the first goal of each
 
 
-def test_the_packaged_model_meets_all_conditions(smollm2: Path, tmp_path: Path) -> None:
-    done = finished("evaluate", *SMALL, "model=smollm2", "policies=[base]", TASKS, f"output_dir={tmp_path}")
+@pytest.mark.parametrize("model", ["tiny_model", slow("smollm2")])
+def test_a_model_meets_all_conditions(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    given = f"model.path={request.getfixturevalue(model)}"
+    done = finished("evaluate", *SMALL, given, "policies=[base]", TASKS, f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     validate_results(results)

@@ -34,7 +34,7 @@ def small(runner: Runner, *more: str) -> list[str]:
 def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, letters_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     file = folder / "conversations.jsonl"
-    overrides = small(runner, f"model.path={letters_model}", "synthesis.num_conversations=20", "synthesis.at_once=1")
+    overrides = small(runner, f"model.path={letters_model}", "synthesis.num_conversations=8", "synthesis.at_once=1")
     command = ["synthesize", *overrides, "trainer.accelerator=cpu", f"output_dir={folder}"]
     killed = start("collab", command, tmp_path / "log")
     while killed.is_alive() and not (file.is_file() and file.read_bytes().count(b"\n") >= 2):
@@ -43,20 +43,20 @@ def test_a_killed_synthesis_goes_on_where_it_was(runner: Runner, letters_model: 
     killed.join()
     assert killed.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
     before = ConversationFile(file).rows
-    assert 2 <= len(before) < 40 and not (folder / "dataset").exists()
+    assert 2 <= len(before) < 16 and not (folder / "dataset").exists()
     with file.open("ab") as torn:
-        torn.write(b'{"conv_id": "train-kiln/19", "turns": [{"prom')
+        torn.write(b'{"conv_id": "train-kiln/7", "turns": [{"prom')
 
     again = finished("collab", *command)
     assert again.returncode == 0, again.stderr
     rows = ConversationFile(file).rows
     assert rows[: len(before)] == before  # nothing is played twice
-    expected = [f"train-{goal}/{number}" for goal in ("kiln", "ferry") for number in range(20)]
+    expected = [f"train-{goal}/{number}" for goal in ("kiln", "ferry") for number in range(8)]
     assert sorted(row["conv_id"] for row in rows) == sorted(expected)
     assert f"{len(before)} conversations are there already." in again.stdout
-    assert f"conversation {len(before) + 1}/40" in again.stdout and "chosen mr: " in again.stdout
+    assert f"conversation {len(before) + 1}/16" in again.stdout and "chosen mr: " in again.stdout
     found = json.loads((folder / "statistics.json").read_text())
-    assert found["conversations"] == 40 and found["turns"] == sum(len(row["turns"]) for row in rows)
+    assert found["conversations"] == 16 and found["turns"] == sum(len(row["turns"]) for row in rows)
     # The data set holds the same, in the order of the goals.
     groups = load_groups(folder, "")
     names = dict.fromkeys(group.context.goal.id for group in groups)

@@ -63,6 +63,9 @@ def config_of(words: Sequence[str]) -> tuple[str, Config]:
 
 def play(entry: str, config: Config) -> None:
     os.makedirs(config.output_dir, exist_ok=True)
+    if (data := Path(config.algorithm.data or "")).name == "demonstrations.jsonl":  # all of them take long to tokenise
+        config.algorithm.data = f"{config.output_dir}/few.jsonl"
+        Path(config.algorithm.data).write_text("\n".join(data.read_text(encoding="utf-8").splitlines()[:40]))
     if entry == "synthesize":
         claim_folder(config)
     {"train": train, "evaluate": evaluate, "synthesize": synthesize}[entry](config)

@@ -81,8 +81,8 @@ def test_every_conversation_is_on_record(trained: Run) -> None:
     tests = [phases.count(("test", policy)) for policy in ("base", "proactive", "trained")]
     assert tests == [2, 2, 2]  # goals
     assert phases.count(("validation", "policy")) == 2 * 1  # validations, goals
-    assert phases.count(("train", "policy")) == 2 * (3 + 6)  # steps, candidates of a first and of a last turn
-    assert len(records) == 26
+    assert phases.count(("train", "policy")) == 2 * (2 + 4)  # steps, candidates of a first and of a last turn
+    assert len(records) == 20
     for record in records:
         roles = [message["role"] for message in record["messages"]]
         assert roles == ["system", *["user", "assistant"] * len(record["finish_reasons"])] and 3 <= len(roles) <= 5
@@ -95,7 +95,7 @@ def test_every_conversation_is_on_record(trained: Run) -> None:
         assert trained.results["policies"][policy]["reward"]["mean"] == pytest.approx(statistics.fmean(rewards))
 
 
-@pytest.mark.parametrize("name", ["policy", "policy_last"])
+@pytest.mark.parametrize("name", ["policy", slow("policy_last")])
 def test_transformers_and_peft_load_what_was_exported(trained: Run, smollm2: Path, name: str) -> None:
     folder = trained.folder / name
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -140,6 +140,12 @@ def test_an_offline_wandb_run_is_there(trained: Run) -> None:
     assert tables == {"conversations"}
 
 
+@pytest.fixture(scope="module")
+def spoken(letters: list[str], runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`train.py` with a random model that says letters."""
+    return runner("train", tmp_path_factory.mktemp("letters") / "one", *letters, "engine.deterministic=false")
+
+
 @pytest.mark.parametrize("model", ["letters", slow("smollm2")])
 def test_the_same_seed_repeats_the_run(
     model: str, runner: Runner, tmp_path: Path, request: pytest.FixtureRequest
@@ -147,8 +153,12 @@ def test_the_same_seed_repeats_the_run(
     from conftest import TRAINING
 
     given = request.getfixturevalue(model)
-    typed = [*TRAINING, f"model.path={given}"] if model == "smollm2" else [*given, "engine.deterministic=false"]
-    one, again = (runner("train", tmp_path / name, *typed) for name in ("one", "again"))
+    if model == "letters":
+        one, typed = request.getfixturevalue("spoken"), [*given, "engine.deterministic=false"]
+    else:
+        typed = [*TRAINING, f"model.path={given}"]
+        one = runner("train", tmp_path / "one", *typed)
+    again = runner("train", tmp_path / "again", *typed)
     assert again.results["policies"] == one.results["policies"]
     assert again.results["difference"] == one.results["difference"]
     assert again.transcripts == one.transcripts
@@ -158,21 +168,32 @@ def test_the_same_seed_repeats_the_run(
 # --- evaluate.py plays what was exported, and finds what train.py found ----------------------------------------------
 
 
+@pytest.fixture(scope="module", params=["letters", slow("smollm2")])
+def before(request: pytest.FixtureRequest) -> tuple[Run, list[str]]:
+    """A training, and what its model takes."""
+    if request.param == "smollm2":
+        return request.getfixturevalue("trained"), []
+    return request.getfixturevalue("spoken"), [*request.getfixturevalue("letters"), "engine.deterministic=false"]
+
+
 @pytest.fixture(scope="module")
-def evaluated(trained: Run, runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def evaluated(before: tuple[Run, list[str]], runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    trained, model = before
     policies = f"policies=[base,'mine:{trained.folder / 'policy'}']"
-    return runner("evaluate", tmp_path_factory.mktemp("evaluation") / "run", policies)
+    return runner("evaluate", tmp_path_factory.mktemp("evaluation") / "run", *model, policies)
 
 
-def test_a_policy_scores_as_it_did_behind_its_training(evaluated: Run, trained: Run) -> None:
-    found, before = evaluated.results, trained.results
+def test_a_policy_scores_as_it_did_behind_its_training(evaluated: Run, before: tuple[Run, list[str]]) -> None:
+    found, trained = evaluated.results, before[0].results
     assert list(found["policies"]) == ["base", "mine"]
     for ours, theirs in (("base", "base"), ("mine", "trained")):
-        assert found["policies"][ours] == before["policies"][theirs]
-    assert found["difference"] == {"mine": before["difference"]["trained"]}
+        assert found["policies"][ours] == trained["policies"][theirs]
+    assert found["difference"] == {"mine": trained["difference"]["trained"]}
 
 
-def test_the_conversations_are_those_of_the_training_run(evaluated: Run, trained: Run) -> None:
+def test_the_conversations_are_those_of_the_training_run(evaluated: Run, before: tuple[Run, list[str]]) -> None:
+    trained = before[0]
+
     def talks(run: Run, policy: str) -> list[object]:
         return [r["messages"] for r in run.transcripts if (r["phase"], r["policy"]) == ("test", policy)]
 

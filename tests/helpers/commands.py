@@ -105,6 +105,7 @@ class FailsOnTheSecond(Early):
 
 def _main(entry: str, arguments: list[str], out: str, err: str, cwd: str, env: dict[str, str | None]) -> None:
     gc.freeze()  # no collection looks at what the server has imported
+    gc.set_threshold(20_000, 20, 20)
     for descriptor, path in ((1, out), (2, err)):
         with open(path, "ab", buffering=0) as file:
             os.dup2(file.fileno(), descriptor)

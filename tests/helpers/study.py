@@ -20,6 +20,8 @@ from typing import Any
 import httpx
 import yaml
 
+from collab.study.main import main
+
 ROOT = Path(__file__).parents[2]
 CONSENT = "You take part in a study about writing with assistants.\n\nYou can stop at any time."
 
@@ -96,10 +98,7 @@ class StudyServer:
 def exported(server: StudyServer) -> tuple[list[dict[str, str]], Path]:
     """`collab study export`: the rows of `participants.csv`, and the folder of all files."""
     folder = server.folder / "export"
-    command = [sys.executable, "-m", "collab", "study", "export", str(server.file), f"folder={server.folder}"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
-    assert done.returncode == 0, done.stderr
+    assert main(["export", str(server.file), f"folder={server.folder}"]) == 0
     with (folder / "participants.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file)), folder
 

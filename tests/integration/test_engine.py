@@ -221,12 +221,12 @@ FEW_FAMILIES = ("qwen2", "gemma3", "granite")  # biases, windows and norms, scal
 @pytest.mark.parametrize("name", [name if name in FEW_FAMILIES else slow(name) for name in FAMILIES])
 def test_other_families_speak_as_in_generate(tokenizer: Any, name: str) -> None:
     lm = family(name, tokenizer)
-    replies = run(many_talks(LocalEngine(lm, tokenizer, max_batch=5), temperature=0, count=8))
-    limits = [3 + (7 * n) % 30 for n in range(8) for _ in range(1 + n % 4)]
+    replies = run(many_talks(LocalEngine(lm, tokenizer, max_batch=3), temperature=0, count=5))
+    limits = [3 + (7 * n) % 30 for n in range(5) for _ in range(1 + n % 4)]
     for reply, limit in zip(replies, limits, strict=True):
         assert list(reply.token_ids) == greedy_reference(lm, reply, limit)
     assert len({reply.token_ids for reply in replies}) > 6 and max(len(r.prompt_ids) for r in replies) > 5 * 16
-    assert_logprobs_are_plain(lm, run(many_talks(LocalEngine(lm, tokenizer), temperature=0.7, count=6)), 0.7)
+    assert_logprobs_are_plain(lm, run(many_talks(LocalEngine(lm, tokenizer), temperature=0.7, count=3)), 0.7)
 
 
 @pytest.mark.parametrize(
@@ -511,8 +511,7 @@ async def company(engine: LocalEngine, draw: np.random.Generator, sampling: Samp
 @pytest.mark.parametrize(
     ("temperature", "trials", "dtype"),
     [
-        (0.0, 4, torch.float32),
-        (1.0, 8, torch.float32),
+        (1.0, 4, torch.float32),
         (1.0, 4, torch.bfloat16),
         slow(0.0, 25, torch.float32),
         slow(1.0, 25, torch.float32),
@@ -563,7 +562,7 @@ def test_the_deterministic_mode_says_what_the_fast_one_says(sharp: Any, tokenize
     assert_logprobs_are_plain(sharp, sampled, 0.7)
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 1, 300_000])
+@pytest.mark.parametrize("cache_bytes", [0, slow(1), 300_000])
 def test_kept_prefixes_change_nothing(sharp: Any, tokenizer: Any, cache_bytes: int) -> None:
     with_cache = run(many_talks(LocalEngine(sharp, tokenizer, max_batch=5), temperature=0.7))
     small = LocalEngine(sharp, tokenizer, max_batch=5, cache_bytes=cache_bytes)

@@ -56,8 +56,9 @@ def dies(check):
 """
 
 
-# Those that start no processes of their own, which take ten times as long as all others together.
-SHORT = [name for name in PARTS if name not in ("tests", "train", "strategies", "vllm")]
+# Those that start no processes of their own, which take ten times as long as all others together; one size of each.
+LONG = ("tests", "train", "strategies", "vllm", "engine-135m", "engine-0.5b", "engine-1.5b", "update-0.5b")
+SHORT = [name for name in PARTS if name not in LONG]
 
 
 @pytest.mark.timeout(1800)

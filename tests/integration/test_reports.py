@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from commands import finished
+from marks import slow
 
 
 def test_users_are_played_compared_and_compared_again_from_their_transcripts(tmp_path: Path) -> None:
@@ -36,25 +38,30 @@ def test_users_are_played_compared_and_compared_again_from_their_transcripts(tmp
     assert refused.returncode == 1 and "has a report, which is not overwritten" in refused.stderr
 
 
-def test_two_judges_are_asked_and_compared(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, slow(2)])
+def test_two_judges_are_asked_and_compared(count: int, tiny_model: Path, tmp_path: Path) -> None:
     local = [f"{key}.endpoint.model={tiny_model}" for key in ("judge", "report.judges.two")]
     short = [f"{key}.max_new_tokens=30" for key in ("judge", "report.judges.two")]
     done = finished(
         *("collab", "judge-report", "experiment=doc_edit", "judge=local", "+judge@report.judges.two=local"),
-        *(*local, *short, "report.judges.two.temperature=1.0", "report.num_conversations=2", f"output_dir={tmp_path}"),
+        *(*local, *short, "report.judges.two.temperature=1.0", f"report.num_conversations={count}"),
+        f"output_dir={tmp_path}",
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["judges"]) == ["judge", "two"] and list(report["agreement"]) == ["judge, two"]
     entry = report["judges"]["two"]["interactivity"]
-    assert entry["score"]["asked"] == 2 and entry["injected"]["asked"] == 2 * entry["injections"]["texts"] >= 40
+    assert entry["score"]["asked"] == count
+    assert entry["injected"]["asked"] == count * entry["injections"]["texts"] >= count * 20
     assert entry["score"]["missing"] == entry["injected"]["missing"] == 0  # it is held to a schema
-    assert report["position"]["judge"]["text"]["first"]["asked"] == 2
+    assert report["position"]["judge"]["text"]["first"]["asked"] == count
     chats = tmp_path / "transcripts.jsonl"
     said = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
     assert [(line["judge"], line["metric"], line["conversation"]) for line in said] == [
-        (judge, "interactivity", number) for judge in ("judge", "two") for number in range(2)
+        (judge, "interactivity", number) for judge in ("judge", "two") for number in range(count)
     ]
-    assert [line["goal"] for line in said[:2]] == [json.loads(line)["goal"] for line in chats.read_text().splitlines()]
+    assert [line["goal"] for line in said[:count]] == [
+        json.loads(line)["goal"] for line in chats.read_text().splitlines()
+    ]
     assert all(0 <= line[name] <= 1 for line in said for name in ("score", "padded"))
     assert "unmoved" in done.stdout and "evaluator" not in report["position"]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import program
 import pytest
+from commands import finished
 from marks import slow
 
 from collab.app import cli
@@ -44,8 +45,14 @@ main("train", run)
 
 def command(*arguments, cwd, **environment):
     (cwd / "program.py").write_text(PROGRAM)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return finished(str(cwd / "program.py"), *arguments, cwd=cwd, env={"PYTHONPATH": str(ROOT), **environment})
+
+
+def command_alone(*arguments, cwd):
+    """In an interpreter of its own: a process that is forked waits for the workers of joblib for ever."""
+    (cwd / "program.py").write_text(PROGRAM)
     typed = [sys.executable, "program.py", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(typed, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
 
 
@@ -62,7 +69,7 @@ def ran(folder):
     "launcher", [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], slow(["hydra/launcher=submitit_local"])]
 )
 def test_a_launcher_runs_the_jobs_and_all_are_told(launcher, tmp_path):
-    done = command("-m", "seed=1,2", "name=x", *launcher, cwd=tmp_path)
+    done = command_alone("-m", "seed=1,2", "name=x", *launcher, cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert set(ran(tmp_path)) == {1, 2}
     (sweep,) = tmp_path.glob("multirun/*")

@@ -291,6 +291,7 @@ def test_parts_share_the_work_and_a_killed_one_goes_on(tmp_path: Path) -> None:
     assert list(datasets.load_from_disk(str(folder / "dataset"))["conv_id"]) == expected
 
 
+@pytest.mark.slow  # tests/e2e/test_synthesize.py has two processes with weights of their own
 def test_processes_of_a_launcher_share_the_work(teacher: FaultServer, tmp_path: Path) -> None:
     folder, log = tmp_path / "data", tmp_path / "log"
     joined(start_two("collab", ["synthesize", *command(teacher, folder)], log), log)

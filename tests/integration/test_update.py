@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow
 from models import tiny_lm, with_adapter
 from stepping import fit
 
@@ -218,6 +219,7 @@ ALGORITHMS: dict[str, tuple[Any, Any, Plain]] = {
 }
 FAMILIES = ("Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3")
 CASES = [("Llama", algorithm) for algorithm in ALGORITHMS] + [(family, "grpo_kl") for family in FAMILIES]
+FULL = [("Llama", "grpo_kl"), ("Llama", "dpo"), ("Llama", "ppo"), ("Gemma3", "grpo_kl")]  # all weights; others are slow
 
 
 def with_head(module: Any) -> Any:
@@ -229,8 +231,10 @@ def with_head(module: Any) -> Any:
     return module
 
 
-@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize(("family", "algorithm"), CASES)
+@pytest.mark.parametrize(
+    ("family", "algorithm", "adapter"),
+    [*((*case, True) for case in CASES), *((*case, False) if case in FULL else slow(*case, False) for case in CASES)],
+)
 def test_loss_and_gradients_are_those_of_the_plain_computation(
     family: str, algorithm: str, adapter: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,10 @@ SAID = st.lists(SPELLINGS | TEXT, max_size=6).map("".join)
 NAMES = ("smollm2", "chatml", "llama3", "gemma", "mistral", "llama2", "phi", "phi, spaces", "words")
 OF_BYTES = ("smollm2", "chatml", "phi")  # any text comes back from their tokens, and nothing is trimmed
 
-with_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Half of the examples, for each of nine templates.
+with_fixture = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=settings.default.max_examples // 2
+)
 
 
 @cache

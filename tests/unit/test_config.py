@@ -9,6 +9,7 @@ from typing import get_type_hints
 
 import pytest
 from composing import load_config
+from marks import slow
 
 from collab.app import compose
 from collab.app.compose import options
@@ -28,6 +29,16 @@ OPTIONS = [
     for group, names in options([config_dir()]).items()
     for name in names
 ]
+# Groups whose options get in no other's way: one config holds an option of each. The options of the others stand alone.
+TOGETHER = (
+    *("algorithm", "budget", "callbacks", "definitions", "engine", "evaluator", "judge", "logger", "model", "sampler"),
+    *("strategy", "sweep", "trainer", "user", "users"),
+)
+_ROWS = itertools.zip_longest(*([text for text in OPTIONS if text.split("=")[0] == group] for group in TOGETHER))
+COMBINED = [
+    *(tuple(option for option in row if option is not None) for row in _ROWS),
+    *((option,) for option in OPTIONS if option.split("=")[0] not in TOGETHER),
+]
 
 
 def completed(override: str) -> list[str]:
@@ -44,8 +55,8 @@ def completed(override: str) -> list[str]:
 
 
 @functools.cache
-def composed(entry: str, override: str) -> Config:
-    return load_config(entry, completed(override))
+def composed(entry: str, *options: str) -> Config:
+    return load_config(entry, [text for option in options for text in completed(option)])
 
 
 @pytest.mark.parametrize(
@@ -73,16 +84,20 @@ def test_an_option_means_the_same_to_every_program(entry, override):
 
 
 @pytest.mark.parametrize("entry", ["train", "evaluate"])
-@pytest.mark.parametrize("override", ["seed=1", *OPTIONS])
-def test_every_option_composes_and_passes(entry, override):
-    config = composed(entry, override)
+@pytest.mark.parametrize(
+    "options",
+    [(), *COMBINED, *(slow((option,)) for option in OPTIONS if (option,) not in COMBINED)],
+    ids=lambda options: " ".join(options) or "nothing",
+)
+def test_every_option_composes_and_passes(entry, options):
+    config = composed(entry, *options)
     if entry == "train" and config.task.evaluation_only:
         name = config.task.name
         with pytest.raises(
             BadInput, match=rf"task {name} is for evaluation only .* Run `python evaluate.py task={name}"
         ):
             check(config, entry)
-    elif override.startswith("teacher=") and override != "teacher=none":
+    elif options[:1] != ("teacher=none",) and any(option.startswith("teacher=") for option in options):
         check(config, "synthesize")
         with pytest.raises(BadInput, match="teacher plays the assistant of `collab synthesize`, and nothing here"):
             check(config, entry)
@@ -99,6 +114,7 @@ def test_nothing_is_synthesised_from_goals_for_evaluation_alone():
 
 def test_there_are_options_to_compose():
     assert {"experiment=doc_edit", "experiment=paper/doc_edit", "algorithm=grpo", "strategy=ddp"} <= set(OPTIONS)
+    assert sorted(option for options in COMBINED for option in options) == sorted(OPTIONS)
 
 
 def test_rloo_and_online_dpo_are_made_of_other_algorithms():
@@ -136,9 +152,9 @@ def test_an_endpoint_has_the_types_of_its_schema():
         load_config("train", ["judge=llm", "endpoint@judge.endpoint=opnai"])
 
 
-@pytest.mark.parametrize("override", [text for text in OPTIONS if text.split("=")[0] != "trainer"])
-def test_every_class_that_an_option_names_can_be_imported(override):
-    for key, target in targets(composed("train", override)).items():
+@pytest.mark.parametrize("options", COMBINED, ids=" ".join)
+def test_every_class_that_an_option_names_can_be_imported(options):
+    for key, target in targets(composed("train", *options)).items():
         assert callable(load_target(target, key))
 
 

@@ -17,7 +17,7 @@ import tiktoken
 from composing import load_config
 from hypothesis import given
 from hypothesis import strategies as st
-from nltk.translate.bleu_score import sentence_bleu
+from marks import slow
 from scripted import Script, answering, spoken
 
 from collab.app import build
@@ -104,6 +104,8 @@ def test_bleu_is_over_characters(text: str, expected: float) -> None:
 @given(*[st.text("ab c.\n漢", min_size=1, max_size=40)] * 2)
 def test_bleu_over_characters_is_that_of_nltk(text: str, reference: str) -> None:
     talk = Conversation(Goal("g", "Write.", reference)).with_user("hi").with_reply(spoken(text))
+    from nltk.translate.bleu_score import sentence_bleu  # takes long to import
+
     assert CharacterBleu().of(text, talk) == pytest.approx(sentence_bleu([reference], text), abs=1e-9)
 
 
@@ -304,10 +306,10 @@ def test_official_metrics_take_the_place_of_all_of_a_tasks(task: str, weights: d
     "typed",
     [
         "task.metrics.bleu.weight=2",
-        "+task.metrics.bleu.options.smooth=1",
+        slow("+task.metrics.bleu.options.smooth=1"),
         "~task.metrics.token_penalty",
-        "task.metrics={}",
-        "++task.metrics.bleu.options.with_notes=false",
+        slow("task.metrics={}"),
+        slow("++task.metrics.bleu.options.with_notes=false"),
     ],
 )
 def test_a_metric_of_the_task_that_is_not_read_is_refused(typed: str) -> None:

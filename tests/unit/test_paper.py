@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from composing import load_config
+from marks import slow
 
 from benchmarks import paper_costs, two_bleus
 from collab.app.estimate import describe, estimate
@@ -31,14 +32,18 @@ TASKS = {  # lambda a token, temperature, conversations, turns, test goals, metr
     "code": (5e-4, 0.6, 500, 2627, 600, "pass_rate"),
     "math": (5e-4, 0.6, 500, 2527, 200, "accuracy"),
 }
+FEW = (("code", "sft"), ("math", "ppo"))  # beside all algorithms of doc_edit; the others are slow
 
 
 def paper(task: str, *overrides: str) -> Config:
     return load_config("train", [f"experiment=paper/{task}", *overrides])
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("task", "algorithm"),
+    [*(("doc_edit", name) for name in ALGORITHMS), *FEW]
+    + [slow(task, name) for task in ("code", "math") for name in ALGORITHMS if (task, name) not in FEW],
+)
 def test_each_algorithm_brings_its_figures(task: str, algorithm: str) -> None:
     config = paper(task, f"algorithm={algorithm}")
     check(config)
