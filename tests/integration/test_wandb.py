@@ -17,8 +17,8 @@ import pytest
 import wandb
 from composing import load_config
 
-from collab.app.build import loggers
 from collab.app.cli import main
+from collab.app.loggers import loggers
 from collab.app.wandb_mode import wandb_mode
 from collab.util.errors import BadInput
 

@@ -1,0 +1,92 @@
+"""Reads the file of a W&B run that was logged offline: a log of protobuf records in blocks, as LevelDB writes logs."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+_BLOCK = 32768
+_FULL, _LAST = 1, 4  # kinds of a piece: a whole record, the last piece of one
+
+
+@dataclass
+class OfflineRun:
+    """What a run file says, later parts over earlier ones.
+
+    Attributes:
+        config: Key -> value, nested.
+        history: The logged rows, with nested keys joined by ".".
+        summary: Key -> value.
+        metrics: Name or glob -> the record of `define_metric`.
+        alerts: (title, text).
+        artifacts: Name -> its record.
+        record: The record of the run itself: group, job type, project.
+        stats: How many records of system metrics there are.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    alerts: list[tuple[str, str]] = field(default_factory=list)
+    artifacts: dict[str, Any] = field(default_factory=dict)
+    record: Any = None
+    stats: int = 0
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of each row that has this metric."""
+        return [(row["trainer/global_step"], row[name]) for row in self.history if name in row]
+
+
+def read(folder: Path) -> OfflineRun:
+    """The run in the folder of a run, `wandb/offline-run-*/run-*.wandb`; of several parts, the latest comes last."""
+    run = OfflineRun()
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert files, f"{folder} has no offline run"
+    for path in files:
+        for data in _records(path.read_bytes()):
+            record = wandb_internal_pb2.Record.FromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                run.record = record.run
+                run.config |= _items(record.run.config.update)
+            elif kind == "config":
+                run.config |= _items(record.config.update)
+            elif kind == "history":
+                run.history.append(_items(record.history.item))
+            elif kind == "summary":
+                run.summary |= _items(record.summary.update)
+            elif kind == "metric":
+                run.metrics[record.metric.name or record.metric.glob_name] = record.metric
+            elif kind == "alert":
+                run.alerts.append((record.alert.title, record.alert.text))
+            elif kind == "artifact":
+                run.artifacts[record.artifact.name] = record.artifact
+            run.stats += kind == "stats"
+    return run
+
+
+def _items(items: Any) -> dict[str, Any]:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    assert data[:4] == b":W&B", "no file of W&B"
+    place, whole = 7, b""
+    while place + 7 <= len(data):
+        if _BLOCK - place % _BLOCK < 7:  # no header fits into the rest of a block
+            place += _BLOCK - place % _BLOCK
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        piece = data[place + 7 : place + 7 + length]
+        assert int.from_bytes(data[place : place + 4], "little") == zlib.crc32(bytes([kind]) + piece), "damaged"
+        whole, place = whole + piece, place + 7 + length
+        if kind in (_FULL, _LAST):
+            yield whole
+            whole = b""
