@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import csv
-import json
 import statistics
-from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +16,6 @@ import torch
 from marks import slow
 from run_folder import data_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from wandb_file import OfflineRun, read
-
-from collab.reports.sections import SECTIONS
 
 if TYPE_CHECKING:
     from conftest import Run, Runner
@@ -134,71 +129,6 @@ def test_metrics_are_logged_for_every_step(trained: Run) -> None:
         assert sum(bool(row[f"train/{name}"]) for row in rows) == 2, name
     kl = [float(row["train/kl"]) for row in rows if row["train/kl"]]
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[1] > 0
-
-
-# --- the W&B run, read back from its file ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def at_wandb(trained: Run) -> OfflineRun:
-    return read(trained.folder)
-
-
-def test_wandb_has_each_metric_once_in_a_section_with_the_steps_of_the_file(trained: Run, at_wandb: OfflineRun) -> None:
-    with (trained.folder / "csv" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    logged = {name.partition("/")[2]: name for row in at_wandb.history for name in row if "/" in name}
-    places = ("train/mr", "reward"), ("val/reward", "reward"), ("train/loss", "optimiser"), ("train/turns", "user")
-    for metric, section in (*places, ("train/invalid", "rollout"), ("train/rollout_seconds", "engine")):
-        assert logged[metric] == f"{section}/{metric}"
-        expected = [(int(row["step"]), pytest.approx(float(row[metric]))) for row in rows if row[metric]]
-        assert at_wandb.series(f"{section}/{metric}") == expected and len(expected) == 2
-    assert {name.partition("/")[0] for name in logged.values()} - {"trainer", "conversations"} <= SECTIONS.keys()
-    assert at_wandb.stats  # processor and memory, by W&B itself
-
-
-def test_wandb_knows_the_axis_and_keeps_the_best(trained: Run, at_wandb: OfflineRun) -> None:
-    assert at_wandb.metrics["*"].step_metric == "trainer/global_step"
-    defined = at_wandb.metrics["reward/val/reward"]
-    assert defined.summary.max and defined.summary.last and defined.step_metric == "trainer/global_step"
-    for policy in ("base", "proactive", "trained"):
-        mean = trained.results["policies"][policy]["reward"]["mean"]
-        assert at_wandb.summary[f"test/{policy}/reward"] == pytest.approx(mean)
-
-
-def test_wandb_has_tables_of_conversations_with_trees(trained: Run, at_wandb: OfflineRun) -> None:
-    (media,) = (trained.folder / "wandb").glob("offline-run-*/files/media")
-
-    def table(name: str) -> list[list[object]]:
-        paths = [row[f"conversations/{name}"]["path"] for row in at_wandb.history if f"conversations/{name}" in row]
-        return [row for path in paths for row in json.loads((media.parent / path).read_text())["data"]]
-
-    trees, validations, tests = table("train"), table("val"), table("test")
-    assert [row[:2] for row in trees] == [[step, which] for step in (1, 2) for which in ("best", "worst")]
-    assert [row[0] for row in validations] == [1, 2] and {row[0] for row in tests} == {"base", "proactive", "trained"}
-    assert len(tests) == 3 * 2
-    for row in trees:
-        html = (media.parent / row[3]["path"]).read_text()
-        assert html.count("<summary>candidate: MR") == 3 and "<summary>future 1: R* " in html
-        assert "default-src 'none'" in html
-    record = next(r for r in trained.transcripts if r["phase"] == "validation" and r["step"] == 2)
-    html = unescape((media.parent / validations[1][3]["path"]).read_text())
-    assert record["messages"][-1]["content"] in html and record["goal"] in html
-    assert validations[1][4] == pytest.approx(record["reward"])
-
-
-def test_wandb_has_the_config_and_the_lineage(trained: Run, at_wandb: OfflineRun) -> None:
-    assert at_wandb.config["algorithm"]["lr"] == 0.005 and at_wandb.config["model"]["lora"]["r"] == 4
-    assert at_wandb.config["task"]["metrics"]["bleu"]["options"]["with_notes"] is False
-    assert (at_wandb.record.run_group, at_wandb.record.job_type) == (trained.results["config"]["name"], "train")
-    goals, policy = at_wandb.artifacts["goals-doc_edit"], at_wandb.artifacts[f"policy-{at_wandb.record.run_id}"]
-    assert (goals.type, goals.use_after_commit) == ("dataset", True)
-    assert {entry.path for entry in goals.manifest.contents} == {"train.jsonl", "val.jsonl", "test.jsonl"}
-    assert (policy.type, policy.use_after_commit, list(policy.aliases)) == ("model", False, ["best"])
-    assert "adapter_model.safetensors" in {entry.path for entry in policy.manifest.contents}
-    chosen = json.loads(policy.metadata)
-    best = max(float(value) for _, value in at_wandb.series("reward/val/reward"))
-    assert chosen["val/reward"] == pytest.approx(best) and chosen["step"] in (1, 2)
 
 
 @pytest.mark.parametrize("model", ["letters", slow("smollm2")])
