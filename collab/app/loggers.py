@@ -18,6 +18,7 @@ from collab.app.wandb_mode import wandb_mode
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.wandb_logger import (
     SectionedWandbLogger,
+    files_artifact,
     goals_artifact,
     log_conversations,
     policy_artifact,
@@ -63,7 +64,7 @@ def loggers(config: Config, run: str, before: int) -> list[Logger]:
         made.append(logger)
     if config.logger.tensorboard:
         made.append(TensorBoardLogger(folder, name="", version="tensorboard", purge_step=before or None))
-    if config.logger.mlflow:
+    if config.logger.mlflow and rank() == 0:  # one process makes the database
         made.append(_mlflow_logger(config, run))
     return made
 
@@ -92,20 +93,17 @@ def wandb_logger(config: Config, run: str) -> SectionedWandbLogger | None:
 def _mlflow_logger(config: Config, run: str) -> MLFlowLogger:
     """Logs to `MLFLOW_TRACKING_URI`, else to `mlflow.db` in the run's folder; goes on with the run of the same id."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
     folder = Path(config.output_dir)
     where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-    found: str | None = None
-    if rank() == 0:
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(where)
-        experiment = client.get_experiment_by_name(config.name)
-        if experiment is not None:
-            same = client.search_runs([experiment.experiment_id], f"tags.`collab.run` = '{run}'", max_results=1)
-            found = same[0].info.run_id if same else None
-    logger = MLFlowLogger(config.name, folder.name, where, tags={"collab.run": run}, run_id=found)
-    if found is None:
-        logger.log_hyperparams(asdict(config))
+    logger = MLFlowLogger(config.name, folder.name, where, tags={"collab.run": run})
+    client = MlflowClient(where)
+    if (experiment := client.get_experiment_by_name(config.name)) is not None:
+        same = client.search_runs([experiment.experiment_id], f"tags.`collab.run` = '{run}'", max_results=1)
+        if same:
+            return MLFlowLogger(config.name, tracking_uri=where, run_id=same[0].info.run_id)
+    logger.log_hyperparams(asdict(config))
     return logger
 
 
@@ -119,10 +117,7 @@ def log_inputs(config: Config, logged_to: Sequence[Logger], splits: GoalSplits) 
     use_artifact(run, goals_artifact(config.task.name, {"train": splits.train, "val": splits.val, "test": splits.test}))
     stored = Path(config.algorithm.data) if isinstance(config.algorithm.data, str) else None
     if stored is not None and stored.exists():
-        artifact = wandb.Artifact(f"conversations-{stored.resolve().name}", "dataset")
-        add = artifact.add_dir if stored.is_dir() else artifact.add_file
-        add(str(stored), policy="immutable", skip_cache=True)
-        use_artifact(run, artifact)
+        use_artifact(run, files_artifact(f"conversations-{stored.resolve().name}", "dataset", stored))
     before = Path(config.model.path) if config.model.path else None
     if before is not None and (before.resolve().parent / STATE).is_file():
         use_artifact(run, policy_artifact(before, RunState.read(before.resolve().parent).id))

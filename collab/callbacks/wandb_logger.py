@@ -138,14 +138,21 @@ def policy_artifact(folder: Path, run: str, **metadata: Any) -> wandb.Artifact:
     """The policy of a run as `policy-<run id>`.
 
     Args:
-        folder: Of the exported policy. Its files are not copied, so they have to stay until they are uploaded.
+        folder: Of the exported policy.
         run: Id of the run that trained it.
         metadata: Shown beside it.
     """
+    return files_artifact(f"policy-{run}", "model", folder, **metadata)
+
+
+def files_artifact(name: str, kind: str, path: Path, **metadata: Any) -> wandb.Artifact:
+    """A file, or all files of a folder, as an artifact. They are not copied, so they have to stay until the upload."""
     import wandb
 
-    artifact = wandb.Artifact(f"policy-{run}", "model", metadata=metadata)
-    artifact.add_dir(str(folder), policy="immutable", skip_cache=True)
+    artifact = wandb.Artifact(name, kind, metadata=metadata)
+    for file in [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*"))):
+        where = file.name if path.is_file() else str(file.relative_to(path))
+        artifact.add_file(str(file), where, policy="immutable", skip_cache=True)
     return artifact
 
 
