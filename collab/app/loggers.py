@@ -75,6 +75,8 @@ def wandb_logger(config: Config, run: str) -> SectionedWandbLogger | None:
     if mode == "disabled":
         return None
     folder = Path(config.output_dir)
+    if mode == "offline":  # here W&B keeps files of tables and artifacts until `wandb sync`; else in the home folder
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
     own = {"group": ("WANDB_RUN_GROUP", config.name), "job_type": ("WANDB_JOB_TYPE", "train")}
     return SectionedWandbLogger(
         config.task.metrics,
@@ -141,9 +143,10 @@ def _run_with_artifacts(config: Config, logged_to: Sequence[Logger]) -> Any:
 
 
 def log_test(config: Config, run: RunState) -> None:
-    """Log the test of a finished run: a table of conversations, and the table of results in W&B's summary.
+    """Log the test of a finished run, and end the run at W&B.
 
-    The run at W&B is the one that training began; after an interruption it is opened again.
+    The conversations go into a table, the table of results into the summary. The run at W&B is the one that training
+    began; after an interruption it is opened again.
     """
     if rank() > 0 or (logger := wandb_logger(config, run.id)) is None:
         return
@@ -153,7 +156,9 @@ def log_test(config: Config, run: RunState) -> None:
     if wandb.run is not None:
         logger._experiment = wandb.run
     log_conversations([logger], "test", records, goals)
-    logger.experiment.summary.update(_test_summary(json.loads((folder / RESULTS).read_bytes())["policies"]))
+    at_wandb = logger.experiment
+    at_wandb.summary.update(_test_summary(json.loads((folder / RESULTS).read_bytes())["policies"]))
+    at_wandb.finish()
 
 
 def _test_summary(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

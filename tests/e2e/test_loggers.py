@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from html import unescape
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ def logged(letters: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Four steps of the random model that says letters, with two validations."""
     folder = tmp_path_factory.mktemp("logged") / "run"
     everywhere = ("logger=wandb", "logger.tensorboard=true", "logger.mlflow=true")
-    done = finished("train", *letters, *everywhere, f"output_dir={folder}")
+    done = finished("train", *letters, *everywhere, f"output_dir={folder}", env={"WANDB_DATA_DIR": None})
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return Run(folder, done.stdout)
 
@@ -48,14 +47,6 @@ def rows(logged: Run) -> dict[str, list[tuple[int, Any]]]:
 @pytest.fixture(scope="module")
 def at_wandb(logged: Run) -> OfflineRun:
     return read(logged.folder)
-
-
-def table(run: Run, at_wandb: OfflineRun, name: str) -> tuple[list[list[Any]], Path]:
-    """The rows of all tables of a name, and the folder that paths of media are in."""
-    (media,) = (run.folder / "wandb").glob("offline-run-*/files")
-    entries = [row for row in at_wandb.history if f"conversations/{name}.path" in row or f"conversations/{name}" in row]
-    paths = [row.get(f"conversations/{name}.path") or row[f"conversations/{name}"]["path"] for row in entries]
-    return [row for path in paths for row in json.loads((media / path).read_text())["data"]], media
 
 
 def test_wandb_has_every_metric_in_one_section_and_at_the_steps_of_the_file(
@@ -81,18 +72,17 @@ def test_wandb_knows_the_axis_and_keeps_the_best_and_the_results(logged: Run, at
 
 
 def test_wandb_has_the_trees_of_the_best_and_the_worst_group_of_a_step(logged: Run, at_wandb: OfflineRun) -> None:
-    trees, media = table(logged, at_wandb, "train")
+    trees = at_wandb.table("conversations/train")
     assert [row[:2] for row in trees] == [[step, which] for step in (1, 2, 3, 4) for which in ("best", "worst")]
     for row in trees:
-        html = (media / row[3]["path"]).read_text()
+        html = row[3]
         played = [r for r in logged.transcripts if (r["phase"], r["step"], r["goal"]) == ("train", row[0], row[2])]
         assert html.count("<summary>candidate: MR") == len({(r["group"], r["candidate"]) for r in played})
         assert "default-src 'none'" in html
 
 
 def test_wandb_has_tables_of_each_validation_and_of_the_test(logged: Run, at_wandb: OfflineRun) -> None:
-    validations, media = table(logged, at_wandb, "val")
-    tests, _ = table(logged, at_wandb, "test")
+    validations, tests = at_wandb.table("conversations/val"), at_wandb.table("conversations/test")
     assert [row[0] for row in validations] == [2, 2, 4, 4]
     assert [row[0] for row in tests] == [name for name in ("base", "proactive", "trained") for _ in range(2)]
     records = {(r.get("step"), r["policy"], r["goal"]): r for r in logged.transcripts if r["phase"] != "train"}
@@ -100,7 +90,7 @@ def test_wandb_has_tables_of_each_validation_and_of_the_test(logged: Run, at_wan
         *((row, (row[0], "policy", row[2])) for row in validations),
         *((row, (None, row[0], row[2])) for row in tests),
     ]:
-        record, html = records[where], unescape((media / row[3]["path"]).read_text())
+        record, html = records[where], unescape(row[3])
         assert row[4] == pytest.approx(record["reward"])
         assert all(message["content"] in html for message in record["messages"])
 
@@ -109,10 +99,11 @@ def test_wandb_has_the_config_and_the_lineage(logged: Run, at_wandb: OfflineRun)
     assert at_wandb.config["algorithm"]["lr"] == 0.05 and at_wandb.config["model"]["lora"]["r"] == 4
     assert at_wandb.config["task"]["metrics"]["bleu"]["target"] == "commands.Early"
     assert (at_wandb.record.run_group, at_wandb.record.job_type) == (logged.results["config"]["name"], "train")
-    goals, policy = at_wandb.artifacts["goals-doc_edit"], at_wandb.artifacts[f"policy-{at_wandb.record.run_id}"]
-    assert (goals.type, goals.use_after_commit) == ("dataset", True)
+    goals, policy = [artifact for artifact in at_wandb.artifacts if artifact.type != "run_table"]
+    assert (goals.name, goals.type, goals.use_after_commit) == ("goals-doc_edit", "dataset", True)
     assert {entry.path for entry in goals.manifest.contents} == {"train.jsonl", "val.jsonl", "test.jsonl"}
-    assert (policy.type, policy.use_after_commit, list(policy.aliases)) == ("model", False, ["best"])
+    assert (policy.name, policy.type) == (f"policy-{at_wandb.record.run_id}", "model")
+    assert not policy.use_after_commit and "best" in policy.aliases
     assert "adapter_model.safetensors" in {entry.path for entry in policy.manifest.contents}
     chosen, values = json.loads(policy.metadata), dict(at_wandb.series("reward/val/reward"))
     assert chosen["val/reward"] == pytest.approx(max(values.values())) == values[chosen["step"] - 1]

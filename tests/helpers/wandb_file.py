@@ -25,7 +25,7 @@ class OfflineRun:
         summary: Key -> value.
         metrics: Name or glob -> the record of `define_metric`.
         alerts: (title, text).
-        artifacts: Name -> its record.
+        artifacts: Their records; those of tables have the type "run_table".
         record: The record of the run itself: group, job type, project.
         stats: How many records of system metrics there are.
     """
@@ -35,9 +35,19 @@ class OfflineRun:
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     alerts: list[tuple[str, str]] = field(default_factory=list)
-    artifacts: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[Any] = field(default_factory=list)
     record: Any = None
     stats: int = 0
+
+    def table(self, name: str) -> list[list[Any]]:
+        """The rows of all tables of a name, in order, with the text of HTML media in place of its entry."""
+        rows = []
+        for artifact in self.artifacts:
+            files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+            if f"{name}.table.json" in files:
+                for row in json.loads(files[f"{name}.table.json"].read_text())["data"]:
+                    rows.append([files[cell["path"]].read_text() if isinstance(cell, dict) else cell for cell in row])
+        return rows
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of each row that has this metric."""
@@ -67,7 +77,7 @@ def read(folder: Path) -> OfflineRun:
             elif kind == "alert":
                 run.alerts.append((record.alert.title, record.alert.text))
             elif kind == "artifact":
-                run.artifacts[record.artifact.name] = record.artifact
+                run.artifacts.append(record.artifact)
             run.stats += kind == "stats"
     return run
 

@@ -84,7 +84,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     (tmp_path / "home").mkdir()
@@ -234,7 +234,7 @@ def test_alerts_and_the_policy_of_an_earlier_run_are_in_the_file(tmp_path: Path)
     run = read(tmp_path / "run")
     assert run.alerts == [("Collapse", "the policy has collapsed")]
     assert run.config["model"]["path"] == str(earlier.folder / "policy")
-    found = {name: (one.type, one.use_after_commit) for name, one in run.artifacts.items()}
+    found = {one.name: (one.type, one.use_after_commit) for one in run.artifacts}
     assert found == {
         "goals-doc_edit": ("dataset", True),
         "conversations-stored.jsonl": ("dataset", True),
@@ -248,7 +248,7 @@ def test_without_artifacts_nothing_is_read_or_sent(tmp_path: Path) -> None:
     log_inputs(config, made, load_splits(config.task))
     alert(made, "so that", "there is a run")
     wandb.finish()
-    assert read(tmp_path / "run").artifacts == {}
+    assert read(tmp_path / "run").artifacts == []
 
 
 @pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])
