@@ -117,9 +117,9 @@ def log_inputs(config: Config, logged_to: Sequence[Logger], splits: GoalSplits) 
     if (run := _run_with_artifacts(config, logged_to)) is None:
         return
     use_artifact(run, goals_artifact(config.task.name, {"train": splits.train, "val": splits.val, "test": splits.test}))
-    stored = Path(config.algorithm.data) if isinstance(config.algorithm.data, str) else None
-    if stored is not None and stored.exists():
-        use_artifact(run, files_artifact(f"conversations-{stored.resolve().name}", "dataset", stored))
+    for stored in (config.algorithm.data, config.sampler.contexts):
+        if stored and (path := Path(stored)).exists():  # else it is on the hub
+            use_artifact(run, files_artifact(f"conversations-{path.resolve().name}", "dataset", path))
     before = Path(config.model.path) if config.model.path else None
     if before is not None and (before.resolve().parent / STATE).is_file():
         use_artifact(run, policy_artifact(before, RunState.read(before.resolve().parent).id))

@@ -27,7 +27,7 @@ def logged(letters: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Four steps of the random model that says letters, with two validations."""
     folder = tmp_path_factory.mktemp("logged") / "run"
     everywhere = ("logger=wandb", "logger.tensorboard=true", "logger.mlflow=true")
-    done = finished("train", *letters, *everywhere, f"output_dir={folder}", env={"WANDB_DATA_DIR": None})
+    done = finished("train", *letters, *everywhere, f"output_dir={folder}")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return Run(folder, done.stdout)
 

@@ -225,11 +225,10 @@ def test_alerts_and_the_policy_of_an_earlier_run_are_in_the_file(tmp_path: Path)
     earlier.write()
     (tmp_path / "stored.jsonl").write_text("{}\n")
     given = [f"model.path={earlier.folder / 'policy'}", f"algorithm.data={tmp_path / 'stored.jsonl'}"]
-    splits = load_splits(load_config("train", ["experiment=doc_edit"]).task)
-    config = load_config("train", ["experiment=doc_edit", *given], str(tmp_path / "run"))
+    config = load_config("train", ["experiment=doc_edit_sft", *given], str(tmp_path / "run"))
     made = loggers(config, "id", 0)
     alert(made, "Collapse", "the policy has collapsed")
-    log_inputs(config, made, splits)
+    log_inputs(config, made, load_splits(config.task))
     wandb.finish()
     run = read(tmp_path / "run")
     assert run.alerts == [("Collapse", "the policy has collapsed")]
