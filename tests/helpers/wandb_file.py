@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ _FULL, _LAST = 1, 4  # kinds of a piece: a whole record, the last piece of one
 
 @dataclass
 class OfflineRun:
-    """What a run file says, later parts over earlier ones.
+    """What a run file says.
 
     Attributes:
         config: Key -> value, nested.
@@ -28,6 +29,7 @@ class OfflineRun:
         artifacts: Their records; those of tables have the type "run_table".
         record: The record of the run itself: group, job type, project.
         stats: How many records of system metrics there are.
+        ended: Whether the record of the end is there.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class OfflineRun:
     artifacts: list[Any] = field(default_factory=list)
     record: Any = None
     stats: int = 0
+    ended: bool = False
 
     def table(self, name: str) -> list[list[Any]]:
         """The rows of all tables of a name, in order, with the text of HTML media in place of its entry."""
@@ -55,30 +58,40 @@ class OfflineRun:
 
 
 def read(folder: Path) -> OfflineRun:
-    """The run in the folder of a run, `wandb/offline-run-*/run-*.wandb`; of several parts, the latest comes last."""
+    """The finished run in the folder of a run, `wandb/offline-run-*/run-*.wandb`.
+
+    W&B's own process writes the file, and may still do so when the run has ended: waits for the record of the end.
+    """
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    latest = time.monotonic() + 60
+    while not (run := _parsed(path)).ended:
+        assert time.monotonic() < latest, f"{path} has no end"
+        time.sleep(0.1)
+    return run
+
+
+def _parsed(path: Path) -> OfflineRun:
     run = OfflineRun()
-    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
-    assert files, f"{folder} has no offline run"
-    for path in files:
-        for data in _records(path.read_bytes()):
-            record = wandb_internal_pb2.Record.FromString(data)
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                run.record = record.run
-                run.config |= _items(record.run.config.update)
-            elif kind == "config":
-                run.config |= _items(record.config.update)
-            elif kind == "history":
-                run.history.append(_items(record.history.item))
-            elif kind == "summary":
-                run.summary |= _items(record.summary.update)
-            elif kind == "metric":
-                run.metrics[record.metric.name or record.metric.glob_name] = record.metric
-            elif kind == "alert":
-                run.alerts.append((record.alert.title, record.alert.text))
-            elif kind == "artifact":
-                run.artifacts.append(record.artifact)
-            run.stats += kind == "stats"
+    for data in _records(path.read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run.record = record.run
+            run.config |= _items(record.run.config.update)
+        elif kind == "config":
+            run.config |= _items(record.config.update)
+        elif kind == "history":
+            run.history.append(_items(record.history.item))
+        elif kind == "summary":
+            run.summary |= _items(record.summary.update)
+        elif kind == "metric":
+            run.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "alert":
+            run.alerts.append((record.alert.title, record.alert.text))
+        elif kind == "artifact":
+            run.artifacts.append(record.artifact)
+        run.stats += kind == "stats"
+        run.ended |= kind == "exit"
     return run
 
 
@@ -95,6 +108,8 @@ def _records(data: bytes) -> Iterator[bytes]:
             continue
         length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
         piece = data[place + 7 : place + 7 + length]
+        if len(piece) < length:
+            return  # it is being written
         assert int.from_bytes(data[place : place + 4], "little") == zlib.crc32(bytes([kind]) + piece), "damaged"
         whole, place = whole + piece, place + 7 + length
         if kind in (_FULL, _LAST):
