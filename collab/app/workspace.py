@@ -36,7 +36,9 @@ def workspace(entity: str, project: str) -> Any:
         )
         for section, plots in PLOTS.items()
     ]
-    tables = [wr.WeavePanelSummaryTable(table_name=f"{TABLES}/{split}") for split in ("val", "test", "train")]
+    tables: list[Any] = [
+        wr.WeavePanelSummaryTable(table_name=f"{TABLES}/{split}") for split in ("val", "test", "train")
+    ]
     sections.insert(1, ws.Section(name=TABLES, panels=tables, is_open=True))
     return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, auto_generate_panels=True)
 
