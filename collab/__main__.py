@@ -13,6 +13,7 @@ COMMANDS = {
     "chat": "talk to a policy in the terminal, or with --web to two side by side in the browser",
     "study": "let people write with assistants, blind, and rate them: collab study serve|export STUDY.yaml",
     "report": "write one page about a run: table, curves, conversations: collab report RUN [RUN2]",
+    "workspace": "save a W&B workspace with a section for each kind of metric: collab workspace ENTITY/PROJECT",
     "merge": "put several seeds in one table",
     "simulator-report": "say how human simulated users are",
     "judge-report": "say how far judges agree, and what moves their scores",
@@ -63,6 +64,10 @@ def main() -> None:
         from collab.reports.report import main as report
 
         sys.exit(report(rest))
+    if name == "workspace":
+        from collab.app.workspace import main as workspace
+
+        sys.exit(workspace(rest))
     if name == "merge":
         from collab.reports.merge import main as merge
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,12 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from collab.app.resume import JOURNAL
 from collab.app.too_long import contexts_that_fit, goals_that_fit
-from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress
 from collab.chat.base import ChatModel, Sampling
 from collab.chat.endpoints import Endpoints
@@ -412,33 +411,3 @@ def _strategy(config: Config) -> Strategy | str:
     if name == "fsdp":
         return ShardedStrategy(num_processes(config), config.strategy.sharded_checkpoints, _TIMEOUT)
     return DDPStrategy(timeout=_TIMEOUT) if name == "ddp" else "auto"
-
-
-def loggers(config: Config, run: str, before: int) -> list[Logger]:
-    """CSV always, and W&B as `wandb_mode` says. A resumed run appends to both.
-
-    Args:
-        config: The checked config.
-        run: Id of the run at W&B.
-        before: Finished training batches, whose rows stay in the CSV file.
-    """
-    from collab.app.wandb_mode import wandb_mode  # wandb takes a second to import, and only training needs it
-
-    folder = Path(config.output_dir)
-    made: list[Logger] = [metrics_logger(folder, before)]
-    mode, _ = wandb_mode(config.logger.wandb)
-    if mode != "disabled":
-        wandb_logger = WandbLogger(
-            project=config.logger.project,
-            name=folder.name,
-            id=run,
-            save_dir=folder,
-            offline=mode == "offline",
-            mode=mode,  # Lightning sets WANDB_MODE alone, which W&B has read by now
-            config=asdict(config),
-            settings={"silent": True, "console": "off"},
-        )
-        # Lightning passes anonymous=None, and W&B warns of that argument whatever its value.
-        wandb_logger._wandb_init.pop("anonymous", None)
-        made.append(wandb_logger)
-    return made

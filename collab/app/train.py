@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from collab.config.endpoints import hosted
 from collab.config.schema import Config
 from collab.reports.plots import training_curves
 from collab.reports.problems import add_problems
+from collab.util.errors import RunStopped
 from collab.util.hub import push
 from collab.util.processes import rank
 
@@ -33,6 +35,7 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 def train(config: Config) -> None:
     """Train a policy; writes everything into `config.output_dir`."""
     from collab.app import build
+    from collab.app.loggers import log_test
     from collab.app.wandb_mode import wandb_mode
     from collab.callbacks.progress import Progress
 
@@ -60,6 +63,7 @@ def train(config: Config) -> None:
         progress.say(*endpoints.ledger.table())
         curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png") if rank() == 0 else None
         report(config, run, progress)
+        log_test(config, run)
     if rank() > 0:
         return
     for what, path in (
@@ -89,12 +93,14 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     import lightning as L
 
     from collab.app import build
+    from collab.app.loggers import log_inputs, log_policy, loggers
     from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
     from collab.callbacks.progress import RolloutProgress
     from collab.callbacks.rollout import RolloutCallback
     from collab.callbacks.spend import SpendCallback
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
+    from collab.callbacks.wandb_logger import alert
     from collab.callbacks.watch import CollapseWatch, GamingWatch
 
     started = time.monotonic()
@@ -108,30 +114,41 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     simulation = build.simulation(config, endpoints, advance, config.model, journal)
     simulation = replace(simulation, contexts=build.stored_contexts(config, data.splits.train, progress.say))
     latest = where_to_go_on(folder, run, progress)
-    loggers = build.loggers(config, run.id, 0 if latest is None else step_of(latest))
+    logged_to = loggers(config, run.id, 0 if latest is None else step_of(latest))
+
+    def warn(title: str, text: str) -> None:
+        progress.note(text)
+        alert(logged_to, f"{title}: {folder.name}", text)
+
     shown = ("mr", "reward", *config.task.metrics, "distinct_questions", "loss")
-    watch = CollapseWatch(progress.note) if data.groups is None else None
+    watch = CollapseWatch(partial(warn, "Collapse")) if data.groups is None else None
+    best = ExportBest(folder, config.export.merge, watch)
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
         RolloutProgress(progress, conversations_per_step(config, simulation), len(data.splits.val), shown),
         RolloutCallback(simulation, config.task.system_prompt),
         *([watch] if watch is not None else []),
-        *([GamingWatch(progress.note)] if rank() == 0 else []),
-        *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
+        *([GamingWatch(partial(warn, "Reward gaming"))] if rank() == 0 else []),
+        *([SpendCallback(endpoints.ledger, partial(warn, "Budget"))] if hosted(config, "train") else []),
         TranscriptCallback(TranscriptWriter(folder, rank(), tokenizer)),
-        ExportBest(folder, config.export.merge, watch),
+        best,
         BatchCheckpoint(folder / CHECKPOINTS, config.checkpoint.every_n_steps, run=run.id, on_pruned=journal.forget),
     ]
-    trainer = build.trainer(config, loggers, callbacks)
+    trainer = build.trainer(config, logged_to, callbacks)
     module = build.module(config, config.model, tokenizer)
     if stored is not None:
         progress.say(f"{config.algorithm.data}: {module.check_data(stored)}")
+    log_inputs(config, logged_to, data.splits)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
+    except RunStopped as error:
+        alert(logged_to, f"Stopped: {folder.name}", str(error))
+        raise
     finally:
         if told := add_problems(folder, "fit", simulation.problems, rank()):
             progress.say(told)
-    for logger in loggers:
+    log_policy(config, logged_to, run.id, best)
+    for logger in logged_to:
         logger.finalize("success")
     run.finish("fit", time.monotonic() - started)
 

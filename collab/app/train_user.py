@@ -61,6 +61,7 @@ def fit(config: Config, progress: Progress, run: RunState) -> None:
     import lightning as L
 
     from collab.app import build
+    from collab.app.loggers import log_policy, loggers
     from collab.app.train import CHECKPOINTS, where_to_go_on
     from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
@@ -80,14 +81,15 @@ def fit(config: Config, progress: Progress, run: RunState) -> None:
         best,
         BatchCheckpoint(folder / CHECKPOINTS, config.checkpoint.every_n_steps, run=run.id),
     ]
-    loggers = build.loggers(config, run.id, 0 if latest is None else step_of(latest))
-    trainer = build.trainer(config, loggers, callbacks)
+    logged_to = loggers(config, run.id, 0 if latest is None else step_of(latest))
+    trainer = build.trainer(config, logged_to, callbacks)
     module = build.module(config, config.model, build.tokenizer(config))
     if _BEFORE not in run.scores:  # a checkpoint is later than this
         (measured,) = trainer.validate(module, datamodule=data, verbose=False)
         run.finish(_BEFORE, time.monotonic() - started, _scores(measured["val/log_likelihood"]))
     trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
-    for logger in loggers:
+    log_policy(config, logged_to, run.id, best)
+    for logger in logged_to:
         logger.finalize("success")
     assert best.best_reward is not None, "a run ends with a validation"
     run.finish(_AFTER, time.monotonic() - started, _scores(best.best_reward))

@@ -1,4 +1,4 @@
-"""Every conversation of a run and every goal, one JSON object a line; and a few conversations as a W&B table."""
+"""Every conversation of a run and every goal, one JSON object a line; and tables of conversations for W&B."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 
+from collab.callbacks.wandb_logger import log_conversations, log_trees
 from collab.conversation import Conversation, Group, Score, Scored, as_record
 from collab.lm.token_lengths import token_lengths
 from collab.util.files import cut_torn_line, naming
-
-_TABLE_ROWS = 4  # of a W&B table
 
 
 class TranscriptWriter:
@@ -99,9 +97,9 @@ def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
 class TranscriptCallback(L.Callback):
     """Writes the conversations of `fit`: `batch.groups` in training, `batch.scored` in validation.
 
-    W&B gets a table of a few after each training batch (`train/conversations`) and each validation
-    (`val/conversations`). `step` in a record is the number of finished training batches: the first rollout is step 1, a
-    validation after eight batches is step 8.
+    W&B gets the trees of the best and the worst group of each training batch (`conversations/train`), and after each
+    validation a table of its best and worst conversations (`conversations/val`). `step` in a record is the number of
+    finished training batches: the first rollout is step 1, a validation after eight batches is step 8.
 
     Args:
         writer: Of this process.
@@ -110,7 +108,7 @@ class TranscriptCallback(L.Callback):
     def __init__(self, writer: TranscriptWriter) -> None:
         self.writer = writer
         self._step = 0
-        self._validated: list[Scored] = []
+        self._validated: list[Scored] = []  # since the start of this validation
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -126,9 +124,8 @@ class TranscriptCallback(L.Callback):
             self.writer.write(
                 [scored], phase="train", policy="policy", step=self._step, sampled_from=turn, **where, **how
             )
-        # One future of each context first, then those of further candidates, so that few rows show many goals.
-        played.sort(key=lambda item: (item[0][1], item[0][2], item[0][0]))
-        self._table(trainer, "train/conversations", [scored for _, scored in played])
+        if played:
+            log_trees(trainer.loggers, self._step, batch.groups)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validated = []
@@ -146,13 +143,9 @@ class TranscriptCallback(L.Callback):
         self._validated.extend(batch.scored)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._table(trainer, "val/conversations", self._validated)
-
-    def _table(self, trainer: L.Trainer, key: str, scored: Sequence[Scored]) -> None:
-        columns, rows = conversation_table(self._step, scored[:_TABLE_ROWS])
-        for logger in trainer.loggers:
-            if rows and isinstance(logger, WandbLogger):
-                logger.log_table(key, columns=columns, data=rows, step=self._step)
+        records = [as_record(conversation, score, step=self._step) for conversation, score in self._validated]
+        goals = {conversation.goal.id: asdict(conversation.goal) for conversation, _ in self._validated}
+        log_conversations(trainer.loggers, "val", records, goals)
 
 
 def _learnt(module: Any, groups: Sequence[Group]) -> dict[tuple[int, int], dict[str, Any]]:
@@ -179,19 +172,3 @@ def futures(groups: Sequence[Group]) -> list[tuple[tuple[int, int, int], tuple[C
         for c, candidate in enumerate(group.candidates)
         for s, scored in enumerate(zip(candidate.futures, candidate.scores, strict=bool(candidate.futures)))
     ]
-
-
-def conversation_table(step: int, scored: Sequence[Scored]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table: step, goal, conversation, reward, then every part of the reward."""
-    parts = list(dict.fromkeys(name for _, score in scored for name in score.parts))
-    rows = [
-        [
-            step,
-            conversation.goal.id,
-            "\n\n".join(f"{message.role}: {message.content}" for message in conversation.messages()),
-            score.reward,
-            *(score.parts.get(name) for name in parts),
-        ]
-        for conversation, score in scored
-    ]
-    return ["step", "goal", "conversation", "reward", *parts], rows

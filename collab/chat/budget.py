@@ -120,6 +120,12 @@ class Ledger:
     def total_tokens(self) -> int:
         return sum(spend.tokens for spend in self.spent.copy().values())
 
+    @property
+    def share_spent(self) -> float:
+        """Which share of its budget this process has spent, the larger one of dollars and tokens; 0 without a cap."""
+        pairs = ((self.total_usd, self._max_usd), (self.total_tokens, self._max_tokens))
+        return max(spent / cap if cap else 1.0 for spent, cap in pairs)
+
     def metrics(self, roles: Iterable[str]) -> dict[str, float]:
         """For loggers: `<role>_calls`, `<role>_usd` and so on, and the sums `usd` and `tokens`."""
         by_role = {

@@ -332,6 +332,9 @@ class LoggerConfig:
     # W&B: auto (online with a key, else offline) | online | offline | disabled
     wandb: str = one_of("auto", "online", "offline", "disabled")
     project: str = "collab"  # W&B project
+    artifacts: bool = True  # W&B gets the goals and the best policy; false if they are too large or private
+    tensorboard: bool = False  # TensorBoard too, in the folder `tensorboard` of the run
+    mlflow: bool = False  # MLflow too, at MLFLOW_TRACKING_URI, else in `mlflow.db` of the run
 
 
 @dataclass

@@ -114,7 +114,7 @@ def runner(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.fixture(scope="session")
 def trained(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`train.py`, two steps."""
-    return runner("train", tmp_path_factory.mktemp("run") / "first", *TRAINING, "task.num_val=1", "logger=wandb")
+    return runner("train", tmp_path_factory.mktemp("run") / "first", *TRAINING, "task.num_val=1")
 
 
 @pytest.fixture(scope="session")

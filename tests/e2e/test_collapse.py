@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import finished
 from safetensors.torch import load_file
+from wandb_file import read
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -23,9 +24,11 @@ def run(letters: list[str], folder: Path, *overrides: str) -> tuple[str, list[fl
 
 
 def test_a_collapse_is_told_and_the_policy_from_before_it_is_kept(letters: list[str], tmp_path: Path) -> None:
-    printed, signs = run(letters, tmp_path)
+    printed, signs = run(letters, tmp_path, "logger=wandb")
     assert printed.count("the policy has collapsed") == 1
     assert signs[0] == 0 and all(signs[1:])
+    ((title, text),) = read(tmp_path).alerts
+    assert title == f"Collapse: {tmp_path.name}" and text.startswith("the policy has collapsed: ")
     kept, last = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("policy", "policy_last"))
     into = [name for name in kept if "lora_B" in name]  # zero in the policy that the run started from
     assert into and all(not kept[name].any() for name in into)

@@ -131,15 +131,6 @@ def test_metrics_are_logged_for_every_step(trained: Run) -> None:
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[1] > 0
 
 
-def test_an_offline_wandb_run_is_there(trained: Run) -> None:
-    (run,) = (trained.folder / "wandb").glob("offline-run-*")
-    (record,) = run.glob("run-*.wandb")
-    written = record.read_bytes()
-    assert b"train/mr" in written and b"val/reward" in written
-    tables = {path.name.split("_")[0] for path in run.glob("files/media/table/*/*.table.json")}
-    assert tables == {"conversations"}
-
-
 @pytest.fixture(scope="module")
 def spoken(letters: list[str], runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`train.py` with a random model that says letters."""

@@ -30,7 +30,7 @@ from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, last_checkpoi
 from collab.callbacks.export import ExportBest
 from collab.callbacks.metrics_file import metrics_logger
 from collab.callbacks.progress import Progress, RolloutProgress
-from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter, conversation_table
+from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
 from collab.callbacks.watch import CollapseWatch
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Score
 from collab.lm.token_lengths import token_lengths
@@ -328,33 +328,9 @@ def test_transcripts_hold_every_future_and_validation_and_wandb_gets_tables(tmp_
     ]
 
     tables = [json.loads(path.read_text())["data"] for path in tmp_path.rglob("*.table.json")]
-    assert sorted([row[:2] + row[3:] for row in table] for table in tables) == [
-        # One future of each context first: both goals are seen before a second candidate is.
-        *(
-            [
-                [step, "g1", 0.25, 0.5, None],
-                [step, "g2", 0.25, 0.5, None],
-                [step, "g1", 0.75, 1.0, None],
-                [step, "g2", 0.75, 1.0, None],
-            ]
-            for step in (1, 2)
-        ),
-        [[2, "v1", 0.1, 0.2], [2, "v2", None, None]],
-    ]
-
-
-def test_conversation_table_has_a_column_for_every_part():
-    scored = [
-        (talk("g1", 1), Score(0.5, {"bleu": 0.5})),
-        (talk("g2", 1), Score(None, {"tone": 0.25})),
-        (talk("g3"), Score(None, {})),
-    ]
-    columns, rows = conversation_table(7, scored)
-    assert columns == ["step", "goal", "conversation", "reward", "bleu", "tone"]
-    assert rows == [
-        [7, "g1", "user: user 0\n\nassistant: reply 0", 0.5, 0.5, None],
-        [7, "g2", "user: user 0\n\nassistant: reply 0", None, None, 0.25],
-        [7, "g3", "", None, None, None],
+    assert sorted([row[:3] + row[4:] for row in table] for table in tables) == [
+        *([[step, "best", "g1", 0.5], [step, "worst", "g2", 0.5]] for step in (1, 2)),
+        [[2, "best", "v1", 0.1, 0.2], [2, "best", "v2", None, None]],
     ]
 
 

@@ -1,4 +1,7 @@
-"""Whether a run is logged to W&B online: what the config, W&B's own settings, the key and the server say."""
+"""Whether a run is logged to W&B online: what the config, W&B's own settings, the key and the server say.
+
+And what needs no training: alerts, the lineage of a policy, the workspace, the sweep.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,20 @@ from urllib.parse import urlsplit
 
 import pytest
 import wandb
+import yaml
 from composing import load_config
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+from wandb_file import read
 
-from collab.app.build import loggers
 from collab.app.cli import main
+from collab.app.loggers import check_loggers, log_inputs, loggers
+from collab.app.resume import RunState
 from collab.app.wandb_mode import wandb_mode
+from collab.app.workspace import main as workspace
+from collab.callbacks.wandb_logger import alert
+from collab.config.checks import check
+from collab.datamodules.goals import load_splits
+from collab.reports.sections import SECTIONS
 from collab.util.errors import BadInput
 
 KEY = "k" * 40
@@ -29,13 +41,17 @@ class WandbServer:
     """A server that takes every key, or refuses every one."""
 
     def __init__(self, status: int) -> None:
-        asked = self.asked = list[str]()
+        asked, sent = self.asked, self.sent = list[str](), list[str]()
+        answers = {
+            "viewer": {"id": "me", "username": "me", "teams": {"edges": []}},
+            "upsertView": {"view": {"id": "id", "name": "nw-abc-v"}, "inserted": True},
+        }
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def answer(self) -> None:
                 asked.append(self.path)
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                data = json.dumps({"data": {"viewer": {"id": "me", "username": "me", "teams": {"edges": []}}}}).encode()
+                sent.append(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+                data = json.dumps({"data": answers}).encode()
                 self.send_response(status if self.path == "/graphql" else 200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -68,7 +84,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     (tmp_path / "home").mkdir()
@@ -197,3 +213,105 @@ def test_contexts_that_cannot_be_read_are_told_before_the_server_is_asked(
         with pytest.raises(SystemExit):
             main("train")
         assert "sampler.contexts" in capsys.readouterr().err and not server.asked
+
+
+# --- a run, without training -----------------------------------------------------------------------------------------
+
+
+def test_alerts_and_the_policy_of_an_earlier_run_are_in_the_file(tmp_path: Path) -> None:
+    earlier = RunState(tmp_path / "earlier", "train", id="earlier1")
+    (earlier.folder / "policy").mkdir(parents=True)
+    (earlier.folder / "policy" / "adapter.bin").write_bytes(b"weights")
+    earlier.write()
+    (tmp_path / "stored.jsonl").write_text("{}\n")
+    given = [f"model.path={earlier.folder / 'policy'}", f"algorithm.data={tmp_path / 'stored.jsonl'}"]
+    config = load_config("train", ["experiment=doc_edit_sft", *given], str(tmp_path / "run"))
+    made = loggers(config, "id", 0)
+    alert(made, "Collapse", "the policy has collapsed")
+    log_inputs(config, made, load_splits(config.task))
+    wandb.finish()
+    run = read(tmp_path / "run")
+    assert run.alerts == [("Collapse", "the policy has collapsed")]
+    assert run.config["model"]["path"] == str(earlier.folder / "policy")
+    found = {one.name: (one.type, one.use_after_commit) for one in run.artifacts}
+    assert found == {
+        "goals-doc_edit": ("dataset", True),
+        "conversations-stored.jsonl": ("dataset", True),
+        "policy-earlier1": ("model", True),
+    }
+
+
+def test_without_artifacts_nothing_is_read_or_sent(tmp_path: Path) -> None:
+    config = load_config("train", ["experiment=doc_edit", "logger.artifacts=false"], str(tmp_path / "run"))
+    made = loggers(config, "id", 0)
+    log_inputs(config, made, load_splits(config.task))
+    alert(made, "so that", "there is a run")
+    wandb.finish()
+    assert read(tmp_path / "run").artifacts == []
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])
+def test_a_logger_that_is_not_installed_is_told_with_its_extra(name: str, package: str, monkeypatch) -> None:
+    config = load_config("train", [f"logger={name}"])
+    check_loggers(config)
+    monkeypatch.setattr("collab.app.loggers.find_spec", lambda asked: None if asked == package else asked)
+    with pytest.raises(BadInput, match=rf"logger.{name}=true needs the package {package}.*collab-llm\[{name}\]"):
+        check_loggers(config)
+
+
+# --- workspace and sweep ---------------------------------------------------------------------------------------------
+
+
+def test_a_workspace_is_saved_with_every_section(monkeypatch, capsys) -> None:
+    with WandbServer(200) as server:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        assert workspace(["team/project"]) == 0
+        assert capsys.readouterr().out.startswith(f"workspace: {server.url}/team/project?nw=abc")
+        (sent,) = [json.loads(text)["variables"] for text in server.sent if "upsertView" in text]
+    assert (sent["entityName"], sent["projectName"], sent["displayName"]) == ("team", "project", "collab")
+    bank = json.loads(sent["spec"])["section"]["panelBankConfig"]
+    sections = {section["name"]: section["panels"] for section in bank["sections"] if section["panels"]}
+    assert sections.keys() == {*SECTIONS, "conversations"}
+    for name in SECTIONS:
+        for panel in sections[name]:
+            metrics = panel["config"]["metrics"]
+            assert metrics and all(metric.startswith(f"{name}/") for metric in metrics)
+            assert panel["config"]["xAxis"] == "trainer/global_step"
+    assert len(sections["conversations"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("project", "environment", "said"),
+    [
+        ("project", {}, "project must be ENTITY/PROJECT"),
+        ("a/b/c", {}, "a/b/c must be ENTITY/PROJECT"),
+        ("team/project", {}, "needs a key"),
+        ("team/project", {"WANDB_MODE": "offline"}, "W&B is offline, by WANDB_MODE"),
+        ("team/project", {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "cannot be reached"),
+    ],
+)
+def test_a_workspace_that_cannot_be_saved_is_told(
+    project: str, environment: dict[str, str], said: str, monkeypatch, capsys
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert workspace([project]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_sweep_starts_runs_that_the_programs_take() -> None:
+    sweep = yaml.safe_load((Path(__file__).parents[2] / "benchmarks" / "wandb_sweep.yaml").read_text())
+    command = create_sweep_command(sweep["command"])
+    assert command[:3] == ["${env}", "${interpreter}", "${program}"] and command[-1] == "${args_no_hyphens}"
+    assert sweep["metric"] == {"name": "reward/val/reward", "goal": "maximize"}
+    for end in (0, -1):  # the first and the last value of each parameter
+        values = {
+            name: given.get("values", [given.get("min"), given.get("max")])
+            for name, given in sweep["parameters"].items()
+        }
+        args = create_sweep_command_args({"args": {name: {"value": listed[end]} for name, listed in values.items()}})
+        config = load_config(sweep["program"].removesuffix(".py"), [*command[3:-1], *args["args_no_hyphens"]])
+        check(config)
+        assert (config.logger.wandb, config.seed) == ("online", values["seed"][end])
+        assert config.algorithm.lr == values["algorithm.lr"][end]

@@ -6,7 +6,11 @@ import pytest
 import torch
 from composing import load_config
 
+from collab.callbacks.spend import SpendCallback
 from collab.callbacks.watch import CollapseWatch, GamingWatch
+from collab.chat.budget import Ledger
+from collab.config.schema import BudgetConfig
+from collab.conversation import Usage
 
 
 def watched(**curves: list[float]) -> tuple[list[str], GamingWatch]:
@@ -200,3 +204,35 @@ def test_a_resumed_run_compares_with_the_first_rollout_of_the_whole_run():
 def test_real_runs_that_went_well_raise_no_alarm(curves):
     rollouts = [dict(zip(curves, values, strict=True)) for values in zip(*curves.values(), strict=True)]
     assert rolled_out(CollapseWatch(pytest.fail), *rollouts) == [0.0] * 8
+
+
+# --- the budget ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [{"max_tokens": 100}, {"max_usd": 1.0, "prices": {"m": (1e4, 1e4)}}])
+def test_a_budget_that_is_nearly_spent_is_told_once(budget):
+    ledger, said, logged = Ledger(BudgetConfig(**budget)), [], []
+    callback = SpendCallback(ledger, said.append)
+    module = SimpleNamespace(log_dict=lambda metrics, **how: logged.append(metrics["spend/tokens"]))
+
+    def after(step: int, tokens: int) -> None:
+        ledger.add("user", "m", Usage(tokens, 0))
+        callback.on_train_batch_end(SimpleNamespace(world_size=1), module, None, None, step)
+
+    after(0, 79)
+    assert said == []
+    after(1, 1)
+    after(2, 10)
+    assert logged == [79, 80, 90] and len(said) == 1
+    assert said[0].startswith("80% of the budget are spent after step 2: ") and "80 tokens" in said[0]
+    again = SpendCallback(ledger, said.append)
+    again.load_state_dict(callback.state_dict())
+    callback = again
+    after(3, 1)
+    assert len(said) == 1
+
+
+def test_without_a_budget_nothing_is_nearly_spent():
+    ledger = Ledger(BudgetConfig())
+    ledger.add("user", "m", Usage(10**9, 0))
+    assert ledger.share_spent == 0

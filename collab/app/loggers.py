@@ -1,0 +1,174 @@
+"""The loggers of a training run, and what W&B gets before and after it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import wandb
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+
+from collab.app.resume import RESULTS, STATE, RunState
+from collab.app.wandb_mode import wandb_mode
+from collab.callbacks.metrics_file import metrics_logger
+from collab.callbacks.wandb_logger import (
+    SectionedWandbLogger,
+    files_artifact,
+    goals_artifact,
+    log_conversations,
+    policy_artifact,
+    use_artifact,
+)
+from collab.config.schema import Config
+from collab.util.errors import BadInput
+from collab.util.processes import rank
+
+if TYPE_CHECKING:
+    from collab.callbacks.export import ExportBest
+    from collab.datamodules.goals import GoalSplits
+
+_NEEDED = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "alembic")}  # field of `logger` -> packages
+
+
+def check_loggers(config: Config) -> None:
+    """Refuse loggers whose packages are not installed.
+
+    Raises:
+        BadInput: Names the extra that has them.
+    """
+    for name, packages in _NEEDED.items():
+        lacking = [package for package in packages if find_spec(package) is None]
+        if getattr(config.logger, name) and lacking:
+            raise BadInput(
+                f"logger.{name}=true needs the package {lacking[0]}, which is not installed. Install it by "
+                f"`pip install 'collab-llm[{name}]'`, or set logger.{name}=false."
+            )
+
+
+def loggers(config: Config, run: str, before: int) -> list[Logger]:
+    """CSV always, W&B as `wandb_mode` says, TensorBoard and MLflow where the config asks. A resumed run appends to all.
+
+    Args:
+        config: The checked config.
+        run: Id of the run at W&B, and its tag `collab.run` at MLflow.
+        before: Finished training batches, whose rows stay in the CSV file.
+    """
+    folder = Path(config.output_dir)
+    made: list[Logger] = [metrics_logger(folder, before)]
+    if (logger := wandb_logger(config, run)) is not None:
+        made.append(logger)
+    if config.logger.tensorboard:
+        made.append(TensorBoardLogger(folder, name="", version="tensorboard", purge_step=before or None))
+    if config.logger.mlflow and rank() == 0:  # one process makes the database
+        made.append(_mlflow_logger(config, run))
+    return made
+
+
+def wandb_logger(config: Config, run: str) -> SectionedWandbLogger | None:
+    """W&B's logger; None if the run is not logged there. Runs of one experiment are one group."""
+    mode, _ = wandb_mode(config.logger.wandb)
+    if mode == "disabled":
+        return None
+    folder = Path(config.output_dir)
+    if mode == "offline":  # here W&B keeps files of tables and artifacts until `wandb sync`; else in the home folder
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
+    own = {"group": ("WANDB_RUN_GROUP", config.name), "job_type": ("WANDB_JOB_TYPE", "train")}
+    return SectionedWandbLogger(
+        config.task.metrics,
+        project=config.logger.project,
+        name=folder.name,
+        id=run,
+        save_dir=folder,
+        offline=mode == "offline",
+        mode=mode,  # Lightning sets WANDB_MODE alone, which W&B has read by now
+        config=asdict(config),
+        settings={"silent": True, "console": "off"},
+        **{name: value for name, (variable, value) in own.items() if variable not in os.environ},
+    )
+
+
+def _mlflow_logger(config: Config, run: str) -> MLFlowLogger:
+    """Logs to `MLFLOW_TRACKING_URI`, else to `mlflow.db` in the run's folder; goes on with the run of the same id."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    folder = Path(config.output_dir)
+    where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    logger = MLFlowLogger(config.name, folder.name, where, tags={"collab.run": run})
+    client = MlflowClient(where)
+    if (experiment := client.get_experiment_by_name(config.name)) is not None:
+        same = client.search_runs([experiment.experiment_id], f"tags.`collab.run` = '{run}'", max_results=1)
+        if same:
+            return MLFlowLogger(config.name, tracking_uri=where, run_id=same[0].info.run_id)
+    logger.log_hyperparams(asdict(config))
+    return logger
+
+
+# --- W&B -------------------------------------------------------------------------------------------------------------
+
+
+def log_inputs(config: Config, logged_to: Sequence[Logger], splits: GoalSplits) -> None:
+    """Record what the run learns from: the goals, stored conversations, and the policy of an earlier run."""
+    if (run := _run_with_artifacts(config, logged_to)) is None:
+        return
+    use_artifact(run, goals_artifact(config.task.name, {"train": splits.train, "val": splits.val, "test": splits.test}))
+    for stored in (config.algorithm.data, config.sampler.contexts):
+        if stored and (path := Path(stored)).exists():  # else it is on the hub
+            use_artifact(run, files_artifact(f"conversations-{path.resolve().name}", "dataset", path))
+    before = Path(config.model.path) if config.model.path else None
+    if before is not None and (before.resolve().parent / STATE).is_file():
+        use_artifact(run, policy_artifact(before, RunState.read(before.resolve().parent).id))
+
+
+def log_policy(config: Config, logged_to: Sequence[Logger], run: str, best: ExportBest) -> None:
+    """Log the best policy as an artifact, with the step and the validation that it was chosen by."""
+    folder, at_wandb = Path(config.output_dir) / "policy", _run_with_artifacts(config, logged_to)
+    if at_wandb is None or not folder.is_dir():
+        return
+    chosen = {best.metric: best.best_reward, "step": best.best_step}
+    base = config.model.path or config.model.name
+    artifact = policy_artifact(folder, run, base=base, algorithm=config.algorithm.name, seed=config.seed, **chosen)
+    at_wandb.log_artifact(artifact, aliases=["best"])
+
+
+def _run_with_artifacts(config: Config, logged_to: Sequence[Logger]) -> Any:
+    """The run at W&B that takes artifacts, on the first process; None if there is none."""
+    found = [logger for logger in logged_to if isinstance(logger, SectionedWandbLogger)]
+    return found[0].experiment if found and config.logger.artifacts and rank() == 0 else None
+
+
+def log_test(config: Config, run: RunState) -> None:
+    """Log the test of a finished run, and end the run at W&B.
+
+    The conversations go into a table, the table of results into the summary. The run at W&B is the one that training
+    began; after an interruption it is opened again.
+    """
+    if rank() > 0 or (logger := wandb_logger(config, run.id)) is None:
+        return
+    folder = Path(config.output_dir)
+    records = [line for line in _lines(folder / "transcripts.jsonl") if line["phase"] == "test"]
+    goals = {line["id"]: line for line in _lines(folder / "goals.jsonl") if line["phase"] == "test"}
+    if wandb.run is not None:
+        logger._experiment = wandb.run
+    log_conversations([logger], "test", records, goals)
+    at_wandb = logger.experiment
+    at_wandb.summary.update(_test_summary(json.loads((folder / RESULTS).read_bytes())["policies"]))
+    at_wandb.finish()
+
+
+def _test_summary(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    return {
+        f"test/{policy}/{metric}": estimate["mean"]
+        for policy, metrics in policies.items()
+        for metric, estimate in metrics.items()
+        if estimate["mean"] is not None
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
