@@ -14,11 +14,9 @@ from collab.util.errors import BadInput
 
 def further_tasks(config: Config) -> dict[str, Config]:
     """Name in `evaluation.tasks` -> the config of an evaluation of that task alone, in a folder of its own."""
-    evaluation = replace(config.evaluation, tasks={})
+    evaluation, folder = replace(config.evaluation, tasks={}), Path(config.output_dir) / "tasks"
     return {
-        name: replace(
-            config, task=task, evaluation=evaluation, output_dir=str(Path(config.output_dir) / "tasks" / name)
-        )
+        name: replace(config, task=task, evaluation=evaluation, output_dir=str(folder / name))
         for name, task in config.evaluation.tasks.items()
     }
 

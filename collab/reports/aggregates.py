@@ -43,7 +43,7 @@ def act_f1(values: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _f1s(asks: np.ndarray, acts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """F1 of asking and F1 of acting, from the right decisions to ask and to act [..., goals]; nan without one of them."""
+    """F1 of asking and of acting [...], from right decisions to ask and to act [..., goals]; nan without either."""
     asked, not_asked = np.nansum(asks, axis=-1), np.nansum(1 - asks, axis=-1)
     acted, not_acted = np.nansum(acts, axis=-1), np.nansum(1 - acts, axis=-1)
     wrong = not_asked + not_acted  # a FN of one decision is a FP of the other
