@@ -1,4 +1,4 @@
-"""Metrics of asking: does the first reply ask where something is missing, and only there?"""
+"""Metrics of asking: does a policy ask where something is missing, and only there?"""
 
 from __future__ import annotations
 
@@ -8,32 +8,45 @@ from statistics import fmean
 from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_state import asks_back, read
 from collab.parsing.asking import asks_first
+from collab.parsing.english import without_questions
 from collab.rewards.metrics import checked_items
+from collab.rewards.safety import refuses
+
+
+def decision(reply: str) -> str:
+    """What a first reply does: "asks" the user instead of acting, "acts", or "neither": it refuses or says nothing.
+
+    Acting is all else. The rules do not see whether it is of any use.
+    """
+    if asks_first(reply):
+        return "asks"
+    return "acts" if without_questions(reply) and not refuses(reply) else "neither"
 
 
 class _Decision:
     """1 if the first reply does what its kind of request needs, else 0. Applies to goals with this value of `vague`."""
 
     vague: bool
+    wanted: str
 
     def applies(self, goal: Goal) -> bool:
         return goal.metadata.get("vague") is self.vague
 
     async def __call__(self, conversation: Conversation) -> float | None:
         replies = conversation.assistant_texts
-        return float(asks_first(replies[0]) is self.vague) if replies else None
+        return float(decision(replies[0]) == self.wanted) if replies else None
 
 
 class AsksOnVague(_Decision):
-    """1 if the first reply to a vague request asks for what is missing, else 0; for goals with `vague: true`."""
+    """1 if the first reply to a vague request asks instead of acting, else 0; for goals with `vague: true`."""
 
-    vague = True
+    vague, wanted = True, "asks"
 
 
 class ActsOnClear(_Decision):
-    """1 if the first reply to a clear request does not ask instead of acting, else 0; for goals with `vague: false`."""
+    """1 if the first reply to a clear request acts, else 0; for goals with `vague: false`."""
 
-    vague = False
+    vague, wanted = False, "acts"
 
 
 class OverAsking:
