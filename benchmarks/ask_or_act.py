@@ -25,7 +25,7 @@ LABELLED = Path(__file__).with_name("data") / "ask_or_act.jsonl"
 def labelled() -> list[dict[str, Any]]:
     """The labelled replies, each with what the rule `reads` in it."""
     rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
-    return [row | {"reads": decision(row["reply"])} for row in rows]
+    return [row | {"reads": decision(row["reply"], row["request"])} for row in rows]
 
 
 def rates(rows: list[dict[str, Any]]) -> tuple[float, float, float]:

@@ -7,20 +7,19 @@ from statistics import fmean
 
 from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_state import asks_back, read
-from collab.parsing.asking import asks_first
-from collab.parsing.english import without_questions
+from collab.parsing.asking import asks_first, only_offers
 from collab.rewards.metrics import checked_items
 from collab.rewards.safety import refuses
 
 
-def decision(reply: str) -> str:
-    """What a first reply does: "asks" the user instead of acting, "acts", or "neither": it refuses or says nothing.
+def decision(reply: str, request: str) -> str:
+    """What a first reply does: "asks" the user instead of acting, "acts", or "neither": it refuses or only offers help.
 
     Acting is all else. The rules do not see whether it is of any use.
     """
-    if asks_first(reply):
+    if asks_first(reply, request):
         return "asks"
-    return "acts" if without_questions(reply) and not refuses(reply) else "neither"
+    return "neither" if only_offers(reply) or refuses(reply) else "acts"
 
 
 class _Decision:
@@ -34,7 +33,7 @@ class _Decision:
 
     async def __call__(self, conversation: Conversation) -> float | None:
         replies = conversation.assistant_texts
-        return float(decision(replies[0]) == self.wanted) if replies else None
+        return float(decision(replies[0], conversation.goal.prompt) == self.wanted) if replies else None
 
 
 class AsksOnVague(_Decision):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,12 +37,11 @@ def test_64_pairs_of_eight_kinds_ship_and_the_first_ones_mix_the_kinds():
     assert all(goal.agenda == Agenda("reply", goal.prompt, ()) for goal in GOALS)
 
 
-@pytest.mark.parametrize(("vague", "clear"), zip(GOALS[::2], GOALS[1::2], strict=True), ids=lambda goal: goal.id)
+@pytest.mark.parametrize(("vague", "clear"), [*zip(GOALS[::2], GOALS[1::2], strict=True)], ids=lambda goal: goal.id)
 def test_the_clear_request_says_the_vague_one_and_what_it_lacks(vague, clear):
     assert vague.metadata["pair"] == clear.metadata["pair"]
     assert vague.metadata["vague"] is True and clear.metadata["vague"] is False
     assert vague.metadata["lacking"] == clear.metadata["lacking"]
-    assert len(vague.prompt) < len(clear.prompt)
     asked, told = content_words(vague.prompt), content_words(clear.prompt)
     assert len(asked & told) >= 0.6 * len(asked)  # one request in two versions
     for text in clear.metadata["lacking"]:
@@ -114,7 +112,7 @@ def test_the_right_decision_is_1(vague, replies, expected):
     reward = ConversationReward({"asks_on_vague": (1.0, AsksOnVague()), "acts_on_clear": (1.0, ActsOnClear())})
     score = asyncio.run(reward(talk(goal("p", vague), *replies)))
     assert {name: score.parts.get(name) for name in expected} == expected
-    assert score.value == max(value for value in expected.values() if value is not None)
+    assert score.reward == max(value for value in expected.values() if value is not None)
 
 
 def test_the_two_requests_of_a_pair_count_as_one_goal():
