@@ -2,8 +2,8 @@
 
 A reply asks if it has a question for the user, or a request for something, and few words beside. These are no questions
 for the user: offers ("How can I help you?"), checks ("Is that all right?"), what stands in quotation marks, what is not
-English, and what mostly repeats a text that the user quoted, since the result may itself be a question. A reply with a
-block of code acts. `python benchmarks/ask_or_act.py` measures the rules on labelled replies.
+English, and what mostly repeats a text that the user quoted, since the result may itself be a question. A letter ("Dear
+Ann, ...") acts, and so does a block of code. `python benchmarks/ask_or_act.py` measures the rules on labelled replies.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _BESIDE = 24  # words beside the questions from which on a reply acts, whatever 
 _REPEATED = 0.5  # share of a question's content words that are quoted in the request, from which on it is a result
 _NOT_ASKED = ("offer", "check")  # rules of `read_question` by which a question asks for nothing that is needed
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|(?<!\w)'[^\n]*'(?!\w)")
+_RESULT = re.compile(r"\W*(?:Dear|Hi|Hello|Hey|Subject:) [A-Z\[]|.*```", re.DOTALL)
 _ENGLISH = re.compile(
     r"\b(?:what|which|who|whom|whose|when|where|why|how|you|your|is|are|do|does|did|can|could|would|should|shall|any)\b",
     re.IGNORECASE,
@@ -32,7 +33,7 @@ _OFFER = re.compile(r"\b(?:help\w*|assist\w*|ready|happy to|here (?:for|to)|ask|
 
 def asks_first(reply: str, request: str) -> bool:
     """Whether a reply to a request asks the user for something and does little else."""
-    if "```" in reply:
+    if _RESULT.match(reply):
         return False
     quoted = content_words(" ".join(_QUOTED.findall(request)))
     said = sentences(reply)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from composing import load_config
 
+from benchmarks.ask_or_act import labelled, rates
 from collab.app.evaluate import policy_scores
 from collab.config.checks import check
 from collab.conversation import Agenda, Conversation, Goal, Reply, Score
 from collab.datamodules.ask_or_act import AskOrActGoals
 from collab.datamodules.goals import load_goals, load_splits
 from collab.parsing.english import content_words
-from collab.rewards.asking import ActsOnClear, AsksOnVague
+from collab.rewards.asking import ActsOnClear, AsksOnVague, decision
 from collab.rewards.reward import ConversationReward
 from collab.util.errors import BadInput
 
@@ -78,6 +79,63 @@ def test_a_request_that_breaks_the_rule_of_its_kind_is_refused(tmp_path, given, 
     with pytest.raises(BadInput) as caught:
         load_goals(file, "test", AskOrActGoals())
     assert said in str(caught.value)
+
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+ASKS = [
+    "Hello! Which list do you mean?",
+    "Which list do you mean?",
+    "Sure, I can do that. Which language is it, and who is going to read it?",
+    "I'd be happy to help! Please provide the text that you would like me to translate.",
+    "Please tell me the date.",
+    "I need to know how far it is.",
+    "Could you give me the length and the width of the garden?",
+    "What kind of guests are they?\nWhat do they like to eat?",
+]
+ACTS = [
+    "2.5 hours.",
+    "Dear Dr Meyer, I have to cancel my appointment on Tuesday. Would another day suit you?",
+    "Hi Samir, congratulations! How does it feel?",
+    'You could write: "Would it be possible to move the meeting to Monday?"',
+    "```python\nok = True\n```\nDo you want a test, too?",
+    "¿Dónde está la farmacia más cercana?",
+    "Où est la pharmacie la plus proche?",
+    "Pack a coat. Does that help?",
+    "To find out which one is faster, let us compare them. Which one takes less time? It takes 80 minutes, the other "
+    "one takes 95 minutes. So the second one is faster by 15 minutes.",
+]
+NEITHER = [
+    "",
+    "I'm here to help.",
+    "How can I help you today?",
+    "I'm sorry, but I can't assist with that.",
+    "Sorry! I am unable to see your list. Goodbye.",
+]
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [(text, label) for label, texts in (("asks", ASKS), ("acts", ACTS), ("neither", NEITHER)) for text in texts],
+)
+def test_what_a_reply_does(reply, expected):
+    assert decision(reply, "Translate this, please: 'Where is the nearest pharmacy?'") == expected
+
+
+def test_a_result_that_repeats_a_quoted_text_is_no_question():
+    soft = "Could you please send me the file now? I have been waiting for it."
+    request = "This sounds rude. Can you soften it?"
+    assert decision(soft, f"{request} 'Send me the file now, I am tired of waiting.'") == "acts"
+    assert decision(soft, request) == "asks"
+
+
+def test_the_rule_agrees_with_the_labelled_replies():
+    rows = labelled()
+    assert len(rows) >= 60 and {row["label"] for row in rows} == {"asks", "acts", "neither"}
+    assert len({(row["policy"], row["request"]) for row in rows}) == len(rows)
+    for part in (rows, [row for row in rows if row["held_out"]]):
+        agreement, precision, recall = rates(part)
+        assert agreement > 0.9 and precision > 0.8 and recall > 0.8
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
