@@ -304,7 +304,7 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
         for name, one, its in further:
             with about_task(name):
                 check_hosted(one, its, entry)
-                check_machine(one, its, entry)
+                check_machine(one, its, entry, further=name)
         if entry == "train":
             from collab.app.build import stored_contexts
             from collab.app.wandb_mode import wandb_mode
