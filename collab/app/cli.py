@@ -57,6 +57,7 @@ from collab.app.sweep import Sweep, summary
 from collab.config.checks import check
 from collab.config.register import register
 from collab.config.schema import Config
+from collab.config.tasks import about_task, further_tasks
 from collab.conversation import Group
 from collab.util.errors import BadInput, RunStopped
 from collab.util.paths import config_dir
@@ -257,6 +258,9 @@ def _check_before_start(entry: str, args: argparse.Namespace, machine: bool) -> 
     elif rank() == 0 and entry != "synthesize":
         check_new_folder(Path(str(composed.output_dir)))
     check(config, entry)
+    for name, one in further_tasks(config).items():
+        with about_task(name):
+            check(one, entry)
     _check_data(entry, replace(config, output_dir=str(resumed or composed.output_dir)), machine)
     return args.overrides
 
@@ -271,15 +275,22 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
         importlib.import_module(f"collab.app.{entry.replace('-', '_')}").check_report(config)
         return
     splits, groups = load_splits(config.task), list[Group]()
+    further = []
+    for name, one in further_tasks(config).items():
+        with about_task(name):
+            further.append((name, one, load_splits(one.task)))
     if entry == "train" and config.algorithm.plays_user:
         groups, _ = logs_of(config.algorithm, splits)
     elif entry == "train" and config.algorithm.data is not None:
         groups = training_groups(config.algorithm, config.task.system_prompt)
     if config.dry_run:
-        from collab.app.estimate import check_budget, describe, estimate
+        from collab.app.estimate import check_budget, describe, estimate, together
 
         check_judge(config)
-        expected = estimate(config, splits, entry)
+        for name, one, _ in further:
+            with about_task(name):
+                check_judge(one)
+        expected = together([estimate(config, splits, entry), *(estimate(one, its, entry) for _, one, its in further)])
         print(describe(config, expected), flush=True)
         check_budget(config, expected)
         sys.exit(0)
@@ -290,6 +301,10 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
             check_push(config.push_to_hub, "model" if entry == "train" else "dataset", config.hub_private)
         check_hosted(config, splits, entry)
         check_machine(config, splits, entry, groups)
+        for name, one, its in further:
+            with about_task(name):
+                check_hosted(one, its, entry)
+                check_machine(one, its, entry, further=name)
         if entry == "train":
             from collab.app.build import stored_contexts
             from collab.app.loggers import check_loggers

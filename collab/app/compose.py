@@ -201,7 +201,8 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
     assert isinstance(config, Config), "the primary config starts from the schema"
     apply_metrics(config)
     judges = {f"report.judges.{name}": judge for name, judge in config.report.judges.items()}
-    parts: dict[str, Any] = {"task": config.task, "judge": config.judge, **judges, **users(config)}
+    tasks = {f"evaluation.tasks.{name}": task for name, task in config.evaluation.tasks.items()}
+    parts: dict[str, Any] = {"task": config.task, **tasks, "judge": config.judge, **judges, **users(config)}
     for key, part in parts.items():
         for field in fields(part) if is_dataclass(part) else ():
             value = getattr(part, field.name)

@@ -100,6 +100,13 @@ def estimate(config: Config, goals: GoalSplits, entry: str) -> Estimate:
     return replace(most, expected=expected.total)
 
 
+def together(parts: Sequence[Estimate]) -> Estimate:
+    """The estimate of a run that has several parts; its unit is the dearest one of theirs."""
+    dearest = max(parts, key=lambda part: sum(call.tokens for call in part.unit))
+    total, expected = (_sum(call for part in parts for call in getattr(part, name)) for name in ("total", "expected"))
+    return replace(dearest, total=total, expected=expected)
+
+
 class _Run:
     """Calls of hosted policies, users, judges and evaluators in a run, with replies at their limits or as expected."""
 

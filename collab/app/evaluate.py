@@ -11,21 +11,26 @@ import json
 import shutil
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collab.app.resume import JOURNAL, RESULTS, RunState, at_work
+from omegaconf import OmegaConf
+
+from collab.app.resume import CONFIG, JOURNAL, RESULTS, STATE, RunState, at_work
 from collab.config.endpoints import policy_endpoint
 from collab.config.policies import HostedPolicy, named_policies, policy_model, row_name, system_prompt
 from collab.config.schema import Config, ModelConfig, ShardedUserConfig
+from collab.config.tasks import further_tasks
 from collab.reports.conditions import FULL, conditions_table, summarise_conditions
+from collab.reports.merge import read_results
 from collab.reports.problems import add_problems
 from collab.reports.report import write_report
 from collab.reports.results import PolicyScores, summarise_rows, user_of
 from collab.reports.tables import results_table
+from collab.reports.transfer import transfer_markdown, transfer_table
 from collab.util.errors import first_line
 from collab.util.files import write_json
 from collab.util.processes import connected, rank
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from collab.conversation import Conversation, Scored
     from collab.datamodules.base import GoalDataModule
 
+TRANSFER = "transfer.md"  # the table of several tasks
 _LINE = 160  # characters of a message that the terminal shows
 
 
@@ -52,12 +58,50 @@ def evaluate(config: Config) -> None:
     ):
         build.start(config)
         progress.say(build.describe(config))
-        for name, row in named_policies(config.policies).items():
-            play_rows(config, name, row, progress, endpoints, run)
-        compare_pairs(config, run, progress, endpoints)
+        play_policies(config, progress, endpoints, run)
+        others = {name: play_task(one, progress, endpoints) for name, one in further_tasks(config).items()}
         progress.say(*endpoints.ledger.table())
-        report(config, run, progress)
+        report(config, run, progress, others)
     write_page(config, progress)
+
+
+def play_policies(config: Config, progress: Progress, endpoints: Endpoints, run: RunState) -> None:
+    """Play the test goals with every policy of `config.policies` and every user.
+
+    Args:
+        config, progress, endpoints, run: As in `play_row`.
+    """
+    for name, row in named_policies(config.policies).items():
+        play_rows(config, name, row, progress, endpoints, run)
+    compare_pairs(config, run, progress, endpoints)
+
+
+def play_task(config: Config, progress: Progress, endpoints: Endpoints) -> dict[str, Any]:
+    """Play a task of `evaluation.tasks` in a folder of its own, which is like that of any evaluation.
+
+    Args:
+        config: Of `further_tasks`.
+        progress, endpoints: As in `play_row`.
+
+    Returns:
+        Its results, from its folder if it was played before an interruption.
+    """
+    folder = Path(config.output_dir)
+    if (folder / RESULTS).is_file():
+        progress.say(f"{config.task.name}: played before")
+        return read_results(folder / RESULTS)
+    run = RunState.read(folder) if (folder / STATE).is_file() else RunState(folder, "evaluate")
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(config), folder / CONFIG)
+        run.write()
+    progress.say(f"{config.task.name}: in {folder}")
+    play_policies(config, progress, endpoints, run)
+    results = results_of(config, run)
+    if rank() == 0:
+        write_results(folder, results)
+    write_page(config, progress)
+    return results
 
 
 def play_rows(
@@ -198,11 +242,39 @@ def compare_pairs(config: Config, run: RunState, progress: Progress, endpoints: 
     run.finish("evaluator", time.monotonic() - started)
 
 
-def report(config: Config, run: RunState, progress: Progress) -> None:
-    """Write `results.json`, which ends the run, and print the table. Rank 0 alone does it."""
+def report(
+    config: Config, run: RunState, progress: Progress, others: Mapping[str, dict[str, Any]] | None = None
+) -> None:
+    """Write `results.json`, which ends the run, and print the table. Rank 0 alone does it.
+
+    With results of `others`, further tasks, the table has all tasks. It is in `transfer.md` too, and the results of the
+    tasks are in `results.json`.
+    """
     if rank() > 0:
         return
-    folder = Path(config.output_dir)
+    folder, results, others = Path(config.output_dir), results_of(config, run), others or {}
+    if others:
+        tasks = {config.task.name: results, **others}
+        (folder / TRANSFER).write_text(transfer_markdown(tasks), encoding="utf-8")
+        progress.console.print(transfer_table(tasks))
+        kept = ("policies", "difference", "conditions")
+        results["tasks"] = {name: {k: one[k] for k in kept if k in one} for name, one in others.items()}
+    else:
+        progress.console.print(results_table(results))
+    write_results(folder, results)
+    if conditions := results.get("conditions"):
+        baseline, count = config.evaluation.baseline, config.evaluation.num_conversations
+        progress.console.print("", conditions_table(conditions["reward"], baseline, count))
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write `results.json` and remove the journal, which no finished run needs."""
+    write_json(folder / RESULTS, results)
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+
+
+def results_of(config: Config, run: RunState) -> dict[str, Any]:
+    """What `results.json` holds, without further tasks."""
     aggregates = {
         name: load_target(target, f"task.aggregates.{name}", function=True)
         for name, target in config.task.aggregates.items()
@@ -213,12 +285,7 @@ def report(config: Config, run: RunState, progress: Progress) -> None:
         "seconds": {**run.seconds, "total": run.elapsed()},
     }
     conditions = conditions_of(config, run)
-    write_json(folder / RESULTS, results | ({"conditions": conditions} if conditions else {}))
-    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
-    progress.console.print(results_table(results))
-    if conditions:
-        baseline, count = config.evaluation.baseline, config.evaluation.num_conversations
-        progress.console.print("", conditions_table(conditions["reward"], baseline, count))
+    return results | ({"conditions": conditions} if conditions else {})
 
 
 def conditions_of(config: Config, run: RunState) -> dict[str, Any]:
@@ -252,14 +319,18 @@ def write_page(config: Config, progress: Progress) -> None:
 
 
 def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
-    """Metric -> goal -> values of its conversations. The token penalty is left out, since the table has the tokens."""
+    """Metric -> goal -> values of its conversations. The token penalty is left out, since the table has the tokens.
+
+    Goals of one `pair` (`task=ask_or_act`) count as one goal, since intervals resample pairs.
+    """
     from collab.callbacks.rollout_metrics import scores_of
 
     scores: PolicyScores = {}
     for (conversation, _), values in zip(scored, scores_of(scored), strict=True):
         for metric, value in values.items():
             if metric != "token_penalty":
-                scores.setdefault(metric, {}).setdefault(conversation.goal.id, []).append(value)
+                unit = conversation.goal.metadata.get("pair", conversation.goal.id)
+                scores.setdefault(metric, {}).setdefault(unit, []).append(value)
     return scores
 
 

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from collab.datamodules.goals import GoalSplits
 
 
-def check_machine(config: Config, goals: GoalSplits, entry: str = "train", groups: Sequence[Group] = ()) -> None:
+def check_machine(
+    config: Config, goals: GoalSplits, entry: str = "train", groups: Sequence[Group] = (), further: str = ""
+) -> None:
     """The checks that need torch and the tokenizer; they read no weights. Prints what the chat template does, and goals
     that are too long.
 
@@ -38,6 +40,8 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
         goals: Of the task.
         entry: "train", "evaluate" or "synthesize". Rules of the update hold for "train" only.
         groups: The stored groups of `algorithm.data`, if it is set. Responses that are too long do not count.
+        further: The name of a task of `evaluation.tasks`, which its notes begin with; what the template does has been
+            printed.
 
     Raises:
         BadInput: The sandbox, device, processes, classes, metrics, stored groups, models, chat templates, goals,
@@ -78,8 +82,8 @@ def check_machine(config: Config, goals: GoalSplits, entry: str = "train", group
             build.module(config, config.model, tokenizer).check_data(groups)
     goals, notes = goals_that_fit(config, goals, entry)
     if rank() == 0:
-        for note in (*([f"chat template: {template}"] if template else []), *notes):
-            print(note, flush=True)
+        for note in (*([f"chat template: {template}"] if template and not further else []), *notes):
+            print(f"{further}: {note}" if further else note, flush=True)
     _check_evaluator(config, goals)
     check_reference_lengths(
         [*goals.train, *goals.val, *goals.test],

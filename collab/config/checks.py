@@ -26,6 +26,7 @@ from collab.config.schema import (
     UserConfig,
     VLLMEngineConfig,
 )
+from collab.config.tasks import further_task_problems
 from collab.util.errors import BadInput
 from collab.util.paths import is_gguf, is_model_folder
 
@@ -54,6 +55,7 @@ def check(config: Config, entry: str = "train") -> None:
         *_engine_problems(config, entry),
         *_evaluator_problems(config),
         *_table_problems(config, entry),
+        *further_task_problems(config, entry),
         *source_problems(config.report.stored),
     ]
     if entry == "train":

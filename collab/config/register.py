@@ -67,15 +67,16 @@ def register() -> None:
 
 
 def apply_metrics(config: Config) -> None:
-    """Put what the definitions and the judge measure in place of the task's metrics.
+    """Put what the definitions and the judge measure in place of the metrics of each task.
 
     A metric that the judge judges instead keeps its weight. Metrics of the definitions stay as they are.
     """
-    metrics = config.task.metrics
-    if tasks := config.definitions.tasks:
-        own = tasks[config.task.name].metrics if config.task.name in tasks else {}
-        config.task.metrics = own | config.judge.metrics
-        return
-    for name in config.judge.replaces.keys() & metrics.keys():
-        metrics[name] = MetricConfig(config.judge.replaces[name], metrics[name].weight)
-    metrics |= config.judge.metrics
+    tasks = config.definitions.tasks
+    for task in (config.task, *config.evaluation.tasks.values()):
+        if tasks:
+            own = tasks[task.name].metrics if task.name in tasks else {}
+            task.metrics = own | config.judge.metrics
+            continue
+        for name in config.judge.replaces.keys() & task.metrics.keys():
+            task.metrics[name] = MetricConfig(config.judge.replaces[name], task.metrics[name].weight)
+        task.metrics |= config.judge.metrics

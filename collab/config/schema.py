@@ -349,6 +349,8 @@ class EvaluationConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # of rows MODEL@URL, which set model and base_url
     # name -> further user that each policy meets in a row of its own, beside `user`; users=OPTION sets them
     users: dict[str, Any] = field(default_factory=dict)
+    # name -> further task that each policy plays, beside `task`; 'tasks=[OPTION,OPTION]' sets them
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
 
 
 @dataclass

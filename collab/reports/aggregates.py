@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 ASKS, ANSWERS = "asks_on_ambiguous", "answers_on_unambiguous"
+ASKS_ON_VAGUE, ACTS_ON_CLEAR = "asks_on_vague", "acts_on_clear"
 
 
 def macro_accuracy(values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -25,9 +26,28 @@ def macro_f1(values: Mapping[str, np.ndarray]) -> np.ndarray:
 
     A goal that was played several times counts as the share of its conversations.
     """
-    asked, not_asked = np.nansum(values[ASKS], axis=-1), np.nansum(1 - values[ASKS], axis=-1)
-    answered, not_answered = np.nansum(values[ANSWERS], axis=-1), np.nansum(1 - values[ANSWERS], axis=-1)
-    wrong = not_asked + not_answered  # a FN of one decision is a FP of the other
+    return np.mean(_f1s(values[ASKS], values[ANSWERS]), axis=0)
+
+
+def ask_f1(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """F1 of asking, of `task=ask_or_act`: TP asks a vague request back, FP a clear one; nan without one of the two.
+
+    Of as many vague requests as clear ones a policy that always asks has 2/3, and one that never asks 0.
+    """
+    return _f1s(values[ASKS_ON_VAGUE], values[ACTS_ON_CLEAR])[0]
+
+
+def act_f1(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """F1 of acting, as `ask_f1`: 2/3 for a policy that never asks, 0 for one that always does."""
+    return _f1s(values[ASKS_ON_VAGUE], values[ACTS_ON_CLEAR])[1]
+
+
+def _f1s(asks: np.ndarray, acts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """F1 of asking and of acting [...], from right decisions to ask and to act [..., goals]; nan without either."""
+    asked, not_asked = np.nansum(asks, axis=-1), np.nansum(1 - asks, axis=-1)
+    acted, not_acted = np.nansum(acts, axis=-1), np.nansum(1 - acts, axis=-1)
+    wrong = not_asked + not_acted  # a FN of one decision is a FP of the other
+    both = (asked + not_asked > 0) & (acted + not_acted > 0)
     with np.errstate(invalid="ignore"):
-        f1 = (2 * asked / (2 * asked + wrong) + 2 * answered / (2 * answered + wrong)) / 2
-    return np.where((asked + not_asked > 0) & (answered + not_answered > 0), f1, np.nan)
+        ask, act = (np.where(both, 2 * right / (2 * right + wrong), np.nan) for right in (asked, acted))
+    return ask, act

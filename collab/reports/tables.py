@@ -18,7 +18,10 @@ from rich.text import Text
 from collab.reports.results import baseline_of
 
 # Other metrics have their own name.
-_LABELS = {"reward": "R*", "bleu": "BLEU", "official_bleu": "official BLEU", "macro_f1": "macro F1"}
+_LABELS = {
+    **{"reward": "R*", "bleu": "BLEU", "official_bleu": "official BLEU", "macro_f1": "macro F1"},
+    **{"ask_f1": "F1 of asking", "act_f1": "F1 of acting"},
+}
 # The first columns. Other metrics follow in the order of the file.
 _ORDER = (
     *("reward", "coverage", "bleu", "accuracy", "pass_rate", "refused", "complied", "over_refusal"),
@@ -89,7 +92,12 @@ def results_table(results: Mapping[str, Any]) -> Group:
 
 def header_of(metrics: Sequence[str]) -> list[str]:
     """Titles of the columns: of the rows' names and of each metric."""
-    return ["policy", *(_LABELS.get(metric, metric.replace("_", " ")) for metric in metrics)]
+    return ["policy", *map(label_of, metrics)]
+
+
+def label_of(metric: str) -> str:
+    """The name of a metric for readers."""
+    return _LABELS.get(metric, metric.replace("_", " "))
 
 
 def rich_table(header: Sequence[str], rows: Sequence[Row], caption: str) -> Group:

@@ -67,7 +67,8 @@ def _checked_number(name: str, value: float) -> float:
     return value
 
 
-def _checked_items(value: int) -> int:
+def checked_items(value: int) -> int:
+    """`items_per_answer`, if it is a whole number of at least 1; raises `BadInput` otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BadInput(f"items_per_answer ({value!r}) must be a whole number of at least 1. Set it to one.")
     return value
@@ -277,7 +278,7 @@ class AgendaInteractivity:
     """
 
     def __init__(self, items_per_answer: int = 2, needless_cost: float = 0.5) -> None:
-        self.items_per_answer = _checked_items(items_per_answer)
+        self.items_per_answer = checked_items(items_per_answer)
         self.needless_cost = _checked_number("needless_cost", needless_cost)
 
     async def __call__(self, conversation: Conversation) -> float | None:
@@ -309,7 +310,7 @@ class PertinentQuestions:
     """
 
     def __init__(self, items_per_answer: int = 2) -> None:
-        self.items_per_answer = _checked_items(items_per_answer)
+        self.items_per_answer = checked_items(items_per_answer)
 
     async def __call__(self, conversation: Conversation) -> float | None:
         state = read(conversation.goal, conversation.assistant_texts, self.items_per_answer)

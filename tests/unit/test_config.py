@@ -97,6 +97,11 @@ def test_every_option_composes_and_passes(entry, options):
             BadInput, match=rf"task {name} is for evaluation only .* Run `python evaluate.py task={name}"
         ):
             check(config, entry)
+    elif (further := config.evaluation.tasks) and (entry == "train" or config.task.name in further):
+        with pytest.raises(
+            BadInput, match="played by evaluate.py alone" if entry == "train" else "is the task already"
+        ):
+            check(config, entry)
     elif options[:1] != ("teacher=none",) and any(option.startswith("teacher=") for option in options):
         check(config, "synthesize")
         with pytest.raises(BadInput, match="teacher plays the assistant of `collab synthesize`, and nothing here"):
@@ -161,7 +166,8 @@ def test_every_class_that_an_option_names_can_be_imported(options):
 @pytest.mark.parametrize("name", options([config_dir()])["experiment"])
 def test_an_experiment_says_its_command(name):
     lines = (config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
-    program = "evaluate" if composed("evaluate", f"experiment={name}").task.evaluation_only else "train"
+    config = composed("evaluate", f"experiment={name}")
+    program = "evaluate" if config.task.evaluation_only or config.evaluation.tasks else "train"
     assert lines[:2] == ["# @package _global_", f"# python {program}.py experiment={name}"]
 
 

@@ -15,7 +15,16 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from collab.reports import merge
-from collab.reports.aggregates import ANSWERS, ASKS, macro_accuracy, macro_f1
+from collab.reports.aggregates import (
+    ACTS_ON_CLEAR,
+    ANSWERS,
+    ASKS,
+    ASKS_ON_VAGUE,
+    act_f1,
+    ask_f1,
+    macro_accuracy,
+    macro_f1,
+)
 from collab.reports.plots import training_curves
 from collab.reports.results import Aggregate, PolicyScores, baseline_of, summarise, validate_results
 from collab.reports.tables import Row, markdown, results_table
@@ -114,6 +123,22 @@ def test_aggregates_count_a_goal_by_the_share_of_its_conversations() -> None:
     # asking: TP 1/2, FN 1/2, F1 1 / 1.5; answering: TP 1, FP 1/2, F1 2 / 2.5
     assert found["macro_f1"]["mean"] == pytest.approx((1 / 1.5 + 2 / 2.5) / 2)
     assert found["macro_accuracy"]["mean"] == 0.75
+
+
+def test_f1_of_asking_and_of_acting_by_hand() -> None:
+    """Each pair has a decision about both of its requests."""
+    pairs: PolicyScores = {
+        "reward": {pair: [1.0] for pair in "abcd"},
+        ASKS_ON_VAGUE: {"a": [1.0], "b": [1.0], "c": [1.0], "d": [0.0]},
+        ACTS_ON_CLEAR: {"a": [1.0], "b": [0.0], "c": [0.0], "d": [1.0]},
+    }
+    found = summary({"base": pairs}, aggregates={"ask": ask_f1, "act": act_f1})["policies"]["base"]
+    # Asking: TP 3, FN 1, FP 2. Acting: TP 2, FN 2, FP 1.
+    assert found["ask"]["mean"] == pytest.approx(6 / 9) and found["act"]["mean"] == pytest.approx(4 / 7)
+    assert found["ask"]["n"] == 4
+    always: PolicyScores = {"reward": {"a": [1.0]}, ASKS_ON_VAGUE: {"a": [1.0]}, ACTS_ON_CLEAR: {"a": [0.0]}}
+    found = summary({"base": always}, aggregates={"ask": ask_f1, "act": act_f1})["policies"]["base"]
+    assert found["ask"]["mean"] == pytest.approx(2 / 3) and found["act"]["mean"] == 0
 
 
 def test_aggregates_of_one_kind_of_goals_have_no_figure() -> None:
