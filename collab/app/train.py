@@ -91,6 +91,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.app import build
     from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
+    from collab.callbacks.overlap import OverlappedRollout
     from collab.callbacks.progress import RolloutProgress
     from collab.callbacks.rollout import RolloutCallback
     from collab.callbacks.spend import SpendCallback
@@ -111,10 +112,11 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     loggers = build.loggers(config, run.id, 0 if latest is None else step_of(latest))
     shown = ("mr", "reward", *config.task.metrics, "distinct_questions", "loss")
     watch = CollapseWatch(progress.note) if data.groups is None else None
+    prompt, staleness = config.task.system_prompt, config.rollout.max_staleness
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
         RolloutProgress(progress, conversations_per_step(config, simulation), len(data.splits.val), shown),
-        RolloutCallback(simulation, config.task.system_prompt),
+        OverlappedRollout(simulation, prompt, staleness) if staleness else RolloutCallback(simulation, prompt),
         *([watch] if watch is not None else []),
         *([GamingWatch(progress.note)] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger)] if hosted(config, "train") else []),
