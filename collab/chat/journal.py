@@ -59,8 +59,8 @@ class Journal:
         """
         name = quote(name, safe="")  # people choose the names of policies
         replies: dict[str, Reply] = {}
-        for file in sorted(self.folder.glob(f"{name}.rank*.jsonl")):
-            for line in file.read_bytes().splitlines():
+        for path in sorted(self.folder.glob(f"{name}.rank*.jsonl")):
+            for line in path.read_bytes().splitlines():
                 try:
                     row = json.loads(line)
                     replies[row["request"]] = Reply.of(row["reply"])
