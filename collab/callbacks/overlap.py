@@ -87,7 +87,7 @@ class Player:
         self._ready.wait()
 
     async def _until_closed(self) -> None:
-        self._loop, self._closed = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._closed, self._never = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # each thread has a current device
         self._ready.set()
@@ -108,7 +108,7 @@ class Player:
                         result = await work
                     except Exception as error:
                         outcome.set_exception(error)
-                        await asyncio.Event().wait()  # until it is cancelled
+                        await self._never.wait()  # until it is cancelled; the event holds the task
                 outcome.set_result(result)
             except Exception as error:  # the context's own
                 if not outcome.done():

@@ -144,7 +144,10 @@ def run(
     return module, seen
 
 
-@pytest.mark.parametrize(("staleness", "adapter"), [(1, True), (2, True), (2, False)])
+@pytest.mark.parametrize(
+    ("staleness", "adapter"),
+    [pytest.param(1, True, marks=pytest.mark.slow), (2, True), pytest.param(2, False, marks=pytest.mark.slow)],
+)
 def test_a_step_is_played_by_the_policy_of_so_many_updates_before(staleness: int, adapter: bool) -> None:
     module, seen = run(staleness, adapter=adapter)
     assert module.policy is not None
@@ -166,7 +169,7 @@ def test_a_step_is_played_by_the_policy_of_so_many_updates_before(staleness: int
             assert distance(step, step - age + 1) > 1e-2  # nor by the one after that which played
 
 
-@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize("staleness", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_next_steps_begin_before_the_update(staleness: int) -> None:
     _, seen = run(staleness, SlowUser(lambda conversation, key: 0.05))
     heard = seen.user.heard
@@ -210,6 +213,7 @@ def test_a_run_that_is_taken_up_ends_as_if_it_had_not_stopped(tmp_path: Path) ->
     assert all(torch.equal(weight, expected[name]) for name, weight in trained(again).items())
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # of a journal that was closed too soon
 def test_a_step_that_fails_stops_the_run_behind_a_checkpoint(tmp_path: Path) -> None:
     """What others say in the meantime is kept, and the run goes on from where it was."""
     journal = Journal(tmp_path / "journal")
