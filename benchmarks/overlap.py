@@ -20,6 +20,7 @@ _LATENCY = 1.0  # seconds of each answer of the user's server
 _TAIL = 2000  # characters of the log of a run that failed
 TRAINING = (
     "experiment=doc_edit",
+    "algorithm=grpo",
     "user=hybrid",  # the agenda's answers, after one call of its voice each
     "user.endpoint.kind=http",
     "user.endpoint.model=user",
@@ -37,10 +38,27 @@ TRAINING = (
     "sampler.equal_turns=false",
     "sampler.window=2",
     "task.max_new_tokens=16",
-    "task.num_val=2",
-    "task.num_test=2",
     "evaluation.num_conversations=1",
 )
+
+
+def short_goals(folder: Path) -> list[str]:
+    """Overrides for goals whose references fit short replies: a step that decodes little mostly waits for its user."""
+    typed = []
+    for split, numbers in (("train", range(12)), ("val", range(12, 13)), ("test", range(13, 15))):
+        goals = (
+            {
+                "id": f"{split}-{number}",
+                "single_turn_prompt": f"Write a notice about room {number}.",
+                "single_turn_completion": f"Room {number} is closed today.",
+                "single_turn_metadata": {"title": f"room {number}", "form": "notice", "preferences": {"tone": "brief"}},
+            }
+            for number in numbers
+        )
+        file = folder / f"{split}.jsonl"
+        file.write_text("".join(json.dumps(goal) + "\n" for goal in goals), encoding="utf-8")
+        typed.append(f"task.{split}_file={file}")
+    return typed
 
 
 def overlap_vs_strict(setting: Setting) -> Figures:
@@ -60,6 +78,7 @@ def overlap_vs_strict(setting: Setting) -> Figures:
 def _seconds_per_step(overrides: list[str]) -> float:
     """Train in two processes with a core each; from the start of training to the end of the last step."""
     with tempfile.TemporaryDirectory() as folder:
+        overrides = [*overrides, *short_goals(Path(folder))]
         script = str(Path(__file__).with_name("scaled_train.py"))
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "MEASURED": folder, "PYTHONPATH": str(ROOT)}

@@ -140,9 +140,9 @@ ROWS: dict[str, Row] = {
         "<= 0.67",
         "a step of training with a user of 1 s latency on loopback, two processes: rollouts and updates overlapped "
         "against strict",
-        "`experiment=doc_edit` with `rollout.max_staleness=2`, 6 steps of two contexts x 4 candidates, w = 2, 16 "
-        "tokens a turn, a core for each process; time from the start of training to the end of its last step, by "
-        "step, so that the first rollout and the last updates, which nothing overlaps, count.",
+        "`experiment=doc_edit algorithm=grpo rollout.max_staleness=2` on goals with short texts, 6 steps of two "
+        "contexts x 4 candidates, w = 2, 16 tokens a turn, a core for each process. Time from the start of training to "
+        "the end of its last step, by step: the first rollout and the last update, which nothing overlaps, count.",
         "The same with `rollout.max_staleness=0`.",
         devices=("cpu",),
     ),
