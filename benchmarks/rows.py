@@ -134,6 +134,18 @@ ROWS: dict[str, Row] = {
         "Time with the slow user less that with the prompt one (8 contexts x 2 candidates x 4 samples).",
         "The two answers that a conversation has to wait for.",
     ),
+    "overlap_vs_strict": Row(
+        "overlap",
+        "s",
+        "<= 0.67",
+        "a step of training with a user of 1 s latency on loopback, two processes: rollouts and updates overlapped "
+        "against strict",
+        "`experiment=doc_edit algorithm=grpo rollout.max_staleness=2` on goals with short texts, 6 steps of two "
+        "contexts x 4 candidates, w = 2, 16 tokens a turn, a core for each process. Time from the start of training to "
+        "the end of its last step, by step: the first rollout and the last update, which nothing overlaps, count.",
+        "The same with `rollout.max_staleness=0`.",
+        devices=("cpu",),
+    ),
     "decode_vs_continuous_batching": Row(
         "decoding",
         "tokens/s",

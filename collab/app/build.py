@@ -366,7 +366,8 @@ def module(config: Config, model: ModelConfig, tokenizer: Any, *, adapter: bool 
     else:
         load = partial(load_model, model, dtype, device, adapter)
     algorithm, max_steps = config.algorithm, config.trainer.max_steps
-    return target(algorithm, load, tokenizer, config.sampler.temperature, max_steps, sharding, **algorithm.options)
+    given = (load, tokenizer, config.sampler.temperature, max_steps, sharding, config.rollout.max_staleness)
+    return target(algorithm, *given, **algorithm.options)
 
 
 def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) -> L.Trainer:

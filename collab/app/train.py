@@ -96,6 +96,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.app.loggers import log_inputs, log_policy, loggers
     from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
+    from collab.callbacks.overlap import OverlappedRollout
     from collab.callbacks.progress import RolloutProgress
     from collab.callbacks.rollout import RolloutCallback
     from collab.callbacks.spend import SpendCallback
@@ -123,10 +124,11 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     shown = ("mr", "reward", *config.task.metrics, "distinct_questions", "loss")
     watch = CollapseWatch(partial(warn, "Collapse")) if data.groups is None else None
     best = ExportBest(folder, config.export.merge, watch)
+    prompt, staleness = config.task.system_prompt, config.rollout.max_staleness
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
         RolloutProgress(progress, conversations_per_step(config, simulation), len(data.splits.val), shown),
-        RolloutCallback(simulation, config.task.system_prompt),
+        OverlappedRollout(simulation, prompt, staleness) if staleness else RolloutCallback(simulation, prompt),
         *([watch] if watch is not None else []),
         *([GamingWatch(partial(warn, "Reward gaming"))] if rank() == 0 else []),
         *([SpendCallback(endpoints.ledger, partial(warn, "Budget"))] if hosted(config, "train") else []),

@@ -14,9 +14,9 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
@@ -36,6 +36,27 @@ from collab.modules.sharding import gathered, is_spread, whole_state
 from collab.simulation.sampler import LostCounts, Simulation
 from collab.simulation.schedule import context_turn
 from collab.util.errors import RunStopped
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was played for a training step on this process.
+
+    Attributes:
+        groups: One for each goal.
+        lost: Conversations without a score.
+        problems: Unusable replies, by kind.
+        tokens: That the policy decoded.
+        seconds: That it took.
+        logged: More to log: name -> value.
+    """
+
+    groups: list[Group]
+    lost: LostCounts
+    problems: Mapping[str, int]
+    tokens: int
+    seconds: float
+    logged: Mapping[str, float] = field(default_factory=dict)
 
 
 class RolloutCallback(L.Callback):
@@ -66,7 +87,6 @@ class RolloutCallback(L.Callback):
         self._step = 0  # of the last rollout for training, from 1
         self._engine: RolloutEngine | None = None
         self._tokens = 0  # decoded in the last rollout
-        self._lost = LostCounts()  # of the last rollout for training
         self._validated: list[Scored] = []  # conversations of the current validation
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,15 +102,10 @@ class RolloutCallback(L.Callback):
     ) -> None:
         if batch.groups is not None:
             return  # stored conversations
-        started = time.monotonic()
-        # Lightning deals the goals of a step to the ranks in turn. `numbers` counts the goals of the run.
-        world, local = trainer.world_size, len(batch.goals)
-        numbers = [batch_idx * world * local + i * world + trainer.global_rank for i in range(local)]
         self._step = batch_idx + 1
-        problems = Counter(self.simulation.problems)
-        with self._speaker(pl_module, f"train-{self._step:06d}") as policy:
-            groups = asyncio.run(self.groups(policy, batch.goals, batch_idx, numbers))
-        self._stop_if_lost(trainer, self._lost, f"forward conversations of step {self._step}")
+        rollout = self._rollout(trainer, pl_module, batch.goals, batch_idx)
+        groups, numbers = rollout.groups, numbers_of(trainer, batch_idx, len(batch.goals))
+        self._stop_if_lost(trainer, rollout.lost, f"forward conversations of step {self._step}")
         # A group needs two candidates to compare, or one if group_size is 1.
         least = min(2, self.simulation.sampler.group_size)
         kept = [(group, n) for group, n in zip(groups, numbers, strict=True) if len(group.candidates) >= least]
@@ -102,12 +117,12 @@ class RolloutCallback(L.Callback):
             float(group.context.turn < turn) for group, turn in zip(batch.groups, drawn, strict=True)
         ]
         # The update waits for the slowest process.
-        seconds = over_ranks(trainer, [time.monotonic() - started], "max")[0]
-        tokens = over_ranks(trainer, [float(self._tokens)])[0]
+        seconds = over_ranks(trainer, [rollout.seconds], "max")[0]
+        tokens = over_ranks(trainer, [float(rollout.tokens)])[0]
         values |= {"rollout_seconds": [seconds], "rollout_tokens_per_s": [tokens / seconds]}
+        values |= {name: [value] for name, value in rollout.logged.items()}
         self._log(trainer, pl_module, "train", values)
-        counts = {name: count - problems[name] for name, count in self.simulation.problems.items()}
-        counts |= {**asdict(self._lost), "lost_groups": len(groups) - len(kept)}
+        counts = {**rollout.problems, **asdict(rollout.lost), "lost_groups": len(groups) - len(kept)}
         counts["candidates"] = sum(len(group.candidates) for group in batch.groups)
         pl_module.log_dict(
             {f"train/{name}": float(value) for name, value in counts.items()},
@@ -116,11 +131,31 @@ class RolloutCallback(L.Callback):
             reduce_fx="sum",
         )
 
-    async def groups(self, engine: Any, goals: Sequence[Goal], step: int, numbers: Sequence[int]) -> list[Group]:
-        """Scored groups, one for each goal. `numbers` count the goals of the run, over all processes."""
-        self._lost = LostCounts()
+    def _rollout(self, trainer: L.Trainer, pl_module: L.LightningModule, goals: Sequence[Goal], step: int) -> Rollout:
+        """Play the goals of a step, from 0."""
+        started = time.monotonic()
+        lost, problems = LostCounts(), Counter(self.simulation.problems)
+        with self._speaker(pl_module, f"train-{step + 1:06d}") as policy:
+            numbers = numbers_of(trainer, step, len(goals))
+            groups = asyncio.run(self.groups(policy, goals, step, numbers, lost))
+        new = difference(self.simulation.problems, problems)
+        return Rollout(groups, lost, new, self._tokens, time.monotonic() - started)
+
+    async def groups(
+        self, engine: Any, goals: Sequence[Goal], step: int, numbers: Sequence[int], lost: LostCounts | None = None
+    ) -> list[Group]:
+        """Scored groups, one for each goal.
+
+        Args:
+            engine: Plays the policy.
+            goals: Of this process.
+            step: Step of the run, from 0.
+            numbers: Of the goals in the run, over all processes.
+            lost: Counts what has no score.
+        """
+        lost = LostCounts() if lost is None else lost
         played = (
-            self.simulation.group(engine, goal, self.system_prompt, step, number, self._lost)
+            self.simulation.group(engine, goal, self.system_prompt, step, number, lost)
             for goal, number in zip(goals, numbers, strict=True)
         )
         return list(await asyncio.gather(*played))
@@ -163,8 +198,7 @@ class RolloutCallback(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        with self._speaker(pl_module, f"val-{self._step:06d}") as policy:
-            batch.scored = self._conversations(policy, batch.goals, "val", 1)
+        batch.scored = self._conversations(pl_module, f"val-{self._step:06d}", batch.goals, "val", 1)
         what = f"validation conversations after step {self._step}"
         self._stop_if_lost(trainer, LostCounts().count(batch.scored), what)
         self._validated += batch.scored
@@ -184,13 +218,14 @@ class RolloutCallback(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        with self._speaker(pl_module, f"test-{self.name}") as policy:
-            batch.scored = self._conversations(policy, batch.goals, "test", self.num_conversations)
+        count = self.num_conversations
+        batch.scored = self._conversations(pl_module, f"test-{self.name}", batch.goals, "test", count)
         self._stop_if_lost(trainer, LostCounts().count(batch.scored), f"test conversations of {self.name}")
         self.tested += batch.scored
 
-    def _conversations(self, policy: ChatModel, goals: Sequence[Goal], split: str, count: int) -> list[Scored]:
-        return asyncio.run(self.simulation.conversations(policy, goals, self.system_prompt, split, count))
+    def _conversations(self, pl_module: Any, scope: str, goals: Sequence[Goal], split: str, count: int) -> list[Scored]:
+        with self._speaker(pl_module, scope) as policy:
+            return asyncio.run(self.simulation.conversations(policy, goals, self.system_prompt, split, count))
 
     # --- who speaks ----------------------------------------------------------------------------------------------
 
@@ -232,6 +267,17 @@ class RolloutCallback(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "exception")
+
+
+def numbers_of(trainer: L.Trainer, step: int, local: int) -> list[int]:
+    """Numbers in the run of this process's `local` goals of a step, from 0: Lightning deals goals to ranks in turn."""
+    world = trainer.world_size
+    return [step * world * local + i * world + trainer.global_rank for i in range(local)]
+
+
+def difference(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """What has been counted since `before`."""
+    return {name: count - before.get(name, 0) for name, count in now.items()}
 
 
 def _sync_weights(engine: VLLMEngine, pl_module: Any) -> None:

@@ -17,10 +17,12 @@ class AlgorithmConfig:
     Attributes:
         offline: It learns from stored conversations, not from rollouts of the policy.
         compares_candidates: It needs at least two candidates of one context.
+        weights_samples: Its loss weights tokens by their importance, so that an older policy may have sampled them.
     """
 
     offline: ClassVar[bool] = False
     compares_candidates: ClassVar[bool] = True
+    weights_samples: ClassVar[bool] = False
 
     @property
     def plays_user(self) -> bool:
@@ -93,6 +95,8 @@ class OnlineDPOConfig(DPOConfig):
 
 @dataclass
 class GRPOConfig(AlgorithmConfig):
+    weights_samples: ClassVar[bool] = True
+
     name: str = "grpo"
     target: str = "collab.modules.grpo.GRPO"
     clip_epsilon: float = number(0.2, above=0, below=1)  # the probability ratio is clipped to 1 +- clip_epsilon
@@ -112,6 +116,7 @@ class GRPOConfig(AlgorithmConfig):
 @dataclass
 class PPOConfig(AlgorithmConfig):
     compares_candidates: ClassVar[bool] = False
+    weights_samples: ClassVar[bool] = True
 
     name: str = "ppo"
     target: str = "collab.modules.ppo.PPO"

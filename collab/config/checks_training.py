@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from collab.config.endpoints import has_teacher
-from collab.config.schema import Config, EndpointConfig, VLLMEngineConfig
+from collab.config.endpoints import endpoints_in, has_teacher
+from collab.config.schema import Config, EndpointConfig, LocalEngineConfig, VLLMEngineConfig
 from collab.util.processes import started
 
 
@@ -15,6 +15,7 @@ def training_problems(config: Config) -> Iterator[str]:
     """What is wrong for `train.py` alone."""
     yield from _data_problems(config)
     yield from _schedule_problems(config)
+    yield from _staleness_problems(config)
 
 
 def _data_problems(config: Config) -> Iterator[str]:
@@ -79,6 +80,40 @@ def _schedule_problems(config: Config) -> Iterator[str]:
             "learned after the last validation could never be the best policy. "
             f"Set trainer.val_every={near}, or trainer.max_steps={(steps // every + 1) * every}."
         )
+
+
+def _staleness_problems(config: Config) -> Iterator[str]:
+    staleness, algorithm = config.rollout.max_staleness, config.algorithm
+    if staleness < 1:
+        return
+    given, otherwise = f"rollout.max_staleness={staleness}", "or set rollout.max_staleness=0"
+    if algorithm.offline:
+        yield (
+            f"{given} plays conversations of the next steps during an update, and {algorithm.name} learns from stored "
+            "ones: nothing is played. Set rollout.max_staleness=0."
+        )
+    elif not algorithm.weights_samples:
+        yield (
+            f"{given} trains on replies of an older policy, and the loss of {algorithm.name} does not weight them by "
+            f"their importance. Set algorithm=grpo, rloo or ppo, {otherwise}."
+        )
+    if not isinstance(config.engine, LocalEngineConfig):
+        yield (
+            f"{given} decodes with copies of the policy in this process, and the engine is {config.engine.target}. Set "
+            f"engine=local, {otherwise}."
+        )
+    if config.strategy.name == "fsdp":
+        yield (
+            f"{given} needs the whole policy in each process, and strategy=fsdp keeps shards. Set strategy=ddp, "
+            f"{otherwise}."
+        )
+    for key, endpoint in endpoints_in(config).items():
+        if endpoint.kind == "local" and not key.startswith(("evaluation.", "evaluator.", "teacher")):
+            yield (
+                f"{given} plays conversations of several steps at once, and {key}.kind=local is one model in this "
+                f"process, which serves one rollout at a time. Set {key}.kind=http and the address of a server, "
+                f"{otherwise}."
+            )
 
 
 def synthesis_problems(config: Config) -> Iterator[str]:

@@ -278,6 +278,13 @@ class SamplerConfig:
 
 
 @dataclass
+class RolloutConfig:
+    # play the conversations of the next steps while the policy is updated: a step's are played by the policy as it was
+    # this many updates before (grpo, rloo, ppo; engine=local; not fsdp); 0: after the last update, by the newest policy
+    max_staleness: int = number(0, at_least=0)
+
+
+@dataclass
 class EngineConfig:
     target: str = MISSING  # class of the rollout engine
     options: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of the class
@@ -426,6 +433,7 @@ class Config:
     teacher: EndpointConfig = field(default_factory=EndpointConfig)
     definitions: DefinitionsConfig = field(default_factory=DefinitionsConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     engine: EngineConfig = MISSING
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

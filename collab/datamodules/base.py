@@ -12,6 +12,7 @@ goal is played once, and a batch may be empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import lightning
@@ -103,12 +104,23 @@ class GoalDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[GoalBatch]:
         """`max_steps` batches of this process's share of `goals_per_step`."""
         assert self.goals_per_step % self.world_size == 0, "`preflight.check_machine` refuses it"
-        items: Sequence[Goal | tuple[Group, ...]] = self.splits.train if self.groups is None else self.groups
-        order = schedule(items, self.goals_per_step, self.max_steps, self.seed)
+        order = self._order
         # On resume Lightning counts on from the step that it had reached, but starts the loader anew.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0
         done *= self.goals_per_step
         return self._loader(order[done:] + order[:done], self.goals_per_step // self.world_size)
+
+    @cached_property
+    def _order(self) -> list[Goal | tuple[Group, ...]]:
+        items: Sequence[Goal | tuple[Group, ...]] = self.splits.train if self.groups is None else self.groups
+        return schedule(items, self.goals_per_step, self.max_steps, self.seed)
+
+    def goals_of(self, step: int) -> list[Goal]:
+        """This process's training goals of a step, from 0, as its batch will have them."""
+        assert self.groups is None and self.trainer is not None
+        start = step * self.goals_per_step
+        goals = self._order[start : start + self.goals_per_step][self.trainer.global_rank :: self.world_size]
+        return cast("list[Goal]", goals)
 
     def val_dataloader(self) -> DataLoader[GoalBatch]:
         """This process's validation goals in file order, or what is held out."""

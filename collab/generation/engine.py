@@ -158,6 +158,14 @@ class LocalEngine:
             self._task = asyncio.create_task(self._serve())
         return await done
 
+    async def idle(self) -> None:
+        """Return when all requests are answered and the model's layers are as they were.
+
+        `clear_cache` needs it if the event loop goes on after the rollout.
+        """
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     def clear_cache(self, weights: bool = False) -> None:
         """Drop whatever was computed from the trained weights: call it when they have changed, between two rollouts.
 

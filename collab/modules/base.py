@@ -8,6 +8,10 @@ minibatches. The loss of a step is the sum over the units (pairs, tokens or sequ
 by the number of units in the whole step, on all processes. The gradients of micro-batches and of processes are
 therefore summed.
 
+Groups that an older policy sampled (`max_staleness`) have two log-probs beside the current one: that of the policy that
+sampled, and the proximal one, of the policy before the rollout's first update. Ratios are clipped against the second,
+and each token is weighted by the truncated ratio of the second to the first (`losses.importance_weights`).
+
 With `target_kl`, an optimizer step that moves the policy too far is shortened, as by the line search of TRPO (Schulman
 et al. 2015): the weights go a part of the way. The learning rate is then a maximum, and each model gets the one that it
 bears. Spinning Up and TRL end the passes over a rollout instead, after the step that was too large.
@@ -19,7 +23,7 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -32,7 +36,7 @@ from collab.config.algorithms import AlgorithmConfig
 from collab.conversation import Candidate, Group, Reply
 from collab.lm.attention import in_blocks
 from collab.lm.inner import inner_of
-from collab.modules.losses import kl_estimates
+from collab.modules.losses import MAX_WEIGHT, importance_weights, kl_estimates
 from collab.modules.packing import PackedBatch, idle_batch, micro_batches, pack, packed_length
 from collab.modules.policy import Policy, PolicyOutput
 from collab.modules.sharding import Sharding, is_spread, shard
@@ -50,11 +54,14 @@ class Example:
         replies: Packed in one row, so their histories are as `packing.pack` wants them.
         weights: One number per reply if the algorithm needs it: an advantage or a reward.
         contexts: Number of contexts that the replies answer.
+        proximal: [n] log-probs of all n tokens by the policy before the rollout's first update. None if they are not
+            needed: nothing is stale, or the rollout has one update, whose own log-probs they are.
     """
 
     replies: tuple[Reply, ...]
     weights: tuple[float, ...] = ()
     contexts: int = 1
+    proximal: torch.Tensor | None = None
 
 
 class Step(NamedTuple):
@@ -87,6 +94,8 @@ class PolicyModule(L.LightningModule):
         temperature: Sampling temperature of the candidates.
         max_steps: Number of rollouts of the run, for the schedule.
         sharding: How the policy is sharded; None if each process has all of it.
+        max_staleness: How many rollouts the policy may have learned from since a group was sampled
+            (`rollout.max_staleness`).
     """
 
     needs_reference = True  # False in evaluation: full weights then need no frozen copy
@@ -101,11 +110,13 @@ class PolicyModule(L.LightningModule):
         temperature: float,
         max_steps: int,
         sharding: Sharding | None = None,
+        max_staleness: int = 0,
     ) -> None:
         super().__init__()
         self.config: Any = config
         self.tokenizer = tokenizer
         self.temperature, self.max_steps, self.sharding = temperature, max_steps, sharding
+        self.max_staleness = max_staleness
         self.policy: Policy | None = None
         self._load = load
         self.automatic_optimization = False
@@ -152,8 +163,34 @@ class PolicyModule(L.LightningModule):
         return f"{kept} of {len(groups)} groups are learned from"
 
     def prepare(self, examples: list[Example]) -> list[Example]:
-        """Compute what a rollout needs once, with the policy that sampled it, before the first update."""
-        return examples
+        """Compute what a rollout needs once, with the current policy, before the first update.
+
+        Here: the proximal log-probs, where there are several updates.
+        """
+        if not self.max_staleness or self.config.num_minibatches * self.config.epochs == 1:
+            return examples
+        found: dict[int, torch.Tensor] = {}
+        with torch.no_grad():
+            for indices, batch in self.passes(examples):
+                assert self.policy is not None
+                sizes = [sum(len(reply.token_ids) for reply in examples[index].replies) for index in indices]
+                logprobs = self.policy(batch).logprobs
+                found |= zip(indices, logprobs.split(sizes), strict=True) if indices else ()
+        return [replace(example, proximal=found[index]) for index, example in enumerate(examples)]
+
+    def proximal(self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput) -> torch.Tensor:
+        """[N] log-probs that the probability ratio of an update is taken to: those before the rollout's first update.
+
+        If nothing is stale, they are those of sampling.
+        """
+        if not self.max_staleness:
+            return batch.sampled_logprobs
+        known = [example.proximal for example in examples if example.proximal is not None]
+        return torch.cat(known) if known else output.logprobs.detach()
+
+    def weighted(self, losses: torch.Tensor, batch: PackedBatch, proximal: torch.Tensor) -> torch.Tensor:
+        """[N] losses of tokens, each times its importance weight if an older policy may have sampled it."""
+        return losses * importance_weights(proximal, batch.sampled_logprobs) if self.max_staleness else losses
 
     @abstractmethod
     def units(self, example: Example) -> int:
@@ -203,7 +240,8 @@ class PolicyModule(L.LightningModule):
             # DDP would average after every backward pass, and wait for ranks with fewer micro-batches. `_update` sums
             # gradients once per step instead. Lightning sets this flag again after every step.
             self.trainer.model.require_backward_grad_sync = False
-        sums = dict.fromkeys(("loss", "kl", "kl_tokens", "entropy", "tokens", "gap", "gap_tokens"), 0.0)
+        names = ("loss", "kl", "kl_tokens", "entropy", "tokens", "gap", "gap_tokens", "truncated")
+        sums = dict.fromkeys(names, 0.0)
         steps: list[Step] = []
         optimizer: Any = self.optimizers()
         rate = optimizer.param_groups[0]["lr"]
@@ -229,7 +267,9 @@ class PolicyModule(L.LightningModule):
         left_out = self.left_out(batch.groups)
         compared = sum(example.contexts for example in examples)
         ours = [*sums.values(), compared, len(batch.groups), *left_out.values()]
-        loss, kl, kl_tokens, entropy, tokens, gap, gap_tokens, taught, groups, *counts = over_ranks(self.trainer, ours)
+        loss, kl, kl_tokens, entropy, tokens, gap, gap_tokens, truncated, taught, groups, *counts = over_ranks(
+            self.trainer, ours
+        )
         updates = count * self.config.epochs
         # Every step logs every name: Lightning would otherwise repeat the last value as if it were new.
         self._log(
@@ -241,6 +281,7 @@ class PolicyModule(L.LightningModule):
             lr=rate,  # of the first update
             groups_without_spread=1 - taught / groups if groups else math.nan,
             **(_bounds(steps) if self.config.target_kl else {}),
+            **({"truncated_share": truncated / gap_tokens if gap_tokens else math.nan} if self.max_staleness else {}),
             **dict(zip(left_out, counts, strict=True)),
         )
 
@@ -250,9 +291,10 @@ class PolicyModule(L.LightningModule):
         Args:
             examples: This rank's examples of the minibatch.
             total: Number of units, on all ranks.
-            first: This is the rollout's first update, made with the weights that sampled it.
+            first: This is the rollout's first update; if nothing is stale, the weights are those that sampled it.
             sums: For the log, this rank's sums are added here: its share of the loss; the KL, the entropy and (first
-                update only) the distance from the sampler's log-probs to ours, each with its number of tokens.
+                update only) the distance from the sampler's log-probs to ours, each with its number of tokens; the
+                number of those tokens whose importance weight was truncated.
         """
         assert self.policy is not None
         optimizer: Any = self.optimizers()
@@ -287,6 +329,7 @@ class PolicyModule(L.LightningModule):
             if first and len(packed.sampled_logprobs):  # stored conversations have none
                 sums["gap"] += (logprobs - packed.sampled_logprobs).abs().sum().item()
                 sums["gap_tokens"] += count
+                sums["truncated"] += (logprobs - packed.sampled_logprobs > math.log(MAX_WEIGHT)).sum().item()
         return self._step([examples[index].replies for index in before], [*before.values()])
 
     def _step(self, probe: Sequence[Sequence[Reply]], logprobs: Sequence[torch.Tensor]) -> Step:

@@ -62,9 +62,9 @@ class GRPO(PolicyModule):
         self, examples: Sequence[Example], batch: PackedBatch, output: PolicyOutput, ref_logprobs: torch.Tensor | None
     ) -> torch.Tensor:
         weights = torch.tensor([w for e in examples for w in e.weights], device=output.logprobs.device)
-        losses = clipped_policy_losses(
-            output.logprobs, batch.sampled_logprobs, weights[batch.sequence], self.config.clip_epsilon
-        )
+        proximal = self.proximal(examples, batch, output)
+        losses = clipped_policy_losses(output.logprobs, proximal, weights[batch.sequence], self.config.clip_epsilon)
+        losses = self.weighted(losses, batch, proximal)
         if ref_logprobs is not None and self.config.kl_coef:
             losses = losses + self.config.kl_coef * kl_estimates(output.logprobs, ref_logprobs)
         if self.config.loss_aggregation == "sequences":

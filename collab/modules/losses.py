@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+MAX_WEIGHT = 2.0  # of a token that an older policy sampled; see `importance_weights`
+
 
 def sequence_sums(values: torch.Tensor, sequence: torch.Tensor, num_sequences: int) -> torch.Tensor:
     """[N] values of tokens -> [S] sums over each sequence."""
@@ -66,6 +68,20 @@ def clipped_policy_losses(
     ratio = (logprobs - sampled_logprobs).exp()
     clipped = ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def importance_weights(proximal: torch.Tensor, sampled_logprobs: torch.Tensor) -> torch.Tensor:
+    """Weight of each token that an older policy sampled, [N], in 0..`MAX_WEIGHT`, without gradient.
+
+    The probability ratio of the proximal policy to the one that sampled, truncated from above (Espeholt et al. 2018,
+    rho of Eq. 1). Times `clipped_policy_losses(logprobs, proximal, ...)` it is the decoupled loss of Hilton et al. 2022
+    (Eq. 3), as AReaL has it (Fu et al. 2025, Eq. 5). Where both policies are the same, the weight is exactly 1.
+
+    Args:
+        proximal: [N] log-probs under the policy as it was before the first update with this rollout.
+        sampled_logprobs: [N] under the policy that sampled.
+    """
+    return (proximal - sampled_logprobs).detach().exp().clamp(max=MAX_WEIGHT)
 
 
 def kl_estimates(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,9 @@ Differs from Schulman et al.:
 Differs from TRL's former `PPOTrainer`: the coefficient of the KL is fixed; the ratio is to the probability that the
 rollout engine sampled with, as in `grpo.py`, which corrects for rounding between engine and update, while the KL and
 the values come from the update's own forward pass; rewards are not scaled.
+
+With `rollout.max_staleness`, the policy that `prepare` runs is not the one that sampled, but the proximal one (see
+`base.py`): advantages and values are the proximal policy's.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from collab.modules.policy import PolicyOutput
 
 @dataclass(frozen=True, kw_only=True)
 class Episodes(Example):
-    """The replies to a context, with numbers for all n of their tokens, by the policy that sampled them.
+    """The replies to a context, with numbers for all n of their tokens, by the policy before the first update.
 
     Attributes:
         values: [n] value of the state before each token.
@@ -95,10 +98,10 @@ class PPO(PolicyModule):
         by_row = generalised_advantages(paid, worth, config.gamma, config.gae_lambda)
         advantages = torch.cat([row[:size] for row, size in zip(by_row, sizes, strict=True)])
         counts = [self.units(example) for example in examples]
-        columns = [column.split(counts) for column in (values, advantages, advantages + values)]
+        columns = [column.split(counts) for column in (values, advantages, advantages + values, output.logprobs)]
         return [
-            Episodes(e.replies, e.weights, values=values, advantages=advantages, returns=returns)
-            for e, values, advantages, returns in zip(examples, *columns, strict=True)
+            Episodes(e.replies, e.weights, proximal=proximal, values=values, advantages=advantages, returns=returns)
+            for e, values, advantages, returns, proximal in zip(examples, *columns, strict=True)
         ]
 
     def _moments(self, parts: Sequence[torch.Tensor]) -> tuple[float, float]:
@@ -117,7 +120,9 @@ class PPO(PolicyModule):
     ) -> torch.Tensor:
         config = self.config
         advantages = torch.cat([example.advantages for example in examples])
-        policy = clipped_policy_losses(output.logprobs, batch.sampled_logprobs, advantages, config.clip_epsilon)
+        proximal = self.proximal(examples, batch, output)
+        policy = clipped_policy_losses(output.logprobs, proximal, advantages, config.clip_epsilon)
+        policy = self.weighted(policy, batch, proximal)
         assert output.values is not None
         sampled_values = torch.cat([example.values for example in examples])
         returns = torch.cat([example.returns for example in examples])

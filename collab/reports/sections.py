@@ -45,7 +45,8 @@ _NAMES = {
     **dict.fromkeys(_REWARD, "reward"),
     **dict.fromkeys(_ROLLOUT, "rollout"),
     **dict.fromkeys(("turns", "earlier_contexts"), "user"),
-    **dict.fromkeys(("rollout_seconds", "rollout_tokens_per_s", "logprob_gap"), "engine"),
+    **dict.fromkeys(("rollout_seconds", "rollout_tokens_per_s", "rollout_wait_seconds"), "engine"),
+    **dict.fromkeys(("logprob_gap", "staleness"), "engine"),
 }
 _ROLES = {"user": "user", "judge": "judge", "extractor": "judge", "policy": "engine"}  # "user_leak", "judge_usd"
 

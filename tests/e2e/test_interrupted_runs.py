@@ -176,3 +176,16 @@ def test_an_evaluation_goes_on_with_the_row_that_it_was_at(whole: Whole, overrid
     assert "base: played before" in log.read_text()
     assert policies(folder) == policies(tmp_path / "whole")
     assert transcripts(folder) == transcripts(tmp_path / "whole")
+
+
+@pytest.mark.slow  # in process, tests/integration/test_overlap.py does it too
+def test_an_overlapped_run_goes_on_with_the_policies_that_were_playing(letters: list[str], tmp_path: Path) -> None:
+    overrides = [*letters, "rollout.max_staleness=2"]
+    whole, folder, log = Whole(overrides, tmp_path), tmp_path / "run", tmp_path / "run.log"
+    process = commands.start("train", [*overrides, f"output_dir={folder}"], log)
+    until((folder / "checkpoints" / "step-000002.ckpt").exists, process)
+    process.kill()
+    process.join()
+    assert not (folder / "results.json").exists()
+    assert commands.run("train", [f"resume={folder}"], log) == 0, log.read_text()
+    assert_ends_as(whole, folder)

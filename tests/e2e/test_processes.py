@@ -107,6 +107,18 @@ def test_two_processes_train_as_one_does(strategy: str, alone: Path, overrides: 
     assert learned > base + 0.1
 
 
+@pytest.mark.slow
+def test_two_processes_overlap_rollouts_and_updates_as_one_does(overrides: list[str], tmp_path: Path) -> None:
+    """No process waits for another in the thread that plays, and goals of the next steps are dealt out as theirs."""
+    overlapped = [*overrides, "rollout.max_staleness=2"]
+    for processes, name in ((1, "one"), (2, "two")):
+        typed = [*overlapped, *STRATEGIES["ddp"], f"output_dir={tmp_path / name}"]
+        joined(launch(processes, "train", typed, tmp_path / "log"), tmp_path / "log")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    ages = [row["train/staleness"] for row in metrics(tmp_path / "two") if "train/staleness" in row]
+    assert ages == [0, 1, 2, 2]
+
+
 def metrics_of(folder: Path, policy: str) -> float:
     found: float = json.loads((folder / "results.json").read_text())["policies"][policy]["reward"]["mean"]
     return found

@@ -360,6 +360,28 @@ def test_a_baseline_is_a_row_of_the_table():
         check(load_config("evaluate", ["evaluation.baseline=trained"]), "evaluate")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["algorithm=online_dpo"], r"the loss of online_dpo does not weight them .* Set algorithm=grpo, rloo or ppo"),
+        (["algorithm=sft", "algorithm.data=a.jsonl"], "sft learns from stored ones: nothing is played"),
+        (["algorithm=grpo", "engine=vllm"], "the engine is collab.generation.vllm.VLLMEngine. Set engine=local"),
+        (["algorithm=rloo", "strategy=fsdp"], "strategy=fsdp keeps shards. Set strategy=ddp"),
+        (["algorithm=ppo", "user=local"], r"user\.endpoint\.kind=local is one model in this process"),
+        (["algorithm=ppo", "judge=local"], r"judge\.endpoint\.kind=local is one model in this process"),
+        (["algorithm=grpo", "rollout.max_staleness=-1"], r"rollout\.max_staleness \(-1\) must be at least 0"),
+    ],
+)
+def test_overlap_is_refused_where_it_cannot_be(overrides, problem):
+    with pytest.raises(BadInput, match=problem):
+        check(load_config("train", ["rollout.max_staleness=2", *overrides]))
+
+
+@pytest.mark.parametrize("overrides", [["algorithm=grpo_small"], ["algorithm=rloo"], ["algorithm=ppo", "strategy=ddp"]])
+def test_overlap_goes_with_what_weights_samples(overrides):
+    check(load_config("train", ["rollout.max_staleness=2", *overrides]))
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(BadInput, match="3 problems") as error:
         check(load_config("train", ["sampler.window=-1", "sampler.group_size=1", "algorithm.lr=-1"]))

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 
 from collab.modules.base import learning_rate_scale
 from collab.modules.losses import (
+    MAX_WEIGHT,
     clipped_policy_losses,
     clipped_value_losses,
     dpo_losses,
     generalised_advantages,
     group_advantages,
+    importance_weights,
     kl_estimates,
     sequence_sums,
 )
@@ -144,6 +146,39 @@ def test_on_policy_the_gradient_is_that_of_plain_policy_gradient(noise: torch.Ge
     logprobs = sampled.clone().requires_grad_()
     clipped_policy_losses(logprobs, sampled, advantages, 0.2).sum().backward()
     torch.testing.assert_close(logprobs.grad, -advantages)
+
+
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+def test_weights_of_tokens_that_an_older_policy_sampled_by_hand(advantage: float) -> None:
+    sampled = torch.tensor([0.5, 0.5, 0.1, 0.4]).log()
+    proximal = torch.tensor([0.5, 0.25, 0.8, 0.6]).log()
+    close(importance_weights(proximal, sampled), 1.0, 0.5, MAX_WEIGHT, 1.5)
+    # In front of the clipped surrogate, whose ratio is to the proximal policy.
+    logprobs = (proximal + torch.tensor([1.1, 1.0, 1.0, 0.9]).log()).requires_grad_()
+    losses = importance_weights(proximal, sampled) * clipped_policy_losses(
+        logprobs, proximal, torch.full((4,), advantage), clip_epsilon=0.2
+    )
+    close(losses, *(-advantage * x for x in (1.1, 0.5, 2.0, 1.5 * 0.9)))
+    losses.sum().backward()
+    assert logprobs.grad is not None
+    close(logprobs.grad, *(-advantage * x for x in (1.1, 0.5, 2.0, 1.5 * 0.9)))
+
+
+def test_where_nothing_is_stale_the_weighted_loss_is_the_strict_one_to_the_bit(noise: torch.Generator) -> None:
+    sampled = -3 * torch.rand(999, generator=noise)
+    start = sampled + 0.5 * torch.randn(999, generator=noise)
+    advantages = torch.randn(999, generator=noise)
+
+    def loss_and_gradient(weighted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logprobs = start.clone().requires_grad_()
+        losses = clipped_policy_losses(logprobs, sampled, advantages, 0.2)
+        if weighted:
+            losses = importance_weights(sampled, sampled) * losses
+        losses.sum().backward()
+        return losses.detach(), logprobs.grad
+
+    for strict, stale in zip(loss_and_gradient(False), loss_and_gradient(True), strict=True):
+        assert strict is not None and stale is not None and torch.equal(strict, stale)
 
 
 # --- PPO -------------------------------------------------------------------------------------------------------------
