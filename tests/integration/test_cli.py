@@ -118,7 +118,7 @@ def test_help_names_what_one_can_type(typed):
         (["model=smolm2"], ["no such model", "Did you mean smollm2?", "one of: gemma3_1b, llama31_70b, llama31_8b,"]),
         (
             ["experiment=paper/doc_edt"],
-            ["Did you mean paper/doc_edit?", "is one of: abg_coqa, code, code_sft, doc_edit,"],
+            ["Did you mean paper/doc_edit?", "is one of: abg_coqa, ask_or_act, code, code_sft, doc_edit,"],
         ),
         (["endpoint=openai"], ["endpoint=openai: nothing in this config takes it", "with user=llm"]),
         (["judge=llm", "endpoint@user.endpoint=vllm"], ["endpoint@user.endpoint=vllm: nothing in this config takes"]),

@@ -237,7 +237,7 @@ def test_a_metric_of_another_tasks_goals_is_refused(checked):
                 "needs the metric 'asks_on_ambiguous', and there are reward, coverage, bleu,",
             ],
         ),
-        (["+task.aggregates.f1=collab.reports.aggregates.f1"], ["has: act_f1, ask_f1, macro_accuracy, macro_f1."]),
+        (["+task.aggregates.f1=collab.reports.aggregates.f1"], ["has: macro_accuracy, macro_f1, ask_f1, act_f1."]),
         (["+task.aggregates.f1=collab.rewards.metrics.Bleu"], ["collab.rewards.metrics.Bleu is no function"]),
     ],
 )
