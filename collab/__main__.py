@@ -11,7 +11,7 @@ COMMANDS = {
     "evaluate": "compare policies on the same goals",
     "synthesize": "make conversations to learn from",
     "chat": "talk to a policy in the terminal, or with --web to two side by side in the browser",
-    "study": "let people write with assistants, blind, and rate them: collab study serve|export STUDY.yaml",
+    "study": "let people write with assistants, blind, and rate them: collab study serve|export|forget STUDY.yaml",
     "report": "write one page about a run: table, curves, conversations: collab report RUN [RUN2]",
     "workspace": "save a W&B workspace with a section for each kind of metric: collab workspace ENTITY/PROJECT",
     "merge": "put several seeds in one table",
