@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check -c 
 STAMP := $(VENV)/.installed
 # By file, in the order of the folders: the long ones of e2e come first, so that both processes end at about the same time.
 # Compiled files are kept whatever the environment says: else each of the many processes compiles everything again.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-all fast soak test-vllm lint types bench gpu-check cheats table ablation showcase mutants clean
@@ -27,7 +27,7 @@ quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stag
 	$(BIN)/python evaluate.py experiment=doc_edit "policies=[base,proactive,sft:$$run/sft/policy,mr:$$run/mr/policy]" \
 	  output_dir=$$run/table evaluation.num_conversations=1 $(ARGS)
 
-test: $(STAMP) ## install, run the tests in two processes: 6 to 11 minutes on two cores (ARGS='...' is passed to pytest)
+test: $(STAMP) ## install, run the tests in three processes: 6 minutes on two cores (ARGS='...' is passed to pytest)
 	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## install, run the tests with all that are marked slow: half an hour
