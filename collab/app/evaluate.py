@@ -329,7 +329,8 @@ def policy_scores(scored: Sequence[Scored]) -> PolicyScores:
     for (conversation, _), values in zip(scored, scores_of(scored), strict=True):
         for metric, value in values.items():
             if metric != "token_penalty":
-                unit = conversation.goal.metadata.get("pair", conversation.goal.id)
+                metadata = conversation.goal.metadata
+                unit = metadata["pair"] if "vague" in metadata else conversation.goal.id
                 scores.setdefault(metric, {}).setdefault(unit, []).append(value)
     return scores
 

@@ -26,13 +26,7 @@ class SpendCallback(L.Callback):
 
     def __init__(self, ledger: Ledger, warn: Callable[[str], None]) -> None:
         self.ledger, self.warn = ledger, warn
-        self._warned = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"warned": self._warned}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._warned = state_dict["warned"]
+        self._warned = False  # a resumed run warns again: it may have a larger budget
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -127,7 +128,9 @@ def goals_artifact(name: str, splits: Mapping[str, Sequence[Goal]]) -> wandb.Art
     """The goals of a task as `goals-<task>`, a file for each split. Equal goals are the same version at W&B."""
     import wandb
 
-    artifact = wandb.Artifact(f"goals-{name}", "dataset", metadata={split: len(g) for split, g in splits.items()})
+    artifact = wandb.Artifact(
+        _allowed(f"goals-{name}"), "dataset", metadata={split: len(g) for split, g in splits.items()}
+    )
     for split, goals in splits.items():
         with artifact.new_file(f"{split}.jsonl", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(goal), ensure_ascii=False) + "\n" for goal in goals)
@@ -149,11 +152,16 @@ def files_artifact(name: str, kind: str, path: Path, **metadata: Any) -> wandb.A
     """A file, or all files of a folder, as an artifact. They are not copied, so they have to stay until the upload."""
     import wandb
 
-    artifact = wandb.Artifact(name, kind, metadata=metadata)
+    artifact = wandb.Artifact(_allowed(name), kind, metadata=metadata)
     for file in [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*"))):
         where = file.name if path.is_file() else str(file.relative_to(path))
         artifact.add_file(str(file), where, policy="immutable", skip_cache=True)
     return artifact
+
+
+def _allowed(name: str) -> str:
+    """The name with what W&B refuses in names of artifacts replaced."""
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:128]
 
 
 def use_artifact(run: Any, artifact: wandb.Artifact) -> None:

@@ -102,6 +102,11 @@ def _staleness_problems(config: Config) -> Iterator[str]:
             f"{given} decodes with copies of the policy in this process, and the engine is {config.engine.target}. Set "
             f"engine=local, {otherwise}."
         )
+    elif config.engine.deterministic and config.threads != 1:
+        yield (
+            f"{given} decodes during the update, and engine.deterministic=true decodes with one thread, which torch sets "
+            f"for the whole process. Set threads=1 or engine.deterministic=false, {otherwise}."
+        )
     if config.strategy.name == "fsdp":
         yield (
             f"{given} needs the whole policy in each process, and strategy=fsdp keeps shards. Set strategy=ddp, "

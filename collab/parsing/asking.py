@@ -28,7 +28,12 @@ _REQUEST = re.compile(
     r"|\bI(?:'d| would|'ll| will)? (?:also )?need (?:to know|more|some|a few|the|your|a bit)\b",
     re.IGNORECASE,
 )
-_OFFER = re.compile(r"\b(?:help\w*|assist\w*|ready|happy to|here (?:for|to)|ask|sorry)\b", re.IGNORECASE)
+_OFFER = re.compile(
+    r"\b(?:how|what) (?:can|may|could) I\b|\b(?:happy|glad|ready|here|able|love|can|can't|could|will|'ll) (?:to |be )?"
+    r"(?:\w+ )?(?:help|assist)\w*|\bhelpful assistant\b|\b(?:I'm|I am) (?:ready|here)\b"
+    r"|\b(?:please|feel free to|just) ask\b|\bif you (?:have|need)\b|\b(?:AI|language model)\b",
+    re.IGNORECASE,
+)
 
 
 def asks_first(reply: str, request: str) -> bool:

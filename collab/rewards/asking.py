@@ -8,6 +8,7 @@ from statistics import fmean
 from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_state import asks_back, read
 from collab.parsing.asking import asks_first, only_offers
+from collab.parsing.english import content_words, sentences
 from collab.rewards.metrics import checked_items
 from collab.rewards.safety import refuses
 
@@ -15,11 +16,13 @@ from collab.rewards.safety import refuses
 def decision(reply: str, request: str) -> str:
     """What a first reply does: "asks" the user instead of acting, "acts", or "neither": it refuses or only offers help.
 
-    Acting is all else. The rules do not see whether it is of any use.
+    Acting is all else, and what begins like a refusal but says what the request says ("I'm sorry, I can't come to your
+    housewarming."). The rules do not see whether it is of any use.
     """
     if asks_first(reply, request):
         return "asks"
-    return "neither" if only_offers(reply) or refuses(reply) else "acts"
+    says = len(content_words(sentences(reply)[0]) & content_words(request)) >= 2 if sentences(reply) else False
+    return "neither" if only_offers(reply) or (refuses(reply) and not says) else "acts"
 
 
 class _Decision:

@@ -212,9 +212,10 @@ def _export(options: Options) -> None:
 
 
 def _forget(options: Options) -> None:
-    read_study(options.file)
+    study = read_study(options.file)
     store = _existing(options)
     try:
+        store.check(study)
         count = store.forget(options.participant)
     finally:
         store.close()

@@ -48,6 +48,7 @@ _participants = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("seen_at", sa.Float, nullable=False),
     sa.Column("submitted_at", sa.Float),
+    sqlite_autoincrement=True,  # the number of somebody who was deleted is not given again
 )
 
 
@@ -327,11 +328,26 @@ class Store:
                     _put(connection, _ratings, participant, {"turn": FINAL, "scale": scale}, value=value, rated_at=now)
 
     def forget(self, participant: str) -> int:
-        """Delete all of the participants with this number, or this id of the recruiting platform; returns how many."""
+        """Delete all of the participant with this number, or this id of the recruiting platform.
+
+        Returns:
+            How many were deleted: somebody who joined twice has two numbers.
+
+        Raises:
+            BadInput: It is the number of one participant and the id of another.
+        """
         by_number = sa.cast(_participants.c.id, sa.String) == participant
         with self._writing() as connection:
-            which = by_number | (_participants.c.external_id == participant)
-            found = connection.scalars(sa.select(_participants.c.id).where(which)).all()
+            number, ids = (
+                connection.scalars(sa.select(_participants.c.id).where(which)).all()
+                for which in (by_number, _participants.c.external_id == participant)
+            )
+            if number and set(ids) - set(number):
+                raise BadInput(
+                    f"participant={participant} is the number of one participant and the platform's id of number "
+                    f"{', '.join(map(str, ids))}. Give the number if you mean the latter; the former can then be given."
+                )
+            found = {*number, *ids}
             for table in (_turns, _replies, _ratings, _drafts):
                 connection.execute(sa.delete(table).where(table.c.participant.in_(found)))
             connection.execute(sa.delete(_participants).where(_participants.c.id.in_(found)))

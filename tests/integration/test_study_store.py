@@ -85,7 +85,12 @@ def test_who_is_forgotten_leaves_nothing_and_the_others_stay(store, url, tmp_pat
     ]
     if url.startswith("sqlite"):
         assert not any(b"goes" in file.read_bytes() for file in tmp_path.glob("study.sqlite3*"))
-    assert store.forget(str(store.find("stays").id)) == 1
+    stays = store.find("stays").id
+    assert store.join("next", STUDY, str(stays)) > who  # nobody gets the number of somebody else
+    with pytest.raises(BadInput, match="is the number of one participant and the platform's id of number"):
+        store.forget(str(stays))
+    assert store.forget(str(store.find("next").id)) == 1
+    assert store.forget(str(stays)) == 1
     assert store.records() == []
 
 

@@ -122,6 +122,19 @@ def test_what_a_reply_does(reply, expected):
     assert decision(reply, "Translate this, please: 'Where is the nearest pharmacy?'") == expected
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "I'm sorry, I can't come to your housewarming on Saturday because I'm on night shift.",
+        "We are sorry that we cannot come to the housewarming on Saturday.",
+        "Thank you for asking me, Ines, but I have to work.",
+    ],
+)
+def test_a_message_that_is_sorry_is_a_result(reply):
+    request = "I have to turn down Ines's invitation to her housewarming on Saturday because I am on night shift."
+    assert decision(reply, request) == "acts"
+
+
 def test_a_result_that_repeats_a_quoted_text_is_no_question():
     soft = "Could you please send me the file now? I have been waiting for it."
     request = "This sounds rude. Can you soften it?"

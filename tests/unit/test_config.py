@@ -369,6 +369,7 @@ def test_a_baseline_is_a_row_of_the_table():
         (["algorithm=rloo", "strategy=fsdp"], "strategy=fsdp keeps shards. Set strategy=ddp"),
         (["algorithm=ppo", "user=local"], r"user\.endpoint\.kind=local is one model in this process"),
         (["algorithm=ppo", "judge=local"], r"judge\.endpoint\.kind=local is one model in this process"),
+        (["algorithm=grpo", "engine.deterministic=true"], "Set threads=1 or engine.deterministic=false"),
         (["algorithm=grpo", "rollout.max_staleness=-1"], r"rollout\.max_staleness \(-1\) must be at least 0"),
     ],
 )

@@ -152,7 +152,7 @@ def test_the_texts_of_the_demonstrations_say_what_was_told_and_nothing_else() ->
 def test_the_demonstrations_hear_what_the_user_says_to_questions_in_vain() -> None:
     groups = load_groups(load_config("train", ["experiment=doc_edit_sft"]).algorithm.data, "")
     heard = [turn.user for group in groups if group.context.turn == 4 for turn in group.context.turns]
-    assert sum("ask" in said.lower() or "have that already" in said for said in heard) > 50
+    assert sum("ask" in said.lower() or "know that already" in said for said in heard) > 50
 
 
 def test_topics_of_the_demonstrations_are_not_those_of_any_goal() -> None:
