@@ -104,8 +104,8 @@ def _staleness_problems(config: Config) -> Iterator[str]:
         )
     elif config.engine.deterministic and config.threads != 1:
         yield (
-            f"{given} decodes during the update, and engine.deterministic=true decodes with one thread, which torch sets "
-            f"for the whole process. Set threads=1 or engine.deterministic=false, {otherwise}."
+            f"{given} decodes during the update, and engine.deterministic=true decodes with one thread, a setting of "
+            f"the whole process. Set threads=1 or engine.deterministic=false, {otherwise}."
         )
     if config.strategy.name == "fsdp":
         yield (
