@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from collab.reports.sections import PLOTS, TABLES, sectioned
+from collab.reports.sections import PLOTS, STEP, TABLES, sectioned
 from collab.util.errors import BadInput, first_line
 
 NAME = "collab"  # of the workspace
-_STEP = "trainer/global_step"
 
 
 def workspace(entity: str, project: str) -> Any:
@@ -31,7 +30,7 @@ def workspace(entity: str, project: str) -> Any:
     sections = [
         ws.Section(
             name=section,
-            panels=[wr.LinePlot(x=_STEP, y=[sectioned(metric, ()) for metric in metrics]) for metrics in plots],
+            panels=[wr.LinePlot(x=STEP, y=[sectioned(metric, ()) for metric in metrics]) for metrics in plots],
             is_open=section == "reward",
         )
         for section, plots in PLOTS.items()

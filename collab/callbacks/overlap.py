@@ -34,6 +34,7 @@ from collab.callbacks.rollout import Rollout, RolloutCallback, difference, numbe
 from collab.chat.base import ChatModel
 from collab.chat.journal import Journalled
 from collab.conversation import Goal, Scored
+from collab.generation.engine import LocalEngine
 from collab.simulation.sampler import LostCounts, Simulation
 
 T = TypeVar("T")
@@ -52,8 +53,8 @@ class FrozenPolicy:
         shared = [*(p for p in lm.parameters() if not p.requires_grad), *lm.buffers()]
         self._lm = copy.deepcopy(lm, {id(tensor): tensor for tensor in shared}).eval()
         self.engine = simulation.make_engine(self._lm, tokenizer)
-        if hasattr(self.engine, "graphs"):
-            self.engine.graphs.works = False  # a CUDA graph cannot be recorded while another thread uses the device
+        assert isinstance(self.engine, LocalEngine), "`rollout.max_staleness` is refused for other engines"
+        self.engine.graphs.works = False  # a CUDA graph cannot be recorded while another thread uses the device
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Name -> trained weight; not a copy."""

@@ -13,13 +13,13 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from collab.conversation import Goal, Group
-from collab.reports.sections import SUMMARIES, TABLES, sectioned
+from collab.reports.sections import STEP, SUMMARIES, TABLES, sectioned
 from collab.reports.tree import best_and_worst, conversation_html, ends, group_html, mean_mr
+from collab.util.processes import rank
 
 if TYPE_CHECKING:
     import wandb  # takes a second to import, and only training needs it
 
-STEP = "trainer/global_step"  # Lightning's name of the step, the x axis of every panel
 _ENDS = 2  # best conversations of a table, and worst ones
 
 
@@ -60,7 +60,8 @@ class SectionedWandbLogger(WandbLogger):
 
 
 def _of_wandb(loggers: Iterable[Logger]) -> list[WandbLogger]:
-    return [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    """The W&B loggers of the first process; the others log nothing."""
+    return [logger for logger in loggers if isinstance(logger, WandbLogger)] if rank() == 0 else []
 
 
 # --- conversations ---------------------------------------------------------------------------------------------------

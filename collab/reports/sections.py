@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+STEP = "trainer/global_step"  # Lightning's name of the step, the x axis of every panel
 SECTIONS = {  # section -> what is in it
     "reward": "MR, R* and the parts of the reward, with their spread within a group",
     "rollout": "lengths of replies and contexts, lost conversations, signs of collapse",

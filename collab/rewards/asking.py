@@ -12,6 +12,8 @@ from collab.parsing.english import content_words, sentences
 from collab.rewards.metrics import checked_items
 from collab.rewards.safety import refuses
 
+_REPEATED = 2  # content words of the request in the first sentence, from which on that is no refusal
+
 
 def decision(reply: str, request: str) -> str:
     """What a first reply does: "asks" the user instead of acting, "acts", or "neither": it refuses or only offers help.
@@ -21,8 +23,10 @@ def decision(reply: str, request: str) -> str:
     """
     if asks_first(reply, request):
         return "asks"
-    says = len(content_words(sentences(reply)[0]) & content_words(request)) >= 2 if sentences(reply) else False
-    return "neither" if only_offers(reply) or (refuses(reply) and not says) else "acts"
+    if only_offers(reply):  # or is empty
+        return "neither"
+    repeated = content_words(sentences(reply)[0]) & content_words(request)
+    return "neither" if refuses(reply) and len(repeated) < _REPEATED else "acts"
 
 
 class _Decision:
