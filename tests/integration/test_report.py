@@ -502,7 +502,6 @@ def test_probabilities_and_what_guards_refused_are_shown_on_demand(browser, page
         assert "2 messages of the user refused by guards" in page.locator("#detail").inner_text()
         assert page.locator("#detail .refused").count() == 0
         page.check("#guards")
-        page.wait_for_selector("#detail .refused")  # the page draws after the event
         assert page.locator("#detail .refused").all_inner_texts() == [
             'Refused (leak):\n{"message": "all that I want"}',
             "Refused (stop):\n[[SATISFIED]]",

@@ -446,7 +446,8 @@ function filters() {
   let waiting;
   form.addEventListener("input", (event) => {
     clearTimeout(waiting);
-    waiting = setTimeout(apply, event.target.type === "search" ? 150 : 0);
+    if (event.target.type === "search") waiting = setTimeout(apply, 150);
+    else apply();
   });
   form.addEventListener("reset", () => setTimeout(apply));
   form.addEventListener("submit", (event) => event.preventDefault());
