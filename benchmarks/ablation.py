@@ -48,7 +48,7 @@ from collab.reports.tables import Row, estimate_cell, markdown
 from collab.util.errors import BadInput
 from collab.util.files import write_json
 
-TEXT = ("bleu", "coverage", "copied", "repetition")  # what is measured of the text
+TEXT = ("bleu", "coverage", "copied", "repetition", "unsupported")  # what is measured of the text
 # A draft counts wherever it stands, so that a window of 0 has a text to score.
 DRAFTS = tuple(f"task.metrics.{name}.options.finished_only=false" for name in TEXT)
 SEEDS = (1, 2, 3)

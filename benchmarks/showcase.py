@@ -50,6 +50,7 @@ COLUMNS = {
     "distinct_questions": "distinct questions",
     "copied": "copied",
     "repetition": "repetition",
+    "unsupported": "unsupported",
     "assistant_tokens": "tokens",
 }
 SHOWN = 3  # conversations on the page

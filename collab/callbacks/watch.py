@@ -15,6 +15,7 @@ _SIGNS = {  # metric -> (1 if more is better, else -1; change that counts; what 
     "distinct_questions": (1, 0.3, "it asks about every goal in the same words"),
     "copied": (-1, 0.15, "it pastes the user's messages"),
     "repetition": (-1, 0.1, "it says things twice"),
+    "unsupported": (-1, 0.1, "its texts say what the user never said"),
 }
 
 

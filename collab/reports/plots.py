@@ -20,6 +20,7 @@ QUANTITIES = {  # metric -> title of its panel
     "distinct_questions": "distinct questions",
     "copied": "copied from the user",
     "repetition": "repetition",
+    "unsupported": "unsupported clauses",
     "assistant_tokens": "assistant tokens",
 }
 # Blue and vermilion of Okabe and Ito's palette, which differ for any colour vision; markers differ in grey prints.

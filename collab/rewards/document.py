@@ -1,16 +1,22 @@
-"""Metrics of the final text beside BLEU: coverage of the notes, repetition, copied parts."""
+"""Metrics of the final text beside BLEU: coverage of the notes, repetition, copied and unsupported parts."""
 
 from __future__ import annotations
 
 import re
 
 from collab.conversation import Conversation, Goal
-from collab.parsing.agenda_items import makes
+from collab.parsing.agenda_items import form_of, makes, notes_of, preferences_of, topic_of
 from collab.parsing.agenda_state import coverage
 from collab.parsing.english import content_words, sentences, words
 from collab.rewards.metrics import TextMetric
 
 _CLAUSE = re.compile(r"[;:\n]+")
+_PART = re.compile(r"[,;:]|\b(?:and|but|so|because|which)\b")  # what ends a part of a sentence
+_ANYWHERE = content_words(  # what a text may say whatever it is about
+    "please note here see come look read write know tell ask thank welcome join enjoy everyone people day time today soon "
+    "make take get go good great love hope help need want bring keep let give happy glad pleased sorry forgive hurry wait miss"
+)
+_NEW = 0.6  # a clause is unsupported from this share of new content words on
 _SAME = 0.8  # two sentences say the same from this Jaccard index of their content words on
 _GRAM = 6  # words in a row that count as copied
 _LOOP = 3  # words in a row that count as repeated
@@ -44,6 +50,13 @@ class Copied(_DocumentMetric):
         return copied(text, [turn.user for turn in conversation.turns])
 
 
+class Unsupported(_DocumentMetric):
+    """Share of the final text's clauses that nothing the user knows supports, 0..1 (`unsupported`)."""
+
+    def of(self, text: str, conversation: Conversation) -> float:
+        return unsupported(conversation.goal, text)
+
+
 def repetition(text: str) -> float:
     """The larger of two shares, 0..1.
 
@@ -56,6 +69,19 @@ def repetition(text: str) -> float:
     grams = _grams(text, _LOOP)
     looped = 1 - len(set(grams)) / len(grams) if grams else 0.0
     return max(again / len(parts) if parts else 0.0, looped)
+
+
+def unsupported(goal: Goal, text: str) -> float:
+    """Share of a text's clauses whose content words are mostly nobody's, 0..1; 0 for a text without content words.
+
+    The user's words are those of the notes, the topic, the form and the wishes, other than the tone: a text is to have
+    its tone, not to name it.
+    """
+    wishes = [value for name, value in preferences_of(goal).items() if name != "tone"]
+    known = content_words(" ".join([*notes_of(goal), topic_of(goal), form_of(goal), *wishes])) | _ANYWHERE
+    clauses = [content_words(part) for sentence in sentences(text) for part in _PART.split(sentence)]
+    clauses = [clause for clause in clauses if clause]
+    return sum(len(clause - known) >= _NEW * len(clause) for clause in clauses) / len(clauses) if clauses else 0.0
 
 
 def copied(text: str, messages: list[str]) -> float:

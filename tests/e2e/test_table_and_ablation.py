@@ -159,7 +159,7 @@ def test_settings_are_trained_on_their_reward_and_measured_by_the_whole(
     whole = weights["windows-seed2/0"]
     assert [name for name, weight in whole.items() if not weight] == ["pertinent", "official_bleu"]
     assert weights["extrinsic/2"] == {**whole, "token_penalty": 0, "interactivity": 0}
-    assert weights["intrinsic/2"] == {**whole, "bleu": 0, "coverage": 0, "copied": 0, "repetition": 0}
+    assert weights["intrinsic/2"] == {**whole, "bleu": 0, "coverage": 0, "copied": 0, "repetition": 0, "unsupported": 0}
     assert "coverage" in ablation.COLUMNS
     results = json.loads((tmp_path / "out/ablation.json").read_text())
     validate_results(results)

@@ -43,7 +43,7 @@ def table() -> Table:
 
 
 def test_scripts_alone_are_as_they_should_be(table: Table) -> None:
-    assert table.keys() == {*CHEATS, *TEXTS, "honest"}
+    assert table.keys() == {*CHEATS, *TEXTS, "honest, two sentences", "honest"}
     assert verdict(table) == []
 
 
@@ -75,11 +75,17 @@ def test_saying_all_twice_is_repetition(table: Table) -> None:
     assert table["asks, then says it twice"]["repetition"] > 0.3 > 0.1 > table["honest"]["repetition"]
 
 
+def test_filler_costs_more_than_it_brings(table: Table) -> None:
+    honest_short, filler = table["honest, two sentences"], table["asks, then two sentences with filler"]
+    assert filler["bleu"] > honest_short["bleu"]  # why it would pay
+    assert filler["unsupported"] > 0.3 > 0.1 > honest_short["unsupported"]
+    assert honest_short["R*"] > filler["R*"]
+
+
 def made(**rewards: float) -> dict[str, Any]:
     """A table in which all cheats have nothing."""
-    return {name: {"R*": 0.0} for name in (*CHEATS, *TEXTS, "honest")} | {
-        name: {"R*": value} for name, value in rewards.items()
-    }
+    scores = dict.fromkeys((*CHEATS, *TEXTS, "honest"), 0.0) | {"honest, two sentences": 0.1} | rewards
+    return {name: {"R*": value} for name, value in scores.items()}
 
 
 def test_the_verdict_is_empty_where_all_is_well() -> None:
@@ -112,6 +118,11 @@ def test_the_verdict_names_every_cheat_that_beats_the_base() -> None:
         "'empty' has more than the base",
         "'flattery' has more than the base",
     ]
+
+
+def test_the_verdict_is_against_filler_that_pays() -> None:
+    wrong = verdict(made(honest=2.0) | {"asks, then two sentences with filler": {"R*": 0.2}})
+    assert wrong == ["two honest sentences have no more than the same with filler"]
 
 
 def test_the_verdict_is_against_an_honest_script_that_loses() -> None:

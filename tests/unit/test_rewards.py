@@ -26,7 +26,7 @@ from collab.datamodules.goals import load_splits
 from collab.parsing.agenda_items import notes_of
 from collab.parsing.agenda_state import delivers, read
 from collab.randomness import RngKey
-from collab.rewards.document import Copied, Coverage, Repetition, copied, repetition
+from collab.rewards.document import Copied, Coverage, Repetition, Unsupported, copied, repetition, unsupported
 from collab.rewards.metrics import (
     AgendaInteractivity,
     Bleu,
@@ -367,6 +367,23 @@ def test_copied_is_the_share_of_six_words_in_a_row_that_the_user_said(text, mess
         assert value(Copied(), heard_by(text, *messages)) == pytest.approx(share)
 
 
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("Hikers, we meet at noon by the old mill.", 0),
+        ("We meet at noon, and it is done quickly.", 1 / 2),
+        ("We meet at noon. The mill has lovely views. A brass band plays.", 2 / 3),
+        ("Join us at noon! Please read this note, thank you.", 0),  # a text may say so whatever it is about
+        ("A warm walk, warmly.", 1 / 2),  # it is to have its tone, not to name it
+        ("And so it is.", 0),  # no content words
+        ("", 0),
+    ],
+)
+def test_unsupported_is_the_share_of_the_clauses_that_say_what_nobody_knows(text, share):
+    assert unsupported(GOAL, text) == pytest.approx(share)
+    assert value(Unsupported(), finished(text)) == pytest.approx(share)
+
+
 def test_copied_looks_at_the_final_text_alone():
     done = Conversation(GOAL).with_user("a b c d e f").with_reply(spoken("a b c d e f")).with_user("And?")
     assert value(Copied(), done.with_reply(spoken("g h i j k l")).with_end("max_turns")) == 0
@@ -387,7 +404,11 @@ def test_a_text_that_the_window_cut_off_has_no_parts(metric, expected):
         metric(finished_only="no")
 
 
-@pytest.mark.parametrize("metric", [Coverage(), Repetition(), Copied()], ids=["coverage", "repetition", "copied"])
+@pytest.mark.parametrize(
+    "metric",
+    [Coverage(), Repetition(), Copied(), Unsupported()],
+    ids=["coverage", "repetition", "copied", "unsupported"],
+)
 def test_metrics_of_the_text_apply_where_a_text_is_made(metric):
     agenda = {"opening": "How many are there?", "items": []}
     for makes, there in [("text", True), ("answer", False), ("program", False), ("reply", False)]:
@@ -496,14 +517,14 @@ def metrics_of(*overrides: str) -> dict:
 
 def test_weights_of_doc_edit():
     weights = {name: metric.weight for name, metric in metrics_of("experiment=doc_edit").items()}
-    written = {"coverage": 2.0, "bleu": 24.0, "copied": -6.0, "repetition": -10.0}
+    written = {"coverage": 2.0, "bleu": 24.0, "copied": -6.0, "repetition": -10.0, "unsupported": -3.0}
     assert weights == {**written, "token_penalty": -1.0, "interactivity": 4.0, "pertinent": 0.0, "official_bleu": 0.0}
 
 
 @pytest.mark.parametrize(("experiment", "flag"), [("doc_edit", True), ("paper/doc_edit", False)])
 def test_the_text_has_to_be_finished_but_in_the_papers_reward(experiment, flag):
     metrics = metrics_of(f"experiment={experiment}", "definitions=collab")
-    for name in ("coverage", "bleu", "copied", "repetition"):
+    for name in ("coverage", "bleu", "copied", "repetition", "unsupported"):
         assert metrics[name].options["finished_only"] is flag, name
     assert metrics["bleu"].options["with_notes"] is metrics["repetition"].options["with_notes"] is flag
 
