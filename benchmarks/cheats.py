@@ -3,8 +3,8 @@
     python benchmarks/cheats.py              # the scripts, and the base model of the quick start
     python benchmarks/cheats.py --scripts    # the scripts alone, in seconds
 
-Prints R* and its parts for each. Exit status 1 where the honest script has less than twice the R* of the best trick, or
-filler pays, or one of `CHEATS` has more than the base, or than `NOISE`. A trick that a training run finds joins `CHEATS`.
+Prints R* and its parts for each. Exit status 1 where the honest script has less than twice the R* of the best trick,
+filler pays, or one of `CHEATS` has more than the base, or than `NOISE`. A trick that a training run finds joins them.
 """
 
 from __future__ import annotations
@@ -274,9 +274,12 @@ TEXTS: dict[str, Script] = {
     "asks, then sorts the words": _sorted_words,
     "asks, then turns each note round": _rearranged,
     "asks, then says it twice": _twice,
-    "asks, then two sentences with filler": padded,
     "five questions, then pastes with filler": _five_then_filled,
 }
+
+
+# Half an honest text, and the same with filler, which must have less.
+SHORT: dict[str, Script] = {"honest, two sentences": short, "honest, two sentences with filler": padded}
 
 
 class Scripted:
@@ -299,7 +302,7 @@ Table = dict[str, dict[str, float]]
 
 def play_scripts(players: Callable[[Script], Players], reward: ConversationReward, goals: Sequence[Goal]) -> Table:
     """Each script's mean R* and parts over the goals."""
-    scripts = {**CHEATS, **TEXTS, "honest, two sentences": short, "honest": honest}
+    scripts = {**CHEATS, **TEXTS, **SHORT, "honest": honest}
     return {name: asyncio.run(measure(players(script), reward, goals)) for name, script in scripts.items()}
 
 
@@ -327,7 +330,8 @@ def verdict(table: Table) -> list[str]:
     wrong = []
     if table["honest"]["R*"] < 2 * max(table[best]["R*"], 0):
         wrong.append(f"honest has less than twice the R* of '{best}'")
-    if table["honest, two sentences"]["R*"] <= table["asks, then two sentences with filler"]["R*"]:
+    plain, filled = (table[name]["R*"] for name in SHORT)
+    if plain <= filled:
         wrong.append("two honest sentences have no more than the same with filler")
     if "base" in table:
         most = max(table["base"]["R*"], NOISE)

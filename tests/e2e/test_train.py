@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 # Runs of the real model: on a busy machine one test may take longer than tests otherwise may.
 pytestmark = pytest.mark.timeout(900)
 
-PARTS = {"coverage", "bleu", "copied", "repetition", "unsupported", "token_penalty", "interactivity", "pertinent", "official_bleu"}
+PARTS = {
+    "coverage",
+    "bleu",
+    "copied",
+    "repetition",
+    "unsupported",
+    "token_penalty",
+    "interactivity",
+    "pertinent",
+    "official_bleu",
+}
 WATCHED = {"distinct_questions", "assistant_tokens", "turns"}
 METRICS = {"reward", *PARTS - {"token_penalty"}, *WATCHED}
 

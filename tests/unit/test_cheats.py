@@ -11,6 +11,7 @@ from composing import load_config
 
 from benchmarks.cheats import (
     CHEATS,
+    SHORT,
     TEXTS,
     Heard,
     Script,
@@ -43,7 +44,7 @@ def table() -> Table:
 
 
 def test_scripts_alone_are_as_they_should_be(table: Table) -> None:
-    assert table.keys() == {*CHEATS, *TEXTS, "honest, two sentences", "honest"}
+    assert table.keys() == {*CHEATS, *TEXTS, *SHORT, "honest"}
     assert verdict(table) == []
 
 
@@ -76,7 +77,7 @@ def test_saying_all_twice_is_repetition(table: Table) -> None:
 
 
 def test_filler_costs_more_than_it_brings(table: Table) -> None:
-    honest_short, filler = table["honest, two sentences"], table["asks, then two sentences with filler"]
+    honest_short, filler = (table[name] for name in SHORT)
     assert filler["bleu"] > honest_short["bleu"]  # why it would pay
     assert filler["unsupported"] > 0.3 > 0.1 > honest_short["unsupported"]
     assert honest_short["R*"] > filler["R*"]
@@ -84,7 +85,7 @@ def test_filler_costs_more_than_it_brings(table: Table) -> None:
 
 def made(**rewards: float) -> dict[str, Any]:
     """A table in which all cheats have nothing."""
-    scores = dict.fromkeys((*CHEATS, *TEXTS, "honest"), 0.0) | {"honest, two sentences": 0.1} | rewards
+    scores = dict.fromkeys((*CHEATS, *TEXTS, *SHORT, "honest"), 0.0) | {"honest, two sentences": 0.1} | rewards
     return {name: {"R*": value} for name, value in scores.items()}
 
 
@@ -121,7 +122,7 @@ def test_the_verdict_names_every_cheat_that_beats_the_base() -> None:
 
 
 def test_the_verdict_is_against_filler_that_pays() -> None:
-    wrong = verdict(made(honest=2.0) | {"asks, then two sentences with filler": {"R*": 0.2}})
+    wrong = verdict(made(honest=2.0) | {"honest, two sentences with filler": {"R*": 0.2}})
     assert wrong == ["two honest sentences have no more than the same with filler"]
 
 

@@ -517,7 +517,7 @@ def metrics_of(*overrides: str) -> dict:
 
 def test_weights_of_doc_edit():
     weights = {name: metric.weight for name, metric in metrics_of("experiment=doc_edit").items()}
-    written = {"coverage": 2.0, "bleu": 24.0, "copied": -6.0, "repetition": -10.0, "unsupported": -3.0}
+    written = {"coverage": 2.0, "bleu": 24.0, "copied": -6.0, "repetition": -10.0, "unsupported": -4.0}
     assert weights == {**written, "token_penalty": -1.0, "interactivity": 4.0, "pertinent": 0.0, "official_bleu": 0.0}
 
 
