@@ -13,8 +13,9 @@ from collab.rewards.metrics import TextMetric
 _CLAUSE = re.compile(r"[;:\n]+")
 _PART = re.compile(r"[,;:]|\b(?:and|but|so|because|which)\b")  # what ends a part of a sentence
 _ANYWHERE = content_words(  # what a text may say whatever it is about
-    "please note here see come look read write know tell ask thank welcome join enjoy everyone people day time today soon "
-    "make take get go good great love hope help need want bring keep let give happy glad pleased sorry forgive hurry wait miss"
+    "please note here see come look read write know tell ask thank welcome join enjoy everyone people day time today "
+    "soon make take get go good great love hope help need want bring keep let give happy glad pleased sorry forgive "
+    "hurry wait miss"
 )
 _NEW = 0.6  # a clause is unsupported from this share of new content words on
 _SAME = 0.8  # two sentences say the same from this Jaccard index of their content words on
