@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOK = FOLDER / "multiturn_reward.ipynb"
 PRINTS = {  # lines of each notebook
     "multiturn_reward": [r"MR \S+, spread \S+: What should the sign say to visitors\?", r"-> R\* \S+"],
-    "first_training": [r"step 12: loss \d", r" +trained: R\* \S+ \[.*\], n = 2", r"--- trained", r"user: \w", r"---"],
+    "first_training": [r"step 8: loss \d", r" +trained: R\* \S+ \[.*\], n = 2", r"--- trained", r"user: \w", r"---"],
     "own_task": [
         r"1\.00  One cake",
         r"0\.00  One nice",
@@ -22,6 +22,7 @@ PRINTS = {  # lines of each notebook
         r"user: I want to order",
     ],
 }
+WITH_OUTPUTS = ("multiturn_reward", "own_task")  # first_training is committed as it is written, without what it prints
 LARGEST = 50_000  # bytes of a picture, as text in the file
 
 
@@ -74,7 +75,7 @@ def test_a_notebook_runs_in_a_kernel(name, tiny_model, tmp_path, monkeypatch):
         assert re.search(rf"^{line}", printed_by(notebook), re.MULTILINE), line
 
 
-@pytest.mark.parametrize("name", PRINTS)
+@pytest.mark.parametrize("name", WITH_OUTPUTS)
 def test_the_committed_outputs_are_whole_and_small(name):
     text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
     notebook = json.loads(text)
