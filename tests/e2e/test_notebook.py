@@ -19,7 +19,7 @@ PRINTS = {  # lines of each notebook
         r"1\.00  One cake",
         r"0\.00  One nice",
         r" +trained: reward \S+ ordered \S+",
-        r"user: I want to order",
+        r"user: .*I want to order",
     ],
 }
 WITH_OUTPUTS = ("multiturn_reward", "own_task")  # first_training is committed as it is written, without what it prints
