@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collab.app.evaluate import compare_pairs, play_rows, report, write_page
+from collab.app.evaluate import compare_pairs, play_rows, report, results_of, write_page
+from collab.app.model_card import model_card, write_card
 from collab.app.resume import RunState, at_work
 from collab.config.endpoints import hosted
 from collab.config.schema import Config
@@ -62,6 +63,8 @@ def train(config: Config) -> None:
         compare_pairs(config, run, progress, endpoints)
         progress.say(*endpoints.ledger.table())
         curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png") if rank() == 0 else None
+        if rank() == 0:  # before the results, which end the run: none that is finished lacks its card
+            write_card(config, build.data(config, run.entry).splits, results_of(config, run))
         report(config, run, progress)
         log_test(config, run)
     if rank() > 0:
@@ -123,7 +126,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
 
     shown = ("mr", "reward", *config.task.metrics, "distinct_questions", "loss")
     watch = CollapseWatch(partial(warn, "Collapse")) if data.groups is None else None
-    best = ExportBest(folder, config.export.merge, watch)
+    best = ExportBest(folder, config.export.merge, watch, card=model_card(config, data.splits))
     prompt, staleness = config.task.system_prompt, config.rollout.max_staleness
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),

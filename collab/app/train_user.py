@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collab.app.model_card import model_card, write_card
 from collab.app.resume import RESULTS, RunState, at_work
 from collab.config.schema import Config
 from collab.reports.results import PolicyScores
@@ -39,14 +40,13 @@ def train_user(config: Config) -> None:
         if rank() > 0:
             return
         before, after = (run.scores[phase]["perplexity"]["held-out"][0] for phase in (_BEFORE, _AFTER))
-        write_json(
-            folder / RESULTS,
-            {
-                "perplexity": {"before": before, "after": after},
-                "config": asdict(config),
-                "seconds": {**run.seconds, "total": run.elapsed()},
-            },
-        )
+        results = {
+            "perplexity": {"before": before, "after": after},
+            "config": asdict(config),
+            "seconds": {**run.seconds, "total": run.elapsed()},
+        }
+        write_card(config, None, results)
+        write_json(folder / RESULTS, results)
         progress.say(
             f"perplexity of held-out users' messages: {before:.3f} before, {after:.3f} after",
             f"{'results':>15}: {folder / RESULTS}",
@@ -74,7 +74,7 @@ def fit(config: Config, progress: Progress, run: RunState) -> None:
     for note in notes:
         progress.note(note)
     latest = where_to_go_on(folder, run, progress)
-    best = ExportBest(folder, config.export.merge, metric="val/log_likelihood")
+    best = ExportBest(folder, config.export.merge, metric="val/log_likelihood", card=model_card(config, None))
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
         RolloutProgress(progress, 0, len(data.held_out), ("perplexity", "loss")),

@@ -25,6 +25,7 @@ class ExportBest(L.Callback):
         merge: Write adapters merged into the base weights.
         watch: Knows whether the policy has collapsed; None if nothing is rolled out.
         metric: Of a validation; more is better.
+        card: The model card, which is written with each policy; None for none of ours.
 
     Attributes:
         best_reward: The best metric so far, None before the first; checkpoints keep it.
@@ -37,9 +38,10 @@ class ExportBest(L.Callback):
         merge: bool = False,
         watch: CollapseWatch | None = None,
         metric: str = "val/reward",
+        card: str | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.merge, self.watch, self.metric = merge, watch, metric
+        self.merge, self.watch, self.metric, self.card = merge, watch, metric, card
         self.best_reward: float | None = None
         self.best_step: int | None = None
         self._step = 0  # batches done
@@ -81,4 +83,5 @@ class ExportBest(L.Callback):
         if is_spread(pl_module.policy):
             state = whole_state(lm, only_trained=isinstance(lm, PeftModel))
         if trainer.is_global_zero:
-            export_policy(lm, pl_module.tokenizer, self.folder / name, merge=self.merge, state=state)
+            folder = self.folder / name
+            export_policy(lm, pl_module.tokenizer, folder, merge=self.merge, state=state, card=self.card)

@@ -20,6 +20,7 @@ def export_policy(
     *,
     merge: bool,
     state: dict[str, torch.Tensor] | None = None,
+    card: str | None = None,
 ) -> None:
     """Write `model` and its tokenizer to `folder`, in place of an earlier export.
 
@@ -38,6 +39,7 @@ def export_policy(
         merge: Merge the adapter into the base weights; no effect without an adapter.
         state: For a sharded model, its state dict from `whole_state`; for an adapter, of the trained part only. Merging
             then reads the base weights again.
+        card: The text of `README.md`, in place of the one that peft writes.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,8 @@ def export_policy(
             written, state = _merged(model, state, fresh), None
         written.save_pretrained(fresh, state_dict=state)
         tokenizer.save_pretrained(fresh)
+        if card is not None:
+            (fresh / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
             os.rename(folder, stale)
         os.rename(fresh, folder)

@@ -25,7 +25,11 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, obj: Any) -> None:
     """Write strict JSON (no NaN) atomically, floats in full precision."""
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8 atomically; parents are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace is atomic within one disk

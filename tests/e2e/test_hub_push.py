@@ -11,7 +11,7 @@ import pytest
 import torch
 from composing import load_config
 from hub_server import HubServer, use_hub
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from models import with_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,6 +36,11 @@ def test_the_best_policy_arrives_and_loads(
     for name, weight in exported.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name])
     assert AutoTokenizer.from_pretrained(there).chat_template
+    card = ModelCard.load(there / "README.md")
+    assert (
+        card.data.library_name == "transformers" and card.data.base_model is None
+    )  # the base is on this machine alone
+    assert {figure.metric_type for figure in card.data.eval_results or []} >= {"reward", "bleu"}
 
 
 def test_a_policy_on_the_hub_is_a_row_of_the_table(

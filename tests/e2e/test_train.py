@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from marks import slow
 from run_folder import data_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -83,6 +84,22 @@ def test_the_last_line_leads_to_the_page_of_the_run(trained: Run) -> None:
             assert sum(reply["lengths"]) == len(reply["text"])
         trained_on = [candidate["trained"] for candidate in tree["candidates"]]
         assert any(trained_on) or len({candidate["mr"] for candidate in tree["candidates"]}) == 1
+
+
+def test_the_policy_has_a_card_with_its_results(trained: Run) -> None:
+    card = ModelCard.load(trained.folder / "policy" / "README.md")
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and card.data.library_name == "peft"
+    estimates = trained.results["policies"]["trained"]
+    figures = {figure.metric_type: figure for figure in card.data.eval_results or []}
+    assert figures.keys() == {metric for metric, estimate in estimates.items() if estimate["mean"] is not None}
+    assert figures["reward"].metric_value == pytest.approx(estimates["reward"]["mean"], abs=1e-4)
+    assert figures["reward"].metric_args == {
+        "ci95": pytest.approx(estimates["reward"]["ci95"], abs=1e-4),
+        "num_goals": 2,
+    }
+    assert "goals: 2 train, 1 val, 2 test" in card.text and "trainer.max_steps=2" in card.text
+    last = ModelCard.load(trained.folder / "policy_last" / "README.md")
+    assert last.data.eval_results is None and "The test goals were not played with this policy." in last.text
 
 
 def test_every_conversation_is_on_record(trained: Run) -> None:

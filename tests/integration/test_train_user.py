@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from composing import load_config
+from huggingface_hub import ModelCard
 
 from collab.app.build import chat_logs, chat_model
 from collab.app.cli import main
@@ -69,6 +70,16 @@ def test_the_perplexity_of_held_out_messages_falls(trained: Path) -> None:
     assert 1 < found["after"] < 0.6 * found["before"]
     rows = (trained / "csv" / "metrics.csv").read_text().splitlines()
     assert "val/perplexity" in rows[0] and not (trained / "transcripts.jsonl").exists()
+
+
+def test_its_card_tells_the_perplexity(trained: Path) -> None:
+    found = json.loads((trained / "results.json").read_text())["perplexity"]
+    card = ModelCard.load(trained / "policy" / "README.md")
+    assert card.data.eval_results is not None
+    (figure,) = card.data.eval_results
+    assert figure.metric_type == "perplexity" and figure.metric_value == pytest.approx(found["after"], abs=1e-4)
+    assert f"{found['before']:.3f} before" in card.text and "It is no assistant." in card.text
+    assert "Personal data were not taken out" in card.text  # algorithm.scrub=false
 
 
 def test_what_is_exported_plays_and_not_its_base(trained: Path) -> None:
