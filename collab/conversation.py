@@ -193,10 +193,11 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Turn:
-    """`t_j = (u_j, m_j)`: a user message and the response to it."""
+    """`t_j = (u_j, m_j)`: a user message and the response to it. `state` is as in `Conversation`, behind `u_j`."""
 
     user: str
     reply: Reply
+    state: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,13 @@ class Conversation:
         system_prompt: The assistant's instruction; empty for none.
         turns: Finished turns.
         pending: The user message that the assistant must answer next.
-        ended_by: Reason of the end: "" (not ended), "satisfied", "patience", "max_turns", "window", or "invalid: ..."
-            if the user or a policy over HTTP failed, or the conversation became too long ("invalid: context_full").
+        ended_by: Reason of the end: "" (not ended), "satisfied", "patience", "environment" (the rules of an environment
+            end it), "max_turns", "window", or "invalid: ..." if the user or a policy over HTTP failed, or the
+            conversation became too long ("invalid: context_full").
         user: Name of the user or persona, if there are several.
         refused: Replies of the user's model that could not be used, in order. Nobody in the conversation sees them.
+        state: What an environment or tools hold behind the user's last message, e.g. a calendar; None without. Futures
+            of a context share it, so it is never changed in place: whoever goes on works on a copy.
     """
 
     goal: Goal
@@ -223,6 +227,7 @@ class Conversation:
     ended_by: str = ""
     user: str = ""
     refused: tuple[Refusal, ...] = ()
+    state: Any = field(default=None, compare=False, repr=False)
 
     @property
     def valid(self) -> bool:
@@ -239,7 +244,7 @@ class Conversation:
 
     def with_reply(self, reply: Reply) -> Conversation:
         assert self.pending is not None, "a reply needs a user message to answer"
-        return replace(self, turns=(*self.turns, Turn(self.pending, reply)), pending=None)
+        return replace(self, turns=(*self.turns, Turn(self.pending, reply, self.state)), pending=None)
 
     def with_end(self, reason: str) -> Conversation:
         return replace(self, ended_by=reason, pending=None)

@@ -210,6 +210,13 @@ class ShardedLLMUserConfig(SpokenUserConfig, ShardedUserConfig):
 
 
 @dataclass
+class VerifiersUserConfig(UserConfig):
+    """The environment of task=verifiers speaks."""
+
+    target: str = "collab.simulation.verifiers_env.VerifiersUser"
+
+
+@dataclass
 class MixUserConfig(UserConfig):
     target: str = "collab.simulation.mix.MixUser"
     users: dict[str, Any] = field(default_factory=dict)  # name -> user
