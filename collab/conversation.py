@@ -16,7 +16,7 @@ from collab.util.errors import BadInput
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
-Artefact = Literal["text", "answer", "program", "reply"]  # the result of a conversation
+Artefact = Literal["text", "answer", "program", "reply", "action"]  # the result of a conversation
 INVALID = "invalid"  # start of `Conversation.ended_by` if the conversation does not count
 
 
@@ -40,7 +40,8 @@ class Agenda:
     """What the user says at once and what only when asked: the entry `agenda` of a goal's metadata.
 
     Attributes:
-        makes: The result of the conversation. With "reply", the first reply ends it, whatever it says.
+        makes: The result of the conversation. With "reply", the first reply ends it, whatever it says. With "action"
+            it is what tools have done, and no message holds it.
         opening: What the user says at once.
         items: What the user holds back, in the order in which open questions bring it out.
     """

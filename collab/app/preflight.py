@@ -377,9 +377,10 @@ def _check_aggregates(config: Config) -> None:
 
 
 def _check_needs_of_users(config: Config, goals: GoalSplits) -> None:
-    """Refuse goals that lack what a class of user says that it needs (`needs`) in their metadata."""
+    """Refuse goals whose metadata lack what a class of user says that it needs (`needs`), or what tools need."""
     for key, user in users(config).items():
         needs = set(getattr(load_target(user.target, f"{key}.target"), "needs", ()))
+        needs |= {"state", "wanted"} if config.task.tools.functions else set()
         for goal in (*goals.train, *goals.val, *goals.test):
             if missing := sorted(needs - goal.metadata.keys()):
                 raise BadInput(

@@ -28,7 +28,6 @@ from collab.config.schema import (
     VerifiersUserConfig,
     VLLMEngineConfig,
 )
-
 _DATA = Path(__file__).resolve().parents[1] / "datamodules" / "data"
 
 

@@ -282,6 +282,8 @@ def distinct_questions(conversations: Sequence[Conversation]) -> list[float | No
 def has_result(goal: Goal, reply: str) -> bool:
     """Whether a message holds something of the kind that the user wants: a text, an answer, a program, a reply."""
     artefact = makes(goal)
+    if artefact == "action":
+        return False
     if artefact == "text":
         return len(words(without_questions(reply))) >= _DRAFT_WORDS
     if artefact == "answer":

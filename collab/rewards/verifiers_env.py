@@ -239,8 +239,9 @@ def text_of(messages: Sequence[Any], skip: Sequence[str] = ()) -> str:
 
 
 def _copied(state: Any) -> Any:
+    shared = [state.get(name) for name in ("client", "usage_tracker", "usage")]  # of no use here, and not for copying
     try:
-        return copy.deepcopy(state)
+        return copy.deepcopy(state, {id(part): part for part in shared})
     except Exception as error:  # whatever its parts raise
         raise BadInput(
             f"The state of the environment cannot be copied: {error_text(error)} MR branches a conversation, so each "
@@ -264,6 +265,4 @@ def _no_client() -> Any:
     def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("an environment cannot ask the policy by itself here")
 
-    methods: dict[str, Any] = dict.fromkeys(Client.__abstractmethods__, refuse)
-    methods["__deepcopy__"] = lambda self, memo: self
-    return type("NoClient", (Client,), methods)(None)
+    return type("NoClient", (Client,), dict.fromkeys(Client.__abstractmethods__, refuse))(None)
