@@ -191,7 +191,8 @@ def _tool_problems(config: Config) -> Iterator[str]:
     for name, entry in tools.functions.items():
         if name not in defined:
             yield (
-                f"task.tools.functions has {name}, and task.tools.code defines {', '.join(sorted(defined)) or 'nothing'}. "
+                f"task.tools.functions has {name}, and task.tools.code defines "
+                f"{', '.join(sorted(defined)) or 'nothing'}. "
                 f"Write a function {name}(state, ...) there, or leave it out by ~task.tools.functions.{name}."
             )
         if not isinstance(entry, dict) or entry.keys() != {"description", "parameters"}:

@@ -28,6 +28,7 @@ from collab.config.schema import (
     VerifiersUserConfig,
     VLLMEngineConfig,
 )
+
 _DATA = Path(__file__).resolve().parents[1] / "datamodules" / "data"
 
 

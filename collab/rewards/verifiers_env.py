@@ -199,13 +199,13 @@ def _loaded(name: str, args: str) -> Rollouts:
                 signal.signal(number, handler)
     if not isinstance(env, vf.MultiTurnEnv):
         raise BadInput(
-            f"{what} is a {type(env).__name__}; only a MultiTurnEnv, such as a SingleTurnEnv, is played reply by reply. "
-            "Take another environment."
+            f"{what} is a {type(env).__name__}; only a MultiTurnEnv, such as a SingleTurnEnv, is played reply by "
+            "reply. Take another environment."
         )
     if env.tool_defs:
         raise BadInput(
-            f"{what} has tools ({', '.join(tool.name for tool in env.tool_defs)}), and tools of verifiers are not called "
-            "here. Take an environment without tools; docs/environments.md shows a task with tools of its own."
+            f"{what} has tools ({', '.join(tool.name for tool in env.tool_defs)}), and tools of verifiers are not "
+            "called here. Take an environment without tools; docs/environments.md shows a task with tools of its own."
         )
     if env.requires_group_rollouts:
         raise BadInput(

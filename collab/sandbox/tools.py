@@ -1,4 +1,4 @@
-"""Runs the tools of a task in the sandbox: state in, state and results out, so that nothing is left between two runs."""
+"""Runs the tools of a task in the sandbox: state in, state and results out. Nothing is left between two runs."""
 
 from __future__ import annotations
 

@@ -126,9 +126,7 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: i
         raise BadInput(f"The simulated user left {len(valid)} times before saying anything (goal {goal.id}).")
     *earlier, last = begun[-1].turns
     refused = tuple(refusal for refusal in begun[-1].refused if refusal.turn <= len(begun[-1].turns))
-    return replace(
-        begun[-1], turns=tuple(earlier), pending=last.user, ended_by="", refused=refused, state=last.state
-    )
+    return replace(begun[-1], turns=tuple(earlier), pending=last.user, ended_by="", refused=refused, state=last.state)
 
 
 async def sample_candidates(
