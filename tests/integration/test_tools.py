@@ -94,7 +94,7 @@ def test_a_tool_that_ends_its_process_is_an_error():
 
 
 def test_a_good_booking_ends_the_conversation_and_earns_the_reward():
-    asked = "When should it be? Who is it for?"
+    asked = "When should it be? Whose name is it under?"
     done = asyncio.run(play(players(asked, call("book", **wished()), "It is booked."), Conversation(GOAL), RngKey(1)))
     assert done.ended_by == "satisfied" and len(done.turns) == 3
     assert wished()["day"] in done.turns[1].user and wished()["name"] in done.turns[1].user  # asked, so told
