@@ -37,7 +37,7 @@ def folder_of_model(folder: Path) -> Path:
 
 def test_two_steps_with_a_stateful_tool(tmp_path):
     (tmp_path / "tools.py").write_text(CODE)
-    for split, names in {"train": "abcd", "val": "e", "test": "f"}.items():
+    for split, names in {"train": "ab", "val": "e", "test": "f"}.items():
         goals = [
             {
                 "id": name,
@@ -63,7 +63,7 @@ def test_two_steps_with_a_stateful_tool(tmp_path):
             *("~task.tools.functions.free", "~task.tools.functions.book", "~task.tools.functions.cancel"),
             f"+task.tools.functions={schema}",
             *("task.max_turns=3", "task.max_new_tokens=2", "precision=fp32", "trainer.accelerator=cpu", "threads=1"),
-            *("trainer.max_steps=2", "trainer.goals_per_step=2", "trainer.val_every=0", "sampler.group_size=3"),
+            *("trainer.max_steps=2", "trainer.goals_per_step=2", "trainer.val_every=0", "sampler.group_size=2"),
             *("model.lora.r=4", "algorithm.warmup_steps=0", "algorithm.lr=0.01", "evaluation.num_conversations=1"),
             *("sampler.window=2", "sampler.num_samples=1", "seed=3"),
         ],
@@ -78,12 +78,9 @@ def test_two_steps_with_a_stateful_tool(tmp_path):
     trained = [record for record in records if record["phase"] == "train"]
     assert {record["parts"]["booked"] for record in trained} == {0.0, 1.0}  # some took Monday alone, some did not
     for record in trained:
-        said = [message["content"] for message in record["messages"]]
-        responses = [text for text in said if text.startswith("<tool_response>")]
+        said = [message["content"] for message in record["messages"] if message["role"] != "system"]
         taken = {"Sunday"}
         for text, following in zip(said, said[1:], strict=False):
             if "<tool_call>" in text:  # each result is of this conversation's own calls
                 taken |= {day for day in ("Monday", "Friday") if f'"{day}"' in text}
                 assert json.loads(following.splitlines()[-2]) == sorted(taken)
-        assert len(responses) <= 2
-    assert any("<tool_response>" in message["content"] for record in trained for message in record["messages"])
