@@ -149,7 +149,7 @@ def test_a_stored_conversation_gets_its_state_from_its_calls():
     for user, reply in said:
         chat = chat.with_user(user).with_reply(Reply(reply))
     turn = asyncio.run(players().user.respond(chat, RngKey(1)))
-    assert chat.state is None and (turn.end, turn.state) == ("satisfied", GOAL.metadata["wanted"])
+    assert chat.state is None and asyncio.run(FinalState()(chat)) is None and (turn.end, turn.state) == ("satisfied", GOAL.metadata["wanted"])
 
 
 @pytest.mark.parametrize(
