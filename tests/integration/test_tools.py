@@ -23,6 +23,8 @@ from collab.sandbox.tools import run_tools
 from collab.simulation.agenda import AgendaUser
 from collab.simulation.conversation_loop import Players, draw_context, play
 from collab.simulation.multiturn import multiturn_reward
+from collab.simulation.sampler import Simulation
+from collab.simulation.synthesis import synthesise
 from collab.simulation.tools import ToolUser, heard
 from collab.util.errors import BadInput
 
@@ -149,7 +151,11 @@ def test_a_stored_conversation_gets_its_state_from_its_calls():
     for user, reply in said:
         chat = chat.with_user(user).with_reply(Reply(reply))
     turn = asyncio.run(players().user.respond(chat, RngKey(1)))
-    assert chat.state is None and asyncio.run(FinalState()(chat)) is None and (turn.end, turn.state) == ("satisfied", GOAL.metadata["wanted"])
+    assert (
+        chat.state is None
+        and asyncio.run(FinalState()(chat)) is None
+        and (turn.end, turn.state) == ("satisfied", GOAL.metadata["wanted"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,3 +177,21 @@ def test_no_potter_books_in_two_splits_and_each_goal_can_be_met():
     for goal in (*splits.train, *splits.val, *splits.test):
         before, after = goal.metadata["state"], goal.metadata["wanted"]
         assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
+
+
+def test_a_synthesis_goes_on_with_the_state_of_the_future_that_it_follows():
+    """The best candidate books; what follows is the user's message in one of its futures, with that future's state."""
+    config = load_config("synthesize", ["task=kiln", "sampler.window=2", "sampler.num_samples=1", "judge=none"])
+
+    def policy(messages: Any, key: RngKey) -> str:
+        replies = sum(message.role == "assistant" for message in messages)
+        return call("book", **wished()) if not replies else "It is booked."
+
+    both = players()
+    simulation = Simulation(both.user, REWARD, both.sampling, 8, config.sampler, 1, lambda lm, tokenizer: None)
+    engine = ScriptedModel(policy, cuts=False)
+    made = asyncio.run(synthesise(simulation, engine, GOAL, system_prompt="", proactive_prompt="", key=RngKey(1)))
+    assert made is not None and [turn.context.state for turn in made.turns] == [
+        GOAL.metadata["state"],
+        GOAL.metadata["wanted"],
+    ]
