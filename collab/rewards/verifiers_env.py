@@ -71,13 +71,15 @@ class Rollouts:
     async def opened(self, goal: Goal) -> Waiting:
         """The start of a goal's rollout."""
         import verifiers as vf
+        from verifiers.utils.message_utils import get_messages
 
         state = await self.env.init_state(goal.metadata[ENTRY]["row"], _no_client(), "policy", None)
         try:
             state = await self.env.setup_state(state) or state
         except vf.Error:
             return Waiting(state, None, failed=True)
-        return Waiting(state, tuple(state["prompt"]), text_of(state["prompt"]))
+        prompt = tuple(get_messages(state["prompt"]))  # the environment may have written it anew
+        return Waiting(state, prompt, text_of(prompt))
 
     async def answered(self, waiting: Waiting, reply: Reply) -> Waiting:
         """What the environment says to a reply. `waiting` stays as it is.
@@ -128,9 +130,10 @@ class Rollouts:
 
     async def _of_another_user(self, conversation: Conversation) -> Any:
         import verifiers as vf
+        from verifiers.utils.message_utils import get_messages
 
         state = (await self.opened(conversation.goal)).state
-        prompt = list(state["prompt"])
+        prompt = list(get_messages(state["prompt"]))
         for place, turn in enumerate(conversation.turns):
             prompt = [*prompt, *([vf.UserMessage(content=turn.user)] if place else [])]
             await self.env.add_model_response(state, prompt, _response(turn.reply))
@@ -234,7 +237,7 @@ def text_of(messages: Sequence[Any], skip: Sequence[str] = ()) -> str:
                 "system, user or tool alone. Take an environment, or arguments of it, that do."
             )
         if message.role not in skip:
-            texts += found
+            texts += [text for text in found if text is not None]
     return "\n\n".join(texts)
 
 

@@ -179,6 +179,7 @@ def test_no_potter_books_in_two_splits_and_each_goal_can_be_met():
         assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
 
 
+@pytest.mark.slow  # programs of the sandbox take long
 def test_a_synthesis_goes_on_with_the_state_of_the_future_that_it_follows():
     """The best candidate books; what follows is the user's message in one of its futures, with that future's state."""
     config = load_config("synthesize", ["task=kiln", "sampler.window=2", "sampler.num_samples=1", "judge=none"])
