@@ -16,7 +16,7 @@ from collab.util.errors import BadInput
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
-Artefact = Literal["text", "answer", "program", "reply"]  # the result of a conversation
+Artefact = Literal["text", "answer", "program", "reply", "action"]  # the result of a conversation
 INVALID = "invalid"  # start of `Conversation.ended_by` if the conversation does not count
 
 
@@ -40,7 +40,8 @@ class Agenda:
     """What the user says at once and what only when asked: the entry `agenda` of a goal's metadata.
 
     Attributes:
-        makes: The result of the conversation. With "reply", the first reply ends it, whatever it says.
+        makes: The result of the conversation. With "reply", the first reply ends it, whatever it says. With "action"
+            it is what tools have done, and no message holds it.
         opening: What the user says at once.
         items: What the user holds back, in the order in which open questions bring it out.
     """
@@ -193,10 +194,11 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Turn:
-    """`t_j = (u_j, m_j)`: a user message and the response to it."""
+    """`t_j = (u_j, m_j)`: a user message and the response to it. `state` is as in `Conversation`, behind `u_j`."""
 
     user: str
     reply: Reply
+    state: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -210,10 +212,13 @@ class Conversation:
         system_prompt: The assistant's instruction; empty for none.
         turns: Finished turns.
         pending: The user message that the assistant must answer next.
-        ended_by: Reason of the end: "" (not ended), "satisfied", "patience", "max_turns", "window", or "invalid: ..."
-            if the user or a policy over HTTP failed, or the conversation became too long ("invalid: context_full").
+        ended_by: Reason of the end: "" (not ended), "satisfied", "patience", "environment" (the rules of an environment
+            end it), "max_turns", "window", or "invalid: ..." if the user or a policy over HTTP failed, or the
+            conversation became too long ("invalid: context_full").
         user: Name of the user or persona, if there are several.
         refused: Replies of the user's model that could not be used, in order. Nobody in the conversation sees them.
+        state: What an environment or tools hold behind the user's last message, e.g. a calendar; None without. Futures
+            of a context share it, so it is never changed in place: whoever goes on works on a copy.
     """
 
     goal: Goal
@@ -223,6 +228,7 @@ class Conversation:
     ended_by: str = ""
     user: str = ""
     refused: tuple[Refusal, ...] = ()
+    state: Any = field(default=None, compare=False, repr=False)
 
     @property
     def valid(self) -> bool:
@@ -239,7 +245,7 @@ class Conversation:
 
     def with_reply(self, reply: Reply) -> Conversation:
         assert self.pending is not None, "a reply needs a user message to answer"
-        return replace(self, turns=(*self.turns, Turn(self.pending, reply)), pending=None)
+        return replace(self, turns=(*self.turns, Turn(self.pending, reply, self.state)), pending=None)
 
     def with_end(self, reason: str) -> Conversation:
         return replace(self, ended_by=reason, pending=None)

@@ -54,6 +54,7 @@ from collab.rewards.judge import Judge, JudgedMetric
 from collab.rewards.pairwise import PairwiseJudge
 from collab.rewards.reward import ConversationReward
 from collab.simulation.sampler import Simulation
+from collab.simulation.tools import ToolUser
 from collab.util.errors import BadInput
 from collab.util.processes import layout, rank
 from collab.util.quiet import quiet
@@ -206,8 +207,11 @@ def simulation(
         chat = chat_model(config, endpoint, endpoints, shared)
         return chat if journal is None else Journalled(chat, journal)
 
+    user = _user(config, config.user, speaker, problems)
+    if task.tools.functions:
+        user = ToolUser(user, task.tools, strict=config.sandbox == "strict")
     return Simulation(
-        user=_user(config, config.user, speaker, problems),
+        user=user,
         reward=ConversationReward(_metrics(config, speaker, problems)),
         sampling=Sampling(
             task.max_new_tokens,

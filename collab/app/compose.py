@@ -23,6 +23,7 @@ from collab.config.docs import field_docs
 from collab.config.endpoints import users
 from collab.config.register import apply_metrics, register
 from collab.config.schema import Config
+from collab.parsing.tool_calls import told
 from collab.util.errors import BadInput, error_text
 from collab.util.paths import config_dir
 from collab.util.prompts import prompt_text
@@ -210,4 +211,16 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
                 setattr(part, field.name, prompt_text(value, f"{key}.{field.name}"))
         for name, rubric in (rubrics := getattr(part, "rubrics", {})).items():
             rubrics[name] = prompt_text(rubric, f"{key}.rubrics.{name}")
+    _apply_tools(config)
     return config
+
+
+def _apply_tools(config: Config) -> None:
+    """Read the code of each task's tools, and list the tools at the end of the task's system prompts."""
+    for task in (config.task, *config.evaluation.tasks.values()):
+        if not task.tools.functions:
+            continue
+        task.tools.code = prompt_text(task.tools.code, "task.tools.code")
+        for name in ("system_prompt", "base_prompt", "proactive_prompt"):
+            if (prompt := getattr(task, name)) is not None:
+                setattr(task, name, f"{prompt}\n\n{told(task.tools.functions)}".strip())

@@ -67,6 +67,7 @@ def check_machine(
         load_target(target, key)
     _check_classes(config)
     _check_metrics(config, goals)
+    _check_needs_of_users(config, goals)
     _check_shards(config, goals, entry)
     _check_aggregates(config)
     template = _check_models(config, entry)
@@ -189,6 +190,7 @@ def check_players(config: Config, goals: GoalSplits, policy_here: bool, entry: s
         load_target(target, key)
     _check_classes(config)
     _check_metrics(config, goals)
+    _check_needs_of_users(config, goals)
     _check_shards(config, goals, entry)
     if policy_here:
         _check_models(config, "evaluate")
@@ -372,6 +374,20 @@ def _check_aggregates(config: Config) -> None:
                 f"task.aggregates.{name}={target} needs the metric {error}, and there are {', '.join(values)}. Add it "
                 "to task.metrics."
             ) from error
+
+
+def _check_needs_of_users(config: Config, goals: GoalSplits) -> None:
+    """Refuse goals whose metadata lack what a class of user says that it needs (`needs`), or what tools need."""
+    for key, user in users(config).items():
+        needs = set(getattr(load_target(user.target, f"{key}.target"), "needs", ()))
+        needs |= {"state", "wanted"} if config.task.tools.functions else set()
+        for goal in (*goals.train, *goals.val, *goals.test):
+            if missing := sorted(needs - goal.metadata.keys()):
+                raise BadInput(
+                    f"{key} ({user.target}) needs {' and '.join(missing)} in a goal's metadata, and goal {goal.id} of "
+                    f"task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take a task that has it, or "
+                    "another user."
+                )
 
 
 def _check_shards(config: Config, goals: GoalSplits, entry: str) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from collab.config.endpoints import has_teacher, users
 from collab.config.policies import named_policies, policy_model
-from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig, UserLMConfig
+from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig, UserLMConfig, VerifiersUserConfig
 from collab.conversation import Conversation, Goal, Message, guessed_tokens
 from collab.datamodules.goals import SPLITS, GoalSplits
 from collab.lm import loading
@@ -144,6 +144,8 @@ def _beginnings(config: Config, entry: str) -> Callable[[Goal], bool]:
     def speaker(user: Any) -> Callable[[Goal], bool] | None:
         if isinstance(user, AgendaUserConfig):
             return heard
+        if isinstance(user, VerifiersUserConfig):
+            return lambda goal: all(room.holds([*instruction, Message("user", goal.prompt)]) for room in rooms)
         if isinstance(user, LLMUserConfig | UserLMConfig) and user.endpoint.kind == "local":
             room = Room(loading.local_model(config.model, user.endpoint), user.max_new_tokens)
             if isinstance(user, UserLMConfig):

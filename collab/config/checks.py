@@ -6,6 +6,7 @@ servers and the budget, `policies.py` those of the rows of an evaluation.
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ def check(config: Config, entry: str = "train") -> None:
         *_model_problems(config.model),
         *_device_problems(config),
         *_user_problems(config),
+        *_tool_problems(config),
         *prompt_problems(config),
         *teacher_problems(config, entry),
         *hub_problems(config.push_to_hub, entry),
@@ -175,6 +177,29 @@ def _user_problems(config: Config) -> Iterator[str]:
             yield from _mix_problems(key, user)
         if isinstance(user, ScriptedUserConfig):
             yield from _script_problems(key, user, config.task.max_turns)
+
+
+def _tool_problems(config: Config) -> Iterator[str]:
+    tools = config.task.tools
+    if not tools.functions:
+        return
+    try:
+        defined = {node.name for node in ast.parse(tools.code).body if isinstance(node, ast.FunctionDef)}
+    except (SyntaxError, ValueError) as error:
+        yield f"task.tools.code is not Python: {error}. Write source that compiles."
+        return
+    for name, entry in tools.functions.items():
+        if name not in defined:
+            yield (
+                f"task.tools.functions has {name}, and task.tools.code defines "
+                f"{', '.join(sorted(defined)) or 'nothing'}. "
+                f"Write a function {name}(state, ...) there, or leave it out by ~task.tools.functions.{name}."
+            )
+        if not isinstance(entry, dict) or entry.keys() != {"description", "parameters"}:
+            yield (
+                f"task.tools.functions.{name} must have a description, and parameters, a JSON schema of its arguments. "
+                "Write both."
+            )
 
 
 def _script_problems(key: str, user: ScriptedUserConfig, max_turns: int) -> Iterator[str]:

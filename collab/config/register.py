@@ -25,6 +25,7 @@ from collab.config.schema import (
     ShardedLLMUserConfig,
     ShardedUserConfig,
     UserLMConfig,
+    VerifiersUserConfig,
     VLLMEngineConfig,
 )
 
@@ -56,6 +57,7 @@ def register() -> None:
         ("user", "sharded", ShardedUserConfig),
         ("user", "sharded_llm", ShardedLLMUserConfig),
         ("user", "userlm", UserLMConfig),
+        ("user", "verifiers", VerifiersUserConfig),
         ("judge", "none", JudgeConfig),
         ("judge", "llm", LLMJudgeConfig),
         ("evaluator", "none", EvaluatorConfig),

@@ -54,6 +54,16 @@ class MetricConfig:
 
 
 @dataclass
+class ToolsConfig:
+    """Tools that the policy may call: JSON schemas, and the functions behind them, which run in the sandbox."""
+
+    # name -> description, and parameters, a JSON schema of the arguments; empty: the task has no tools
+    functions: dict[str, Any] = field(default_factory=dict)
+    # Python source with a function NAME(state, **arguments) for each: a text, file://PATH, or package://PACKAGE/PATH
+    code: str = ""
+
+
+@dataclass
 class TaskConfig:
     name: str = MISSING  # shown in run names
     target: str = MISSING  # class that reads the task's goals
@@ -75,6 +85,7 @@ class TaskConfig:
     base_prompt: str | None = None  # system prompt of the row `base`; empty: it has none; null: task.system_prompt
     # system prompt of the row `proactive`, the base model, told to ask; as task.system_prompt
     proactive_prompt: str = ""
+    tools: ToolsConfig = field(default_factory=ToolsConfig)  # what the policy may call; system prompts list it
     metrics: dict[str, MetricConfig] = field(default_factory=dict)  # name -> metric; R* is their weighted sum
     # name -> function of the metrics of all test goals, for figures such as F1 that are not a mean over goals
     aggregates: dict[str, str] = field(default_factory=dict)
@@ -207,6 +218,13 @@ class ShardedLLMUserConfig(SpokenUserConfig, ShardedUserConfig):
     """The same user, for whom a language model chooses the next shard and says it in its own words."""
 
     target: str = "collab.simulation.sharded.ShardedLLMUser"
+
+
+@dataclass
+class VerifiersUserConfig(UserConfig):
+    """The environment of task=verifiers speaks."""
+
+    target: str = "collab.simulation.verifiers_env.VerifiersUser"
 
 
 @dataclass

@@ -43,12 +43,14 @@ class Item:
         text: What the user says, or the value of the preference.
         cues: Words by which a question asks for it, besides those of `text`; None for a note without cues.
         spelt_out: Whether the goal's agenda spells it out.
+        slotted: Whether it fills the slots that its cues name, although it is spelt out: "When?" asks for a day.
     """
 
     kind: str
     text: str
     cues: str | None = None
     spelt_out: bool = False
+    slotted: bool = False
 
     @property
     def preference(self) -> bool:
@@ -63,7 +65,7 @@ class Item:
     def slots(self) -> frozenset[str]:
         """The slots that it fills: those that its cues name, or those that its text seems to fill if it has no cues."""
         if self.spelt_out:
-            return frozenset()
+            return slots_of(self.cues or "") if self.slotted else frozenset()
         slots = _slots_in(self.text) if self.cues is None else slots_of(self.cues)
         return slots if self.preference else slots - {"tone", "length"}
 
@@ -76,8 +78,9 @@ def notes_of(goal: Goal) -> list[str]:
 def agenda_of(goal: Goal) -> list[Item]:
     """The agenda that the goal spells out. Without one: the notes, then the preferences, in the order of the file."""
     if goal.agenda is not None:
+        slotted = goal.agenda.makes == "action"
         return [
-            Item(item.kind, item.text, f"{item.kind} {_PARTS.get(item.kind, '')} {item.cues}", spelt_out=True)
+            Item(item.kind, item.text, f"{item.kind} {_PARTS.get(item.kind, '')} {item.cues}", True, slotted)
             for item in goal.agenda.items
         ]
     cues = goal.metadata.get("cues") or ()

@@ -138,7 +138,8 @@ def _concerned(
         The hidden items, and whether the question concerns any item at all.
     """
     in_opening = max((len(content_words(said) & reading.meaning) for said in sentences(_opening(goal))), default=0)
-    if in_opening > max((len(item.hints & reading.meaning) for item in items), default=0):
+    slotted = any(item.slotted and item.slots & reading.slots for item in items)  # "What day do you want to book?"
+    if not slotted and in_opening > max((len(item.hints & reading.meaning) for item in items), default=0):
         return [], False  # the opening answers the question better than any item could
     meaning = reading.meaning - _topic_words(goal) - _GENERIC
     further = meaning - OF_ANY_TEXT
@@ -282,6 +283,8 @@ def distinct_questions(conversations: Sequence[Conversation]) -> list[float | No
 def has_result(goal: Goal, reply: str) -> bool:
     """Whether a message holds something of the kind that the user wants: a text, an answer, a program, a reply."""
     artefact = makes(goal)
+    if artefact == "action":
+        return False
     if artefact == "text":
         return len(words(without_questions(reply))) >= _DRAFT_WORDS
     if artefact == "answer":

@@ -98,4 +98,10 @@ MANNERS: dict[Artefact, Manner] = {
         ),
     ),
     "reply": Manner(form="reply", names="", openings=("{opening}",), finals=()),
+    "action": Manner(
+        form="booking",
+        names="booking reservation appointment order request",
+        openings=("Hi! {opening}", "Hello, {opening}", "{opening} Can you do that for me?", "{opening}"),
+        finals=("Please do it now.", "That is all, please go ahead.", "Now please see to it."),
+    ),
 }

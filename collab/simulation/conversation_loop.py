@@ -69,7 +69,8 @@ async def play(
                 return conversation.with_end(reason)
             turn = await players.user.respond(conversation, user_key.at(role="user", turn=conversation.turn))
             refused = (Refusal(conversation.turn, *refusal) for refusal in turn.refused)
-            conversation = replace(conversation, refused=(*conversation.refused, *refused))
+            state = conversation.state if turn.state is None else turn.state
+            conversation = replace(conversation, refused=(*conversation.refused, *refused), state=state)
             if turn.end:
                 return replace(conversation, user=turn.user or conversation.user).with_end(turn.end)
             conversation = conversation.with_user(turn.text, turn.user)
@@ -125,7 +126,7 @@ async def draw_context(players: Players, goal: Goal, system_prompt: str, turn: i
         raise BadInput(f"The simulated user left {len(valid)} times before saying anything (goal {goal.id}).")
     *earlier, last = begun[-1].turns
     refused = tuple(refusal for refusal in begun[-1].refused if refusal.turn <= len(begun[-1].turns))
-    return replace(begun[-1], turns=tuple(earlier), pending=last.user, ended_by="", refused=refused)
+    return replace(begun[-1], turns=tuple(earlier), pending=last.user, ended_by="", refused=refused, state=last.state)
 
 
 async def sample_candidates(

@@ -52,13 +52,21 @@ _TASKS = {
     "answer": "It is to solve a problem for you. You do not know the solution, and you do not work it out.",
     "program": "It is to write a Python program for you. You do not write code.",
     "reply": "It is to answer you.",
+    "action": "It is to do something for you.",
 }
-_RESULTS = {"text": "the text", "answer": "an answer", "program": "the program", "reply": "an answer"}
+_RESULTS = {
+    "text": "the text",
+    "answer": "an answer",
+    "program": "the program",
+    "reply": "an answer",
+    "action": "what it has done",
+}
 _OFFICIAL_TASKS = {  # how the official code names what is made
     "text": "document editing",
     "answer": "question answering",
     "program": "code generation",
     "reply": "question answering",
+    "action": "question answering",
 }
 _SYSTEM = """\
 You play a person who chats with an AI assistant. You want something from it, and you are not the assistant. {task}

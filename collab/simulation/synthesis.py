@@ -94,5 +94,6 @@ def _follow(answered: Conversation, best: Candidate) -> Conversation:
     futures = [future for future in best.futures if future.valid]  # at least one, since it was scored
     for future in futures:
         if len(future.turns) > done:
-            return answered.with_user(future.turns[done].user, future.user)
+            following = future.turns[done]
+            return replace(answered, state=following.state).with_user(following.user, future.user)
     return answered.with_end(futures[0].ended_by)

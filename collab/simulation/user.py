@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from collab.conversation import INVALID, Conversation
 from collab.randomness import RngKey
@@ -16,15 +16,17 @@ class UserTurn:
 
     Attributes:
         text: The message; "" if the user leaves.
-        end: Why the user ends the chat: "satisfied", "patience" or `invalid(...)`; "" if it goes on.
+        end: Why the chat ends: "satisfied", "patience", "environment" or `invalid(...)`; "" if it goes on.
         user: Name of the user or persona that plays, if there are several. The conversation keeps it for the next turn.
         refused: (kind, raw reply) of each reply of the user's model that could not be used, for the transcript.
+        state: The new `Conversation.state`; None leaves it as it is.
     """
 
     text: str
     end: str = ""
     user: str = ""
     refused: tuple[tuple[str, str], ...] = ()
+    state: Any = field(default=None, compare=False, repr=False)
 
 
 def invalid(reason: str) -> str:

@@ -215,6 +215,7 @@ def completion(text: str, call: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": "1",
         "object": "chat.completion",
+        "created": 0,
         "model": call.get("model"),
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": prompt, "completion_tokens": spoken, "total_tokens": prompt + spoken},
