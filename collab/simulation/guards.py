@@ -50,7 +50,7 @@ _SERVES = re.compile(
       | (?:my|our) \s best \s to \s (?:help|assist) | (?:i|we) \s can \s do \s to \s help
       | sorry \s for \s (?:the|your) \s loss
       | sorry, \s (?:it|there) \s (?:seems|appears|looks)
-      | let(?:'s|\sus) \s (?:begin|start|get|talk|discuss|brainstorm|explore|create|write|draft|focus|dive|see|find)
+      | let(?:'s|\sus) \s (?:begin|start|get|talk|discuss|brainstorm|explore|create|write|draft|focus)
       | i(?:'ll|\swill) \s (?:\w+ \s){0,8} (?:craft|draft|compose)
       | (?:can't|cannot|can \s not|not \s able \s to|unable \s to) \s (?:help|assist|provide|handle|answer)
       | (?:don't|do \s not) \s have \s (?:access|enough \s information)

@@ -217,7 +217,8 @@ class LLMUser:
             )
             return [Message("user", filled)]
         draws = key.stream()
-        slip = _SLIPS[int(draws.integers(len(_SLIPS)))] if draws.random() < config.mistakes else ""
+        slips = transcript.SLIPS if self._plain else _SLIPS
+        slip = slips[int(draws.integers(len(slips)))] if draws.random() < config.mistakes else ""
         if self._plain:
             last, ends = conversation.turn == self.max_turns, self._ends(conversation)
             return transcript.messages(conversation, config.personas.get(persona, ""), last, ends, slip)

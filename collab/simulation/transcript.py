@@ -69,8 +69,14 @@ ENDS = {
 }
 
 
+SLIPS = (
+    "This time the person mistypes a word or two.",
+    "This time the person leaves something out.",
+    "This time the person gets a small detail wrong.",
+    "This time the person is a little unclear.",
+)
 # What the model is told, apart from the goal and the chat.
-INSTRUCTIONS = (SYSTEM, *_TASKS.values(), *(answer for _, answer in EXAMPLES), FIRST, LAST, *ENDS.values())
+INSTRUCTIONS = (SYSTEM, *_TASKS.values(), *(answer for _, answer in EXAMPLES), FIRST, LAST, *ENDS.values(), *SLIPS)
 
 
 def messages(conversation: Conversation, persona: str, last: bool, ends: list[bool], slip: str) -> list[Message]:
@@ -81,7 +87,7 @@ def messages(conversation: Conversation, persona: str, last: bool, ends: list[bo
         persona: Who the person is, as a sentence without its subject; "" for nobody in particular.
         last: Whether it is the last message of the person.
         ends: Which ends of the chat there is a reason for: satisfied is True, giving up False.
-        slip: A sentence about a slip of this message, or "".
+        slip: One of `SLIPS`, or "".
     """
     goal = conversation.goal
     task = _TASKS[makes(goal)].format(form=f"a text ({form_of(goal)})")
