@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from collab.conversation import Conversation, Message
-from collab.parsing.agenda_items import Item, agenda_of, form_of, makes, wanted_of
+from collab.parsing.agenda_items import Item, agenda_of, makes, wanted_of
 
 DONE, LEAVES = "[done]", "[gives up]"
 PERSON, HELPER = "Person:", "Helper:"
@@ -24,17 +24,28 @@ what the person knows: one or two things, in a short, casual sentence. The perso
 know. When the helper has written {result}, the person says what is missing or wrong. The person never asks the helper \
 about these things, never offers help and never writes {result}."""
 _TASKS = {
-    "text": "The helper is to write {form} for the person.",
+    "text": "The helper is to write a text for the person.",
     "answer": "The helper is to solve a problem for the person, who does not know the solution.",
     "program": "The helper is to write a Python program for the person, who writes no code.",
     "reply": "The helper is to answer the person.",
 }
 _RESULTS = {"text": "the text", "answer": "an answer", "program": "the program", "reply": "an answer"}
-# Of no goal that ships. The second one's helper has written something.
+FIRST = "The chat has not begun. The person asks for that in one short sentence, and tells nothing else yet."
+# Of no goal that ships: the first message, an answer, and what is said about a text. They are the same in all prompts,
+# so an engine that keeps prefixes reads them once.
 EXAMPLES = (
     (
+        f"""\
+What the person wants: a recipe card about plum cake
+{FIRST}
+
+Chat:
+Person:""",
+        "hi, could you write me a recipe card about plum cake?",
+    ),
+    (
         """\
-The person wants a poster about the garage sale.
+What the person wants: a poster about the garage sale
 What the person knows:
 - it starts at nine on Sunday
 - mostly tools and old records
@@ -48,7 +59,7 @@ Person:""",
     ),
     (
         """\
-The person wants a letter about the broken gate.
+What the person wants: a letter about the broken gate
 What the person knows:
 - the hinge came off in the storm
 - the dog got out twice since
@@ -61,7 +72,6 @@ Person:""",
         "Nearly, but it goes to our landlord, and it does not say yet that the dog got out twice.",
     ),
 )
-FIRST = "The chat has not begun. The person asks for {wanted}, in one short sentence, and tells nothing else yet."
 LAST = "This is the person's last message: the person asks for the finished result."
 ENDS = {
     True: f"If nothing is missing in it, the person types {DONE} and nothing else.",
@@ -75,8 +85,16 @@ SLIPS = (
     "This time the person gets a small detail wrong.",
     "This time the person is a little unclear.",
 )
-# What the model is told, apart from the goal and the chat.
-INSTRUCTIONS = (SYSTEM, *_TASKS.values(), *(answer for _, answer in EXAMPLES), FIRST, LAST, *ENDS.values(), *SLIPS)
+# What the model is told, apart from the goal and the chat. The first example's answer is what many people type.
+INSTRUCTIONS = (
+    SYSTEM,
+    *_TASKS.values(),
+    EXAMPLES[0][0],
+    *(answer for _, answer in EXAMPLES[1:]),
+    LAST,
+    *ENDS.values(),
+    *SLIPS,
+)
 
 
 def messages(conversation: Conversation, persona: str, last: bool, ends: list[bool], slip: str) -> list[Message]:
@@ -90,15 +108,11 @@ def messages(conversation: Conversation, persona: str, last: bool, ends: list[bo
         slip: One of `SLIPS`, or "".
     """
     goal = conversation.goal
-    task = _TASKS[makes(goal)].format(form=f"a text ({form_of(goal)})")
-    system = SYSTEM.format(task=task, result=_RESULTS[makes(goal)])
-    found = [Message("system", system)]
-    if not conversation.turns:
-        lines = [FIRST.format(wanted=wanted_of(goal))]
-    else:
-        for asked, answer in EXAMPLES:
-            found += [Message("user", asked), Message("assistant", answer)]
-        lines = [f"The person wants {wanted_of(goal)}.", "What the person knows:", *map(_fact, agenda_of(goal))]
+    found = [Message("system", SYSTEM.format(task=_TASKS[makes(goal)], result=_RESULTS[makes(goal)]))]
+    for asked, answer in EXAMPLES:
+        found += [Message("user", asked), Message("assistant", answer)]
+    lines = [f"What the person wants: {one_line(wanted_of(goal))}"]
+    lines += ["What the person knows:", *map(_fact, agenda_of(goal))] if conversation.turns else [FIRST]
     if persona:
         lines.append(f"The person {persona}.")
     lines += [LAST] * last + [ENDS[end] for end in ends] + [slip] * bool(slip)

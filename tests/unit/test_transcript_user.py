@@ -55,17 +55,17 @@ def prompt(conversation: Conversation, **options: object) -> str:
 
 def test_the_first_message_is_asked_for_without_what_the_person_knows() -> None:
     messages = user().messages(Conversation(GOAL), KEY, "")
-    assert [message.role for message in messages] == ["system", "user"]
-    assert "a notice about the kiln" in messages[1].content and messages[1].content.endswith("Chat:\nPerson:")
-    assert "two euros" not in messages[1].content
+    asked = messages[-1].content
+    assert "a notice about the kiln" in asked and asked.endswith("Chat:\nPerson:") and "two euros" not in asked
 
 
-def test_later_messages_are_the_next_line_behind_two_worked_examples() -> None:
+def test_later_messages_are_the_next_line_behind_worked_examples() -> None:
     messages = user().messages(ASKED, KEY, "")
-    assert [message.role for message in messages] == ["system", *["user", "assistant"] * 2, "user"]
+    assert [message.role for message in messages] == ["system", *["user", "assistant"] * 3, "user"]
     assert messages[2].content == EXAMPLES[0][1] and "\n" not in EXAMPLES[0][1]
+    assert messages[:-1] == user().messages(Conversation(GOAL), KEY, "")[:-1], "a prefix to be read once"
     assert messages[-1].content.splitlines() == [
-        "The person wants a notice about the kiln.",
+        "What the person wants: a notice about the kiln",
         "What the person knows:",
         "- it fires on Tuesday",
         "- two euros a kilo",
@@ -93,11 +93,9 @@ def test_persona_last_message_and_slip_are_told_as_facts_about_the_person() -> N
 
 
 def test_words_that_end_the_chat_are_offered_only_with_a_reason() -> None:
-    offered = {
-        talk: [word for word in (DONE, LEAVES) if word in prompt(talk, patience=2)]
-        for talk in (Conversation(GOAL), ASKED, DRAFTED, after(("a", "b?"), ("c", "d?")))
-    }
-    assert list(offered.values()) == [[], [], [DONE], [LEAVES]]
+    talks = (Conversation(GOAL), ASKED, DRAFTED, after(("a", "b?"), ("c", "d?")))
+    offered = [[word for word in (DONE, LEAVES) if word in prompt(talk, patience=2)] for talk in talks]
+    assert offered == [[], [], [DONE], [LEAVES]]
 
 
 @pytest.mark.parametrize(
@@ -127,10 +125,17 @@ def test_what_is_refused_is_drawn_again_from_the_same_prompt() -> None:
 
 
 def test_the_tries_are_bounded_and_then_the_conversation_is_invalid() -> None:
-    player = user(EXAMPLES[1][1], retries=3)  # the example given back
+    player = user(EXAMPLES[2][1], retries=3)  # the example given back
     turn = asyncio.run(player.respond(ASKED, KEY))
     assert turn.end == "invalid: echo" and len(turn.refused) == 4
     assert +player.problems == Counter(user_echo=4, user_invalid=1)
+
+
+def test_a_first_message_may_begin_as_the_example_does_but_not_ask_for_the_same() -> None:
+    example = EXAMPLES[0][1]
+    player = user(example, example.replace("recipe card about plum cake", "notice about the kiln"))
+    turn = asyncio.run(player.respond(Conversation(GOAL), KEY))
+    assert turn.text.endswith("a notice about the kiln?") and turn.refused == (("echo", example),)
 
 
 @pytest.mark.parametrize(
