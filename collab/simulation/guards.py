@@ -69,7 +69,7 @@ _IS_ASSISTANT = re.compile(
     r"\b(?:i am|i'm) (?:\w+, )?(?:an?|the|your|only an?) (?:\w+ ){0,2}(?:ai|chatbot|assistant|bot)\b"
     r"|\b(?:your|the) (?:\w+ )?(?:assistant|helper)\b|\bthe user(?:'s)?\b"
     r"|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:|^\W*[0-9a-f]{8} assistant\b"
-    r"|^\W*the person (?:wants|asks|says|knows|has|is|types|answers|does)\b",
+    r"|^\W*the person (?!who\b|that\b|in\b|at\b|to\b|with\b|from\b|we\b|i\b)\w+",
     re.MULTILINE,
 )
 # Begins as an answer to a request.

@@ -160,8 +160,7 @@ class LLMUser:
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
         self._instructions = [config.prompt] if config.prompt else [*INSTRUCTIONS, *config.personas.values()]
         self._field = "response" if config.prompt else "message"  # of the JSON
-        form = ("transcript" if config.endpoint.kind == "local" else "json") if config.form == "auto" else config.form
-        self._plain = form == "transcript" and not config.prompt
+        self._plain = config.form == "transcript" and not config.prompt
         if self._plain:  # a line
             most = min(config.max_new_tokens, transcript.MOST)
             self._sampling = Sampling(most, config.temperature, stop=("\n",), adapter=False)

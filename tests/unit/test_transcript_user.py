@@ -10,7 +10,7 @@ from composing import load_config
 from scripted import answering, spoken
 
 from collab.config.checks import check
-from collab.config.schema import EndpointConfig, LLMUserConfig
+from collab.config.schema import LLMUserConfig
 from collab.conversation import Conversation, Goal
 from collab.randomness import RngKey
 from collab.simulation.llm import LLMUser
@@ -157,17 +157,21 @@ def test_ends_the_chat_for_a_reason(conversation: Conversation, reply: str, end:
     ("options", "schema"),
     [
         ({}, True),
-        ({"endpoint": EndpointConfig(kind="local")}, False),
-        ({"endpoint": EndpointConfig(kind="local"), "form": "json"}, True),
         ({"form": "transcript"}, False),
         ({"form": "transcript", "prompt": "{single_turn_prompt} {chat_history}"}, True),
     ],
 )
-def test_local_weights_write_a_transcript_and_servers_json(options: dict[str, object], schema: bool) -> None:
+def test_a_prompt_of_ones_own_asks_for_json(options: dict[str, object], schema: bool) -> None:
     player = LLMUser(LLMUserConfig(**options), 4, answering())  # type: ignore[arg-type]
     assert bool(player.schema(ASKED)) is schema
 
 
+def test_local_weights_are_asked_for_a_transcript_and_servers_for_json() -> None:
+    forms = {name: load_config("train", [f"user={name}"]).user.form for name in ("local", "llm", "vllm", "openai")}
+    assert forms == {"local": "transcript", "llm": "json", "vllm": "json", "openai": "json"}
+    assert load_config("train", ["user=mix"]).user.users["llm"].form == "transcript"
+
+
 def test_an_unknown_form_is_refused_in_words() -> None:
-    with pytest.raises(BadInput, match=r"user.form \(xml\) must be one of auto, json, transcript"):
+    with pytest.raises(BadInput, match=r"user.form \(xml\) must be one of json, transcript"):
         check(load_config("train", ["experiment=doc_edit", "user=llm", "user.form=xml"]))
