@@ -4,9 +4,9 @@
 
 The assistant's side is that of `data/demonstrated.jsonl`, so all users hear the same questions. For `user=agenda`,
 `user=hybrid` and `user=local` (`llm_*`) it prints what `collab simulator-report` measures, and how many messages fell
-back on the agenda's words. Then the same model judges the agenda's conversations, without a second try. At last it decodes replies
-of the same length with and without a schema; the overhead is the median of the ratios, a pair after the other.
-`guard_*` are the figures of `python -m benchmarks.guards`, which `--write` renews.
+back on the agenda's words. Then the same model judges the agenda's conversations, without a second try. At last it
+decodes replies of the same length with and without a schema; the overhead is the median of the ratios, a pair after the
+other. `guard_*` are the figures of `python -m benchmarks.guards`, which `--write` renews.
 """
 
 from __future__ import annotations

@@ -103,9 +103,7 @@ _ASKS_AS_READER = re.compile(
 )
 # Speaks to the readers of a text.
 _TO_READERS = re.compile(
-    r"^\W*(?:hi|hello|hey|welcome|good (?:morning|evening|afternoon))\b(?: \w+,?){0,3} "
-    r"(?:all|everyone|everybody|neighbou?rs|friends|folks|guys|colleagues)\b"
-    r"|\bwe(?:'re| are) (?:so |very )?(?:excited|happy|thrilled|pleased|delighted|proud|looking forward|joining)\b"
+    r"\bwe(?:'re| are) (?:so |very )?(?:excited|happy|thrilled|pleased|delighted|proud|looking forward|joining)\b"
     r"|\b(?:come|please) join us\b|^\W*join us\b|\binvite you\b|\bsee you (?:there|soon|then)\b"
     r"|\byou(?:'ll| will) love\b|\bdon't miss\b|\bhave (?:a (?:nice|great|good|wonderful|lovely) |fun\b)"
     r"|\bget ready\b"
@@ -143,7 +141,10 @@ _EXPLAINS_CODE = re.compile(
     re.MULTILINE,
 )
 _DOCUMENT = re.compile(r"^\W*(?:dear\b|subject:|title:|to whom it may|\*\*[^*\n]{4,80}\*\*\s*\n|#+ )", re.IGNORECASE)
-_GREETS_ALL = re.compile(r"^\W*(?:hi|hello|hey) (?:all|everyone|everybody|team|neighbou?rs|friends|colleagues)\b")
+_GREETS_ALL = re.compile(
+    r"^\W*(?:hi|hello|hey|good (?:morning|evening|afternoon))\W+"
+    r"(?:all|everyone|everybody|team|neighbou?rs|friends|colleagues)\b"
+)
 # Occurs in letters and templates only.
 _TEMPLATE = re.compile(
     r"\[(?:your |the |meeting |(?:[\w']+ ){1,2})?(?:name|date|title|address|signature|company|place|time)\]"

@@ -72,7 +72,7 @@ Person:""",
         "Nearly, but it goes to our landlord, and it does not say yet that the dog got out twice.",
     ),
 )
-LAST = "This is the person's last message: the person asks for the finished result."
+LAST = "Now the person also asks for the finished result, because there is no more time."
 ENDS = {
     True: f"If nothing is missing in it, the person types {DONE} and nothing else.",
     False: f"If the helper is of no use, the person types {LEAVES} and nothing else.",

@@ -89,7 +89,7 @@ def test_persona_last_message_and_slip_are_told_as_facts_about_the_person() -> N
     told = user(personas={"terse": "types short lines"}, mistakes=1.0).messages(ASKED, KEY, "terse")[-1].content
     assert "The person types short lines." in told and sum(slip in told for slip in SLIPS) == 1
     last = after(("a", "b"), ("c", "d"), ("e", "f"))
-    assert "last message" in prompt(last) and "last message" not in prompt(ASKED)
+    assert "finished result" in prompt(last) and "finished result" not in prompt(ASKED)
 
 
 def test_words_that_end_the_chat_are_offered_only_with_a_reason() -> None:
