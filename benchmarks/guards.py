@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from benchmarks.goals import FOLDER
 from collab.conversation import Agenda, Goal
@@ -59,8 +59,8 @@ KINDS: dict[str, Callable[[Goal, Row], bool]] = {
 @cache
 def personas() -> dict[str, str]:
     """Those of `user=llm`, which its model is told too."""
-    found: dict[str, str] = yaml.safe_load(PERSONAS.read_text(encoding="utf-8"))["personas"]
-    return found
+    found = OmegaConf.load(PERSONAS).personas
+    return {str(name): str(text) for name, text in found.items()}
 
 
 @cache
