@@ -26,6 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from benchmarks.goals import FOLDER
 from collab.conversation import Agenda, Goal
 from collab.datamodules.goals import load_goals
@@ -36,7 +38,9 @@ from collab.util.files import write_json
 DATA = Path(__file__).parent / "data" / "user_messages.json"
 PARTS = ("held-out", "model-held-out", "tuning", "model-tuning")
 SAID = DATA.with_suffix(".jsonl")
-WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "results" / "users.json"
+ROOT = Path(__file__).resolve().parent.parent
+WRITTEN = ROOT / "docs" / "results" / "users.json"
+PERSONAS = ROOT / "conf" / "user" / "llm.yaml"
 FEW = 10
 
 Row = dict[str, Any]
@@ -48,8 +52,15 @@ KINDS: dict[str, Callable[[Goal, Row], bool]] = {
     ),
     "end": lambda goal, row: bool(end_signal(row["message"])),
     "language": lambda goal, row: foreign(row["message"], goal.prompt, row["heard"]),
-    "echo": lambda goal, row: echoes(row["message"], INSTRUCTIONS),
+    "echo": lambda goal, row: echoes(row["message"], [*INSTRUCTIONS, *personas().values()]),
 }
+
+
+@cache
+def personas() -> dict[str, str]:
+    """Those of `user=llm`, which its model is told too."""
+    found = OmegaConf.load(PERSONAS).personas
+    return {str(name): str(text) for name, text in found.items()}
 
 
 @cache

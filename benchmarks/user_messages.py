@@ -6,8 +6,9 @@ The goals are training goals of `doc_edit`, and the assistant says again what it
 conversations go on as in a run: an answer that the guards of the time refuse is asked for again, and what passes is
 said. All conversations about a goal have the same prompt, so the model reads it once. FILE gets a
 line for each answer as soon as it is there: `conversation`, `goal`, `turn`, `heard` (the assistant's last message),
-`said` (the user's messages so far), `raw`, and `refused`, the guard that refused it. With `--free` the model is not
-held to the schema, as at a server that knows none.
+`said` (the user's messages so far), `raw`, and `refused`, the guard that refused it. The model is asked for the
+next line of a transcript. With `--json` it is asked for JSON, and with `--free` it is not held to the schema either, as
+at a server that knows none.
 """
 
 from __future__ import annotations
@@ -64,14 +65,16 @@ def main() -> None:
     parser.add_argument("--goals", type=int, default=6)
     parser.add_argument("--samples", type=int, default=4, help="conversations about each goal")
     parser.add_argument("--skip", type=int, default=0, help="goals to leave out before the first")
-    parser.add_argument("--free", action="store_true", help="do not hold the model to the schema")
+    parser.add_argument("--json", action="store_true", help="ask for JSON, as a server is asked")
+    parser.add_argument("--free", action="store_true", help="ask for JSON, and do not hold the model to the schema")
     args = parser.parse_args()
 
     from collab.app import build
     from collab.app.compose import load_config
     from collab.callbacks.progress import Progress
 
-    local = ["user=llm", "endpoint@user.endpoint=local", f"user.endpoint.model={args.model}"]
+    form = "json" if args.json or args.free else "transcript"
+    local = ["user=local", f"user.form={form}", f"user.endpoint.model={args.model}"]
     config = load_config("evaluate", ["experiment=doc_edit", *local])
     setting = config.user
     assert isinstance(setting, LLMUserConfig)

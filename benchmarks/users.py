@@ -3,10 +3,10 @@
     python benchmarks/users.py --model FOLDER_OR_ID --write     # writes docs/results/users.json
 
 The assistant's side is that of `data/demonstrated.jsonl`, so all users hear the same questions. For `user=agenda`,
-`user=hybrid` and `user=llm` it prints what `collab simulator-report` measures, and how many messages fell back on the
-agenda's words. Then the same model judges the agenda's conversations, without a second try. At last it decodes replies
-of the same length with and without a schema; the overhead is the median of the ratios, a pair after the other.
-`guard_*` are the figures of `python -m benchmarks.guards`, which `--write` renews.
+`user=hybrid` and `user=local` (`llm_*`) it prints what `collab simulator-report` measures, and how many messages fell
+back on the agenda's words. Then the same model judges the agenda's conversations, without a second try. At last it
+decodes replies of the same length with and without a schema; the overhead is the median of the ratios, a pair after the
+other. `guard_*` are the figures of `python -m benchmarks.guards`, which `--write` renews.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def main() -> None:
     asked = sides(args.conversations)
     sources = Sources([], {}, [goal for goal, _ in asked], [messages for _, messages in asked])
     for name in ("agenda", "hybrid", "llm"):
-        local = [] if name == "agenda" else ["endpoint@user.endpoint=local", f"user.endpoint.model={args.model}"]
-        config = load_config("evaluate", ["experiment=doc_edit", f"user={name}", *local])
+        option = "local" if name == "llm" else name  # `hybrid` speaks from local weights, too
+        local = [] if name == "agenda" else [f"user.endpoint.model={args.model}"]
+        config = load_config("evaluate", ["experiment=doc_edit", f"user={option}", *local])
         with Progress(animate=False) as progress, build.endpoints(config, progress) as endpoints:
             one = play_with(config, config.user, sources, endpoints, lambda: None)
         played[name] = one.conversations
@@ -124,7 +125,7 @@ def main() -> None:
         for name, talks in played.items():
             for talk in talks:
                 print(f"\n## {name} {talk.user} {talk.goal.id} {talk.ended_by}")
-                print("\n".join(f"  {turn.user}" for turn in talk.turns))
+                print("\n".join(f"  {turn.user}\n  > {turn.reply.text}" for turn in talk.turns))
     print(json.dumps(found, indent=1))
     if args.write:
         command = f"python benchmarks/users.py --model {Path(args.model).name} --conversations {args.conversations}"

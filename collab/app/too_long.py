@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from collab.config.endpoints import has_teacher, users
 from collab.config.policies import named_policies, policy_model
 from collab.config.schema import AgendaUserConfig, Config, LLMUserConfig, ModelConfig, UserLMConfig, VerifiersUserConfig
-from collab.conversation import Conversation, Goal, Message, guessed_tokens
+from collab.conversation import Conversation, Goal, Message, Reply, guessed_tokens
 from collab.datamodules.goals import SPLITS, GoalSplits
 from collab.lm import loading
 from collab.lm.chat_format import ChatFormat
@@ -152,7 +152,14 @@ def _beginnings(config: Config, entry: str) -> Callable[[Goal], bool]:
                 return lambda goal: room.holds(messages(intent_of(goal), Conversation(goal)))
             nobody: Any = None
             player = LLMUser(user, task.max_turns, nobody)
-            return lambda goal: room.holds(player.messages(Conversation(goal), RngKey(config.seed, goal=goal.id), ""))
+
+            def plays(goal: Goal) -> bool:
+                """Whether it can write two messages: in a transcript only the second prompt has what it knows."""
+                key, first = RngKey(config.seed, goal=goal.id), Conversation(goal)
+                talks = (first, first.with_user("").with_reply(Reply("")))
+                return all(room.holds(player.messages(talk, key, "")) for talk in talks)
+
+            return plays
         return None
 
     mine = (user for key, user in users(config).items() if key.startswith("user") and not hasattr(user, "users"))

@@ -179,6 +179,9 @@ class PersonaUserConfig(SpokenUserConfig):
 @dataclass
 class LLMUserConfig(PersonaUserConfig):
     target: str = "collab.simulation.llm.LLMUser"
+    # what the model is asked for: json (its thought and its message) | transcript (the next line of a chat, for small
+    # models; not with a prompt of one's own)
+    form: str = one_of("json", "transcript")
     patience: int = number(3, at_least=1)  # useless replies in a row after which the user may give up
     # what the model is asked, without persona and mistakes, with {task_desc}, {single_turn_prompt}, {chat_history} and
     # {terminal_signal}, for JSON with response: a text, file://PATH or package://PACKAGE/PATH; empty: our own words

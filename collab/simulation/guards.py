@@ -32,7 +32,7 @@ _SERVES = re.compile(
       | what \s can \s i \s (?:do|help)
       | (?:happy|glad|pleased|love|here|able|like|can|will|'ll)
           \s (?:\w+ \s)? (?:to \s)? (?:help|assist) \s (?:you|with)
-      | (?:happy|glad|pleased) \s to \s (?:help|assist|hear|know)
+      | (?:happy|glad|pleased) \s to \s (?:help|assist|hear|know|provide|answer|share|chat|discuss)
       | i(?:'m|\sam) \s here \s to
       | let \s me \s know \s (?:if|what|whether|how|should|when|the)
       | (?:feel \s free|(?:do \s not|don't) \s hesitate) \s to
@@ -40,7 +40,7 @@ _SERVES = re.compile(
       | (?:as|i(?:'m|\sam)) \s an? \s (?:ai|artificial|language \s model|assistant)
       | (?:shall|should) \s i \s (?:write|draft|make|start|add|create|prepare|go \s on|continue|rewrite)
       | (?:would \s you \s like|do \s you \s want) \s (?:me \s to|to \s|any|some|another|a \s)
-      | is \s there \s (?:any|some)(?:thing) \s (?:else|specific|particular)
+      | is \s there \s (?:any|some)(?:thing) \s (?:else|specific|particular) (?! \s (?:we|i)\b)
       | if \s you \s (?:have|need) \s (?:any|more|further|additional) \s (?:\w+ \s)?
           (?:questions?|help|information|details|assistance|changes)
       | do \s you \s have \s any \s (?:\w+ \s)? (?:questions|preferences|requirements|details|ideas \s in)
@@ -49,7 +49,8 @@ _SERVES = re.compile(
           (?:write|draft|create|prepare|compose|help|assist|guide|provide \s you|give \s you \s a)
       | (?:my|our) \s best \s to \s (?:help|assist) | (?:i|we) \s can \s do \s to \s help
       | sorry \s for \s (?:the|your) \s loss
-      | let(?:'s|\sus) \s (?:begin|start|talk|discuss|brainstorm|explore|create|write|draft|focus)
+      | sorry, \s (?:it|there) \s (?:seems|appears|looks)
+      | let(?:'s|\sus) \s (?:begin|start|get|talk|discuss|brainstorm|explore|create|write|draft|focus)
       | i(?:'ll|\swill) \s (?:\w+ \s){0,8} (?:craft|draft|compose)
       | (?:can't|cannot|can \s not|not \s able \s to|unable \s to) \s (?:help|assist|provide|handle|answer)
       | (?:don't|do \s not) \s have \s (?:access|enough \s information)
@@ -66,7 +67,9 @@ _SERVES = re.compile(
 # Calls itself the assistant, or speaks of the two sides as a narrator does.
 _IS_ASSISTANT = re.compile(
     r"\b(?:i am|i'm) (?:\w+, )?(?:an?|the|your|only an?) (?:\w+ ){0,2}(?:ai|chatbot|assistant|bot)\b"
-    r"|\b(?:your|the) (?:\w+ )?assistant\b|\bthe user(?:'s)?\b|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:",
+    r"|\b(?:your|the) (?:\w+ )?(?:assistant|helper)\b|\bthe user(?:'s)?\b"
+    r"|^\W*(?:the )?(?:ai )?assistant(?: said)?\s*:|^\W*[0-9a-f]{8} assistant\b"
+    r"|^\W*the person (?!who\b|that\b|in\b|at\b|to\b|with\b|from\b|we\b|i\b)\w+",
     re.MULTILINE,
 )
 # Begins as an answer to a request.
@@ -86,6 +89,24 @@ _INTERVIEWS = re.compile(
     r"|\bplease (?:share|provide|tell me|specify|clarify) (?:\w+ ){0,2}(?:details|more|your|information|context)"
     r"|\byour (?:\w+ )?(?:request|needs|preferences|requirements|inquiry|interests|career)\b"
     r"|\bwhat have you (?:tried|done|got)\b|\bwhat would you (?:prefer|like)\b|\byou(?:'re| are) looking for\b"
+    r"|\bplease (?:describe|explain|list)\b|\bneed (?:some|any) help\b[^.?!]*\?"
+    r"|\btell me (?:\w+ )?(?:about|how(?! (?:many|much|long))|what you know|more)\b"
+    r"|\b(?:need|provide|share|put|give\w*|have) (?:\w+ ){0,3}(?:more|enough|further|additional|all the|that)"
+    r" (?:\w+ )?(?:details?|information|info|context)\b"
+    r"|\bplease provide\b(?! (?:\w+ )?an? )(?!.*\b(?:text|draft|version|finished|final)\b)"
+)
+# Asks as one of those would whom the text is for.
+_ASKS_AS_READER = re.compile(
+    r"\bi(?:'d| would)? (?:really )?(?:want|like|love|need) to (?:know|learn|hear|understand|find out|see)\b"
+    r"(?! (?:a|the|your|some) (?:\w+ )?(?:text|draft|version))"
+    r"|\bi(?:'m| am) (?:\w+ )?(?:curious|interested in|wondering|looking for (?:\w+ )?(?:details|information|advice))"
+)
+# Speaks to the readers of a text.
+_TO_READERS = re.compile(
+    r"\bwe(?:'re| are) (?:so |very )?(?:excited|happy|thrilled|pleased|delighted|proud|looking forward|joining)\b"
+    r"|\b(?:come|please) join us\b|^\W*join us\b|\binvite you\b|\bsee you (?:there|soon|then)\b"
+    r"|\byou(?:'ll| will) love\b|\bdon't miss\b|\bhave (?:a (?:nice|great|good|wonderful|lovely) |fun\b)"
+    r"|\bget ready\b"
 )
 # Teaches, praises, advises.
 _TEACHES = re.compile(
@@ -120,7 +141,10 @@ _EXPLAINS_CODE = re.compile(
     re.MULTILINE,
 )
 _DOCUMENT = re.compile(r"^\W*(?:dear\b|subject:|title:|to whom it may|\*\*[^*\n]{4,80}\*\*\s*\n|#+ )", re.IGNORECASE)
-_GREETS_ALL = re.compile(r"^\W*(?:hi|hello|hey) (?:all|everyone|everybody|team|neighbou?rs|friends|colleagues)\b")
+_GREETS_ALL = re.compile(
+    r"^\W*(?:hi|hello|hey|good (?:morning|evening|afternoon))\W+"
+    r"(?:all|everyone|everybody|team|neighbou?rs|friends|colleagues)\b"
+)
 # Occurs in letters and templates only.
 _TEMPLATE = re.compile(
     r"\[(?:your |the |meeting |(?:[\w']+ ){1,2})?(?:name|date|title|address|signature|company|place|time)\]"
@@ -133,7 +157,7 @@ _ORDERS = re.compile(r"\b(?:write|provide|give|make|draft|create|prepare|do)\b")
 # Speaks of the play: how to be a user, and the form of the answer.
 _PLAY = re.compile(
     r"\b(?:brief|short) (?:and|but) vague\b|\bvague (?:and|but) brief\b|\bcurrent[ _]answer\b|\bjson\b"
-    r"|\b(?:first|next|last|earlier|previous) messages?\b|\bnot perfect\b|\bmistyped?\b"
+    r"|\b(?:first|second|third|next|last|earlier|previous) messages?\b|\bnot perfect\b|\bmistyped?\b"
     r"|\b(?:chat|conversation) has(?: not|n't) (?:yet )?(?:begun|started)\b"
     r"|\b(?:in|of) (?:my|your) own words\b|\bdetail or two\b|\bslips? (?:in|this time)\b|\bas people type\b"
     r"|\b(?:stay|remain|keep) (?:in|that) (?:role|character|person)\b|</?(?:message|goal|thought)\b"
@@ -162,9 +186,10 @@ def role_confusion(goal: Goal, heard: str, message: str) -> bool:
         return True
     artefact = makes(goal)
     if artefact == "text":
-        if not has_result(goal, heard) and _interviews(goal, message):  # of a draft one may ask where the date is
+        # Of a draft one may ask where the date is.
+        if not has_result(goal, heard) and (_ASKS_AS_READER.search(text) or _interviews(goal, message)):
             return True
-        return _is_document(goal, message, text) or _gives_away_its_own(goal, text)
+        return bool(_TO_READERS.search(text)) or _is_document(goal, message, text) or _gives_away_its_own(goal, text)
     if artefact == "program":
         return _writes_program(heard, message) or bool(_EXPLAINS_CODE.search(text))
     if _SOLVES.search(text):

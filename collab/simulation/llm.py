@@ -2,13 +2,15 @@
 
 As in the paper (CollabLLM, section 3.1 and appendix) the user stays in its role, is brief and vague at first, has
 preferences, makes small mistakes, keeps its style and can end the chat. It answers in JSON with its view of the current
-answer, its thought and its message. The wording of the prompt is our own. Three things are not left to the model:
+answer, its thought and its message. Small models fall out of such a role; `user.form=transcript` has them write the
+next line of a transcript instead (`collab.simulation.transcript`). The wording of the prompts is our own. Three things
+are not left to the model:
 
 - The request's key decides whether a message has a slip, and which persona plays. So candidates of one context face the
   same ones, whatever the model is and wherever it runs.
 - Each message has to pass the guards (`collab.simulation.guards`). The model is asked again for one that does not, a
   bounded number of times; then the conversation ends as invalid and counts nowhere.
-- The assistant's messages stand behind a mark that it cannot know, so it cannot speak for the user.
+- The assistant's messages stand behind a mark that it cannot know, or on one line each: it cannot speak for the user.
 
 With a prompt of one's own (`user.prompt`), such as that of the official code, only the guards are left of these.
 """
@@ -27,6 +29,7 @@ from collab.conversation import Conversation, Message, official_history
 from collab.parsing.agenda_items import form_of, makes, wanted_of
 from collab.parsing.intents import goal_text
 from collab.randomness import RngKey
+from collab.simulation import transcript
 from collab.simulation.guards import echoes, foreign, leaks, repeats, role_confusion, stops_too_early, tells_too_much
 from collab.simulation.user import UserTurn, draw_persona, invalid
 
@@ -39,7 +42,7 @@ VAGUE_TURNS = 2  # first messages that must not give the goal away in its own wo
 # Models leave brackets out, or take others: one bracket, a bare signal in capitals, a message of nothing else.
 _SIGNAL = re.compile(
     r"""
-    [\[({<] \s* (?:user \s)? ((?i:satisfied | give (?:s|n)? [\s_-]* up | giving [\s_-]* up)) \s* [\])}>]
+    [\[({<] \s* (?:user \s)? ((?i:satisfied | done | give (?:s|n)? [\s_-]* up | giving [\s_-]* up)) \s* [\])}>]
     | \b (SATISFIED | GIVES? [\s_-]* UP) \b
     | ^ \W* ((?i:satisfied | give [\s_-]* up)) \W* $
     """,
@@ -124,7 +127,8 @@ _REMINDERS = {
 }
 # What the model is told, apart from the goal and the chat.
 INSTRUCTIONS = tuple(
-    re.sub(r"\{\w+\}", "|", text) for text in (_SYSTEM, _FIRST, _NEXT, _LAST, *_SLIPS, *_REMINDERS.values())
+    re.sub(r"\{\w+\}", "|", text)
+    for text in (_SYSTEM, _FIRST, _NEXT, _LAST, *_SLIPS, *_REMINDERS.values(), *transcript.INSTRUCTIONS)
 )
 
 
@@ -142,7 +146,7 @@ def end_signal(message: str) -> str:
     signal = _SIGNAL.search(message)
     if signal is None:
         return ""
-    return "satisfied" if signal[signal.lastindex or 0].lower() == "satisfied" else "patience"
+    return "satisfied" if signal[signal.lastindex or 0].lower() in ("satisfied", "done") else "patience"
 
 
 class LLMUser:
@@ -164,7 +168,12 @@ class LLMUser:
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
         self._instructions = [config.prompt] if config.prompt else [*INSTRUCTIONS, *config.personas.values()]
         self._field = "response" if config.prompt else "message"  # of the JSON
-        self._sampling = Sampling(config.max_new_tokens, config.temperature, adapter=False)
+        self._plain = config.form == "transcript" and not config.prompt
+        if self._plain:  # a line
+            most = min(config.max_new_tokens, transcript.MOST)
+            self._sampling = Sampling(most, config.temperature, stop=("\n",), adapter=False)
+        else:
+            self._sampling = Sampling(config.max_new_tokens, config.temperature, adapter=False)
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
         persona = conversation.user or draw_persona(() if self.config.prompt else self.config.personas, key)
@@ -179,22 +188,29 @@ class LLMUser:
         return turn_of(answer, self.problems, persona)
 
     def schema(self, conversation: Conversation) -> str:
-        """The schema of the JSON. A message is a text, or words that end the chat where the user has a reason to.
+        """The schema of the JSON, "" for a transcript.
+
+        A message is a text, or words that end the chat where the user has a reason to.
 
         A text does not begin with a bracket. The lengths leave room for the end of the object, at three characters a
         token.
         """
-        most, patience = self.config.max_new_tokens, self.config.patience
+        if self._plain:
+            return ""
+        most = self.config.max_new_tokens
         short = {"type": "string", "maxLength": most // 3}
         thought = {"type": "string", "maxLength": most // 2}
         message: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": most}
         if not self.config.prompt:
-            signals = {SATISFIED: True, GIVES_UP: False}
-            ends = [word for word, good in signals.items() if not stops_too_early(conversation, good, patience)]
+            ends = [SATISFIED if satisfied else GIVES_UP for satisfied in self._ends(conversation)]
             message["pattern"] = r"^[^\[\s][\s\S]*$"  # anchored: some servers match a part, some the whole
             if ends:
                 message = {"anyOf": [message, {"type": "string", "enum": ends}]}
         return schema_of(current_answer=short, thought=thought, **{self._field: message})
+
+    def _ends(self, conversation: Conversation) -> list[bool]:
+        """Which ends of the chat the user has a reason for: satisfied (True), giving up (False)."""
+        return [end for end in (True, False) if not stops_too_early(conversation, end, self.config.patience)]
 
     def messages(self, conversation: Conversation, key: RngKey, persona: str) -> list[Message]:
         """The prompt of the model. `key` decides about the slip and the mark."""
@@ -207,6 +223,12 @@ class LLMUser:
                 terminal_signal=OFFICIAL_SIGNAL,
             )
             return [Message("user", filled)]
+        draws = key.stream()
+        slips = transcript.SLIPS if self._plain else _SLIPS
+        slip = slips[int(draws.integers(len(slips)))] if draws.random() < config.mistakes else ""
+        if self._plain:
+            last, ends = conversation.turn == self.max_turns, self._ends(conversation)
+            return transcript.messages(conversation, config.personas.get(persona, ""), last, ends, slip)
         texts = [text for turn in conversation.turns for text in (turn.user, turn.reply.text)]
         sign = mark(key.at(role="mark", turn=0, candidate=None), *texts)
         system = _SYSTEM.format(
@@ -228,10 +250,7 @@ class LLMUser:
                 asked += _LAST
         else:
             asked = _FIRST.format(wanted=wanted_of(goal))
-        draws = key.stream()
-        if draws.random() < config.mistakes:
-            asked += _SLIPS[int(draws.integers(len(_SLIPS)))]
-        return [Message("system", system), Message("user", asked)]
+        return [Message("system", system), Message("user", asked + slip)]
 
     def read(self, conversation: Conversation, text: str) -> UserTurn:
         """The user's turn in a raw reply.
@@ -239,17 +258,20 @@ class LLMUser:
         Raises:
             Unfit: The reply has the wrong shape, or a guard refuses it.
         """
-        answer = find_object(text, self._field)
-        if answer is None or isinstance(answer[self._field], dict | list):
-            raise self._unfit(SHAPE)
-        message = as_text(answer[self._field])
+        if self._plain:
+            message = transcript.line_of(text)
+        else:
+            answer = find_object(text, self._field)
+            if answer is None or isinstance(answer[self._field], dict | list):
+                raise self._unfit(SHAPE)
+            message = as_text(answer[self._field])
         end = self._end(conversation, message)
         if problem := self._problem(conversation, message, end):
             raise self._unfit(problem)
         return UserTurn("" if end else message, end)
 
     def _unfit(self, problem: str) -> Unfit:
-        return Unfit(problem, _REMINDERS[problem].replace("FIELD", f'"{self._field}"'))
+        return Unfit(problem, "" if self._plain else _REMINDERS[problem].replace("FIELD", f'"{self._field}"'))
 
     def _end(self, conversation: Conversation, message: str) -> str:
         """Why a message ends the chat; "" if it does not."""

@@ -337,7 +337,14 @@ def test_plays_with_local_weights_in_a_rollout(tiny_model: Path) -> None:
 
     config = load_config(
         "train",
-        ["experiment=doc_edit", "user=local", "user.retries=1", "user.max_new_tokens=8", "trainer.accelerator=cpu"]
+        [
+            "experiment=doc_edit",
+            "user=local",
+            "user.form=json",
+            "user.retries=1",
+            "user.max_new_tokens=8",
+            "trainer.accelerator=cpu",
+        ]
         + [f"model.path={tiny_model}", "precision=fp32", "task.max_new_tokens=8"],
     )
     simulation = build.simulation(config, Endpoints(config), lambda: None, config.model)

@@ -137,7 +137,8 @@ def test_rloo_and_online_dpo_are_made_of_other_algorithms():
 def test_a_short_form_takes_an_option_of_the_group_endpoint(short):
     group, name = short.split("=")
     whole = f"{group}={'pairwise' if group == 'evaluator' else 'llm'}"
-    assert load_config("train", [short]) == load_config("train", [whole, f"endpoint@{group}.endpoint={name}"])
+    more = ["user.form=transcript", "user.retries=5", "user.temperature=0.7"] if short == "user=local" else []
+    assert load_config("train", [short]) == load_config("train", [whole, f"endpoint@{group}.endpoint={name}", *more])
 
 
 def test_an_endpoint_takes_the_place_of_another():

@@ -37,14 +37,14 @@ def test_the_docs_and_the_written_results_give_the_figures_of_each_kind() -> Non
 
 def test_the_guards_are_not_worse_than_what_was_written() -> None:
     found = by_kind("test")  # the target, recall 0.85 at precision 0.9 for each kind, is missed
-    assert found["any"].recall >= 0.8 and found["any"].precision >= 0.9
+    assert found["any"].recall >= 0.85 and found["any"].precision >= 0.9
     assert found["leak"].recall >= 0.8 and found["leak"].precision >= 0.9
-    assert found["confusion"].recall >= 0.65 and found["confusion"].precision >= 0.9
+    assert found["confusion"].recall >= 0.8 and found["confusion"].precision >= 0.9
 
 
 def test_the_labels_are_known_and_the_halves_share_no_goal() -> None:
     halves = [rows(split) for split in ("dev", "test")]
-    assert sum(map(len, halves)) >= 200 and min(map(len, halves)) >= 90
+    assert sum(map(len, halves)) >= 300 and min(map(len, halves)) >= 140
     assert {label for half in halves for row in half for label in row["labels"]} == set(KINDS)
     dev, test = ({row["goal"] for row in half} for half in halves)
     assert not dev & test
@@ -165,6 +165,24 @@ def test_who_was_asked_may_call_it_a_good_question() -> None:
     ],
 )
 def test_a_user_does_not_ask_for_what_it_knows(heard: str, message: str, confused: bool) -> None:
+    assert role_confusion(NOTED, heard, message) is confused
+
+
+@pytest.mark.parametrize(
+    ("heard", "message", "confused"),
+    [
+        ("What should it say?", "I would like to know more about the kiln.", True),  # as a reader
+        ("What should it say?", "I want to see the text first.", False),
+        ("What should it say?", "We're excited to share the kiln with you!", True),  # as a host
+        ("What should it say?", f"Good evening, everyone! {' '.join(WORDS[:24])}", True),
+        ("What should it say?", "Please describe what the kiln is like.", True),
+        ("What should it say?", "The person wants a notice.", True),  # a narrator
+        ("What should it say?", "The person who unloads it is Greta.", False),
+        ("What should it say?", "Is there anything else we need to say?", False),
+        ("It fires on Tuesday, and Greta unloads the green shelf in the morning.", "I'd like to know the day.", False),
+    ],
+)
+def test_a_user_is_neither_reader_nor_host_nor_narrator(heard: str, message: str, confused: bool) -> None:
     assert role_confusion(NOTED, heard, message) is confused
 
 
