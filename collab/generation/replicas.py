@@ -6,7 +6,8 @@ with the same seed. A server that is left out is tried again after some seconds,
 verified.
 
 A conversation goes to the server that had it last, which has its prefix in the cache; else to the one with the fewest
-requests under way. If no server is left, calls wait as `HttpChatModel` says.
+requests under way, and of equals to the one that has answered fewest. If no server is left, calls wait as
+`HttpChatModel` says.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ class Replicas(HttpChatModel):
             raise Failure(self.problems() or "no server is verified yet", everyone=True)
         found = self._sent.get(conversation)
         if found is None or found not in ready:
-            found = self._sent[conversation] = min(ready, key=lambda replica: replica.under_way)
+            found = self._sent[conversation] = min(ready, key=lambda each: (each.under_way, each.requests))
         return found
 
     def problems(self) -> str:
