@@ -166,35 +166,10 @@ class VLLMEngine:
         name = self._first(broadcast, lambda: self._write(state)) if adapter else ""
         self._replicas.begin(name)
         tried = self._tried(broadcast)
-        problems: dict[Replica, str] = {}
-        if fresh := [replica for replica in tried if not replica.compared]:
-            self._base = logprobs(self._prompt[:1], self._prompt[1:], 1.0, not adapter)
-            asked = self._asked(broadcast, fresh, self._ask_base)
-
-            def far(served: Served, theirs: list[float], reply: Reply) -> tuple[float, float]:
-                ours = logprobs(self._prompt, reply.token_ids, self._temperature, not adapter)
-                return gap(theirs, self._base), gap(reply.logprobs, ours)
-
-            found = broadcast([None if isinstance(answer, str) else far(*answer) for answer in asked])
-            for replica, answer, gaps in zip(fresh, asked, found, strict=True):
-                if isinstance(answer, str):
-                    problems[replica] = answer
-                    continue
-                replica.served, replica.gap = answer[0], gaps[0]
-                if problem := self._base_problem(replica, gaps[0]) or self._sampled_problem(replica, gaps[1]):
-                    problems[replica] = problem
-        good = [replica for replica in tried if replica not in problems]
-        if adapter and good:
-            self._ours = logprobs(self._prompt[:1], self._prompt[1:], 1.0, True)
-            loaded = self._asked(broadcast, good, lambda replica: self._ask_adapter(replica, name))
-            found = broadcast([None if isinstance(answer, str) else gap(answer, self._ours) for answer in loaded])
-            for replica, answer, distance in zip(good, loaded, found, strict=True):
-                if isinstance(answer, str):
-                    problems[replica] = answer
-                    continue
-                replica.gap = distance
-                if problem := self._adapter_problem(replica, name, distance):
-                    problems[replica] = problem
+        problems = self._compare_base(tried, logprobs, broadcast)
+        if adapter:
+            good = [replica for replica in tried if replica not in problems]
+            problems |= self._compare_adapter(good, name, logprobs, broadcast)
         if len(problems) == len(tried):
             out = [f"{replica.url}: {replica.problem}" for replica in self._replicas.all if replica not in tried]
             raise RunStopped(" ".join([*problems.values(), *out]), everywhere=True)
@@ -203,6 +178,47 @@ class VLLMEngine:
                 self._replicas.leave_out(replica, problems[replica])
             else:
                 self._replicas.take_up(replica, name, replica.gap)
+
+    def _compare_base(
+        self, tried: Sequence[Replica], logprobs: LogProbs, broadcast: Callable[[Any], Any]
+    ) -> dict[Replica, str]:
+        """What is wrong with the base models of servers, and with what they sample; each is compared once."""
+        fresh = [replica for replica in tried if not replica.compared]
+        if not fresh:
+            return {}
+        adapter = not hasattr(self.lm, "disable_adapter")  # a policy without an adapter is compared as it is
+        self._base = logprobs(self._prompt[:1], self._prompt[1:], 1.0, adapter)
+
+        def gaps(served: Served, theirs: list[float], reply: Reply) -> tuple[float, float]:
+            ours = logprobs(self._prompt, reply.token_ids, self._temperature, adapter)
+            return gap(theirs, self._base), gap(reply.logprobs, ours)
+
+        answers = self._asked(broadcast, fresh, self._ask_base)
+        found = broadcast([None if isinstance(answer, str) else gaps(*answer) for answer in answers])
+        problems = {}
+        for replica, answer, apart in zip(fresh, answers, found, strict=True):
+            if isinstance(answer, str):
+                problems[replica] = answer
+            else:
+                replica.served, replica.gap = answer[0], apart[0]
+                problems[replica] = self._base_problem(replica, apart[0]) or self._sampled_problem(replica, apart[1])
+        return {replica: problem for replica, problem in problems.items() if problem}
+
+    def _compare_adapter(
+        self, replicas: Sequence[Replica], name: str, logprobs: LogProbs, broadcast: Callable[[Any], Any]
+    ) -> dict[Replica, str]:
+        """Load an adapter; returns where it is not in effect, and why."""
+        self._ours = logprobs(self._prompt[:1], self._prompt[1:], 1.0, True)
+        answers = self._asked(broadcast, replicas, lambda replica: self._ask_adapter(replica, name))
+        found = broadcast([None if isinstance(answer, str) else gap(answer, self._ours) for answer in answers])
+        problems = {}
+        for replica, answer, distance in zip(replicas, answers, found, strict=True):
+            if isinstance(answer, str):
+                problems[replica] = answer
+            else:
+                replica.gap = distance
+                problems[replica] = self._adapter_problem(replica, name, distance)
+        return {replica: problem for replica, problem in problems.items() if problem}
 
     def clear_cache(self, weights: bool = False) -> None:
         """Cancel the calls under way at the end of a rollout. The adapter stays until the next one."""
@@ -227,12 +243,14 @@ class VLLMEngine:
 
     def _tried(self, broadcast: Callable[[Any], Any]) -> list[Replica]:
         """The servers that get new weights: those that the first process has not left out, or all if none is left."""
-        known = broadcast([(bool(r.problem), r.served, r.compared) for r in self._replicas.all])
+        known = broadcast([(r.problem, r.served, r.compared) for r in self._replicas.all])
         tried = []
-        for replica, (out, served, compared) in zip(self._replicas.all, known, strict=True):
+        for replica, (problem, served, compared) in zip(self._replicas.all, known, strict=True):
             replica.served, replica.compared = served, compared
-            if not out:
+            if not problem:
                 tried.append(replica)
+            elif not replica.problem:
+                self._replicas.leave_out(replica, problem)  # so that this process tries it again too
         return tried or list(self._replicas.all)
 
     def _first(self, broadcast: Callable[[Any], Any], work: Callable[[], T]) -> T:
@@ -322,9 +340,8 @@ class VLLMEngine:
 
     def _ask_adapter(self, replica: Replica, name: str) -> list[float]:
         """Load the adapter, which the first process does for all, and ask for the log-probs with it."""
-        if self._loads:
-            if name not in self._tidy(replica):
-                replica.server.load(name, self._folder / name)
+        if self._loads and name not in self._tidy(replica):
+            replica.server.load(name, self._folder / name)
         return self._ask(replica, name, 1)[0]
 
     def _verify(self, replica: Replica, name: str) -> float:
