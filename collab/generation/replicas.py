@@ -200,7 +200,8 @@ class Replicas(HttpChatModel):
             if known:
                 return
             replica.left_out += 1
-        self._tell(f"engine=vllm: {replica.url} gets no requests ({problem}). It is tried again every {TRY_AGAIN:g} s.")
+        why = problem.removeprefix("engine=vllm: ").rstrip(".")
+        self._tell(f"engine=vllm: {replica.url} gets no requests: {why}. It is tried again every {TRY_AGAIN:g} s.")
 
     def take_up(self, replica: Replica, adapter: str, gap: float) -> None:
         """It was verified with this adapter, "" for the base alone: it may answer while that is the current one."""

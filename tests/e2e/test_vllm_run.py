@@ -63,12 +63,13 @@ def test_a_run_that_loses_one_of_two_servers_learns_what_a_run_with_one_does(
     with TinyVLLM(server.folder) as other:
         other.kill_at(20)  # the step's checks and its first requests are before it
         assert run("train", given(letters, [server, other], tmp_path / "two"), log) == 0, log.read_text()
-    assert log.read_text().count(f"{other.url} gets no requests (") == 1
+    assert f"{other.url} gets no requests: RemoteProtocolError" in log.read_text()
     one, two = (list(csv.DictReader((tmp_path / name / "csv" / "metrics.csv").open())) for name in ("one", "two"))
     assert [row["train/mr"] for row in one] == [row["train/mr"] for row in two]
     rows = [row for row in two if row["train/server_1_share"]]
-    assert float(rows[0]["train/server_2_requests"]) > 0 and {row["train/server_2_left_out"] for row in rows} == {"1.0"}
-    assert [float(row["train/server_1_share"]) for row in rows[1:]] == [1.0] * (len(rows) - 1)
+    out = [float(row["train/server_2_left_out"]) for row in rows]
+    assert len(out) == 4 and out[-1] == 1 and float(rows[0]["train/server_2_requests"]) > 0
+    assert float(rows[-1]["train/server_1_share"]) == 1
     assert not server.adapters and not (tmp_path / "two" / "adapters").exists()
 
 

@@ -196,7 +196,7 @@ def test_one_of_two_servers_is_killed_in_mid_run_and_returns(server: Server, smo
             # Three checks: what it samples, the base, the first adapter. Then the first rollout is under way.
             until(run, log, lambda: second.log.read_text(errors="replace").count("POST /v1/completions") > 5)
             second.kill()
-            until(run, log, lambda: f"{second.url} gets no requests (" in log.read_text())
+            until(run, log, lambda: f"{second.url} gets no requests: " in log.read_text())
             run.send_signal(signal.SIGSTOP)  # it would be over before a server has started
             with serving(smollm2, tmp_path / "after.log", *LORA, port=port, **UPDATING) as again:
                 run.send_signal(signal.SIGCONT)

@@ -57,7 +57,7 @@ def test_what_is_told_and_logged() -> None:
         replica.requests, replica.tokens = tokens // 10, tokens
     servers.leave_out(servers.all[2], "HTTP 500")
     servers.leave_out(servers.all[2], "ConnectError")  # still
-    assert told == [f"engine=vllm: {URLS[2]} gets no requests (HTTP 500). It is tried again every 5 s."]
+    assert told == [f"engine=vllm: {URLS[2]} gets no requests: HTTP 500. It is tried again every 5 s."]
     assert servers.problems() == f"{URLS[2]}: ConnectError"
     assert servers.logged() == {
         **{"server_1_requests": 3, "server_2_requests": 1, "server_3_requests": 0},

@@ -116,7 +116,7 @@ def test_a_server_that_dies_in_mid_rollout_loses_no_reply_and_changes_none(
     logged = engine.logged()
     assert (logged["server_1_requests"], logged["server_2_requests"]) == (8 * TURNS - 2, 2)  # each counted once
     assert (logged["server_1_left_out"], logged["server_2_left_out"]) == (0, 1)
-    assert len(told) == 1 and f"{servers[1].url} gets no requests (" in told[0]
+    assert len(told) == 1 and f"{servers[1].url} gets no requests: " in told[0]
     # The next weights go to the one that is left.
     trainee.learn()
     engine.clear_cache()
