@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collab.config.endpoints import endpoints_in, engine_endpoint, has_teacher, hosted, reads_model, users
+from collab.config.endpoints import endpoints_in, engine_endpoints, has_teacher, hosted, reads_model, users
 from collab.config.fields import filled_prompts
 from collab.config.policies import named_policies, policy_model
 from collab.config.schema import (
@@ -213,7 +213,8 @@ def check_hosted(config: Config, goals: GoalSplits, entry: str) -> None:
     if isinstance(config.engine, VLLMEngineConfig):
         from collab.generation.vllm_server import VLLMServer
 
-        VLLMServer(engine_endpoint(config.engine)).base()
+        for endpoint in engine_endpoints(config.engine):
+            VLLMServer(endpoint).base()
     if not (servers := hosted(config, entry)):
         return
     from collab.app.estimate import check_budget, estimate

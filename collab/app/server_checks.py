@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from collab.config.endpoints import engine_endpoint
+from collab.config.endpoints import engine_endpoints
 from collab.config.policies import HostedPolicy, named_policies, policy_model
 from collab.config.schema import Config, ModelConfig, VLLMEngineConfig
 from collab.generation.vllm_server import VLLMServer, start_command
@@ -23,11 +23,15 @@ _SAMPLE = "Dear neighbours,\n\nthe lift (built in 1987) stands still on the 12th
 
 
 def check_server(config: Config, engine: VLLMEngineConfig, tokenizer: Any, entry: str) -> None:
-    """Refuse a vLLM server that cannot play the policy.
+    """Refuse a vLLM server that cannot play the policy. Of several, each has to be there when a run starts.
 
     Only log-probs, which the engine compares before the first rollout, show whether its weights are the policy's base.
     """
-    server = VLLMServer(engine_endpoint(engine))
+    for endpoint in engine_endpoints(engine):
+        _check_replica(config, engine, VLLMServer(endpoint), tokenizer, entry)
+
+
+def _check_replica(config: Config, engine: VLLMEngineConfig, server: VLLMServer, tokenizer: Any, entry: str) -> None:
     served, base = server.base(), locate(config.model)[0]
     ids = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
     differs = _differs(served.root, base, config.model.trust_remote_code)

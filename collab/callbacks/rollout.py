@@ -87,6 +87,7 @@ class RolloutCallback(L.Callback):
         self._step = 0  # of the last rollout for training, from 1
         self._engine: RolloutEngine | None = None
         self._tokens = 0  # decoded in the last rollout
+        self._logged: Mapping[str, float] = {}  # of its engine
         self._validated: list[Scored] = []  # conversations of the current validation
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class RolloutCallback(L.Callback):
             numbers = numbers_of(trainer, step, len(goals))
             groups = asyncio.run(self.groups(policy, goals, step, numbers, lost))
         new = difference(self.simulation.problems, problems)
-        return Rollout(groups, lost, new, self._tokens, time.monotonic() - started)
+        return Rollout(groups, lost, new, self._tokens, time.monotonic() - started, self._logged)
 
     async def groups(
         self, engine: Any, goals: Sequence[Goal], step: int, numbers: Sequence[int], lost: LostCounts | None = None
@@ -255,6 +256,7 @@ class RolloutCallback(L.Callback):
                 yield engine
             finally:
                 self._tokens = engine.new_tokens - before
+                self._logged = engine.logged() if isinstance(engine, VLLMEngine) else {}
                 if sharded:
                     engine.clear_cache(weights=True)
                     self._engine = None

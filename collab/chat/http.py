@@ -21,7 +21,7 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import httpx
@@ -35,7 +35,7 @@ from collab.chat.cache import ReplyCache, name_of
 from collab.chat.completions import Filtered, error_message, expected_prompt, read_reply, request_body
 from collab.chat.connection import client_options, scrubbed
 from collab.chat.limits import TokenLimit
-from collab.chat.retries import Attempts, Failure, retry_after
+from collab.chat.retries import Attempts, Failure, Unavailable, retry_after
 from collab.config.schema import BudgetConfig, EndpointConfig
 from collab.conversation import Message, Reply, Usage
 from collab.randomness import RngKey
@@ -135,7 +135,7 @@ class HttpChatModel:
         most = Usage(expected_prompt(body["messages"]), sampling.max_new_tokens)
         async with self.ledger.room_for(self.endpoint.model, most):
             try:
-                reply = await self._with_retries(body, most, role)
+                reply = await self._with_retries(functools.partial(self._attempt, body, most), role)
             except ChatFailed as error:
                 self.ledger.of(role).failed += 1
                 if isinstance(error, Filtered):
@@ -148,7 +148,7 @@ class HttpChatModel:
             self.ledger.add(role, self.endpoint.model, reply.usage)
         return reply
 
-    async def _with_retries(self, body: dict[str, Any], most: Usage, role: str) -> Reply:
+    async def _with_retries(self, attempt: Callable[[], Awaitable[Reply]], role: str) -> Reply:
         attempts = Attempts(self.endpoint)
 
         def before_retry(state: RetryCallState) -> None:
@@ -169,7 +169,7 @@ class HttpChatModel:
             reraise=True,
         )
         try:
-            reply: Reply = await retrying(self._attempt, body, most)
+            reply: Reply = await retrying(attempt)
             return reply
         except Failure:
             raise self._given_up(attempts) from None
@@ -210,7 +210,7 @@ class HttpChatModel:
         """What the server answers, without the key; waits for the limits per minute first.
 
         Raises:
-            Failure: No whole answer in time.
+            Unavailable: No whole answer in time.
         """
         endpoint, problem, everyone = self.endpoint, "", False
         if self._closing:
@@ -229,7 +229,7 @@ class HttpChatModel:
             problem, everyone = type(error).__name__, isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         # Raised out here, so that it has no httpx exception as its context: that knows the request and its key.
         if problem:
-            raise Failure(problem, everyone=everyone)
+            raise Unavailable(problem, everyone=everyone)
         if response.status_code not in _FOR_EVERYONE:
             self._answered, self._silence_reported = time.monotonic(), False
         return response, scrubbed(response.content, endpoint)

@@ -36,6 +36,10 @@ class Failure(Exception):
         self.retry_after, self.everyone = retry_after, everyone
 
 
+class Unavailable(Failure):
+    """There was no whole answer, or the server has lost the model: another server may be asked at once."""
+
+
 class Attempts:
     """The failed attempts at one call. A failure of every call uses up no retries: only `give_up_after` ends it.
 

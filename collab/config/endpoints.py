@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import Any
 from urllib.parse import urlsplit
 
 from collab.config.fields import nodes
@@ -54,10 +55,11 @@ def users(config: Config) -> dict[str, UserConfig]:
     return named | parts
 
 
-def engine_endpoint(engine: VLLMEngineConfig) -> EndpointConfig:
-    """The server of an engine, for the HTTP client."""
+def engine_endpoints(engine: VLLMEngineConfig) -> list[EndpointConfig]:
+    """The servers of an engine, for the HTTP client: one, or a replica for each address of a list."""
     server = {field.name: getattr(engine, field.name) for field in fields(ServerConfig)}
-    return EndpointConfig(**server, max_concurrency=engine.max_batch)
+    urls = engine.base_url if isinstance(engine.base_url, list) else [engine.base_url]
+    return [EndpointConfig(**server | {"base_url": url}, max_concurrency=engine.max_batch) for url in urls]
 
 
 def policy_endpoint(config: Config, policy: HostedPolicy) -> EndpointConfig:
@@ -67,8 +69,11 @@ def policy_endpoint(config: Config, policy: HostedPolicy) -> EndpointConfig:
 
 def endpoint_problems(config: Config, entry: str) -> Iterator[str]:
     """What is wrong with addresses and names of keys. A value that could be a key is not repeated."""
-    engine = {"engine": engine_endpoint(config.engine)} if isinstance(config.engine, VLLMEngineConfig) else {}
-    for key, endpoint in (hosted(config, entry) | engine).items():
+    engine = engine_endpoints(config.engine) if isinstance(config.engine, VLLMEngineConfig) else []
+    if problem := _list_problem(config.engine, engine):
+        yield problem
+        engine = []
+    for key, endpoint in (*hosted(config, entry).items(), *(("engine", endpoint) for endpoint in engine)):
         place = "evaluation.endpoint" if key.startswith("policies") else key
         url = urlsplit(endpoint.base_url)
         if url.username or url.password or url.query or url.fragment:
@@ -77,17 +82,39 @@ def endpoint_problems(config: Config, entry: str) -> Iterator[str]:
                 f"address alone; a key comes from the environment variable that {place}.key_env names."
             )
         elif url.scheme not in ("http", "https") or not url.hostname:
-            option = "" if endpoint.base_url or engine.get(key) else f", or take an option: endpoint@{key}=openai"
+            option = "" if endpoint.base_url or key == "engine" else f", or take an option: endpoint@{key}=openai"
             yield (
                 f"{key}: the base_url ({endpoint.base_url}) must be the address of a server, as in "
                 f"http://127.0.0.1:8000/v1. Set {key}.base_url to what comes before "
-                f"{'/completions' if engine.get(key) else '/chat/completions'}{option}."
+                f"{'/completions' if key == 'engine' else '/chat/completions'}{option}."
             )
         if endpoint.key_env is not None and not _names_a_variable(endpoint.key_env):
             yield (
                 f"{place}.key_env must be the NAME of an environment variable in capitals. Its value is not shown "
                 "here, since it may be the key. Put the key into a variable, and set key_env to its name."
             )
+
+
+def _list_problem(engine: Any, endpoints: list[EndpointConfig]) -> str:
+    """What is wrong with the addresses of an engine as a list; each is checked as an address later."""
+    example = "as in 'engine.base_url=[http://127.0.0.1:8000/v1,http://127.0.0.1:8001/v1]'"
+    if isinstance(engine, VLLMEngineConfig) and not endpoints:
+        return f"engine.base_url is an empty list, and a vLLM server has to decode. Name one or several, {example}."
+    seen: set[str] = set()
+    for number, endpoint in enumerate(endpoints, 1):
+        url = endpoint.base_url
+        if not isinstance(url, str) or re.search(r"[,\s]", url):  # not shown, since it may have a password
+            return (
+                f"engine.base_url: number {number} of {len(endpoints)} is not the address of one server. Set it to an "
+                f"address, or to a list of addresses, {example}."
+            )
+        if url.rstrip("/") in seen:
+            return (
+                f"engine.base_url: number {number} of {len(endpoints)} is there already, and each server is named "
+                "once. Leave it out of the list."
+            )
+        seen.add(url.rstrip("/"))
+    return ""
 
 
 def budget_problems(config: Config, entry: str) -> Iterator[str]:

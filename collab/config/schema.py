@@ -309,7 +309,9 @@ class RolloutConfig:
 class EngineConfig:
     target: str = MISSING  # class of the rollout engine
     options: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of the class
-    max_batch: int = number(64, at_least=1)  # maximum sequences decoded together; with a server, requests per process
+    max_batch: int = number(
+        64, at_least=1
+    )  # maximum sequences decoded together; with servers, requests of a process to each
 
 
 @dataclass
@@ -322,6 +324,7 @@ class LocalEngineConfig(EngineConfig):
 @dataclass
 class VLLMEngineConfig(ServerConfig, EngineConfig):
     target: str = "collab.generation.vllm.VLLMEngine"
+    base_url: Any = ""  # address of the server up to /v1, or a list of the addresses of servers with the same model
     model: str | None = None  # name of the policy's base model at the server; null: the first one that it has
     # folder where the server reads adapters, under the same path as this process; null: the run's folder
     adapters: str | None = None

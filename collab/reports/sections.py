@@ -49,7 +49,8 @@ _NAMES = {
     **dict.fromkeys(("rollout_seconds", "rollout_tokens_per_s", "rollout_wait_seconds"), "engine"),
     **dict.fromkeys(("logprob_gap", "staleness"), "engine"),
 }
-_ROLES = {"user": "user", "judge": "judge", "extractor": "judge", "policy": "engine"}  # "user_leak", "judge_usd"
+# what stands before "_": "user_leak", "judge_usd", "server_1_share"
+_ROLES = {"user": "user", "judge": "judge", "extractor": "judge", "policy": "engine", "server": "engine"}
 
 
 def section_of(metric: str, parts: Collection[str]) -> str:

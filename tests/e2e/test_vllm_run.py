@@ -22,8 +22,9 @@ def server(letters: list[str]) -> Iterator[TinyVLLM]:
         yield there
 
 
-def given(letters: list[str], server: TinyVLLM, folder: Path) -> list[str]:
-    ours = [f"engine.base_url={server.url}", f"output_dir={folder}", "model.lora.enabled=true", "model.lora.r=4"]
+def given(letters: list[str], servers: TinyVLLM | list[TinyVLLM], folder: Path) -> list[str]:
+    urls = f"[{','.join(each.url for each in servers)}]" if isinstance(servers, list) else servers.url
+    ours = [f"engine.base_url={urls}", f"output_dir={folder}", "model.lora.enabled=true", "model.lora.r=4"]
     return [text for text in letters if not text.startswith("engine.")] + ["engine=vllm", *ours]
 
 
@@ -50,6 +51,26 @@ def test_a_run_has_each_update_loaded_verified_and_played(letters: list[str], se
     assert run("train", given(letters, server, folder), log) == 0, log.read_text()
     assert_verified(server, folder)
     assert (folder / "results.json").is_file() and (folder / "policy" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_loses_one_of_two_servers_learns_what_a_run_with_one_does(
+    letters: list[str], server: TinyVLLM, tmp_path: Path
+) -> None:
+    assert run("train", given(letters, server, tmp_path / "one"), tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    log = tmp_path / "log_two"
+    with TinyVLLM(server.folder) as other:
+        other.kill_at(20)  # the step's checks and its first requests are before it
+        assert run("train", given(letters, [server, other], tmp_path / "two"), log) == 0, log.read_text()
+    assert f"{other.url} gets no requests: RemoteProtocolError" in log.read_text()
+    one, two = (list(csv.DictReader((tmp_path / name / "csv" / "metrics.csv").open())) for name in ("one", "two"))
+    assert [row["train/mr"] for row in one] == [row["train/mr"] for row in two]
+    rows = [row for row in two if row["train/server_1_share"]]
+    out = [float(row["train/server_2_left_out"]) for row in rows]
+    assert len(out) == 4 and out[-1] == 1 and float(rows[0]["train/server_2_requests"]) > 0
+    assert float(rows[-1]["train/server_1_share"]) == 1
+    assert not server.adapters and not (tmp_path / "two" / "adapters").exists()
 
 
 @pytest.mark.slow

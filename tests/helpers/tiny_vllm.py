@@ -21,7 +21,8 @@ class TinyVLLM:
         folder: Of the base model, with its tokenizer.
         faults: What it does wrong, by name; the set may be changed at any time:
             "ignores adapters", "stuck" (at the first adapter), "raw" (log-probs), "hot" (samples at twice the
-            temperature), "no ids", "cuts" (prompts), "no route", "no lora", "blind" (finds no folder), "no models".
+            temperature), "no ids", "cuts" (prompts), "no route", "no lora", "blind" (finds no folder), "no models",
+            "broken" (each completion ends in HTTP 500).
 
     Attributes:
         adapters: Name -> the model with it, of those that are loaded.
@@ -41,8 +42,18 @@ class TinyVLLM:
         self.calls: list[dict[str, Any]] = []
         self.rank, self.positions = 16, 1024
         self._lock = threading.Lock()
+        self._port = 0
+        self._server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> TinyVLLM:
+        self.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Listen, after `kill` at the same port as before."""
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,6 +66,8 @@ class TinyVLLM:
                     self.answer(*owner.post(self.path, body))
 
             def answer(self, status: int, found: Any) -> None:
+                if self.server is not owner._server:
+                    return  # it was killed meanwhile
                 data = json.dumps(found).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
@@ -64,14 +77,32 @@ class TinyVLLM:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self._port}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()  # seconds to its end
-        return self
 
-    def __exit__(self, *details: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def kill(self) -> None:
+        """Die: calls under way get no answer, new ones no connection, and the adapters are gone."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+        self.adapters.clear()
+        self.roots.clear()
+
+    def kill_at(self, number: int) -> None:
+        """Die at the completion request of this number from now, before it is answered."""
+        last, complete = len(self.calls) + number, self.complete
+
+        def counted(body: dict[str, Any]) -> tuple[int, Any]:
+            if len(self.calls) + 1 == last:
+                self.calls.append(body)
+                self.kill()
+                return error(500, "never sent")
+            return complete(body)
+
+        self.complete = counted  # type: ignore[method-assign]
 
     def get(self, path: str) -> tuple[int, Any]:
         if path != "/v1/models" or "no models" in self.faults:
@@ -112,6 +143,8 @@ class TinyVLLM:
 
     def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         self.calls.append(body)
+        if "broken" in self.faults:
+            return error(500, "EngineCore encountered an issue.")
         if body["model"] not in ("tiny", *self.adapters):
             return error(404, f"The model `{body['model']}` does not exist.")
         model = self.adapters.get(body["model"], self.base)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 import shutil
 import threading
 import time
@@ -15,49 +13,31 @@ import pytest
 import torch
 from composing import load_config
 from huggingface_hub import constants
-from models import tiny_lm, word_tokenizer
 from tiny_vllm import TinyVLLM
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from trainee import (
+    HELLO,
+    KEY,
+    Trainee,
+    assert_speaks_as,
+    make_engine,
+    make_model,
+    make_tokenizer,
+    says,
+    taken_up,
+)
 
 from collab.app.preflight import check_hosted, check_machine
-from collab.callbacks.rollout import policy_logprobs
-from collab.chat.base import ContextFull, Sampling
+from collab.chat.base import ContextFull
 from collab.chat.structured import schema_of
 from collab.config.checks import check
-from collab.config.schema import LoraConfig, ModelConfig, VLLMEngineConfig
-from collab.conversation import Message, Reply
+from collab.conversation import Message
 from collab.datamodules.goals import load_splits
-from collab.generation import vllm
-from collab.generation.vllm import CHECK_CONVERSATION, VLLMEngine
+from collab.generation import replicas, vllm
+from collab.generation.vllm import VLLMEngine
 from collab.lm.chat_format import ChatFormat
-from collab.lm.loading import load_model, load_tokenizer
-from collab.modules.policy import Policy
-from collab.randomness import RngKey
 from collab.util.errors import BadInput, RunStopped
 from collab.util.hub import look_for
-
-HELLO = [Message("system", "Be brief."), Message("user", "Hello, can you help me with a note?")]
-KEY = RngKey(3, role="policy")
-
-
-def make_tokenizer(*more: str) -> PreTrainedTokenizerFast:
-    """Whole words, those of the check, for a vocabulary that costs nothing."""
-    words = sorted({word for message in CHECK_CONVERSATION for word in re.findall(r"\w+|[^\w\s]+", message.content)})
-    template = (
-        "{% for m in messages %}<s>{{ m.role }} {{ m.content }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}<s>assistant {% endif %}"
-    )
-    return word_tokenizer(["system", "user", "assistant", *words, *more], template)
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int, layers: int = 2) -> Path:
-    """A random model whose distributions are far from uniform."""
-    fields = {"max_position_embeddings": 1024, "initializer_range": 0.3, "num_hidden_layers": layers}
-    lm = tiny_lm(len(tokenizer), seed=seed, bos_token_id=1, eos_token_id=2, pad_token_id=2, **fields)
-    lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -71,37 +51,9 @@ def server(base: Path) -> Iterator[TinyVLLM]:
         yield there
 
 
-class Trainee:
-    """A policy, what is done to it, and what `sync_weights` gets of it."""
-
-    def __init__(self, base: Path, *, adapter: bool = True) -> None:
-        config = ModelConfig("tiny", str(base), lora=LoraConfig(r=4))
-        torch.manual_seed(1)
-        self.lm: Any = load_model(config, torch.float32, torch.device("cpu"), adapter=adapter)
-        self.tokenizer = load_tokenizer(config)
-        self.logprobs = policy_logprobs(Policy(self.lm, False), torch.device("cpu"))
-
-    def learn(self, size: float = 0.1) -> None:
-        for name, parameter in self.lm.named_parameters():
-            if "lora_B" in name:
-                parameter.data += size * torch.randn_like(parameter)
-
-
 @pytest.fixture
 def trainee(base: Path) -> Trainee:
     return Trainee(base)
-
-
-def make_engine(server: TinyVLLM | str, trainee: Trainee, run: Path, **fields: Any) -> VLLMEngine:
-    temperature = fields.pop("temperature", 0.7)
-    url = server if isinstance(server, str) else server.url
-    config = VLLMEngineConfig(base_url=url, **{"connect_timeout": 5.0, **fields})
-    return VLLMEngine(trainee.lm, trainee.tokenizer, config, run, temperature)
-
-
-def taken_up(engine: VLLMEngine, trainee: Trainee) -> VLLMEngine:
-    engine.sync_weights(trainee.logprobs, lambda value: value)
-    return engine
 
 
 def refusal(engine: VLLMEngine, trainee: Trainee, state: dict[str, Any] | None = None) -> str:
@@ -109,17 +61,6 @@ def refusal(engine: VLLMEngine, trainee: Trainee, state: dict[str, Any] | None =
         engine.sync_weights(trainee.logprobs, lambda value: value, state)
     assert caught.value.everywhere
     return str(caught.value)
-
-
-def says(engine: VLLMEngine, messages: list[Message] = HELLO, key: RngKey = KEY, **sampling: Any) -> Reply:
-    return asyncio.run(
-        engine.complete(messages, Sampling(**{"max_new_tokens": 12, "temperature": 0.7, **sampling}), key)
-    )
-
-
-def assert_speaks_as(trainee: Trainee, reply: Reply, adapter: bool = True) -> None:
-    ours = trainee.logprobs(reply.prompt_ids, reply.token_ids, 0.7, adapter)
-    assert reply.logprobs == pytest.approx(ours, abs=1e-4)
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------
@@ -345,13 +286,15 @@ def test_a_server_with_other_weights_is_told_from_the_policys(trainee: Trainee, 
     assert "more than engine.tolerance=0.1 allows" in message and f"vllm serve {base} --enable-lora" in message
 
 
-def test_a_server_that_was_started_anew_has_lost_its_adapters(
-    server: TinyVLLM, trainee: Trainee, tmp_path: Path
+def test_a_server_that_was_started_anew_is_given_the_adapter_again(
+    server: TinyVLLM, trainee: Trainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(replicas, "TRY_AGAIN", 0.05)
+    trainee.learn()
     engine = taken_up(make_engine(server, trainee, tmp_path), trainee)
     server.adapters.clear()
-    with pytest.raises(RunStopped, match="does not exist.*If the server was started anew, its adapters are gone"):
-        says(engine)
+    assert_speaks_as(trainee, says(engine))
+    assert server.loaded == [server.loaded[0]] * 2 and not engine.logged()
 
 
 # --- before the start ------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class Server:
 
     url: str
     log: Path
+    pid: int = 0
+
+    def kill(self) -> None:
+        """End it and its workers at once, as a crash would."""
+        os.killpg(self.pid, signal.SIGKILL)
 
     @property
     def loaded(self) -> list[str]:
@@ -67,11 +72,16 @@ class Server:
         return [card["id"] for card in httpx.get(f"{self.url}/models").json()["data"] if card["parent"]]
 
 
-@contextmanager
-def serving(model: Path, log: Path, *flags: str, **variables: str) -> Iterator[Server]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving(model: Path, log: Path, *flags: str, port: int = 0, **variables: str) -> Iterator[Server]:
+    """A server that is stopped at the end, by force if `Server.kill` was not called before."""
+    port = port or free_port()
     # Its threads wait for each other in every layer: on cores that are busy otherwise, fewer are faster.
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[: int(os.environ["OMP_NUM_THREADS"])]))
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
@@ -84,7 +94,7 @@ def serving(model: Path, log: Path, *flags: str, **variables: str) -> Iterator[S
     started = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=env, stdout=file, stderr=file, start_new_session=True)
-    server = Server(f"http://127.0.0.1:{port}/v1", log)
+    server = Server(f"http://127.0.0.1:{port}/v1", log, process.pid)
     try:
         while True:
             assert process.poll() is None and time.monotonic() - started < 1200, log.read_text()[-3000:]
@@ -96,18 +106,22 @@ def serving(model: Path, log: Path, *flags: str, **variables: str) -> Iterator[S
         print(f"\nthe server took {time.monotonic() - started:.0f} s to start")
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # killed before
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+LORA = ("--enable-lora", "--max-lora-rank", str(RANK), "--logprobs-mode", "processed_logprobs")
+UPDATING = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+
+
 @pytest.fixture(scope="module")
 def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "server.log"
-    flags = ["--enable-lora", "--max-lora-rank", str(RANK), "--logprobs-mode", "processed_logprobs"]
-    with serving(smollm2, log, *flags, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True") as there:
+    with serving(smollm2, log, *LORA, **UPDATING) as there:
         yield there
 
 
@@ -167,6 +181,46 @@ def test_the_logprobs_are_those_of_the_policy(server: Server, tmp_path: Path) ->
         assert all(len(r.token_ids) == 32 or r.token_ids[-1] == tokenizer.eos_token_id for r in replies)
     engine.close()
     assert not server.adapters
+
+
+def test_one_of_two_servers_is_killed_in_mid_run_and_returns(server: Server, smollm2: Path, tmp_path: Path) -> None:
+    port, folder, log = free_port(), tmp_path / "run", tmp_path / "train.log"
+    longer = ("trainer.max_steps=6", "trainer.goals_per_step=2", "trainer.val_every=6")
+    before = len(server.loaded)
+    with serving(smollm2, tmp_path / "before.log", *LORA, port=port, **UPDATING) as second:
+        words = [sys.executable, "train.py", *SMALL, *longer, f"output_dir={folder}"]
+        words.append(f"engine.base_url=[{server.url},{second.url}]")
+        with log.open("wb") as file:
+            run = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            # Three checks: what it samples, the base, the first adapter. Then the first rollout is under way.
+            until(run, log, lambda: second.log.read_text(errors="replace").count("POST /v1/completions") > 5)
+            second.kill()
+            until(run, log, lambda: f"{second.url} gets no requests: " in log.read_text())
+            run.send_signal(signal.SIGSTOP)  # it would be over before a server has started
+            with serving(smollm2, tmp_path / "after.log", *LORA, port=port, **UPDATING) as again:
+                run.send_signal(signal.SIGCONT)
+                assert run.wait(3000) == 0, log.read_text()
+                print(log.read_text())
+                assert f"{second.url} gets requests again" in log.read_text()
+                assert again.loaded and set(again.loaded) < set(server.loaded[before:]) and not again.adapters
+        finally:
+            run.kill()
+            run.wait()
+    rows = [row for row in csv.DictReader((folder / "csv" / "metrics.csv").open()) if row["train/server_1_share"]]
+    assert len(rows) == 6 and float(rows[-1]["train/server_2_left_out"]) == 1
+    print(*((row["train/server_1_requests"], row["train/server_2_requests"]) for row in rows))
+    assert float(rows[-1]["train/server_2_requests"]) > 0
+    assert max(float(row["train/logprob_gap"]) for row in rows if row["train/logprob_gap"]) < 0.1
+    assert not server.adapters and not (folder / "adapters").exists()
+
+
+def until(run: subprocess.Popen[bytes], log: Path, holds: Callable[[], bool]) -> None:
+    """Wait for something that a run does."""
+    end = time.monotonic() + 1200
+    while not holds():
+        assert run.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
 
 
 def test_another_base_is_refused(server: Server, smollm2: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_the_ends_of_many_conversations() -> None:
         ("spend/extractor_calls", "judge"),
         ("spend/policy_tokens", "engine"),
         ("train/rollout_tokens_per_s", "engine"),
+        ("train/server_1_share", "engine"),
         ("train/lost_groups", "rollout"),
         ("train/loss", "optimiser"),
         ("train/of_my_own_algorithm", "optimiser"),
