@@ -26,9 +26,8 @@ from unittest import mock
 import hydra
 from hydra.core.config_store import ConfigStore
 from latex2mathml.converter import convert
-from omegaconf import MISSING, OmegaConf
-
 from mkdocs.structure.files import File
+from omegaconf import MISSING, OmegaConf
 
 ROOT = Path(__file__).parents[2]
 OF_THE_ROOT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # file -> its page
@@ -93,7 +92,9 @@ def mend_links(markdown: str, page: str, repo_url: str | None) -> str:
         name, _, anchor = link.partition("#")
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
         if path.startswith("docs/") or path in OF_THE_ROOT:
-            target = posixpath.relpath(OF_THE_ROOT.get(path, path.removeprefix("docs/")), posixpath.dirname(page) or ".")
+            target = posixpath.relpath(
+                OF_THE_ROOT.get(path, path.removeprefix("docs/")), posixpath.dirname(page) or "."
+            )
             return f"{label}({target}{'#' if anchor else ''}{anchor})"
         if not (ROOT / path).exists():
             return found[0]
@@ -187,7 +188,9 @@ def _schemas(group: str) -> dict[str, type]:
     }
 
 
-def _fields(title: str, cls: type, place: str, node: Any, inherited: dict[str, Any], depth: str = "##") -> Iterator[str]:
+def _fields(
+    title: str, cls: type, place: str, node: Any, inherited: dict[str, Any], depth: str = "##"
+) -> Iterator[str]:
     """The table of a dataclass, with the values of a composed node; fields that are inherited unchanged are left out."""
     from collab.config.docs import field_docs
     from collab.config.fields import rule
