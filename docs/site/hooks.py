@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 from unittest import mock
 
 import hydra
@@ -165,16 +165,16 @@ def _places(cls: type, above: str = "") -> dict[str, tuple[type, list[str]]]:
         for kind in (hint, *get_args(hint)):
             if not dataclasses.is_dataclass(kind):
                 continue
-            place = f"{above}{name}" + ("" if kind is hint else ".NAME")
+            place = f"{above}{name}" + (".NAME" if get_origin(hint) is dict else "")
             below = {place: (kind, [])}
             for each in (kind, *_schemas(place).values()):
                 below |= _places(each, f"{place}.")
-            for key, (node, _) in below.items():
+            for key, (node, more) in below.items():
                 same = next((others for other, others in found.values() if other is node), None)
                 if same is None:
-                    found[key] = (node, [])
-                elif key not in found and key not in same:
-                    same.append(key)
+                    found[key] = (node, list(more))
+                else:
+                    same += [each for each in (key, *more) if each not in found and each not in same]
     return found
 
 
@@ -191,7 +191,7 @@ def _schemas(group: str) -> dict[str, type]:
 def _fields(
     title: str, cls: type, place: str, node: Any, inherited: dict[str, Any], depth: str = "##"
 ) -> Iterator[str]:
-    """The table of a dataclass, with the values of a composed node; fields that are inherited unchanged are left out."""
+    """The table of a dataclass, with the values of a composed node; inherited fields are left out if unchanged."""
     from collab.config.docs import field_docs
     from collab.config.fields import rule
 
