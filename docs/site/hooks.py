@@ -70,8 +70,7 @@ def on_page_content(content: str, **_: Any) -> str:
         tag, text = found.groups()
         return convert(html.unescape(text), display="block" if tag == "div" else "inline")
 
-    content = re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', formula, content, flags=re.DOTALL)
-    return re.sub(r"<table>.*?</table>", r'<div class="wide">\g<0></div>', content, flags=re.DOTALL)
+    return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', formula, content, flags=re.DOTALL)
 
 
 def mend_links(markdown: str, page: str, repo_url: str | None) -> str:
