@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all fast soak test-vllm lint types bench gpu-check cheats table ablation showcase mutants clean
+.PHONY: help install quickstart test test-all fast soak test-vllm lint types site bench gpu-check cheats table ablation showcase mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ lint: $(STAMP) ## install, check style and formatting
 
 types: $(STAMP) ## install, check types
 	$(BIN)/mypy collab benchmarks train.py evaluate.py
+
+site: $(STAMP) ## install, build the documentation site into build/site; a dead link or anchor is an error (to read it while writing: .venv/bin/python -m mkdocs serve)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
 
 bench: $(STAMP) ## install, measure speed against peers (installed into benchmarks/.envs, 7 GB), write the table
 	TORCH_ARGS='$(TORCH_ARGS)' $(BIN)/python benchmarks/run.py --write $(ARGS)

@@ -44,6 +44,15 @@ PERSONAS = ROOT / "conf" / "user" / "llm.yaml"
 FEW = 10
 
 Row = dict[str, Any]
+
+
+@cache
+def personas() -> dict[str, str]:
+    """Those of `user=llm`, which its model is told too."""
+    found = OmegaConf.load(PERSONAS).personas
+    return {str(name): str(text) for name, text in found.items()}
+
+
 KINDS: dict[str, Callable[[Goal, Row], bool]] = {
     "confusion": lambda goal, row: role_confusion(goal, row["heard"], row["message"]),
     "leak": lambda goal, row: (
@@ -54,13 +63,6 @@ KINDS: dict[str, Callable[[Goal, Row], bool]] = {
     "language": lambda goal, row: foreign(row["message"], goal.prompt, row["heard"]),
     "echo": lambda goal, row: echoes(row["message"], [*INSTRUCTIONS, *personas().values()]),
 }
-
-
-@cache
-def personas() -> dict[str, str]:
-    """Those of `user=llm`, which its model is told too."""
-    found = OmegaConf.load(PERSONAS).personas
-    return {str(name): str(text) for name, text in found.items()}
 
 
 @cache

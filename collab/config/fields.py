@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import field, fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
 from string import Formatter
 from typing import Any, TypeVar
 
@@ -66,6 +66,11 @@ def filled_prompts(node: Any) -> dict[str, str]:
     """What is asked -> its prompt: `NAME` -> the field `NAME_prompt`, "" where our own words are asked."""
     names = (each.name for each in fields(node) if _FILLED in each.metadata)
     return {name.removesuffix("_prompt"): getattr(node, name) for name in names}
+
+
+def rule(each: Field[Any]) -> str:
+    """What a value of the field must be, such as "at least 1"; empty if its type says all."""
+    return each.metadata.get(_RULE, (None, ""))[1]
 
 
 def nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
