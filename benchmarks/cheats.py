@@ -162,6 +162,11 @@ def _names(heard: Heard) -> str:
     )
 
 
+def _no_verb(heard: Heard) -> str:
+    """A question for the length without its verb, taken for one about a duration: what GRPO found with a 1.5B."""
+    return _asks_in_turn(heard, f"How long should the {heard.form}?")
+
+
 def _asks_in_turn(heard: Heard, *asked: str) -> str:
     """One of these messages after the other; the honest text at the end."""
     return honest(heard) if heard.last else asked[(heard.turn - 1) % len(asked)]
@@ -266,6 +271,7 @@ CHEATS: dict[str, Script] = {
     "absurd questions": _absurd,
     "broken questions": _broken,
     "names of things": _names,
+    "how long without a verb": _no_verb,
 }
 # Their questions are honest, or are too many; only the text is none. They must earn less than the honest script.
 TEXTS: dict[str, Script] = {

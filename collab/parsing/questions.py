@@ -362,6 +362,9 @@ def _refusal(text: str, num_slots: int, meaning: frozenset[str], known: frozense
         excused = rule == "offer" and _WANTS_ME.search(text) or rule == "finished" and meaning & cues & _EXAMPLE
         if pattern.search(text) and not excused:
             return rule
+    without_verb = _HOW_LONG.search(text)
+    if without_verb and stem(without_verb[1]) in known:
+        return "broken"
     asked_for = _HANDED_OVER.search(text)
     return "finished" if asked_for and stem(asked_for[1]) in known else ""
 
@@ -378,6 +381,10 @@ def _is_choice(text: str) -> bool:
     return several and len(asked) <= 12 and not _VERBS & set(asked)
 
 
+_HOW_LONG = re.compile(  # "How long should the note?", without a verb, which GRPO asked of every text
+    r"\bhow long (?:should|may|might|must|can|could|will|would) (?:the|this|your|that)\b"
+    r"(?! .*\b(?:be|take|last|run|stay|go|wait|remain|keep|hold|hang|stand)\b)(?: [\w'-]+)*? ([\w'-]+)\W*$"
+)
 _VERBS = frozenset("is are was were do does did can could will would shall should may have has you i we".split())
 
 

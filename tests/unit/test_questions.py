@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmarks.questions import LABELLED, rates
-from collab.parsing.english import stem
+from collab.parsing.english import content_words, stem
 from collab.parsing.questions import read_question, slots_of
 
 TAKEN = {
@@ -152,6 +152,20 @@ def test_a_question_that_makes_sense_is_not_taken_for_a_broken_one(question: str
 
 def table(kinds: dict[str, list[str]]) -> list[tuple[str, str]]:
     return [(kind, question) for kind, questions in kinds.items() for question in questions]
+
+
+@pytest.mark.parametrize(
+    ("question", "why"),
+    [
+        ("How long should the notice?", "broken"),
+        ("How long may the shared kiln?", "broken"),
+        ("How long should the notice be?", "wish"),
+        ("How long should the kiln run?", "slot"),
+        ("How long should the notice stay by the kiln?", "slot"),
+    ],
+)
+def test_how_long_needs_a_verb(question: str, why: str) -> None:
+    assert read_question(question, content_words("notice shared kiln")).why == why
 
 
 @pytest.mark.parametrize(("kind", "question"), table(TAKEN))
