@@ -309,9 +309,8 @@ class RolloutConfig:
 class EngineConfig:
     target: str = MISSING  # class of the rollout engine
     options: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of the class
-    max_batch: int = number(
-        64, at_least=1
-    )  # maximum sequences decoded together; with servers, requests of a process to each
+    # maximum sequences decoded together; with servers, requests of a process to each
+    max_batch: int = number(64, at_least=1)
 
 
 @dataclass
