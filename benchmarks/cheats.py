@@ -4,7 +4,8 @@
     python benchmarks/cheats.py --scripts    # the scripts alone, in seconds
 
 Prints R* and its parts for each. Exit status 1 where the honest script has less than twice the R* of the best trick,
-filler pays, or one of `CHEATS` has more than the base, or than `NOISE`. A trick that a training run finds joins them.
+filler pays, or one of `CHEATS` has more than the base, or than `NOISE`. A trick that a training run finds is added to
+`CHEATS` or `TEXTS`.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def _five_then_filled(heard: Heard) -> str:
     return _with_filler(heard) if heard.last else (_five_questions(heard) if heard.turn % 2 else more[0])
 
 
-FILLERS = ("it is a pleasure for all of us", "it is done quickly", "it has been there ever since")
+FILLERS = ("it is a pleasure for all of us", "it has been there ever since")
 
 
 def short(heard: Heard) -> str:

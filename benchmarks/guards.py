@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 from benchmarks.goals import FOLDER
 from collab.conversation import Agenda, Goal
 from collab.datamodules.goals import load_goals
+from collab.simulation import transcript
 from collab.simulation.guards import echoes, foreign, leaks, role_confusion, tells_too_much
 from collab.simulation.llm import INSTRUCTIONS, VAGUE_TURNS, end_signal
 from collab.util.files import write_json
@@ -61,7 +62,7 @@ KINDS: dict[str, Callable[[Goal, Row], bool]] = {
     ),
     "end": lambda goal, row: bool(end_signal(row["message"])),
     "language": lambda goal, row: foreign(row["message"], goal.prompt, row["heard"]),
-    "echo": lambda goal, row: echoes(row["message"], [*INSTRUCTIONS, *personas().values()]),
+    "echo": lambda goal, row: echoes(row["message"], [*INSTRUCTIONS, *transcript.INSTRUCTIONS, *personas().values()]),
 }
 
 

@@ -217,10 +217,12 @@ def typed(composed: DictConfig, output_dir: str) -> Config:
 
 def _apply_tools(config: Config) -> None:
     """Read the code of each task's tools, and list the tools at the end of the task's system prompts."""
-    for task in (config.task, *config.evaluation.tasks.values()):
-        if not task.tools.functions:
-            continue
-        task.tools.code = prompt_text(task.tools.code, "task.tools.code")
+    tasks = {"task": config.task} | {f"evaluation.tasks.{name}": task for name, task in config.evaluation.tasks.items()}
+    for key, task in tasks.items():
+        if not task.tools.functions or not all(isinstance(entry, Mapping) for entry in task.tools.functions.values()):
+            continue  # without any, or refused by `check`
+        task.tools.code = prompt_text(task.tools.code, f"{key}.tools.code")
         for name in ("system_prompt", "base_prompt", "proactive_prompt"):
-            if (prompt := getattr(task, name)) is not None:
+            prompt = getattr(task, name)
+            if prompt is not None and (prompt.strip() or name != "proactive_prompt"):  # an empty one is refused
                 setattr(task, name, f"{prompt}\n\n{told(task.tools.functions)}".strip())

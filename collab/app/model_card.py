@@ -108,9 +108,15 @@ def _base(config: Config) -> tuple[str, bool]:
 
 def _hub_data(config: Config) -> list[str]:
     """Ids of the data sets of the hub that the run read."""
-    named = (config.task.train_file, config.algorithm.data, config.sampler.contexts)
+    task = config.task
+    files = (task.data, task.train_file, task.val_file, task.test_file)
+    named = (*files, config.algorithm.data, config.sampler.contexts)
     # The run has read them, so what is no path is a name on the hub, `owner/name` or `owner/name:split`.
-    return list(dict.fromkeys(one.partition(":")[0] for one in named if one and not Path(one).expanduser().exists()))
+    return list(
+        dict.fromkeys(
+            one.partition(":")[0] for one in named if one and "/" in one and not Path(one).expanduser().exists()
+        )
+    )
 
 
 def _eval_results(config: Config, results: Mapping[str, Any] | None) -> list[EvalResult]:
@@ -228,8 +234,14 @@ def _command(config: Config) -> list[str]:
     folder = Path(config.output_dir)
     if not (folder / ".hydra" / "overrides.yaml").is_file():
         return []
-    typed = shlex.join(resumed_overrides(folder, []))
-    return ["```sh\ncollab train " + typed.replace(str(Path.home()), "~") + "\n```"]
+    typed = [_public(override) for override in resumed_overrides(folder, []) if "base_url=" not in override]
+    return ["```sh\ncollab train " + shlex.join(typed) + "\n```"]
+
+
+def _public(override: str) -> str:
+    """An override; of a path from the root only the last part, since the hub shows it to everybody."""
+    name, _, value = override.partition("=")
+    return f"{name}={Path(value).name}" if Path(value).is_absolute() and Path(value).exists() else override
 
 
 def _table(config: Config, results: Mapping[str, Any] | None) -> str:

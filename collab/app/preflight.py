@@ -379,15 +379,19 @@ def _check_aggregates(config: Config) -> None:
 
 def _check_needs_of_users(config: Config, goals: GoalSplits) -> None:
     """Refuse goals whose metadata lack what a class of user says that it needs (`needs`), or what tools need."""
-    for key, user in users(config).items():
-        needs = set(getattr(load_target(user.target, f"{key}.target"), "needs", ()))
-        needs |= {"state", "wanted"} if config.task.tools.functions else set()
+    found = {
+        f"{key} ({user.target})": set(getattr(load_target(user.target, f"{key}.target"), "needs", ()))
+        for key, user in users(config).items()
+    }
+    if config.task.tools.functions:
+        found["task.tools"] = {"state", "wanted"}
+    for who, needs in found.items():
         for goal in (*goals.train, *goals.val, *goals.test):
             if missing := sorted(needs - goal.metadata.keys()):
                 raise BadInput(
-                    f"{key} ({user.target}) needs {' and '.join(missing)} in a goal's metadata, and goal {goal.id} of "
-                    f"task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take a task that has it, or "
-                    "another user."
+                    f"{who} needs {' and '.join(missing)} in a goal's metadata, and goal {goal.id} of "
+                    f"task {config.task.name} has {', '.join(goal.metadata) or 'none'}. Take a task that has "
+                    "it, or do without what needs it."
                 )
 
 

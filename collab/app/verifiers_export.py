@@ -114,7 +114,9 @@ def _environment(simulation: Simulation, system_prompt: str, goals: dict[str, li
         """R*."""
         conversation = state["conversation"]
         if conversation.pending is not None and state["trajectory"] and not state.get("error"):
-            conversation = conversation.with_reply(_reply(state["trajectory"][-1])).with_end("max_turns")
+            if len(conversation.turns) < len(state["trajectory"]):  # else the request for the next reply failed
+                conversation = conversation.with_reply(_reply(state["trajectory"][-1]))
+            conversation = conversation.with_end("max_turns")
         score = Score(None, {}) if state.get("error") else await simulation.reward(conversation)
         state["score"] = score
         if score.reward is None and not state.get("error"):

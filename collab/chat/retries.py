@@ -37,7 +37,7 @@ class Failure(Exception):
 
 
 class Unavailable(Failure):
-    """There was no whole answer, or the server has lost the model: another server may be asked at once."""
+    """There was no whole answer, or the server has lost the model: the next attempt should be at another server."""
 
 
 class Attempts:

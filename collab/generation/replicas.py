@@ -26,12 +26,17 @@ from collab.chat.http import HttpChatModel
 from collab.chat.retries import Failure, Unavailable
 from collab.config.schema import EndpointConfig
 from collab.conversation import Reply, Usage
-from collab.generation.vllm_server import Served, ServerRefused, VLLMServer, read_completion
+from collab.generation.vllm_server import Served, VLLMServer, read_completion
 from collab.randomness import RngKey
-from collab.util.errors import BadInput, RunStopped
+from collab.util.errors import RunStopped
 
 TRY_AGAIN = 5.0  # seconds until a server that is left out is tried again
 _IN_A_ROW = 3  # failures after which a server is left out
+
+
+def reason(error: BaseException) -> str:
+    """An error in words, never empty."""
+    return str(error) or type(error).__name__
 
 
 class _Completions(HttpChatModel):
@@ -149,11 +154,11 @@ class Replicas(HttpChatModel):
             replica.failures += 1
             # What was sent before it was left out says nothing of how it is now.
             if replica.left_out == times_out and (isinstance(error, Unavailable) or replica.failures >= _IN_A_ROW):
-                self.leave_out(replica, str(error))
+                self.leave_out(replica, reason(error))
             raise
         except RunStopped as error:
             if replica.left_out == times_out:
-                self.leave_out(replica, str(error))
+                self.leave_out(replica, reason(error))
             if not self.ready():
                 raise
             raise Failure(str(error)) from None
@@ -225,14 +230,13 @@ class Replicas(HttpChatModel):
         problem, gap = "", float("nan")
         try:
             gap = self._verify(replica, adapter)
-        except (BadInput, RunStopped, ServerRefused, OSError) as error:
-            problem = str(error)
-        finally:
-            replica.trying = False
+        except Exception as error:  # whatever it is, the server may not answer, and is tried again
+            problem = reason(error)
         if not problem:
             self.take_up(replica, adapter, gap)
         elif adapter == self.current and replica.problem:  # else the weights were synchronised meanwhile
             self.leave_out(replica, problem)
+        replica.trying = False
 
     # --- a rollout -----------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from collab.chat.retries import Failure
 from collab.config.endpoints import engine_endpoints
 from collab.config.schema import VLLMEngineConfig
 from collab.conversation import Message, Reply
-from collab.generation.replicas import Replica, Replicas
+from collab.generation.replicas import Replica, Replicas, reason
 from collab.generation.vllm_server import Served, ServerRefused, completion_request, read_completion, start_command
 from collab.lm.chat_format import ChatFormat, check_fits, end_tokens
 from collab.lm.inner import inner_of
@@ -165,14 +165,18 @@ class VLLMEngine:
         adapter = hasattr(self.lm, "disable_adapter")
         name = self._first(broadcast, lambda: self._write(state)) if adapter else ""
         self._replicas.begin(name)
-        tried = self._tried(broadcast)
-        problems = self._compare_base(tried, logprobs, broadcast)
-        if adapter:
-            good = [replica for replica in tried if replica not in problems]
-            problems |= self._compare_adapter(good, name, logprobs, broadcast)
-        if len(problems) == len(tried):
-            out = [f"{replica.url}: {replica.problem}" for replica in self._replicas.all if replica not in tried]
-            raise RunStopped(" ".join([*problems.values(), *out]), everywhere=True)
+        tried: list[Replica] = []
+        problems: dict[Replica, str] = {}
+        for group in self._groups(broadcast):
+            tried += group
+            problems |= self._compare_base(group, logprobs, broadcast)
+            if adapter:
+                good = [replica for replica in group if replica not in problems]
+                problems |= self._compare_adapter(good, name, logprobs, broadcast)
+            if len(problems) < len(tried):
+                break
+        else:
+            raise RunStopped(" ".join(problems.values()), everywhere=True)
         for replica in tried:
             if replica in problems:
                 self._replicas.leave_out(replica, problems[replica])
@@ -241,17 +245,19 @@ class VLLMEngine:
         """What there is to log of the last rollout, of each of several servers; see `Replicas.logged`."""
         return self._replicas.logged()
 
-    def _tried(self, broadcast: Callable[[Any], Any]) -> list[Replica]:
-        """The servers that get new weights: those that the first process has not left out, or all if none is left."""
+    def _groups(self, broadcast: Callable[[Any], Any]) -> list[list[Replica]]:
+        """The servers in the order in which they get new weights: first those that the first process has not left out.
+
+        The others get them if all of the first fail.
+        """
         known = broadcast([(r.problem, r.served, r.compared) for r in self._replicas.all])
-        tried = []
+        there, out = [], []
         for replica, (problem, served, compared) in zip(self._replicas.all, known, strict=True):
             replica.served, replica.compared = served, compared
-            if not problem:
-                tried.append(replica)
-            elif not replica.problem:
+            (out if problem else there).append(replica)
+            if problem and not replica.problem:
                 self._replicas.leave_out(replica, problem)  # so that this process tries it again too
-        return tried or list(self._replicas.all)
+        return [group for group in (there, out) if group]
 
     def _first(self, broadcast: Callable[[Any], Any], work: Callable[[], T]) -> T:
         """Do `work` on the first process; all get its result, or fail with its message."""
@@ -275,7 +281,7 @@ class VLLMEngine:
             try:
                 outcome.set_result(ask(replica))
             except (BadInput, RunStopped, OSError) as error:
-                outcome.set_result(str(error))
+                outcome.set_result(reason(error))
             except BaseException as error:
                 outcome.set_exception(error)
 

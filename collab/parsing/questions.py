@@ -383,7 +383,7 @@ def _is_choice(text: str) -> bool:
 
 _HOW_LONG = re.compile(  # "How long should the note?", without a verb, which GRPO asked of every text
     r"\bhow long (?:should|may|might|must|can|could|will|would) (?:the|this|your|that)\b"
-    r"(?! .*\b(?:be|take|last|run|stay|go|wait|remain|keep|hold|hang|stand)\b)(?: [\w'-]+)*? ([\w'-]+)\W*$"
+    r"(?! .*\b(?:be|take|last|run|stay|go|wait|remain|keep|hold|hang|stand)\b)(?: [\w'-]+)? ([\w'-]+)\W*$"
 )
 _VERBS = frozenset("is are was were do does did can could will would shall should may have has you i we".split())
 

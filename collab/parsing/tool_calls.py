@@ -60,7 +60,8 @@ def _call(text: str) -> Call:
 
 def response(results: Sequence[Any]) -> str:
     """The message that brings the results of a message's calls, in order."""
-    return "\n".join(f"<tool_response>\n{json.dumps(one, ensure_ascii=False)}\n</tool_response>" for one in results)
+    said = "\n".join(f"<tool_response>\n{json.dumps(one, ensure_ascii=False)}\n</tool_response>" for one in results)
+    return said.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair, from a call, cannot be written
 
 
 def told(functions: Mapping[str, Mapping[str, Any]]) -> str:

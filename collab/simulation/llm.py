@@ -42,9 +42,10 @@ VAGUE_TURNS = 2  # first messages that must not give the goal away in its own wo
 # Models leave brackets out, or take others: one bracket, a bare signal in capitals, a message of nothing else.
 _SIGNAL = re.compile(
     r"""
-    [\[({<] \s* (?:user \s)? ((?i:satisfied | done | give (?:s|n)? [\s_-]* up | giving [\s_-]* up)) \s* [\])}>]
+    [\[({<] \s* (?:user \s)? ((?i:satisfied | give (?:s|n)? [\s_-]* up | giving [\s_-]* up)) \s* [\])}>]
     | \b (SATISFIED | GIVES? [\s_-]* UP) \b
     | ^ \W* ((?i:satisfied | give [\s_-]* up)) \W* $
+    | \[ \s* ((?i:done)) \s* \] \W* $
     """,
     re.VERBOSE,
 )
@@ -56,13 +57,6 @@ _TASKS = {
     "program": "It is to write a Python program for you. You do not write code.",
     "reply": "It is to answer you.",
     "action": "It is to do something for you.",
-}
-_RESULTS = {
-    "text": "the text",
-    "answer": "an answer",
-    "program": "the program",
-    "reply": "an answer",
-    "action": "what it has done",
 }
 _OFFICIAL_TASKS = {  # how the official code names what is made
     "text": "document editing",
@@ -127,8 +121,7 @@ _REMINDERS = {
 }
 # What the model is told, apart from the goal and the chat.
 INSTRUCTIONS = tuple(
-    re.sub(r"\{\w+\}", "|", text)
-    for text in (_SYSTEM, _FIRST, _NEXT, _LAST, *_SLIPS, *_REMINDERS.values(), *transcript.INSTRUCTIONS)
+    re.sub(r"\{\w+\}", "|", text) for text in (_SYSTEM, _FIRST, _NEXT, _LAST, *_SLIPS, *_REMINDERS.values())
 )
 
 
@@ -166,9 +159,10 @@ class LLMUser:
         self.problems = Counter() if problems is None else problems
         for kind in (*_REMINDERS, FAILED, CONTEXT_FULL, "invalid"):
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
-        self._instructions = [config.prompt] if config.prompt else [*INSTRUCTIONS, *config.personas.values()]
         self._field = "response" if config.prompt else "message"  # of the JSON
         self._plain = config.form == "transcript" and not config.prompt
+        told = [config.prompt] if config.prompt else transcript.INSTRUCTIONS if self._plain else INSTRUCTIONS
+        self._instructions = [*told, *(() if config.prompt else config.personas.values())]
         if self._plain:  # a line
             most = min(config.max_new_tokens, transcript.MOST)
             self._sampling = Sampling(most, config.temperature, stop=("\n",), adapter=False)
@@ -244,7 +238,11 @@ class LLMUser:
                 f"{sign} YOU: {turn.user}\n{sign} ASSISTANT: {turn.reply.text}" for turn in conversation.turns
             )
             asked = _NEXT.format(
-                mark=sign, chat=chat, number=conversation.turn, most=self.max_turns, result=_RESULTS[makes(goal)]
+                mark=sign,
+                chat=chat,
+                number=conversation.turn,
+                most=self.max_turns,
+                result=transcript.RESULTS[makes(goal)],
             )
             if conversation.turn == self.max_turns:
                 asked += _LAST

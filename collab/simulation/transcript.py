@@ -28,8 +28,15 @@ _TASKS = {
     "answer": "The helper is to solve a problem for the person, who does not know the solution.",
     "program": "The helper is to write a Python program for the person, who writes no code.",
     "reply": "The helper is to answer the person.",
+    "action": "The helper is to do something for the person.",
 }
-_RESULTS = {"text": "the text", "answer": "an answer", "program": "the program", "reply": "an answer"}
+RESULTS = {
+    "text": "the text",
+    "answer": "an answer",
+    "program": "the program",
+    "reply": "an answer",
+    "action": "what it has done",
+}
 FIRST = "The chat has not begun. The person asks for that in one short sentence, and tells nothing else yet."
 # Of no goal that ships: the first message, an answer, and what is said about a text. They are the same in all prompts,
 # so an engine that keeps prefixes reads them once.
@@ -77,20 +84,19 @@ ENDS = {
     True: f"If nothing is missing in it, the person types {DONE} and nothing else.",
     False: f"If the helper is of no use, the person types {LEAVES} and nothing else.",
 }
-
-
 SLIPS = (
     "This time the person mistypes a word or two.",
     "This time the person leaves something out.",
     "This time the person gets a small detail wrong.",
     "This time the person is a little unclear.",
 )
-# What the model is told, apart from the goal and the chat. The first example's answer is what many people type.
+# What the model is told, apart from the goal and the chat. Of the examples' answers only the second: people do type the
+# first, and the words of the third.
 INSTRUCTIONS = (
     SYSTEM,
     *_TASKS.values(),
     EXAMPLES[0][0],
-    *(answer for _, answer in EXAMPLES[1:]),
+    EXAMPLES[1][1],
     LAST,
     *ENDS.values(),
     *SLIPS,
@@ -108,7 +114,7 @@ def messages(conversation: Conversation, persona: str, last: bool, ends: list[bo
         slip: One of `SLIPS`, or "".
     """
     goal = conversation.goal
-    found = [Message("system", SYSTEM.format(task=_TASKS[makes(goal)], result=_RESULTS[makes(goal)]))]
+    found = [Message("system", SYSTEM.format(task=_TASKS[makes(goal)], result=RESULTS[makes(goal)]))]
     for asked, answer in EXAMPLES:
         found += [Message("user", asked), Message("assistant", answer)]
     lines = [f"What the person wants: {one_line(wanted_of(goal))}"]

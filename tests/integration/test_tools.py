@@ -15,7 +15,7 @@ from collab.config.checks import check
 from collab.config.schema import AgendaUserConfig, Config
 from collab.conversation import Conversation, Goal, Reply
 from collab.datamodules.goals import load_splits
-from collab.parsing.tool_calls import Call, calls_in
+from collab.parsing.tool_calls import Call, calls_in, response
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.rewards.tools import FinalState
@@ -61,6 +61,11 @@ def test_a_call_that_cannot_be_read_says_why(text):
     for whole in (f"<tool_call>{text}</tool_call>", f"<tool_call>{text}"):
         (found,) = calls_in(whole)
         assert found.name == "" and "this is no call" in found.problem
+
+
+def test_half_a_surrogate_pair_in_a_result_can_be_written():
+    (found,) = calls_in('<tool_call>{"name": "\\ud83d", "arguments": {}}</tool_call>')
+    assert response([{"error": f"there is no tool {found.name}"}]).encode("utf-8")
 
 
 def test_the_system_prompts_list_the_tools():
@@ -162,6 +167,8 @@ def test_a_stored_conversation_gets_its_state_from_its_calls():
     ("change", "said"),
     [
         ("task.tools.code='def free(state): pass'", "task.tools.functions has book, and task.tools.code defines free"),
+        ("task.tools.functions.free=1", "task.tools.functions.free must have a description, and parameters"),
+        ("task.proactive_prompt=''", "task.proactive_prompt is empty"),
         ("task.tools.code='def'", "task.tools.code is not Python"),
         ("~task.tools.functions.free.parameters", "task.tools.functions.free must have a description, and parameters"),
     ],

@@ -100,13 +100,16 @@ def test_the_card_says_who_the_user_and_the_judge_were(typed, told, base, tmp_pa
     assert f"| {told} |" in written(config, tmp_path).text
 
 
-def test_the_command_is_the_one_that_was_typed(base, tmp_path):
+def test_the_command_is_the_one_that_was_typed_without_folders_and_addresses(base, tmp_path):
     run = tmp_path / "run"
     (run / ".hydra").mkdir(parents=True)
-    (run / ".hydra" / "overrides.yaml").write_text("- experiment=doc_edit\n- name=a b\n- output_dir=elsewhere\n")
+    (run / ".hydra" / "overrides.yaml").write_text(
+        "- experiment=doc_edit\n- name=a b\n- output_dir=elsewhere\n"
+        f"- model.path={base}\n- endpoint.base_url=http://10.0.0.1/v1\n"
+    )
     (run / "policy").mkdir()
     config = load_config("train", ["experiment=doc_edit", *GOALS], output_dir=str(run))
     config.model.path = str(base)
     write_card(config, load_splits(config.task), RESULTS)
     text = (run / "policy" / "README.md").read_text(encoding="utf-8")
-    assert "\ncollab train experiment=doc_edit 'name=a b'\n" in text
+    assert f"\ncollab train experiment=doc_edit 'name=a b' 'model.path={base.name}'\n" in text

@@ -162,6 +162,7 @@ def table(kinds: dict[str, list[str]]) -> list[tuple[str, str]]:
         ("How long should the notice be?", "wish"),
         ("How long should the kiln run?", "slot"),
         ("How long should the notice stay by the kiln?", "slot"),
+        ("How long may the members use the shared kiln?", "wish"),
     ],
 )
 def test_how_long_needs_a_verb(question: str, why: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 from composing import load_config
@@ -11,7 +13,7 @@ from scripted import answering, spoken
 
 from collab.config.checks import check
 from collab.config.schema import LLMUserConfig
-from collab.conversation import Conversation, Goal
+from collab.conversation import Artefact, Conversation, Goal
 from collab.randomness import RngKey
 from collab.simulation.llm import LLMUser
 from collab.simulation.transcript import DONE, EXAMPLES, LEAVES, MOST, SLIPS, line_of
@@ -57,6 +59,17 @@ def test_the_first_message_is_asked_for_without_what_the_person_knows() -> None:
     messages = user().messages(Conversation(GOAL), KEY, "")
     asked = messages[-1].content
     assert "a notice about the kiln" in asked and asked.endswith("Chat:\nPerson:") and "two euros" not in asked
+
+
+@pytest.mark.parametrize("artefact", get_args(Artefact))
+def test_every_kind_of_result_has_its_words(artefact: str) -> None:
+    goal = replace(GOAL, metadata={"agenda": {"makes": artefact, "opening": "I need it.", "items": []}})
+    assert user().messages(Conversation(goal), KEY, "")[0].role == "system"
+
+
+def test_what_the_examples_say_of_a_text_may_be_said() -> None:
+    said = "Nearly, but it does not say yet that the dog is on the shelf."
+    assert asyncio.run(user(said).respond(DRAFTED, KEY)).text == said
 
 
 def test_later_messages_are_the_next_line_behind_worked_examples() -> None:
@@ -125,7 +138,7 @@ def test_what_is_refused_is_drawn_again_from_the_same_prompt() -> None:
 
 
 def test_the_tries_are_bounded_and_then_the_conversation_is_invalid() -> None:
-    player = user(EXAMPLES[2][1], retries=3)  # the example given back
+    player = user(EXAMPLES[1][1], retries=3)  # the example given back
     turn = asyncio.run(player.respond(ASKED, KEY))
     assert turn.end == "invalid: echo" and len(turn.refused) == 4
     assert +player.problems == Counter(user_echo=4, user_invalid=1)
@@ -147,6 +160,7 @@ def test_a_first_message_may_begin_as_the_example_does_but_not_ask_for_the_same(
         (ASKED, DONE, "invalid: stop"),
         (DRAFTED, LEAVES, "invalid: stop"),
         (DRAFTED, "I am done with pots", ""),
+        (DRAFTED, "the first two are there (done), the shelf is not", ""),
     ],
 )
 def test_ends_the_chat_for_a_reason(conversation: Conversation, reply: str, end: str) -> None:
