@@ -251,7 +251,8 @@ class VLLMEngine:
         The others get them if all of the first fail.
         """
         known = broadcast([(r.problem, r.served, r.compared) for r in self._replicas.all])
-        there, out = [], []
+        there: list[Replica] = []
+        out: list[Replica] = []
         for replica, (problem, served, compared) in zip(self._replicas.all, known, strict=True):
             replica.served, replica.compared = served, compared
             (out if problem else there).append(replica)
