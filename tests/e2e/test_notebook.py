@@ -22,7 +22,7 @@ PRINTS = {  # lines of each notebook
         r"user: .*I want to order",
     ],
 }
-WITH_OUTPUTS = ("multiturn_reward", "own_task")  # first_training is committed as it is written, without what it prints
+WITH_OUTPUTS = ("multiturn_reward", "first_training", "own_task")
 LARGEST = 50_000  # bytes of a picture, as text in the file
 
 
