@@ -112,11 +112,8 @@ def _hub_data(config: Config) -> list[str]:
     files = (task.data, task.train_file, task.val_file, task.test_file)
     named = (*files, config.algorithm.data, config.sampler.contexts)
     # The run has read them, so what is no path is a name on the hub, `owner/name` or `owner/name:split`.
-    return list(
-        dict.fromkeys(
-            one.partition(":")[0] for one in named if one and "/" in one and not Path(one).expanduser().exists()
-        )
-    )
+    ids = [one.partition(":")[0] for one in named if one and "/" in one and not Path(one).expanduser().exists()]
+    return list(dict.fromkeys(ids))
 
 
 def _eval_results(config: Config, results: Mapping[str, Any] | None) -> list[EvalResult]:

@@ -19,6 +19,7 @@ from collab.config.checks import check
 from collab.conversation import Conversation, Goal, Reply, Score, Usage
 from collab.datamodules.goals import load_splits
 from collab.randomness import RngKey
+from collab.rewards.verifiers_env import package
 from collab.simulation.sampler import Simulation
 from collab.util.errors import BadInput
 from collab.util.quiet import quiet
@@ -46,13 +47,7 @@ def load_environment(
     Raises:
         BadInput: verifiers is not installed, `eval_split` is neither, or the options do not fit.
     """
-    try:
-        import verifiers  # noqa: F401
-    except ImportError as error:
-        raise BadInput(
-            "An environment of the package verifiers needs that package, which is not installed. Install it by "
-            "`pip install 'collab-llm[verifiers]'`."
-        ) from error
+    package(f"The environment of task={task}")
     if eval_split not in ("val", "test"):
         raise BadInput(f"eval_split ({eval_split!r}) must be val or test. Set it to one of them.")
     quiet()

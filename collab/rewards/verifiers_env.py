@@ -178,16 +178,29 @@ def load(name: str, args: Mapping[str, Any]) -> Rollouts:
     return _loaded(name, json.dumps(dict(args), sort_keys=True))
 
 
+def package(what: str) -> Any:
+    """The package verifiers.
+
+    Args:
+        what: Needs it, for the message.
+
+    Raises:
+        BadInput: It is not installed.
+    """
+    try:
+        import verifiers
+    except ImportError as error:
+        raise BadInput(
+            f"{what} needs the package verifiers, which is not installed. Install it by "
+            "`pip install 'collab-llm[verifiers]'`."
+        ) from error
+    return verifiers
+
+
 @functools.cache
 def _loaded(name: str, args: str) -> Rollouts:
     what = f"task.options.env={name}"
-    try:
-        import verifiers as vf
-    except ImportError as error:
-        raise BadInput(
-            f"{what} is an environment of the package verifiers, which is not installed. Install it by "
-            "`pip install 'collab-llm[verifiers]'`."
-        ) from error
+    vf = package(what)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         env = vf.load_environment(name, **json.loads(args))

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.cheats import Heard
 from collab.chat.base import ChatFailed, ChatModel, Sampling
-from collab.conversation import Conversation, Message, Reply
+from collab.conversation import Conversation, Goal, Message, Reply
 from collab.parsing.english import content_words, sentences
 from collab.randomness import RngKey
 from collab.simulation.user import UserTurn
@@ -26,6 +26,14 @@ def spoken(text: str, max_new_tokens: int = 10**6) -> Reply:
         token_ids=tuple(range(min(len(tokens), max_new_tokens))),
         finish_reason="length" if cut else "stop",
     )
+
+
+def chat(goal: Goal, *turns: tuple[str, str]) -> Conversation:
+    """A conversation of these messages: what the user says, then the assistant's reply."""
+    conversation = Conversation(goal)
+    for said, reply in turns:
+        conversation = conversation.with_user(said).with_reply(spoken(reply))
+    return conversation
 
 
 class ScriptedModel:

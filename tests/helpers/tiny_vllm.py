@@ -41,6 +41,7 @@ class TinyVLLM:
         self.loaded: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.rank, self.positions = 16, 1024
+        self._last_call = 0  # number of the completion request at which it dies; 0: it does not
         self._lock = threading.Lock()
         self._port = 0
         self._server: ThreadingHTTPServer | None = None
@@ -93,16 +94,7 @@ class TinyVLLM:
 
     def kill_at(self, number: int) -> None:
         """Die at the completion request of this number from now, before it is answered."""
-        last, complete = len(self.calls) + number, self.complete
-
-        def counted(body: dict[str, Any]) -> tuple[int, Any]:
-            if len(self.calls) + 1 == last:
-                self.calls.append(body)
-                self.kill()
-                return error(500, "never sent")
-            return complete(body)
-
-        self.complete = counted  # type: ignore[method-assign]
+        self._last_call = len(self.calls) + number
 
     def get(self, path: str) -> tuple[int, Any]:
         if path != "/v1/models" or "no models" in self.faults:
@@ -143,6 +135,9 @@ class TinyVLLM:
 
     def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         self.calls.append(body)
+        if len(self.calls) == self._last_call:
+            self.kill()
+            return error(500, "never sent")
         if "broken" in self.faults:
             return error(500, "EngineCore encountered an issue.")
         if body["model"] not in ("tiny", *self.adapters):

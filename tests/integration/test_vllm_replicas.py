@@ -222,8 +222,8 @@ def test_another_process_waits_until_the_first_has_loaded_the_adapter(
     other = make_engine(servers, trainee, tmp_path)
     other.sync_weights(trainee.logprobs, lambda value: sent.pop(0))
     servers[1].kill()
-    for engine in (first, other):
-        until(engine, lambda: engine.logged()["server_2_left_out"] == 1)  # noqa: B023
+    until(first, lambda: first.logged()["server_2_left_out"] == 1)
+    until(other, lambda: other.logged()["server_2_left_out"] == 1)
     servers[1].calls.clear()
     servers[1].start()
     until(other, lambda: sum(call["model"] != "tiny" for call in servers[1].calls) > 1)  # tried twice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from scripted import ScriptedModel, answering, spoken
+from scripted import ScriptedModel, answering, chat
 
 from collab.config.schema import UserLMConfig
 from collab.conversation import Conversation, Goal, Message
@@ -24,14 +24,7 @@ KEY = RngKey(7, role="user", split="train/0", goal=GOAL.id, turn=1)
 TEXT = "The kiln fires on Tuesday, so bring your pots on Monday, before noon, onto the shelf. It is two euros a kilo."
 
 
-def after(*turns: tuple[str, str]) -> Conversation:
-    conversation = Conversation(GOAL)
-    for said, reply in turns:
-        conversation = conversation.with_user(said).with_reply(spoken(reply))
-    return conversation
-
-
-ASKED = after(("a notice pls", "What about?"))
+ASKED = chat(GOAL, ("a notice pls", "What about?"))
 
 
 def respond(model: ScriptedModel, conversation: Conversation, **options: int) -> tuple[UserTurn, UserLM]:
@@ -41,7 +34,7 @@ def respond(model: ScriptedModel, conversation: Conversation, **options: int) ->
 
 def test_the_prompt_is_the_intent_and_the_conversation_with_its_roles() -> None:
     model = answering("the kiln, it fires tuesdays")
-    turn, _ = respond(model, after(("a notice pls", f"What{END} about?")))
+    turn, _ = respond(model, chat(GOAL, ("a notice pls", f"What{END} about?")))
     (messages, sampling, _) = model.asked[0]
     assert turn == UserTurn("the kiln, it fires tuesdays")
     assert messages == [
@@ -56,8 +49,8 @@ def test_the_prompt_is_the_intent_and_the_conversation_with_its_roles() -> None:
 @pytest.mark.parametrize(
     ("conversation", "end"),
     [
-        (after(("a notice pls", TEXT)), "satisfied"),
-        (after(("a notice pls", "Hm?"), ("about the kiln", "Hm."), ("hello?", "Hm!")), "patience"),
+        (chat(GOAL, ("a notice pls", TEXT)), "satisfied"),
+        (chat(GOAL, ("a notice pls", "Hm?"), ("about the kiln", "Hm."), ("hello?", "Hm!")), "patience"),
     ],
 )
 @pytest.mark.parametrize("said", [END, f"ok bye {END}assistant\nYou are welcome!"])
