@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,7 @@ def steps(
         overrides: Of the user; they hold for every command, but for what ties the steps together.
         sft_steps: Steps of SFT.
     """
-    preset = (ROOT / "conf" / "model" / f"{model}.yaml").is_file()
-    named = f"model={model}" if preset else f"model.path={model}"
+    named = f"model={model}" if model in presets() else f"model.path={model}"
     shared = (named, *SETTING, "callbacks=quiet", "logger.wandb=disabled")
     training = (*shared, "evaluation.num_conversations=1", "task.num_test=1")  # the evaluation plays the test goals
 
@@ -109,6 +109,26 @@ def steps(
             needs=("sft", *grpo),
         ),
     ]
+
+
+def presets() -> list[str]:
+    """Those of conf/model."""
+    return sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
+
+
+def check_name(model: str) -> None:
+    """Refuse a name that cannot be a model; whether the hub has it is seen by the first command.
+
+    Raises:
+        BadInput: It is no preset, no path on this machine, and not of the form OWNER/NAME.
+    """
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model)
+    if model not in presets() and not (ROOT / model).exists() and not on_hub:
+        close = get_close_matches(model, presets(), n=1)
+        raise BadInput(
+            f"{model}: there is no such preset and no such folder, and a hub id is OWNER/NAME."
+            f"{f' Did you mean {close[0]}?' if close else ''} Presets: {', '.join(presets())}."
+        )
 
 
 def policy(folder: Path, step: str) -> str:
@@ -322,6 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.overrides or "=" in args.overrides[0]:
             raise BadInput("name the model first: a preset of conf/model (qwen25_coder_05b), or a folder or hub id.")
         model, *overrides = args.overrides
+        check_name(model)
         if not all(seed.isdigit() for seed in args.seeds.split(",")):
             raise BadInput(f"--seeds {args.seeds} must be whole numbers with commas between them.")
         if not re.fullmatch(r"\w*", args.into):

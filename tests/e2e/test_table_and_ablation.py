@@ -280,7 +280,22 @@ def test_a_conversation_cannot_break_the_page(tmp_path: Path) -> None:
     assert "| **User:** a \\| b<br>&lt;script> | **User:** a \\| b<br>&lt;script> |" in told and "Ask." not in told
 
 
-@pytest.mark.parametrize("words", [[], ["trainer.max_steps=3"], ["some/model", "--seeds", "1;2"]])
-def test_the_showcase_wants_a_model_and_seeds(words: list[str], capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name the model first"),
+        (["trainer.max_steps=3"], "name the model first"),
+        (["some/model", "--seeds", "1;2"], "--seeds 1;2"),
+        (["qwen25_coder_5b", "--dry-run"], "qwen25_coder_5b: there is no such preset and no such folder"),
+        (["./nowhere", "--dry-run"], "./nowhere: there is no such preset and no such folder"),
+    ],
+)
+def test_the_showcase_wants_a_model_and_seeds(words: list[str], said: str, capsys: Any) -> None:
     assert showcase.main(words) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and ("--dry-run" not in words or "Presets: gemma3_1b" in error)
+
+
+def test_the_showcase_takes_presets_folders_and_hub_ids(tmp_path: Path) -> None:
+    for model in ("qwen25_coder_05b", "Qwen/Qwen2.5-0.5B-Instruct", str(tmp_path)):
+        showcase.check_name(model)
