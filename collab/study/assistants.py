@@ -112,8 +112,8 @@ def load_assistants(arms: dict[str, ArmConfig], seed: int, ledger: Ledger | None
         ledger: Counts what replies of servers cost, by arm, and stops those that its budget does not allow.
 
     Raises:
-        BadInput: A server does not answer, refuses the key or lacks the model; a policy cannot be loaded; there is a cap
-            in dollars, and a model has no price.
+        BadInput: A server does not answer, refuses the key or lacks the model; a policy cannot be loaded; there is a
+            cap in dollars, and a model has no price.
     """
     ledger = ledger or Ledger(BudgetConfig())
     hosted: dict[str, Model] = {}

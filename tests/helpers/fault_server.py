@@ -184,9 +184,7 @@ class FaultServer:
             return False
         return await self._send(writer, 200, data)
 
-    async def _stream(
-        self, said: str, writer: asyncio.StreamWriter, cut: bool, counts: dict[str, Any] | None
-    ) -> bool:
+    async def _stream(self, said: str, writer: asyncio.StreamWriter, cut: bool, counts: dict[str, Any] | None) -> bool:
         """The reply as server-sent events, word by word, then the counts of tokens.
 
         If `cut`, the connection ends after half of it.

@@ -115,7 +115,10 @@ def test_help_names_what_one_can_type(typed):
         (["++sampler.foo=1"], ["no field sampler.foo", "group_size"]),
         (["algorithm.clip_epsilon=0.1"], ["no field algorithm.clip_epsilon", "Fields of algorithm: ", "beta"]),
         (["task.metrics.bleu.options.x=1"], ["To add it, write +task.metrics.bleu.options.x=VALUE"]),
-        (["model=smolm2"], ["model has no option smolm2. Did you mean smollm2? There are: gemma3_1b, llama31_70b, llama31_8b,"]),
+        (
+            ["model=smolm2"],
+            ["model has no option smolm2. Did you mean smollm2? There are: gemma3_1b, llama31_70b, llama31_8b,"],
+        ),
         (
             ["experiment=paper/doc_edt"],
             ["Did you mean paper/doc_edit?", "There are: abg_coqa, ask_or_act, code, code_sft, doc_edit,"],
