@@ -308,10 +308,12 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
         if entry == "train":
             from collab.app.build import stored_contexts
             from collab.app.loggers import check_loggers
-            from collab.app.wandb_mode import wandb_mode
 
             check_loggers(config)
             stored_contexts(config, splits.train)
+        if entry in ("train", "evaluate"):
+            from collab.app.wandb_mode import wandb_mode
+
             wandb_mode(config.logger.wandb)  # last, since it may wait for W&B's server
 
 

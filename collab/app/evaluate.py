@@ -52,6 +52,8 @@ _LINE = 160  # characters of a message that the terminal shows
 def evaluate(config: Config) -> None:
     """Play the test goals with every policy of `config.policies` and every user; write what the run leaves behind."""
     from collab.app import build
+    from collab.app.loggers import log_results
+    from collab.app.wandb_mode import offline_note
     from collab.callbacks.progress import Progress
 
     with (
@@ -61,10 +63,13 @@ def evaluate(config: Config) -> None:
     ):
         build.start(config)
         progress.say(build.describe(config))
+        if note := offline_note(config):
+            progress.note(note)
         play_policies(config, progress, endpoints, run)
         others = {name: play_task(one, progress, endpoints) for name, one in further_tasks(config).items()}
         progress.say(*endpoints.ledger.table())
         report(config, run, progress, others)
+        log_results(config, run)
     write_page(config, progress)
 
 
