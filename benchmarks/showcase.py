@@ -5,7 +5,8 @@
 
 GRPO starts from the SFT policy with each seed. One evaluation then plays the same test goals with base, proactive base
 and the trained policies, under the same user randomness. The same call goes on where it was stopped. Fields of the
-experiment follow as in train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`.
+experiment follow as in train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`. What has to be said
+of a step, such as how it was cut, is written into `notes` of its config.yaml, and is printed on the page.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -286,6 +289,15 @@ def draw(folder: Path, seeds: Sequence[int], output: Path) -> None:
     figure.savefig(output, dpi=150)
 
 
+def notes(folder: Path, steps: Iterable[str]) -> list[str]:
+    """The `notes` in the config.yaml of the steps, as lines of a list in Markdown."""
+    by_note: dict[str, list[str]] = {}
+    for step in steps:
+        for note in OmegaConf.load(ROOT / folder / step / "config.yaml").get("notes") or []:
+            by_note.setdefault(str(note), []).append(f"`{step}`")
+    return [f"- {', '.join(names)}: {note}" for note, names in by_note.items()]
+
+
 def page(
     model: str,
     folder: Path,
@@ -295,6 +307,7 @@ def page(
 ) -> str:
     """docs/results/showcase.md."""
     goals, each = num_goals_of(results["policies"]), results["config"]["evaluation"]["num_conversations"]
+    told = notes(folder, records)
     minutes = ", ".join(in_words(step_seconds(records[f"grpo-{seed}"])) for seed in seeds)
     transcripts = ROOT / folder / "evaluation" / "transcripts.jsonl"
     return "\n".join(
@@ -305,6 +318,7 @@ def page(
             f"seed. Each plays {goals} test goals, conversations a goal: {each}. `make showcase MODEL={model}` makes",
             "such a page; the commands of this one are at its end. "
             f"SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
+            *(["", *told] if told else []),
             "",
             table(results),
             over_sft(transcripts, seeds),
