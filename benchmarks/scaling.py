@@ -52,13 +52,15 @@ CASES = {  # name -> processes, overrides
 
 def command(processes: int, overrides: Sequence[str]) -> str:
     """What a user would type."""
-    start = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
+    start = "python" if processes == 1 else f"torchrun --standalone --nproc_per_node={processes}"
     return " ".join([start, "train.py", *COMMON, *overrides])
 
 
 def run(processes: int, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     """Train in `folder`, and what came of it."""
-    start = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    # --standalone: a free port, so that two runs at once do not collide
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    start = [] if processes == 1 else torchrun
     script = str(Path(__file__).with_name("scaled_train.py"))
     places = [*COMMON, *overrides, f"output_dir={folder / 'run'}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MEASURED": str(folder), "PYTHONPATH": str(ROOT)}

@@ -5,7 +5,8 @@
 
 GRPO starts from the SFT policy with each seed. One evaluation then plays the same test goals with base, proactive base
 and the trained policies, under the same user randomness. The same call goes on where it was stopped. Fields of the
-experiment follow as in train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`.
+experiment follow as in train.py, and hold for every command: `trainer.max_steps=2 task.num_test=4`. What has to be said
+of a step, such as how it was cut, is written into `notes` of its config.yaml, and is printed on the page.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -78,8 +82,7 @@ def steps(
         overrides: Of the user; they hold for every command, but for what ties the steps together.
         sft_steps: Steps of SFT.
     """
-    preset = (ROOT / "conf" / "model" / f"{model}.yaml").is_file()
-    named = f"model={model}" if preset else f"model.path={model}"
+    named = f"model={model}" if model in presets() else f"model.path={model}"
     shared = (named, *SETTING, "callbacks=quiet", "logger.wandb=disabled")
     training = (*shared, "evaluation.num_conversations=1", "task.num_test=1")  # the evaluation plays the test goals
 
@@ -109,6 +112,26 @@ def steps(
             needs=("sft", *grpo),
         ),
     ]
+
+
+def presets() -> list[str]:
+    """Those of conf/model."""
+    return sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
+
+
+def check_name(model: str) -> None:
+    """Refuse a name that cannot be a model; whether the hub has it is seen by the first command.
+
+    Raises:
+        BadInput: It is no preset, no path on this machine, and not of the form OWNER/NAME.
+    """
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model)
+    if model not in presets() and not (ROOT / model).exists() and not on_hub:
+        close = get_close_matches(model, presets(), n=1)
+        raise BadInput(
+            f"{model}: there is no such preset and no such folder, and a hub id is OWNER/NAME."
+            f"{f' Did you mean {close[0]}?' if close else ''} Presets: {', '.join(presets())}."
+        )
 
 
 def policy(folder: Path, step: str) -> str:
@@ -266,6 +289,15 @@ def draw(folder: Path, seeds: Sequence[int], output: Path) -> None:
     figure.savefig(output, dpi=150)
 
 
+def notes(folder: Path, steps: Iterable[str]) -> list[str]:
+    """The `notes` in the config.yaml of the steps, as lines of a list in Markdown."""
+    by_note: dict[str, list[str]] = {}
+    for step in steps:
+        for note in OmegaConf.load(ROOT / folder / step / "config.yaml").get("notes") or []:
+            by_note.setdefault(str(note), []).append(f"`{step}`")
+    return [f"- {', '.join(names)}: {note}" for note, names in by_note.items()]
+
+
 def page(
     model: str,
     folder: Path,
@@ -275,6 +307,7 @@ def page(
 ) -> str:
     """docs/results/showcase.md."""
     goals, each = num_goals_of(results["policies"]), results["config"]["evaluation"]["num_conversations"]
+    told = notes(folder, records)
     minutes = ", ".join(in_words(step_seconds(records[f"grpo-{seed}"])) for seed in seeds)
     transcripts = ROOT / folder / "evaluation" / "transcripts.jsonl"
     return "\n".join(
@@ -285,6 +318,7 @@ def page(
             f"seed. Each plays {goals} test goals, conversations a goal: {each}. `make showcase MODEL={model}` makes",
             "such a page; the commands of this one are at its end. "
             f"SFT took {in_words(step_seconds(records['sft']))}, GRPO {minutes}.",
+            *(["", *told] if told else []),
             "",
             table(results),
             over_sft(transcripts, seeds),
@@ -322,6 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.overrides or "=" in args.overrides[0]:
             raise BadInput("name the model first: a preset of conf/model (qwen25_coder_05b), or a folder or hub id.")
         model, *overrides = args.overrides
+        check_name(model)
         if not all(seed.isdigit() for seed in args.seeds.split(",")):
             raise BadInput(f"--seeds {args.seeds} must be whole numbers with commas between them.")
         if not re.fullmatch(r"\w*", args.into):

@@ -219,6 +219,7 @@ class Conversation:
         refused: Replies of the user's model that could not be used, in order. Nobody in the conversation sees them.
         state: What an environment or tools hold behind the user's last message, e.g. a calendar; None without. Futures
             of a context share it, so it is never changed in place: whoever goes on works on a copy.
+        hidden: Finished turns that are not in `turns`, since this is what a user sees, who sees no calls of tools.
     """
 
     goal: Goal
@@ -229,6 +230,7 @@ class Conversation:
     user: str = ""
     refused: tuple[Refusal, ...] = ()
     state: Any = field(default=None, compare=False, repr=False)
+    hidden: int = field(default=0, repr=False)
 
     @property
     def valid(self) -> bool:
@@ -238,7 +240,7 @@ class Conversation:
     @property
     def turn(self) -> int:
         """Number j, from 1, of the open or next turn."""
-        return len(self.turns) + 1
+        return len(self.turns) + self.hidden + 1
 
     def with_user(self, text: str, user: str = "") -> Conversation:
         return replace(self, pending=text, user=user or self.user)

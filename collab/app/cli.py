@@ -300,18 +300,20 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
 
             check_push(config.push_to_hub, "model" if entry == "train" else "dataset", config.hub_private)
         check_hosted(config, splits, entry)
-        check_machine(config, splits, entry, groups)
+        format = check_machine(config, splits, entry, groups)
         for name, one, its in further:
             with about_task(name):
                 check_hosted(one, its, entry)
-                check_machine(one, its, entry, further=name)
+                check_machine(one, its, entry, further=name, format=format)
         if entry == "train":
             from collab.app.build import stored_contexts
             from collab.app.loggers import check_loggers
-            from collab.app.wandb_mode import wandb_mode
 
             check_loggers(config)
             stored_contexts(config, splits.train)
+        if entry in ("train", "evaluate"):
+            from collab.app.wandb_mode import wandb_mode
+
             wandb_mode(config.logger.wandb)  # last, since it may wait for W&B's server
 
 

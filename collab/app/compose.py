@@ -121,7 +121,8 @@ def _explain(error: Exception, overrides: Sequence[Override], groups: Mapping[st
         if names and str(value) not in names:
             close = difflib.get_close_matches(str(value), names, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            return f"{override.input_line}: there is no such {group}.{hint} {group} is one of: {', '.join(names)}."
+            typed = str(override.input_line).partition("=")[2]
+            return f"{override.input_line}: {group} has no option {typed}.{hint} There are: {', '.join(names)}."
         if names and override.is_add() and str(error).startswith("Multiple values"):
             return f"{override.input_line}: {group} is there already. Write it without the +."
         if group == "endpoint" and str(error).startswith("Could not override 'endpoint"):

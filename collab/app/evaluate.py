@@ -12,7 +12,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,10 @@ from collab.util.processes import connected, rank
 from collab.util.targets import load_target
 
 if TYPE_CHECKING:
+    import lightning as L
+
     from collab.callbacks.progress import Progress
+    from collab.chat.base import ChatModel
     from collab.chat.endpoints import Endpoints
     from collab.conversation import Conversation, Scored
     from collab.datamodules.base import GoalDataModule
@@ -49,6 +52,8 @@ _LINE = 160  # characters of a message that the terminal shows
 def evaluate(config: Config) -> None:
     """Play the test goals with every policy of `config.policies` and every user; write what the run leaves behind."""
     from collab.app import build
+    from collab.app.loggers import log_results
+    from collab.app.wandb_mode import offline_note
     from collab.callbacks.progress import Progress
 
     with (
@@ -58,10 +63,13 @@ def evaluate(config: Config) -> None:
     ):
         build.start(config)
         progress.say(build.describe(config))
+        if note := offline_note(config):
+            progress.note(note)
         play_policies(config, progress, endpoints, run)
         others = {name: play_task(one, progress, endpoints) for name, one in further_tasks(config).items()}
         progress.say(*endpoints.ledger.table())
         report(config, run, progress, others)
+        log_results(config, run)
     write_page(config, progress)
 
 
@@ -114,14 +122,57 @@ def play_rows(
 ) -> None:
     """Play the test goals with one policy: with the config's user, then with each of `evaluation.users`.
 
+    What the run has the scores of already is not played again. The policy is loaded once for all users.
+
     Args:
-        config, name, row, progress, endpoints, run: As in `play_row`.
+        config: The checked config.
+        name: Of the policy. `proactive` gets the proactive instruction, every other policy the usual one.
+        row: Folder of the policy, or the server that plays it; None for the model of the config.
+        progress, endpoints, run: As in `play_row`.
     """
     from collab.app import build
 
     goals = build.data(config, run.entry)  # the same for all users
+    policy: LoadedPolicy | None = None
     for user in ("", *config.evaluation.users):
-        play_row(against(config, user), row_name(name, user), row, goals, progress, endpoints, run)
+        played = row_name(name, user)
+        if played in run.scores:
+            progress.say(f"{played}: played before")
+            continue
+        policy = policy or load_policy(config, row, endpoints)
+        play_row(against(config, user), played, policy, goals, progress, endpoints, run)
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy that plays test goals.
+
+    Attributes:
+        module: Reads its weights when it first plays, and keeps them.
+        model: Of these weights; None for a server.
+        tokenizer: Of these weights; None for a server.
+        hosted: The server.
+    """
+
+    module: L.LightningModule
+    model: ModelConfig | None = None
+    tokenizer: Any = None
+    hosted: ChatModel | None = None
+
+
+def load_policy(config: Config, row: Path | HostedPolicy | None, endpoints: Endpoints) -> LoadedPolicy:
+    """The policy of a row: see `play_rows`."""
+    from collab.app import build
+    from collab.lm.loading import load_tokenizer
+    from collab.modules.hosted import HostedPolicyModule
+
+    if isinstance(row, HostedPolicy):
+        return LoadedPolicy(HostedPolicyModule(), hosted=endpoints.model(policy_endpoint(config, row)))
+    model = policy_model(config, row)
+    tokenizer = load_tokenizer(model)
+    module = build.module(config, model, tokenizer, adapter=False)
+    module.needs_reference = False  # nothing is trained
+    return LoadedPolicy(module, model, tokenizer)
 
 
 def against(config: Config, user: str) -> Config:
@@ -143,60 +194,40 @@ def against(config: Config, user: str) -> Config:
 def play_row(
     config: Config,
     name: str,
-    row: Path | HostedPolicy | None,
+    policy: LoadedPolicy,
     data: GoalDataModule,
     progress: Progress,
     endpoints: Endpoints,
     run: RunState,
 ) -> None:
-    """Play the test goals with one policy and write its transcripts, unless the run has its scores already.
+    """Play the test goals with one policy and one user, and write the transcripts.
 
     Args:
-        config: The checked config.
-        name: Of the row (`row_name`). `proactive` gets the proactive instruction, every other policy the usual one.
-        row: Folder of the policy, or the server that plays it; None for the model of the config.
+        config: The checked config, with this user.
+        name: Of the row (`row_name`).
+        policy: Plays the assistant.
         data: The goals.
         progress: Shows each finished conversation, and what was said in the first one of the first row.
         endpoints: The hosted models of the run.
         run: Gets the scores and the seconds of this row.
     """
-    if name in run.scores:
-        progress.say(f"{name}: played before")
-        return
-    import lightning as L
-
     from collab.app import build
     from collab.callbacks.rollout import RolloutCallback
     from collab.callbacks.rollout_metrics import conversation_values, means
     from collab.callbacks.transcripts import TranscriptWriter
-    from collab.chat.base import ChatModel
-    from collab.lm.loading import load_tokenizer
-    from collab.modules.hosted import HostedPolicyModule
 
     started = time.monotonic()
     prompt = system_prompt(config.task, name.partition("@")[0])
     count = config.evaluation.num_conversations
-    policy: ChatModel | None = None
-    model: ModelConfig | None = None
-    module: L.LightningModule
-    tokenizer: Any = None
-    if isinstance(row, HostedPolicy):
-        policy = endpoints.model(policy_endpoint(config, row))
-        module = HostedPolicyModule()
-    else:
-        model = policy_model(config, row)
-        tokenizer = load_tokenizer(model)
-        module = build.module(config, model, tokenizer, adapter=False)
-        module.needs_reference = False  # nothing is trained
     advance = endpoints.shown_by(progress.advance)
-    simulation = build.simulation(config, endpoints, advance, model, build.journal(config))
-    rollouts = RolloutCallback(simulation, prompt, count, policy, name)
+    simulation = build.simulation(config, endpoints, advance, policy.model, build.journal(config))
+    rollouts = RolloutCallback(simulation, prompt, count, policy.hosted, name)
     trainer = build.trainer(config, [], [rollouts])
     progress.phase(name, -(-len(data.splits.test) // trainer.world_size) * count)
-    trainer.test(module, datamodule=data, verbose=False)
+    trainer.test(policy.module, datamodule=data, verbose=False)
     scored = _gathered(rollouts.tested)
     if trainer.is_global_zero:
-        TranscriptWriter(config.output_dir, tokenizer=tokenizer).write(scored, phase="test", policy=name)
+        TranscriptWriter(config.output_dir, tokenizer=policy.tokenizer).write(scored, phase="test", policy=name)
     metrics = means(conversation_values(scored, parts=()))
     progress.done(len(scored), reward=metrics["reward"], tokens=metrics["assistant_tokens"])
     if not run.scores:

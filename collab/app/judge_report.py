@@ -246,8 +246,8 @@ async def _positions(judge: PairwiseJudge, talks: Sequence[Conversation]) -> dic
     for question in QUESTIONS:
         bias: dict[str, list[float | None]] = {"first": [], "same": [], "padded": []}
         sides = [(Chat.of(as_record(padded(talk))), Chat.of(as_record(talk))) for talk in talks]
-        every = [await judge.leans(talk.goal, *pair, question) for talk, pair in zip(talks, sides, strict=True)]
-        for leans in every:
+        asked = (judge.leans(talk.goal, *pair, question) for talk, pair in zip(talks, sides, strict=True))
+        for leans in await asyncio.gather(*asked):
             if leans is None:
                 bias["first"].append(None)
                 bias["same"].append(None)

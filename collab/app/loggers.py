@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,11 +25,12 @@ from collab.callbacks.wandb_logger import (
     use_artifact,
 )
 from collab.config.schema import Config
+from collab.config.tasks import further_tasks
+from collab.reports.plots import read_curves
 from collab.util.errors import BadInput
 from collab.util.processes import rank
 
 if TYPE_CHECKING:
-    from collab.callbacks.export import ExportBest
     from collab.datamodules.goals import GoalSplits
 
 _NEEDED = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "alembic")}  # field of `logger` -> packages
@@ -60,7 +61,7 @@ def loggers(config: Config, run: str, before: int) -> list[Logger]:
     """
     folder = Path(config.output_dir)
     made: list[Logger] = [metrics_logger(folder, before)]
-    if (logger := wandb_logger(config, run)) is not None:
+    if (logger := wandb_logger(config, run, "train")) is not None:
         made.append(logger)
     if config.logger.tensorboard:
         made.append(TensorBoardLogger(folder, name="", version="tensorboard", purge_step=before or None))
@@ -69,15 +70,21 @@ def loggers(config: Config, run: str, before: int) -> list[Logger]:
     return made
 
 
-def wandb_logger(config: Config, run: str) -> SectionedWandbLogger | None:
-    """W&B's logger; None if the run is not logged there. Runs of one experiment are one group."""
+def wandb_logger(config: Config, run: str, job: str) -> SectionedWandbLogger | None:
+    """W&B's logger; None if the run is not logged there. Runs of one experiment are one group.
+
+    Args:
+        config: The checked config.
+        run: Id of the run at W&B.
+        job: Its type there: "train" or "evaluate".
+    """
     mode, _ = wandb_mode(config.logger.wandb)
     if mode == "disabled":
         return None
     folder = Path(config.output_dir)
     if mode == "offline":  # here W&B keeps files of tables and artifacts until `wandb sync`; else in the home folder
         os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
-    own = {"group": ("WANDB_RUN_GROUP", config.name), "job_type": ("WANDB_JOB_TYPE", "train")}
+    own = {"group": ("WANDB_RUN_GROUP", config.name), "job_type": ("WANDB_JOB_TYPE", job)}
     return SectionedWandbLogger(
         config.task.metrics,
         project=config.logger.project,
@@ -125,49 +132,71 @@ def log_inputs(config: Config, logged_to: Sequence[Logger], splits: GoalSplits) 
         use_artifact(run, policy_artifact(before, RunState.read(before.resolve().parent).id))
 
 
-def log_policy(config: Config, logged_to: Sequence[Logger], run: str, best: ExportBest) -> None:
-    """Log the best policy as an artifact, with the step and the validation that it was chosen by."""
-    folder, at_wandb = Path(config.output_dir) / "policy", _run_with_artifacts(config, logged_to)
-    if at_wandb is None or not folder.is_dir():
-        return
-    chosen = {best.metric: best.best_reward, "step": best.best_step}
-    base = config.model.path or config.model.name
-    artifact = policy_artifact(folder, run, base=base, algorithm=config.algorithm.name, seed=config.seed, **chosen)
-    at_wandb.log_artifact(artifact, aliases=["best"])
-
-
 def _run_with_artifacts(config: Config, logged_to: Sequence[Logger]) -> Any:
     """The run at W&B that takes artifacts, on the first process; None if there is none."""
     found = [logger for logger in logged_to if isinstance(logger, SectionedWandbLogger)]
     return found[0].experiment if found and config.logger.artifacts and rank() == 0 else None
 
 
-def log_test(config: Config, run: RunState) -> None:
-    """Log the test of a finished run, and end the run at W&B.
+def log_results(config: Config, run: RunState, chosen_by: str = "val/reward") -> None:
+    """Log what a finished training or evaluation has found, and end the run at W&B.
 
-    The conversations go into a table, the table of results into the summary. The run at W&B is the one that training
-    began; after an interruption it is opened again.
+    The conversations go into a table, that of results into another one and into the summary; those of
+    `evaluation.tasks` with the name of the task. A training logs its best policy too, with its final model card. The
+    run at W&B is the one that training began; after an interruption it is opened again.
+
+    Args:
+        config: The checked config.
+        run: Has its `results.json`.
+        chosen_by: The metric of a validation by which the best policy was chosen.
     """
-    if rank() > 0 or (logger := wandb_logger(config, run.id)) is None:
+    if rank() > 0 or (logger := wandb_logger(config, run.id, run.entry)) is None:
         return
     folder = Path(config.output_dir)
-    records = [line for line in _lines(folder / "transcripts.jsonl") if line["phase"] == "test"]
-    goals = {line["id"]: line for line in _lines(folder / "goals.jsonl") if line["phase"] == "test"}
     if wandb.run is not None:
         logger._experiment = wandb.run
-    log_conversations([logger], "test", records, goals)
     at_wandb = logger.experiment
-    at_wandb.summary.update(_test_summary(json.loads((folder / RESULTS).read_bytes())["policies"]))
+    rows: list[list[Any]] = []
+    for task, where in {
+        "": folder,
+        **{name: Path(one.output_dir) for name, one in further_tasks(config).items()},
+    }.items():
+        results = json.loads((where / RESULTS).read_bytes())
+        if "policies" not in results:  # of a user model
+            continue
+        records = [line for line in _lines(where / "transcripts.jsonl") if line["phase"] == "test"]
+        goals = {line["id"]: line for line in _lines(where / "goals.jsonl") if line["phase"] == "test"}
+        log_conversations([logger], f"test/{task}" if task else "test", records, goals)
+        found = list(_estimates(results, config.evaluation.baseline))
+        rows += [[task or config.task.name, *row] for row in found]
+        prefix = f"test/{task}/" if task else "test/"
+        at_wandb.summary.update({f"{prefix}{policy}/{metric}": mean for policy, metric, mean, *_ in found})
+    if rows:
+        columns = ["task", "policy", "metric", "mean", "low", "high", "goals"]
+        at_wandb.log({"results": wandb.Table(columns=columns, data=rows)})
+    if config.logger.artifacts and run.entry == "train" and (folder / "policy").is_dir():
+        chosen = _chosen(folder, chosen_by)
+        base = config.model.path or config.model.name
+        named = {"base": base, "algorithm": config.algorithm.name, "seed": config.seed}
+        at_wandb.log_artifact(policy_artifact(folder / "policy", run.id, **named, **chosen), aliases=["best"])
     at_wandb.finish()
 
 
-def _test_summary(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    return {
-        f"test/{policy}/{metric}": estimate["mean"]
-        for policy, metrics in policies.items()
-        for metric, estimate in metrics.items()
-        if estimate["mean"] is not None
-    }
+def _estimates(results: Mapping[str, Any], baseline: str) -> Iterator[tuple[str, str, float, float, float, int]]:
+    """Policy, metric, mean, its interval and number of goals; then those of the differences to the baseline."""
+    for kind, end in (("policies", ""), ("difference", f" − {baseline}")):
+        for policy, metrics in results[kind].items():
+            for metric, one in metrics.items():
+                if one["mean"] is not None:
+                    yield f"{policy}{end}", metric, one["mean"], *one["ci95"], one["n"]
+
+
+def _chosen(folder: Path, metric: str) -> dict[str, float | None]:
+    """The best value of a metric of validations and the number of steps before it; None without validations."""
+    split, _, name = metric.partition("/")
+    points = read_curves(folder / "csv" / "metrics.csv").get((split, name), {})
+    step = max(points, key=lambda step: (points[step], -step), default=None)  # the first of equal ones
+    return {metric: None if step is None else points[step], "step": None if step is None else step + 1}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

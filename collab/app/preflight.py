@@ -27,11 +27,17 @@ from collab.util.targets import load_target
 if TYPE_CHECKING:
     from collab.conversation import Group
     from collab.datamodules.goals import GoalSplits
+    from collab.lm.chat_format import ChatFormat
 
 
 def check_machine(
-    config: Config, goals: GoalSplits, entry: str = "train", groups: Sequence[Group] = (), further: str = ""
-) -> None:
+    config: Config,
+    goals: GoalSplits,
+    entry: str = "train",
+    groups: Sequence[Group] = (),
+    further: str = "",
+    format: ChatFormat | None = None,
+) -> ChatFormat | None:
     """The checks that need torch and the tokenizer; they read no weights. Prints what the chat template does, and goals
     that are too long.
 
@@ -40,8 +46,13 @@ def check_machine(
         goals: Of the task.
         entry: "train", "evaluate" or "synthesize". Rules of the update hold for "train" only.
         groups: The stored groups of `algorithm.data`, if it is set. Responses that are too long do not count.
-        further: The name of a task of `evaluation.tasks`, which its notes begin with; what the template does has been
-            printed.
+        further: The name of a task of `evaluation.tasks`, which its notes begin with. The models have been checked with
+            the first task, and what the template does has been printed.
+        format: For a further task: what the first check has returned.
+
+    Returns:
+        How the model of the config reads and writes messages, so that its tokenizer is read once for all tasks; None if
+        this process reads no model.
 
     Raises:
         BadInput: The sandbox, device, processes, classes, metrics, stored groups, models, chat templates, goals,
@@ -70,10 +81,10 @@ def check_machine(
     _check_needs_of_users(config, goals)
     _check_shards(config, goals, entry)
     _check_aggregates(config)
-    template = _check_models(config, entry)
-    tokenizer = load_tokenizer(config.model) if reads_model(config) else None
-    format = None
-    if tokenizer is not None:
+    template = "" if further else _check_models(config, entry)
+    _check_room(config, entry)
+    if reads_model(config) and not further:
+        tokenizer = load_tokenizer(config.model)
         check_arguments(tokenizer, config.model.chat_template_kwargs)
         format = ChatFormat(tokenizer)
         if groups:
@@ -83,7 +94,7 @@ def check_machine(
             build.module(config, config.model, tokenizer).check_data(groups)
     goals, notes = goals_that_fit(config, goals, entry)
     if rank() == 0:
-        for note in (*([f"chat template: {template}"] if template and not further else []), *notes):
+        for note in (*([f"chat template: {template}"] if template else []), *notes):
             print(f"{further}: {note}" if further else note, flush=True)
     _check_evaluator(config, goals)
     check_reference_lengths(
@@ -94,7 +105,8 @@ def check_machine(
     if isinstance(config.engine, VLLMEngineConfig):
         from collab.app.server_checks import check_server
 
-        check_server(config, config.engine, tokenizer, entry)
+        check_server(config, config.engine, None if format is None else format.tokenizer, entry)
+    return format
 
 
 def _check_models(config: Config, entry: str) -> str:
@@ -104,8 +116,6 @@ def _check_models(config: Config, entry: str) -> str:
     template = check_model(config.model) if reads_model(config) else ""
     if reads_model(config) and not (entry == "train" and config.algorithm.plays_user):
         _check_speaker(config.model, f"model.path={config.model.path}", "assistant")
-    if not has_teacher(config):
-        _check_positions(config, config.model, "model.path")
     _check_speakers(config)
     if entry == "train":
         check_lora(config.model)
@@ -120,8 +130,17 @@ def _check_models(config: Config, entry: str) -> str:
             except BadInput as error:
                 raise BadInput(f"policies: {name} cannot be played. {error}") from error
             _check_speaker(model, f"policies: {name}", "assistant")
-            _check_positions(config, model, "policies")
     return template
+
+
+def _check_room(config: Config, entry: str) -> None:
+    """Whether the conversations of the task fit into the positions of every model that plays the policy."""
+    if not has_teacher(config):
+        _check_positions(config, config.model, "model.path")
+    if entry == "evaluate":
+        for row in named_policies(config.policies).values():
+            if isinstance(row, Path):
+                _check_positions(config, policy_model(config, row), "policies")
 
 
 def _check_speaker(model: ModelConfig, what: str, speaker: Role) -> None:
@@ -194,6 +213,7 @@ def check_players(config: Config, goals: GoalSplits, policy_here: bool, entry: s
     _check_shards(config, goals, entry)
     if policy_here:
         _check_models(config, "evaluate")
+        _check_room(config, "evaluate")
     else:
         _check_speakers(config)
     check_hosted(config, goals, entry)

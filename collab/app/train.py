@@ -36,8 +36,8 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 def train(config: Config) -> None:
     """Train a policy; writes everything into `config.output_dir`."""
     from collab.app import build
-    from collab.app.loggers import log_test
-    from collab.app.wandb_mode import wandb_mode
+    from collab.app.loggers import log_results
+    from collab.app.wandb_mode import offline_note
     from collab.callbacks.progress import Progress
 
     folder = Path(config.output_dir)
@@ -53,8 +53,8 @@ def train(config: Config) -> None:
     ):
         build.start(config)
         progress.say(build.describe(config))
-        if why := wandb_mode(config.logger.wandb)[1]:
-            progress.note(f"{why}. The run is logged offline; afterwards, `wandb sync {folder}/wandb/offline-run-*`.")
+        if note := offline_note(config):
+            progress.note(note)
         for name in ("base", "proactive"):
             play_rows(config, name, None, progress, endpoints, run)
         if "fit" not in run.seconds:
@@ -66,7 +66,7 @@ def train(config: Config) -> None:
         if rank() == 0:  # before the results, which end the run: none that is finished lacks its card
             write_card(config, build.data(config, run.entry).splits, results_of(config, run))
         report(config, run, progress)
-        log_test(config, run)
+        log_results(config, run)
     if rank() > 0:
         return
     for what, path in (
@@ -96,7 +96,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     import lightning as L
 
     from collab.app import build
-    from collab.app.loggers import log_inputs, log_policy, loggers
+    from collab.app.loggers import log_inputs, loggers
     from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
     from collab.callbacks.overlap import OverlappedRollout
@@ -152,7 +152,6 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     finally:
         if told := add_problems(folder, "fit", simulation.problems, rank()):
             progress.say(told)
-    log_policy(config, logged_to, run.id, best)
     for logger in logged_to:
         logger.finalize("success")
     run.finish("fit", time.monotonic() - started)

@@ -23,12 +23,14 @@ from collab.util.processes import rank
 if TYPE_CHECKING:
     from collab.callbacks.progress import Progress
 
+_BEST = "val/log_likelihood"  # the metric that chooses the best model
 _BEFORE, _AFTER = "before", "fit"  # phases
 
 
 def train_user(config: Config) -> None:
     """Train a user model; writes everything into `config.output_dir`, the best model as `policy`."""
     from collab.app import build
+    from collab.app.loggers import log_results
     from collab.callbacks.progress import Progress
 
     folder = Path(config.output_dir)
@@ -47,6 +49,7 @@ def train_user(config: Config) -> None:
         }
         write_card(config, None, results)
         write_json(folder / RESULTS, results)
+        log_results(config, run, _BEST)
         progress.say(
             f"perplexity of held-out users' messages: {before:.3f} before, {after:.3f} after",
             f"{'results':>15}: {folder / RESULTS}",
@@ -61,7 +64,7 @@ def fit(config: Config, progress: Progress, run: RunState) -> None:
     import lightning as L
 
     from collab.app import build
-    from collab.app.loggers import log_policy, loggers
+    from collab.app.loggers import loggers
     from collab.app.train import CHECKPOINTS, where_to_go_on
     from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
@@ -74,7 +77,7 @@ def fit(config: Config, progress: Progress, run: RunState) -> None:
     for note in notes:
         progress.note(note)
     latest = where_to_go_on(folder, run, progress)
-    best = ExportBest(folder, config.export.merge, metric="val/log_likelihood", card=model_card(config, None))
+    best = ExportBest(folder, config.export.merge, metric=_BEST, card=model_card(config, None))
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
         RolloutProgress(progress, 0, len(data.held_out), ("perplexity", "loss")),
@@ -86,9 +89,8 @@ def fit(config: Config, progress: Progress, run: RunState) -> None:
     module = build.module(config, config.model, build.tokenizer(config))
     if _BEFORE not in run.scores:  # a checkpoint is later than this
         (measured,) = trainer.validate(module, datamodule=data, verbose=False)
-        run.finish(_BEFORE, time.monotonic() - started, _scores(measured["val/log_likelihood"]))
+        run.finish(_BEFORE, time.monotonic() - started, _scores(measured[_BEST]))
     trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
-    log_policy(config, logged_to, run.id, best)
     for logger in logged_to:
         logger.finalize("success")
     assert best.best_reward is not None, "a run ends with a validation"

@@ -10,6 +10,7 @@ import wandb
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib import wbauth
 
+from collab.config.schema import Config
 from collab.util.errors import BadInput, first_line
 from collab.util.network import unreachable, within
 from collab.util.processes import rank
@@ -57,6 +58,13 @@ def wandb_mode(wanted: str) -> tuple[str, str]:
             "set logger.wandb=offline."
         )
     return "offline", "" if problem == "there is none" else f"{url} does not take the key: {problem}"
+
+
+def offline_note(config: Config) -> str:
+    """What to say of a run that has a key and is logged offline; "" of every other one."""
+    why = wandb_mode(config.logger.wandb)[1]
+    sync = f"`wandb sync {config.output_dir}/wandb/offline-run-*`"
+    return why and f"{why}. The run is logged offline; afterwards, {sync}."
 
 
 def _settings() -> Any:

@@ -168,7 +168,8 @@ def _allowed(name: str) -> str:
 def use_artifact(run: Any, artifact: wandb.Artifact) -> None:
     """Record that a run has used an artifact; W&B gets its files if it does not have them.
 
-    `run.use_artifact` refuses offline runs, and waits for the upload. This makes the same record without both, so that
-    offline runs keep their lineage.
+    `run.use_artifact` refuses offline runs and waits for the upload, and `run.log_artifact` makes an output of it. This
+    makes the record of an input, so that offline runs keep their lineage. No public function of wandb 0.31 does; a test
+    reads the record back.
     """
     run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)

@@ -76,6 +76,11 @@ class Ledger:
         self._changed = asyncio.Condition()
         self._written = 0.0
 
+    @property
+    def capped(self) -> bool:
+        """Whether there is a budget."""
+        return self.budget.max_usd is not None or self.budget.max_tokens is not None
+
     def of(self, role: str) -> Spend:
         return self.spent.setdefault(role, Spend())
 

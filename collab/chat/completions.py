@@ -37,7 +37,7 @@ class Filtered(ChatFailed):
 
     def __init__(self, usage: Usage, reason: str = "content_filter") -> None:
         super().__init__(f"the server's content filter removed the reply (finish_reason: {reason})")
-        self.usage = usage
+        self.usage, self.reason = usage, reason
 
 
 def request_body(
@@ -109,12 +109,20 @@ def read_reply(data: bytes, messages: Sequence[dict[str, str]]) -> Reply:
         raise Failure(f"an answer that is no chat completion ({data[:40]!r})") from None
     text, inside = split_thought(content)
     reasoning = "\n".join(part.strip() for part in (thought, inside) if part.strip())
-    usage = _usage(body.get("usage"), text, reasoning, messages)
+    usage = usage_of(body.get("usage"), text, reasoning, messages)
     if reason in _FILTERED:
         raise Filtered(usage, reason)
     if reason in _BROKEN:
         raise Failure(f"a reply that the server broke off (finish_reason: {reason})")
     return Reply(text, finish_reason="length" if reason in _CUT else "stop", usage=usage, reasoning=reasoning)
+
+
+def read_counts(data: str) -> Any:
+    """`usage` in a chunk of a streamed answer: the last one has it if `stream_options` asks for it. Else None."""
+    try:
+        return json.loads(data).get("usage")
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 def read_chunk(data: str) -> tuple[str, str, str | None]:
@@ -183,8 +191,15 @@ def _parts(node: Any, thought: bool = False) -> Iterator[tuple[bool, str]]:
             yield from _parts(node[name], thought)
 
 
-def _usage(counts: Any, text: str, reasoning: str, messages: Sequence[dict[str, str]]) -> Usage:
-    """What the server counted, and guesses for counts that are missing or impossible."""
+def usage_of(counts: Any, text: str, reasoning: str, messages: Sequence[dict[str, str]]) -> Usage:
+    """What a server counted, and guesses for counts that are missing or impossible.
+
+    Args:
+        counts: `usage` of its answer, whatever that is.
+        text: Of the reply.
+        reasoning: Before it.
+        messages: Of the request.
+    """
     prompt = _count(counts, "prompt_tokens", at_least=1)  # each message has a frame
     completion = _count(counts, "completion_tokens", at_least=1 if text or reasoning else 0)
     thought = _count(counts, "completion_tokens_details", "reasoning_tokens")

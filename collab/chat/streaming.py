@@ -1,7 +1,8 @@
 """A server's reply while it is being written, for a person who reads along.
 
 `collab.chat.http` is for runs: it repeats a call for minutes, and stores and counts replies. Here a person waits. A
-call that fails before its first word is repeated once; then the person is told.
+call that fails before its first word is repeated once; then the person is told. What replies cost is counted by the
+same ledger as in runs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ from typing import Any
 import httpx
 
 from collab.chat.base import ChatFailed, Sampling
-from collab.chat.completions import error_message, read_chunk, read_reply, request_body
+from collab.chat.budget import Ledger
+from collab.chat.completions import (
+    Filtered,
+    error_message,
+    expected_prompt,
+    read_chunk,
+    read_counts,
+    read_reply,
+    request_body,
+    usage_of,
+)
 from collab.chat.connection import client_options, scrubbed
 from collab.chat.retries import Failure
 from collab.chat.thoughts import THINK, split_thought
-from collab.config.schema import EndpointConfig
-from collab.conversation import FinishReason, Message, Reply
+from collab.config.schema import BudgetConfig, EndpointConfig
+from collab.conversation import FinishReason, Message, Reply, Usage
 from collab.randomness import RngKey
 
 Tell = Callable[[str], None]
@@ -31,13 +42,15 @@ class StreamingModel:
 
     Args:
         endpoint: Where and how; `model` must be named (`collab.chat.probe.served_model`).
+        ledger: Counts what is spent, and stops calls that its budget does not allow; None counts for this model alone.
+        role: Under which name the ledger counts.
 
     Raises:
         BadInput: As `collab.chat.connection.client_options`.
     """
 
-    def __init__(self, endpoint: EndpointConfig) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: EndpointConfig, ledger: Ledger | None = None, role: str = "policy") -> None:
+        self.endpoint, self.ledger, self._role = endpoint, ledger or Ledger(BudgetConfig()), role
         limits = httpx.Limits(max_connections=endpoint.max_concurrency)
         self._client = httpx.AsyncClient(limits=limits, **client_options(endpoint))
 
@@ -46,8 +59,26 @@ class StreamingModel:
 
         Raises:
             ChatFailed: No whole reply in two attempts, or the server refuses the request.
+            BudgetExhausted: The reply could cost more than the budget allows.
         """
         body = request_body(self.endpoint, messages, sampling, key) | {"stream": True}
+        if self.ledger.capped and "stream_options" not in self.endpoint.omit:
+            body["stream_options"] = {"include_usage": True}  # some servers that cost nothing refuse it
+        most = Usage(expected_prompt(body["messages"]), sampling.max_new_tokens)
+        async with self.ledger.room_for(self.endpoint.model, most):
+            try:
+                reply = await self._in_two_attempts(body, tell)
+            except ChatFailed as error:
+                self.ledger.of(self._role).failed += 1
+                if isinstance(error, Filtered):
+                    self.ledger.of(self._role).filtered += 1
+                    self.ledger.add(self._role, self.endpoint.model, error.usage)
+                raise
+            assert reply.usage is not None
+            self.ledger.add(self._role, self.endpoint.model, reply.usage)
+        return reply
+
+    async def _in_two_attempts(self, body: dict[str, Any], tell: Tell) -> Reply:
         told = False
 
         def tell_and_note(text: str) -> None:
@@ -85,15 +116,21 @@ class StreamingModel:
                 raise ChatFailed(f"{self.endpoint.base_url} {text}")
             if "text/event-stream" not in response.headers.get("content-type", ""):  # it does not stream
                 return read_reply(scrubbed(await response.aread(), self.endpoint), body["messages"])
-            return await self._read(response, tell)
+            return await self._read(response, tell, body["messages"])
 
-    async def _read(self, response: httpx.Response, tell: Tell) -> Reply:
+    async def _read(self, response: httpx.Response, tell: Tell, messages: Sequence[dict[str, str]]) -> Reply:
         text = reasoning = ""
         finish: str | None = None
+        counts: Any = None
         async for line in response.aiter_lines():
             if not line.startswith("data:") or (data := line[5:].strip()) == "[DONE]":
                 continue
-            more, thought, reason = read_chunk(scrubbed(data.encode(), self.endpoint).decode())
+            chunk = scrubbed(data.encode(), self.endpoint).decode()
+            counts = read_counts(chunk) or counts
+            try:
+                more, thought, reason = read_chunk(chunk)
+            except Filtered as error:  # what was written before it is paid for
+                raise Filtered(usage_of(counts, text, reasoning, messages), error.reason) from None
             text, reasoning, finish = text + more, reasoning + thought, reason or finish
             if more:
                 tell(_said(_whole(text)))
@@ -101,7 +138,8 @@ class StreamingModel:
             raise Failure("a reply that ends without its end")
         reply, inside = split_thought(_whole(text))
         ended: FinishReason = "length" if finish == "length" else "stop"
-        return Reply(reply, finish_reason=ended, reasoning=_whole(reasoning + inside))
+        usage = usage_of(counts, text, reasoning, messages)
+        return Reply(reply, finish_reason=ended, usage=usage, reasoning=_whole(reasoning + inside))
 
     async def close(self) -> None:
         await self._client.aclose()

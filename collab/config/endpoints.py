@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from collab.config.fields import nodes
 from collab.config.policies import HostedPolicy, named_policies
-from collab.config.schema import Config, EndpointConfig, ServerConfig, UserConfig, VLLMEngineConfig
+from collab.config.schema import BudgetConfig, Config, EndpointConfig, ServerConfig, UserConfig, VLLMEngineConfig
 
 # Fields of an endpoint that say where a model is asked and how often; a reply does not depend on them.
 CONNECTION_FIELDS = (
@@ -117,15 +117,20 @@ def _list_problem(engine: Any, endpoints: list[EndpointConfig]) -> str:
     return ""
 
 
-def budget_problems(config: Config, entry: str) -> Iterator[str]:
-    """What is wrong with prices, and which prices a cap needs."""
-    for model, price in config.budget.prices.items():
+def price_problems(budget: BudgetConfig) -> Iterator[str]:
+    """What is wrong with prices."""
+    for model, price in budget.prices.items():
         two = isinstance(price, list) and len(price) == 2
         if not two or not all(isinstance(usd, int | float) and math.isfinite(usd) and usd >= 0 for usd in price):
             yield (
                 f"budget.prices.{model} ({price}) must be two numbers of at least 0, US dollars per million tokens of "
                 "prompts and of replies."
             )
+
+
+def budget_problems(config: Config, entry: str) -> Iterator[str]:
+    """What is wrong with prices, and which prices a cap needs."""
+    yield from price_problems(config.budget)
     if config.budget.max_usd is None:
         return
     for key, endpoint in hosted(config, entry).items():

@@ -1,12 +1,5 @@
-"""Chat logs, from which a user model learns: rows to groups whose candidates are the user's messages.
-
-Four kinds of rows are read, by their columns:
-
-- `conversation`: WildChat and LMSYS-Chat-1M, a list of `{role, content}`.
-- `conversations`: ShareGPT, a list of `{from, value}`, by "human" and "gpt".
-- `messages`: plain messages, such as lines of `transcripts.jsonl`.
-- the layouts of `conversations.py`, such as the data of `collab synthesize`: of each conversation the path of the best
-  reply of its last turn.
+"""Chat logs, from which a user model learns: the conversations that `chats.py` reads, as groups whose candidates are
+the user's messages.
 
 What the user wants, the intent, is the model's system message. It is the column `intent`; or it is made of the goal, if
 the row has one (`single_turn_prompt`) or names one of the task (`goal`). Public logs have neither: then the first
@@ -26,15 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from collab.config.algorithms import AlgorithmConfig
 from collab.conversation import INVALID, Candidate, Conversation, Goal, Group, Reply, Turn
+from collab.datamodules.chats import chat_rows, messages_of_row
 from collab.datamodules.conversations import KEY, conversation_of, load_groups, whole_chats
 from collab.datamodules.goals import GoalSplits
 from collab.datamodules.readers import path_of, read_rows
-from collab.datamodules.rows import COMPLETION, PROMPT, Row, field_of, id_of, metadata_of, text_of, unwrapped
-from collab.datamodules.synthesis_folder import DATASET, conversation_files
+from collab.datamodules.rows import COMPLETION, PROMPT, Row, id_of, metadata_of, text_of, unwrapped
+from collab.datamodules.synthesis_folder import DATASET
 from collab.parsing.intents import END, intent_of
 from collab.util.errors import BadInput
 from collab.util.text import is_blank
@@ -42,9 +35,6 @@ from collab.util.text import is_blank
 INTENT = "intent"  # the column of what the user wants, in the form "You are a user who wants ..."
 NOBODY_KNOWS = "You are a user of an AI assistant."  # the system message without an intent
 
-_COLUMNS = ("conversation", "conversations", "messages")
-_OWN = {"turns", "completion"}  # columns of the layouts of `conversations.py`
-_SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's words
 _LEAVES = ("satisfied", "patience")  # `ended_by` of a user that left
 _UNSAID = _LEAVES[0]  # why a chat ended whose log does not say it: the user wrote no more
 _HELD_OUT = 10  # every tenth intent is held out,
@@ -65,7 +55,7 @@ def user_groups(
     """A group of one for each message of a user: context `[intent, user, assistant, ..., assistant]`, then the message.
 
     Args:
-        source: As `readers.read_rows` takes it; or a folder of `collab synthesize`.
+        source: As `chats.load_chats` takes it.
         goals: Id -> goal of the task, for rows that name one.
         scrub: Takes personal data out of a text. All texts go through it.
         key: The config field that names the source, for messages.
@@ -139,24 +129,20 @@ def _scrubbed(chat: Conversation, scrub: Scrub) -> Conversation:
 
 def _chats(source: str | Path, goals: Mapping[str, Goal], key: str, left_out: Counter[str]) -> Iterator[Conversation]:
     """The conversations, each with an id of its own and the intent as its system prompt."""
-    folder = path_of(source, key)
-    synthesised = (folder / DATASET).is_dir() or bool(conversation_files(folder))
-    rows = iter(()) if synthesised else read_rows(source, "train", key)
-    first = next(rows, None)
-    if synthesised or (first is not None and _OWN & unwrapped(first[1]).keys()):
-        groups = load_groups(source, "", key)
-        yield from _stored(groups, _ends(folder / DATASET if synthesised else source, key))
+    if (rows := chat_rows(source, key)) is None:
+        made = path_of(source, key) / DATASET  # by a synthesis
+        yield from _stored(load_groups(source, "", key), _ends(made if made.is_dir() else source, key))
         return
-    for number, (where, row) in enumerate(itertools.chain([first] if first else [], rows)):
+    for number, (where, row) in enumerate(rows):
         language = row.get("language") or "English"
         if language not in ("English", "en"):
             left_out["they are not in English."] += 1
         elif str(row.get("ended_by", "")).startswith(INVALID):
             left_out["their simulation failed."] += 1
         else:
-            intent, plain = _intent(row, where, goals), _plain(row, where)
+            intent, messages = _intent(row, where, goals), messages_of_row(row, where)
             try:
-                chat = conversation_of(plain, Goal(str(number), "", ""), place=lambda n: f"message {n}")
+                chat = conversation_of(messages, Goal(str(number), "", ""), place=lambda n: f"message {n}")
             except BadInput:
                 chat = Conversation(Goal("", "", ""))
             texts = [text for turn in chat.turns for text in (turn.user, turn.reply.text)]
@@ -179,18 +165,6 @@ def _ends(source: str | Path, key: str) -> dict[str, str]:
         for where, row in rows
         if row.get("ended_by")
     }
-
-
-def _plain(row: Row, where: str) -> list[Any]:
-    """Messages with `role` and `content`, without the assistant's instruction."""
-    name = next((name for name in _COLUMNS if name in row), _COLUMNS[-1])
-    found = []
-    for message in field_of(row, name, where, "a list", f"A chat is in one of the columns {', '.join(_COLUMNS)}."):
-        if isinstance(message, dict) and "from" in message:
-            message = {"role": _SPEAKERS.get(message["from"], message["from"]), "content": message.get("value")}
-        if not isinstance(message, dict) or message.get("role") != "system":
-            found.append(message)
-    return found
 
 
 def _intent(row: Row, where: str, goals: Mapping[str, Goal]) -> str:

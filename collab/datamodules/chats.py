@@ -1,28 +1,34 @@
-"""Whole conversations from files, for reports: what a run played, what a synthesis made, or chats of real people.
+"""Whole conversations from files: what a run played, what a synthesis made, or chats of real people.
 
-Three kinds of source are read:
+Reports read them all (`load_chats`); a user model learns from them (`chat_logs.py`). Three kinds of source are read:
 
 - the folder of a run: its `transcripts.jsonl`, those of all processes; of a training, the test conversations alone;
-- rows with `messages`: whole chats, the lines of `transcripts.jsonl` among them. `ended_by` and `user` are read if they
-  are there. A goal comes from the row (`single_turn_prompt` and so on), or from the task by the id in `goal`;
+- rows that are whole chats, by their columns: `conversation`, of WildChat and LMSYS-Chat-1M, a list of
+  `{role, content}`; `conversations`, of ShareGPT, a list of `{from, value}`, by "human" and "gpt"; `messages`, such as
+  lines of `transcripts.jsonl`. `ended_by` and `user` are read if they are there. A goal comes from the row
+  (`single_turn_prompt` and so on), or from the task by the id in `goal`;
 - any other source of `collab.datamodules.conversations`: of each conversation the longest path, with the best reply of
   its last turn.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from collab.conversation import Conversation, Goal
 from collab.datamodules.conversations import conversation_of, load_groups, whole_chats
 from collab.datamodules.readers import json_lines, path_of, read_rows
 from collab.datamodules.rows import COMPLETION, PROMPT, Row, checked, derived_id, field_of, metadata_of, unwrapped
+from collab.datamodules.synthesis_folder import DATASET, conversation_files
 from collab.util.errors import BadInput
 
-_MESSAGES = "messages"
+_COLUMNS = ("conversation", "conversations", "messages")
+_SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's words
 
 
 def load_chats(source: str | Path, key: str, goals: Iterable[Goal] = ()) -> list[Conversation]:
@@ -36,13 +42,11 @@ def load_chats(source: str | Path, key: str, goals: Iterable[Goal] = ()) -> list
     Raises:
         BadInput: Nothing can be read there, a row breaks the rules, or there is no conversation.
     """
-    folder, known = path_of(source, key), {goal.id: goal for goal in goals}
-    if files := sorted(folder.glob("transcripts*.jsonl")) if folder.is_dir() else []:
-        rows = [row for file in files for row in _lines(file)]
-        rows = [row for row in rows if row[1].get("phase") == "test"] or rows
-        found = [_chat(row, where, known) for where, row in rows]
+    known = {goal.id: goal for goal in goals}
+    if (rows := chat_rows(source, key)) is None:
+        found = whole_chats(load_groups(source, "", key))
     else:
-        found = _of_rows(source, key, known)
+        found = [_chat(row, where, known) for where, row in rows]
     found = [chat for chat in found if chat.turns or chat.pending is not None]
     if not found:
         raise BadInput(
@@ -52,13 +56,44 @@ def load_chats(source: str | Path, key: str, goals: Iterable[Goal] = ()) -> list
     return found
 
 
-def _of_rows(source: str | Path, key: str, known: Mapping[str, Goal]) -> list[Conversation]:
+def chat_rows(source: str | Path, key: str) -> Iterator[tuple[str, Row]] | None:
+    """The rows that are whole chats, each with its place; None for a source that `load_groups` reads.
+
+    Args:
+        source, key: As of `load_chats`.
+
+    Raises:
+        BadInput: Nothing can be read there.
+    """
     folder = path_of(source, key)
-    if not folder.is_dir():
-        first = next(iter(read_rows(source, "train", key)), None)
-        if first is not None and _MESSAGES in unwrapped(first[1]):
-            return [_chat(unwrapped(row), where, known) for where, row in read_rows(source, "train", key)]
-    return whole_chats(load_groups(source, "", key))
+    if files := sorted(folder.glob("transcripts*.jsonl")) if folder.is_dir() else []:
+        lines = [line for file in files for line in _lines(file)]
+        return iter([line for line in lines if line[1].get("phase") == "test"] or lines)
+    if (folder / DATASET).is_dir() or conversation_files(folder):  # of a synthesis
+        return None
+    rows = ((where, unwrapped(row)) for where, row in read_rows(source, "train", key))
+    if (first := next(rows, None)) is None:
+        return rows
+    columns = first[1].keys()
+    if {"turns", "completion"} & columns or ("prompt" in columns and not columns & {*_COLUMNS}):
+        return None
+    return itertools.chain([first], rows)
+
+
+def messages_of_row(row: Row, where: str) -> list[Any]:
+    """The messages of a whole chat as dicts with `role` and `content`.
+
+    Raises:
+        BadInput: The row has none of the columns, or no list there.
+    """
+    name = next((name for name in _COLUMNS if name in row), _COLUMNS[-1])
+    found = field_of(row, name, where, "a list", f"A chat is in one of the columns {', '.join(_COLUMNS)}.")
+    return [
+        {"role": _SPEAKERS.get(message["from"], message["from"]), "content": message.get("value")}
+        if isinstance(message, dict) and "from" in message
+        else message
+        for message in found
+    ]
 
 
 def _lines(file: Path) -> list[tuple[str, Row]]:
@@ -70,7 +105,7 @@ def _lines(file: Path) -> list[tuple[str, Row]]:
 
 
 def _chat(row: Row, where: str, known: Mapping[str, Goal]) -> Conversation:
-    messages = field_of(row, _MESSAGES, where, "a list", "Each row must be a whole chat, as the first one is.")
+    messages = messages_of_row(row, where)
     chat = conversation_of(messages, _goal(row, where, known, messages), "", lambda n: f"{where}: message {n}")
     ended, user = ("" if row.get(name) is None else field_of(row, name, where) for name in ("ended_by", "user"))
     return replace(chat, ended_by=ended, user=user)

@@ -9,7 +9,7 @@ from collab.conversation import Conversation, Goal
 from collab.parsing.agenda_state import asks_back, read
 from collab.parsing.asking import asks_first, only_offers
 from collab.parsing.english import content_words, sentences
-from collab.rewards.metrics import checked_items
+from collab.rewards.metrics import QuestionMetric
 from collab.rewards.safety import refuses
 
 _REPEATED = 2  # content words of the request in the first sentence, from which on that is no refusal
@@ -55,22 +55,13 @@ class ActsOnClear(_Decision):
     vague, wanted = False, "acts"
 
 
-class OverAsking:
+class OverAsking(QuestionMetric):
     """Share of the assistant's messages that ask where nothing is to be asked, 0..1. It is meant to be watched.
 
     A message counts if it asks the user, and none of its questions asks for something new: for what the user wants or
     knows, and has neither told nor been asked. Of goals with `ambiguous: false`, which lack nothing, each message
     counts that asks the user back. Goals with `ambiguous: true` are not measured.
-
-    Args:
-        items_per_answer: That of the simulated user.
-
-    Raises:
-        BadInput: It is not a whole number of at least 1.
     """
-
-    def __init__(self, items_per_answer: int = 2) -> None:
-        self.items_per_answer = checked_items(items_per_answer)
 
     def applies(self, goal: Goal) -> bool:
         return goal.metadata.get("ambiguous") is not True

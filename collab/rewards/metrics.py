@@ -297,13 +297,11 @@ class AgendaInteractivity:
         return max(0.0, earned - self.needless_cost * needless) / sum(worth)
 
 
-class PertinentQuestions:
-    """Share of the assistant's questions that ask the user for something new, 0..1; None if it asks nothing.
-
-    It is meant to be watched: give it weight 0.
+class QuestionMetric:
+    """A metric that reads which questions the simulated user answers, and by what.
 
     Args:
-        items_per_answer: That of the simulated user.
+        items_per_answer: That of the simulated user (`user.items_per_answer`).
 
     Raises:
         BadInput: It is not a whole number of at least 1.
@@ -311,6 +309,13 @@ class PertinentQuestions:
 
     def __init__(self, items_per_answer: int = 2) -> None:
         self.items_per_answer = checked_items(items_per_answer)
+
+
+class PertinentQuestions(QuestionMetric):
+    """Share of the assistant's questions that ask the user for something new, 0..1; None if it asks nothing.
+
+    It is meant to be watched: give it weight 0.
+    """
 
     async def __call__(self, conversation: Conversation) -> float | None:
         state = read(conversation.goal, conversation.assistant_texts, self.items_per_answer)

@@ -295,9 +295,10 @@ class LLMUser:
             return ECHO
         if role_confusion(goal, heard[-1] if heard else "", message):
             return CONFUSION
-        if conversation.turn <= VAGUE_TURNS and leaks(goal, message):
+        spoken = len(conversation.turns) + 1  # without turns of tools
+        if spoken <= VAGUE_TURNS and leaks(goal, message):
             return LEAK
         # A prompt of one's own may not ask for a vague beginning.
-        if not self.config.prompt and tells_too_much(goal, message, conversation.turn):
+        if not self.config.prompt and tells_too_much(goal, message, spoken):
             return LEAK
         return ""

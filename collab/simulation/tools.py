@@ -57,7 +57,10 @@ class ToolUser:
 
 
 def heard(conversation: Conversation) -> Conversation:
-    """The conversation as the user sees it: without messages that call tools, and without results."""
+    """The conversation as the user sees it: without messages that call tools, and without results.
+
+    Its `turn` stays what it is, so that the user knows its last turn.
+    """
     turns: list[Turn] = []
     said: str | None = None  # by the user, before the first of several calls
     for turn in conversation.turns:
@@ -65,4 +68,4 @@ def heard(conversation: Conversation) -> Conversation:
         if not calls_in(turn.reply.text):
             turns.append(replace(turn, user=said))
             said = None
-    return replace(conversation, turns=tuple(turns))
+    return replace(conversation, turns=tuple(turns), hidden=len(conversation.turns) - len(turns))

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from collab.chat.budget import Ledger, Spend
 from collab.study.export import export
 from collab.study.security import (
     ADMIN,
@@ -38,10 +39,11 @@ class AdminPages:
     Args:
         pages: Of the study.
         token: Whoever knows it sees everything.
+        ledger: What the arms with an endpoint have cost.
     """
 
-    def __init__(self, pages: Pages, token: str) -> None:
-        self._pages, self._token = pages, token
+    def __init__(self, pages: Pages, token: str, ledger: Ledger) -> None:
+        self._pages, self._token, self._ledger = pages, token, ledger
 
     def routes(self) -> list[Route]:
         return [
@@ -97,12 +99,22 @@ class AdminPages:
 
     async def _progress(self) -> dict[str, Any]:
         records = await run_in_threadpool(self._pages.store.records)
-        rows = [_row(arm, [r for r in records if r.arm == arm]) for arm in self._pages.study.arms]
-        return {"rows": [*rows, _row("all", records)], "now": time.strftime("%H:%M:%S")}
+        arms, spent = self._pages.study.arms, self._ledger.spent
+        rows = [
+            _row(arm, [r for r in records if r.arm == arm], None if arms[arm].policy else spent.get(arm, Spend()))
+            for arm in arms
+        ]
+        total = Spend(usd=self._ledger.total_usd, completion_tokens=self._ledger.total_tokens)
+        return {
+            "rows": [*rows, _row("all", records, total)],
+            "budget": self._ledger.budget,
+            "spent": sorted(self._pages.writers.spent),
+            "now": time.strftime("%H:%M:%S"),
+        }
 
 
-def _row(name: str, records: list[Record]) -> dict[str, object]:
-    """Counts and means of an arm, for the table."""
+def _row(name: str, records: list[Record], spend: Spend | None) -> dict[str, object]:
+    """Counts and means of an arm, for the table; an arm without an endpoint costs nothing."""
     finished = [r for r in records if r.submitted_at is not None]
     active = [r for r in records if r.submitted_at is None and r.seen_at >= time.time() - IDLE]
     minutes = [(r.submitted_at - r.started_at) / 60 for r in finished if r.submitted_at and r.started_at]
@@ -123,4 +135,5 @@ def _row(name: str, records: list[Record]) -> dict[str, object]:
         "document": rated("document"),
         "interaction": rated(INTERACTION),
         "failures": sum(reply.failures for reply in replies),
+        "cost": f"{spend.usd:.2f} $, {spend.tokens} tokens" if spend else "",
     }

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 from collab.app.chat import check_policy, load_engine, run_system_prompt
 from collab.chat.base import ChatFailed, Sampling
+from collab.chat.budget import Ledger
 from collab.chat.probe import served_model
 from collab.chat.streaming import StreamingModel
+from collab.config.schema import BudgetConfig
 from collab.conversation import Message, Reply
 from collab.randomness import RngKey
 from collab.study.study_file import ArmConfig
@@ -86,6 +88,7 @@ class Assistant:
 
         Raises:
             ChatFailed: No reply, or an empty one; ContextFull: the conversation is too long for the model.
+            BudgetExhausted: The reply could cost more than is left of the budget.
         """
         messages = [Message("system", self.system_prompt)] if self.system_prompt else []
         for user, reply in turns:
@@ -98,14 +101,21 @@ class Assistant:
         return written
 
 
-def load_assistants(arms: dict[str, ArmConfig], seed: int) -> dict[str, Assistant]:
+def load_assistants(arms: dict[str, ArmConfig], seed: int, ledger: Ledger | None = None) -> dict[str, Assistant]:
     """Name -> assistant. Servers are asked for their models, all prompts and policies checked, before one is loaded.
 
     Arms with the same policy share its weights.
 
+    Args:
+        arms: Of the study.
+        seed: Of the replies.
+        ledger: Counts what replies of servers cost, by arm, and stops those that its budget does not allow.
+
     Raises:
-        BadInput: A server does not answer, refuses the key or lacks the model; a policy cannot be loaded.
+        BadInput: A server does not answer, refuses the key or lacks the model; a policy cannot be loaded; there is a
+            cap in dollars, and a model has no price.
     """
+    ledger = ledger or Ledger(BudgetConfig())
     hosted: dict[str, Model] = {}
     prompts: dict[str, str] = {}
     for name, arm in arms.items():
@@ -117,7 +127,14 @@ def load_assistants(arms: dict[str, ArmConfig], seed: int) -> dict[str, Assistan
             if arm.policy:
                 check_policy(arm.policy)
             else:
-                hosted[name] = StreamingModel(replace(arm.endpoint, model=served_model(arm.endpoint)))
+                served = served_model(arm.endpoint)
+                if ledger.budget.max_usd is not None and served not in ledger.budget.prices:
+                    raise BadInput(
+                        f"budget.max_usd is set, and budget.prices has no price for {served}. Add it to the study file "
+                        "in dollars per million tokens of prompts and of replies, as in "
+                        f"budget: {{prices: {{{served}: [0.15, 0.6]}}}}, or as [0, 0] if it costs nothing."
+                    )
+                hosted[name] = StreamingModel(replace(arm.endpoint, model=served), ledger, name)
         except BadInput as error:
             raise BadInput(f"arms.{name}: {error}") from None
     local: dict[str, LocalModel] = {}

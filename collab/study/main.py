@@ -132,6 +132,7 @@ def _run(work: Callable[[], None]) -> int:
 
 def _serve(options: Options) -> None:
     study = read_study(options.file)
+    from collab.chat.budget import Ledger
     from collab.study.admin import AdminPages
     from collab.study.assistants import load_assistants
     from collab.study.server import Pages, make_app
@@ -140,18 +141,20 @@ def _serve(options: Options) -> None:
     options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with only_writer(options.folder, "server.lock"), listening(options.host, options.port) as place:
         store = Store(options.database)
+        ledger = Ledger(study.budget, options.folder / "spend.json")
         try:
             store.check(study)
-            assistants = load_assistants(study.arms, study.seed)
+            assistants = load_assistants(study.arms, study.seed, ledger)
             store.bind(study)  # once all arms are there: a mistyped model is none that answers depend on
             pages = Pages(study, store, assistants)
             token, file = admin_token(options.folder)
-            app = make_app(pages, AdminPages(pages, token).routes())
+            app = make_app(pages, AdminPages(pages, token, ledger).routes())
             url = f"http://{options.host}:{place.getsockname()[1]}"
             print(f"Participants: {url}/ (docs/study.md says how others reach it)")
             print(f"Admin: {url}/admin, with the token in {file}", flush=True)
             run_server(app, place)
         finally:
+            ledger.write()
             store.close()
 
 

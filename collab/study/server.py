@@ -95,11 +95,15 @@ class Pages:
         due = done == len(record.turns) and done > 0 and done % self.study.rate_every == 0
         return due and not self.side_by_side and (done, INTERACTION) not in record.ratings
 
+    def spent(self, record: Record) -> bool:
+        """Whether the assistant does not answer any more, since the budget is used up. Side by side there is none."""
+        return record.arm in self.writers.spent
+
     def closed(self, record: Record) -> bool:
         """Whether no further message is taken. Side by side there is no end."""
         if self.side_by_side:
             return False
-        return self.seconds_left(record) <= 0 or record.answered >= self.study.max_turns
+        return self.seconds_left(record) <= 0 or record.answered >= self.study.max_turns or self.spent(record)
 
     def may_finish(self, record: Record) -> bool:
         """Whether the final ratings are open: after enough turns, or where the conversation cannot go on."""
@@ -117,6 +121,7 @@ class Pages:
             "rate": self.rating_due(record),
             "finish": self.may_finish(record),
             "closed": self.closed(record),
+            "spent": self.spent(record),
         }
 
     # --- pages -------------------------------------------------------------------------------------------------------
@@ -136,6 +141,7 @@ class Pages:
             await run_in_threadpool(self.store.join, session, self.study, "", [""])
             record = await self._find(session)
         if record is None:
+            self._open_arms()
             given = next((request.query_params[name] for name in _PLATFORM_IDS if name in request.query_params), "")
             external = given if re.fullmatch(r"[\w.-]{1,100}", given) else ""
             paragraphs = [part for part in re.split(r"\n\s*\n", self.study.consent.strip()) if part.strip()]
@@ -170,8 +176,14 @@ class Pages:
         if given.get("agree") != "yes":
             raise HTTPException(400, "To take part you have to agree. Go back, tick the box, and go on.")
         external = clean(str(given.get("external", "")))[:100]
-        await run_in_threadpool(self.store.join, session, self.study, external)
+        await run_in_threadpool(self.store.join, session, self.study, external, self._open_arms())
         return RedirectResponse("/", 303)
+
+    def _open_arms(self) -> list[str]:
+        """The arms that answer; refuses who comes when there is none."""
+        if not (names := [name for name in self.study.arms if name not in self.writers.spent]):
+            raise HTTPException(503, "This study takes no further participants at present.")
+        return names
 
     async def topic(self, request: Request) -> Response:
         session, record, given = await self._posted(request, "save")

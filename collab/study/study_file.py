@@ -10,13 +10,15 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from collab.config.endpoints import price_problems
 from collab.config.fields import number, range_problems
-from collab.config.schema import EndpointConfig
+from collab.config.schema import BudgetConfig, EndpointConfig
 from collab.util.errors import BadInput, error_text
+from collab.util.paths import config_dir
 from collab.util.text import is_blank
 
 LONGEST_ARM, LONGEST_DOCUMENT = 100, 200  # characters of a name
-_CHANGEABLE = ("title", "consent", "completion_code", "contact")  # texts; no answer depends on them
+_CHANGEABLE = ("title", "consent", "completion_code", "contact", "budget")  # no answer depends on them
 _CHANGEABLE_OF_SERVERS = ("base_url", "key_env", "connect_timeout", "read_timeout", "max_concurrency")  # a server moves
 
 
@@ -47,6 +49,8 @@ class StudyConfig:
     rate_every: int = number(3, at_least=1)  # turns after which the interaction is rated, again and again
     max_minutes: float = number(60.0, above=0)  # time limit of the conversation
     seed: int = 1  # of ties in the assignment and of replies
+    # what the arms with an endpoint may cost together; the prices of conf/budget/default.yaml are known
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
 def read_study(path: Path) -> StudyConfig:
@@ -59,7 +63,8 @@ def read_study(path: Path) -> StudyConfig:
         raise BadInput(f"There is no study file {path}. Name a YAML file; docs/study.md has a whole one.")
     try:
         given = OmegaConf.load(path)
-        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), given))
+        prices = {"budget": OmegaConf.load(config_dir() / "budget" / "default.yaml")}
+        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), prices, given))
     except (OmegaConfBaseException, ValueError, TypeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error_text(error)} Fields: {', '.join(StudyConfig.__dataclass_fields__)}.") from None
     except Exception as error:  # PyYAML's errors have no common base that OmegaConf exports
@@ -86,6 +91,7 @@ def _problems(study: StudyConfig) -> Iterator[str]:
             )
         elif arm.policy and arm.policy.startswith(("/", ".", "~")) and not Path(arm.policy).expanduser().exists():
             yield f"arms.{name}.policy ({arm.policy}): there is no such folder. Name one that a run exported."
+    yield from price_problems(study.budget)
     if not study.documents or any(map(is_blank, study.documents)):
         yield "documents must list at least one document type, none of them empty, as in [blog post, short story]."
     for document in study.documents:

@@ -12,6 +12,7 @@ from typing import Literal
 from starlette.concurrency import run_in_threadpool
 
 from collab.chat.base import ContextFull
+from collab.chat.budget import BudgetExhausted
 from collab.study.assistants import Assistant
 from collab.study.store import Record, Store
 
@@ -58,10 +59,14 @@ class Writers:
     Args:
         store: Gets whole replies, and failures.
         assistants: Name of the arm -> who speaks.
+
+    Attributes:
+        spent: Arms that do not answer any more, since a reply could cost more than is left of the budget.
     """
 
     def __init__(self, store: Store, assistants: dict[str, Assistant]) -> None:
         self._store, self.assistants = store, assistants
+        self.spent: set[str] = set()
         self._writing: dict[tuple[int, str], Writing] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -94,6 +99,9 @@ class Writers:
             # Not the error's text: a server may repeat there what the participant wrote.
             status = re.search(r"\bHTTP \d{3}\b", str(error))
             said = type(error).__name__ + (f", {status[0]}" if status else "")
+            if isinstance(error, BudgetExhausted):
+                self.spent.add(arm)
+                said = "the budget is used up; raise it in the study file, and start the server again"
             print(f"{arm}: a reply failed ({said})", file=sys.stderr, flush=True)
             if isinstance(error, ContextFull):
                 end = "full", ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+from base64 import b64encode
 from html import unescape
 from typing import Any
 
@@ -106,7 +108,10 @@ def test_wandb_has_the_config_and_the_lineage(logged: Run, at_wandb: OfflineRun)
     assert {entry.path for entry in goals.manifest.contents} == {"train.jsonl", "val.jsonl", "test.jsonl"}
     assert (policy.name, policy.type) == (f"policy-{at_wandb.record.run_id}", "model")
     assert not policy.use_after_commit and "best" in policy.aliases
-    assert "adapter_model.safetensors" in {entry.path for entry in policy.manifest.contents}
+    files = {entry.path: entry.digest for entry in policy.manifest.contents}
+    card = (logged.folder / "policy" / "README.md").read_bytes()
+    assert "adapter_model.safetensors" in files and b"proactive" in card  # the results of the test are in it
+    assert files["README.md"] == b64encode(hashlib.md5(card).digest()).decode()
     chosen, values = json.loads(policy.metadata), dict(at_wandb.series("reward/val/reward"))
     assert chosen["val/reward"] == pytest.approx(max(values.values())) == values[chosen["step"] - 1]
 

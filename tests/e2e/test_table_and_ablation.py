@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from composing import load_config
+from omegaconf import OmegaConf
 
 from benchmarks import ablation, showcase, table
 from benchmarks.steps import Step
@@ -82,7 +83,9 @@ def recorded(steps: Sequence[Step]) -> dict[str, Mapping[str, Any]]:
 def play_all(steps: Sequence[Step], folder: Path, jobs: int) -> dict[str, Mapping[str, Any]]:
     """In place of `run_steps`: all steps in this process."""
     for step in steps:
-        play(*config_of([*step.command, *filter(None, [ANY_PAIR.get(step.name)])]))
+        entry, config = config_of([*step.command, *filter(None, [ANY_PAIR.get(step.name)])])
+        play(entry, config)
+        OmegaConf.save(OmegaConf.structured(config), f"{config.output_dir}/config.yaml")
     return recorded(steps)
 
 
@@ -223,7 +226,7 @@ def test_the_showcase_goes_from_sft_through_grpo_to_the_page(
     runner: Runner, letters_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(showcase, "run_steps", play_all)
-    overrides = [*SMALL, *runner.files, "task.num_test=2"]
+    overrides = [*SMALL, *runner.files, "task.num_test=2", "notes=[a small trial]"]
     assert showcase.main(["--output", str(tmp_path / "out"), "--seeds", "2", str(letters_model), *overrides]) == 0
     results = json.loads((tmp_path / "out/showcase.json").read_text())
     assert list(results) == ["2"] and list(results["2"]) == ["base", "proactive", "trained"]
@@ -234,6 +237,7 @@ def test_the_showcase_goes_from_sft_through_grpo_to_the_page(
     assert (
         page.count("| base, R\\* ") == 2 and "SFT took 2 min 0 s, GRPO 2 min 0 s" in page
     )  # both test goals are shown
+    assert page.count("- `sft`, `grpo-2`, `evaluation`: a small trial\n") == 1
     played = json.loads((tmp_path / "out/evaluation/results.json").read_text())
     assert list(played["policies"]) == ["base", "proactive", "sft", "grpo-2"]
     assert showcase.verdicts(played, [2]) in page and "| grpo, seed 2 − base |" in page
@@ -280,7 +284,22 @@ def test_a_conversation_cannot_break_the_page(tmp_path: Path) -> None:
     assert "| **User:** a \\| b<br>&lt;script> | **User:** a \\| b<br>&lt;script> |" in told and "Ask." not in told
 
 
-@pytest.mark.parametrize("words", [[], ["trainer.max_steps=3"], ["some/model", "--seeds", "1;2"]])
-def test_the_showcase_wants_a_model_and_seeds(words: list[str], capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name the model first"),
+        (["trainer.max_steps=3"], "name the model first"),
+        (["some/model", "--seeds", "1;2"], "--seeds 1;2"),
+        (["qwen25_coder_5b", "--dry-run"], "qwen25_coder_5b: there is no such preset and no such folder"),
+        (["./nowhere", "--dry-run"], "./nowhere: there is no such preset and no such folder"),
+    ],
+)
+def test_the_showcase_wants_a_model_and_seeds(words: list[str], said: str, capsys: Any) -> None:
     assert showcase.main(words) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and ("--dry-run" not in words or "Presets: gemma3_1b" in error)
+
+
+def test_the_showcase_takes_presets_folders_and_hub_ids(tmp_path: Path) -> None:
+    for model in ("qwen25_coder_05b", "Qwen/Qwen2.5-0.5B-Instruct", str(tmp_path)):
+        showcase.check_name(model)

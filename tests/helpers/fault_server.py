@@ -170,7 +170,8 @@ class FaultServer:
         elif behaviour == "surrogate":
             body["choices"][0]["message"]["content"] = "half a \ud83d pair"
         if call.get("stream") and isinstance(said, str):
-            return await self._stream(said, writer, cut=behaviour == "drop")
+            counts = body["usage"] if call.get("stream_options", {}).get("include_usage") else None
+            return await self._stream(said, writer, behaviour == "drop", counts)
         data = json.dumps(body).encode()
         if behaviour in ("drop", "drip", "wrong length"):
             longer = 7 if behaviour == "wrong length" else 0
@@ -183,8 +184,11 @@ class FaultServer:
             return False
         return await self._send(writer, 200, data)
 
-    async def _stream(self, said: str, writer: asyncio.StreamWriter, cut: bool) -> bool:
-        """The reply as server-sent events, word by word; if `cut`, the connection ends after half of it."""
+    async def _stream(self, said: str, writer: asyncio.StreamWriter, cut: bool, counts: dict[str, Any] | None) -> bool:
+        """The reply as server-sent events, word by word, then the counts of tokens.
+
+        If `cut`, the connection ends after half of it.
+        """
         writer.write(b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
         words = re.findall(r"\S+\s*", said)
         for word in words[: len(words) // 2] if cut else words:
@@ -192,6 +196,8 @@ class FaultServer:
             await asyncio.sleep(self.word_seconds)
         if not cut:
             await self._chunk(writer, {"delta": {}, "finish_reason": "stop"})
+            if counts is not None:
+                writer.write(f"data: {json.dumps({'choices': [], 'usage': counts})}\n\n".encode())
             writer.write(b"data: [DONE]\n\n")
             await writer.drain()
         return False

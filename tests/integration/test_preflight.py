@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from composing import load_config
 from collab.app import build
 from collab.app.preflight import check_machine
 from collab.config.schema import Config
+from collab.config.tasks import further_tasks
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_splits
-from collab.lm import device, loading
+from collab.lm import checks, device, loading
 from collab.sandbox import run
 from collab.util.errors import BadInput
 
@@ -50,6 +52,23 @@ def test_what_is_right_passes_and_says_what_the_template_does(checked, capsys):
     assert re.fullmatch(r"chat template: .*; (\d+) tokens of \1\n", capsys.readouterr().out)
     checked("trainer.devices=2", "strategy=ddp")
     checked(entry="evaluate")
+
+
+def test_the_tokenizer_is_read_for_the_first_task_alone(tiny_model, monkeypatch, capsys):
+    given = ["experiment=transfer", f"model.path={tiny_model}", "trainer.accelerator=cpu", "task.max_new_tokens=400"]
+    config = load_config("evaluate", [*given, "evaluation.tasks.math.max_new_tokens=300"])
+    read, load = [], loading.load_tokenizer
+    for module in (loading, checks):
+        monkeypatch.setattr(module, "load_tokenizer", lambda model: read.append(model) or load(model))
+    format = check_machine(config, load_splits(config.task), "evaluate")
+    first = len(read)
+    assert first and "chat template: " in capsys.readouterr().out
+    one = further_tasks(config)["math"]
+    assert check_machine(one, load_splits(one.task), "evaluate", further="math", format=format) is format
+    assert len(read) == first and "chat template" not in capsys.readouterr().out
+    few = replace(one, task=replace(one.task, max_turns=10**6))
+    with pytest.raises(BadInput, match="positions for the whole conversation"):
+        check_machine(few, load_splits(one.task), "evaluate", further="math", format=format)
 
 
 def test_an_adapter_to_a_folder_of_this_machine_is_not_for_the_hub(checked, tiny_model):

@@ -6,8 +6,9 @@ import pytest
 from fault_server import FaultServer
 
 from collab.chat.base import ChatFailed, ContextFull, Sampling
+from collab.chat.budget import BudgetExhausted, Ledger
 from collab.chat.streaming import StreamingModel
-from collab.config.schema import EndpointConfig
+from collab.config.schema import BudgetConfig, EndpointConfig
 from collab.conversation import Message
 from collab.randomness import RngKey
 from collab.study.assistants import Assistant, LocalModel
@@ -45,6 +46,25 @@ def test_the_text_so_far_is_told_word_by_word_without_the_thought():
         reply.text,
     ]
     assert server.calls[0]["stream"] is True and server.calls[0]["max_tokens"] == 20
+
+
+def test_a_reply_is_counted_and_one_that_could_cost_too_much_is_not_asked_for():
+    ledger = Ledger(BudgetConfig(max_usd=25, prices={"tiny": [0, 1e6]}))  # a dollar for each token of a reply
+
+    async def run(server, **fields):
+        model = StreamingModel(EndpointConfig(base_url=server.url, model="tiny", **fields), ledger, "an arm")
+        await model.complete(HI, SAMPLING, RngKey(1), lambda text: None)
+        await model.close()
+
+    with FaultServer(say=lambda call: "Hello, how are you?") as server:
+        asyncio.run(run(server))
+        assert ledger.spent["an arm"].usd == 4  # words, as the server counts them
+        asyncio.run(run(server, omit=["stream_options"]))
+        spent = ledger.spent["an arm"].usd
+        assert 4 < spent - 4 < 12 and spent + SAMPLING.max_new_tokens > 25  # guessed
+        with pytest.raises(BudgetExhausted, match="max_usd=25"):
+            asyncio.run(run(server))
+    assert [call.get("stream_options") for call in server.calls] == [{"include_usage": True}, None]
 
 
 def test_a_server_that_does_not_stream_is_read_too():

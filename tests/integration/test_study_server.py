@@ -125,6 +125,60 @@ def test_when_the_time_is_over_the_final_questions_are_asked(stub, tmp_path):
     assert (row["document"], row["rating_document"], row["turns"]) == ("A text", "3", "1")
 
 
+def test_when_the_budget_is_used_up_people_are_told_and_go_on_to_rate(stub, tmp_path):
+    """A dollar for each word of a reply, of ten at most; a reply has two words."""
+    arms = {"arm_one": {"endpoint": {"base_url": stub.url, "model": "one"}, "max_new_tokens": 10}}
+
+    def study(most):
+        return study_file(tmp_path, "", arms=arms, budget={"max_usd": most, "prices": {"one": [0, 1e6]}})
+
+    async def play():
+        person, late, admin = Caller(server.url), Caller(server.url), Caller(f"{server.url}/admin")
+        await person.begin()
+        for turn in (1, 2, 3):
+            assert (await person.post("/message", turn=turn, text="Hi")).status_code == 200
+            name, data = await person.reply(turn)
+            assert (name, '"spent": true' in data) == (("done", False) if turn < 3 else ("failed", True))
+        page = (await person.get()).text
+        assert '<span id="spent">' in page and '<form id="composer" hidden>' in page
+        refused = await person.post("/message", turn=3, text="Hi again")
+        assert refused.status_code == 409 and "has ended" in refused.json()["error"]
+        done = {"document": "A text", "rating_document": "3", "rating_interaction": "4"}
+        await person.get("/final")
+        page = await late.get()
+        assert page.status_code == 503 and "no further participants at present" in page.text
+        await admin.get("")
+        page = (await admin.form("/login", token=server.token)).text
+        assert "4.00 $" in page and "The budget of 13.0 $ is used up: arm_one does not answer any more." in page
+        assert "C0DE-7" in (await person.form("/final", **done)).text
+        for one in (person, late, admin):
+            await one.client.aclose()
+
+    with StudyServer(study(13), tmp_path / "data") as server:
+        asyncio.run(play())
+    ((row,), _) = exported(server)
+    assert (row["document"], row["rating_document"], row["turns"]) == ("A text", "3", "2")
+    spent = json.loads((server.folder / "spend.json").read_text())
+    assert spent["arm_one"]["usd"] == 4 and spent["arm_one"]["calls"] == 2
+
+    async def go_on():
+        person = Caller(server.url)
+        await person.begin()
+        await person.post("/message", turn=1, text="Hi")
+        assert (await person.reply(1))[0] == "done"
+        await person.client.aclose()
+
+    with StudyServer(study(14), tmp_path / "data") as server:  # raised
+        asyncio.run(go_on())
+
+
+def test_a_model_without_a_price_is_refused_where_there_is_a_cap(stub, tmp_path, capsys):
+    file = study_file(tmp_path, stub.url, budget={"max_usd": 5})
+    assert main(["serve", str(file), f"folder={tmp_path / 'data'}", "port=0"]) == 1
+    error = capsys.readouterr().err
+    assert "arms.arm_one: budget.max_usd is set, and budget.prices has no price for one" in error
+
+
 async def join(url):
     person = Caller(url)
     await person.begin()

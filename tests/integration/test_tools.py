@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from collab.config.checks import check
 from collab.config.schema import AgendaUserConfig, Config
 from collab.conversation import Conversation, Goal, Reply
 from collab.datamodules.goals import load_splits
+from collab.parsing.agenda_items import manner_of
 from collab.parsing.tool_calls import Call, calls_in, response
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
@@ -26,6 +28,7 @@ from collab.simulation.multiturn import multiturn_reward
 from collab.simulation.sampler import Simulation
 from collab.simulation.synthesis import synthesise
 from collab.simulation.tools import ToolUser, heard
+from collab.simulation.user import UserTurn
 from collab.util.errors import BadInput
 
 CONFIG: Config = load_config("train", ["task=kiln"])
@@ -109,6 +112,22 @@ def test_a_good_booking_ends_the_conversation_and_earns_the_reward():
     assert done.state == GOAL.metadata["wanted"] and GOAL.metadata["state"] != done.state
     assert asyncio.run(REWARD(done)).reward == 1.0
     assert [turn.reply.text for turn in heard(done).turns] == [asked, "It is booked."]  # what the user answers to
+
+
+def test_the_user_knows_its_last_turn_after_calls():
+    seen = []
+
+    class Told(AgendaUser):
+        async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
+            seen.append((conversation.turn, len(conversation.turns)))
+            return await super().respond(conversation, key)
+
+    look = call("free", day="Monday")
+    both = players("When should it be?", look, look, "It is free.", max_turns=5)
+    both = replace(both, user=ToolUser(Told(AgendaUserConfig(), 5), TOOLS))
+    done = asyncio.run(play(both, Conversation(GOAL), RngKey(1)))
+    assert seen == [(1, 0), (2, 1), (5, 2)]
+    assert done.turns[4].user.endswith(manner_of(GOAL).finals)
 
 
 def test_another_booking_does_not():

@@ -116,6 +116,16 @@ def test_a_line_of_transcripts_names_its_goal_and_how_it_ended(tmp_path: Path) -
     assert "1 of 3 conversations are left out: their simulation failed." in note
 
 
+def test_the_test_conversations_of_a_run_are_learned_from(tmp_path: Path) -> None:
+    goal = Goal("sea", "A poem about the sea.", "Waves.")
+    rows = [
+        {"phase": phase, "goal": "sea", "messages": PLAIN[:length]} for phase, length in (("train", 4), ("test", 3))
+    ]
+    write(tmp_path, *rows).rename(tmp_path / "transcripts.jsonl")
+    groups, _ = user_groups(tmp_path, {"sea": goal})
+    assert learned(groups) == ["a poem pls", "the sea"]
+
+
 def test_what_is_no_chat_in_english_is_left_out_and_counted(tmp_path: Path) -> None:
     others = [
         {**WILDCHAT, "language": "Russian"},

@@ -192,6 +192,22 @@ def test_an_answer_without_a_letter_is_missing() -> None:
     assert all(part["mean"] is None and part["missing"] == 2 for bias in found.values() for part in bias.values())
 
 
+def test_all_pairs_are_asked_at_once() -> None:
+    class Waits(Prefers):
+        under_way = most = 0
+
+        async def complete(self, messages: Sequence[Message], sampling: Sampling, key: RngKey) -> Reply:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            await asyncio.sleep(0)
+            self.under_way -= 1
+            return await super().complete(messages, sampling, key)
+
+    model = Waits(longer)
+    asyncio.run(_positions(PairwiseJudge(model, 1), TALKS))
+    assert model.most == 2 * len(TALKS)  # both orders of each
+
+
 # --- the config ------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The study file, the statistics of a study and its export, without a server or a model."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from collab.study.export import export
 from collab.study.main import parse
 from collab.study.statistics import summarise_study, table
 from collab.study.store import FINAL, Record, StoredReply, StoredTurn
-from collab.study.study_file import ArmConfig, StudyConfig, read_study
+from collab.study.study_file import ArmConfig, StudyConfig, fixed_settings, read_study
 from collab.util.errors import BadInput
 
 WHOLE = """
@@ -52,6 +53,10 @@ def test_a_whole_study_file_is_read(tmp_path):
     found = read_study(file)
     assert list(found.arms) == ["base", "hosted"] and found.arms["hosted"].endpoint.model == "m"
     assert (found.min_turns, found.rate_every, found.arms["base"].policy) == (8, 3, "base")
+    file.write_text(f"{WHOLE}\nbudget: {{max_usd: 5, prices: {{m: [1, 2]}}}}\n")
+    capped = read_study(file)
+    assert capped.budget.max_usd == 5 and capped.budget.prices.keys() > {"m", "gpt-4o"}
+    assert fixed_settings(asdict(capped)) == fixed_settings(asdict(found))  # it may be raised later
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,8 @@ def test_a_whole_study_file_is_read(tmp_path):
         (("{policy: base}", "{policy: base, temperature: -1}"), "arms.base.temperature (-1.0) must be at least 0"),
         (("{policy: base}", "{policy: base"), "is not YAML"),
         (("base: {", "b" * 101 + ": {"), "a name has 1 to 100 characters, and this one has 101"),
+        (("x", "budget: {max_usd: -1}"), "budget.max_usd (-1.0) must be above 0"),
+        (("x", "budget: {prices: {m: 1}}"), "budget.prices.m (1) must be two numbers"),
         (("[post]", "[" + "p" * 201 + "]"), "a type has at most 200 characters"),
     ],
 )

@@ -225,6 +225,15 @@ def test_chats_of_people_keep_the_last_message(tmp_path: Path) -> None:
     assert messages_of(chat) == ["Hi.", "Bye."] and chat.goal.prompt == "" and chat.ended_by == ""
 
 
+def test_public_logs_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    said = [{"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in CHAT]
+    for row in ({"conversation": CHAT, "turn": 2}, {"conversations": said}):
+        file.write_text(json.dumps(row), encoding="utf-8")
+        (chat,) = load_chats(file, "report.chats")
+        assert messages_of(chat) == ["Hi.", "Bye."] and chat.assistant_texts == ["Yes?"]
+
+
 def test_the_longest_path_of_each_stored_conversation_is_read(tmp_path: Path) -> None:
     row = {"conv_id": "c", "single_turn_prompt": "A notice.", "single_turn_completion": "Come."}
     responses = [{"completion": "Who?", "score": 0.1}, {"completion": "When?", "score": 0.7}]

@@ -121,7 +121,8 @@ function conversation() {
   const log = byId("log"), message = byId("message"), send = byId("send"), composer = byId("composer");
   const arms = Number(page.dataset.arms), beside = page.classList.contains("beside");
   const names = JSON.parse(page.dataset.names || '["Assistant"]'); // a study tells no names
-  let turns = JSON.parse(page.dataset.progress).turns;
+  const begin = JSON.parse(page.dataset.progress);
+  let turns = begin.turns;
   let waiting = false; // for an answer to the last message
 
   const element = (tag, className, text) => {
@@ -170,14 +171,18 @@ function conversation() {
     }));
   }
 
-  function failed(node, full) {
+  function failed(node, full, spent) {
     node.dataset.state = "failed";
     const words = node.querySelector(".words");
     words.textContent = full
       ? "The conversation has become too long for the assistant. You can finish now."
       : "The assistant could not answer. You can try again, change your message, or finish now.";
+    if (spent) words.textContent = "The assistant cannot answer any more: the budget of this study is used up. You can finish now.";
     if (beside) words.textContent = full ? "The conversation has become too long. Begin a new one." : "No answer.";
-    if (Number(node.dataset.turn) !== turns) return; // an earlier message is not answered any more
+    if (spent || Number(node.dataset.turn) !== turns) { // an earlier message is not answered any more
+      if (spent) say("The assistant cannot answer any more.");
+      return;
+    }
     node.append(quiet("Try again", () => { listen(node); message.focus(); }));
     if (!beside) {
       node.append(quiet("Change my message", () => {
@@ -217,7 +222,7 @@ function conversation() {
         scroll();
         say("The assistant has answered.");
       } else {
-        failed(node, now.full);
+        failed(node, now.full, now.spent);
       }
       if (!log.querySelector(".reply[aria-busy]")) wait(false);
       progress(now);
@@ -239,6 +244,7 @@ function conversation() {
     composer.hidden = now.rate || now.closed;
     byId("rate").hidden = !now.rate;
     byId("closed").hidden = !now.closed || now.rate;
+    byId("spent").hidden = !now.spent;
     byId("finish").hidden = !now.finish || now.rate;
     if (now.rate) {
       say("Please rate the interaction so far.");
@@ -281,10 +287,10 @@ function conversation() {
   });
   for (const node of log.querySelectorAll(".reply")) {
     if (node.dataset.state === "done") copyable(node);
-    else if (node.dataset.state === "failed") failed(node, false);
+    else if (node.dataset.state === "failed") failed(node, false, begin.spent);
     else listen(node);
   }
-  progress(JSON.parse(page.dataset.progress));
+  progress(begin);
   if (!beside) clock();
   scroll();
   if (!composer.hidden) message.focus({ preventScroll: true });
