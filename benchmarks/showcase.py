@@ -293,7 +293,7 @@ def notes(folder: Path, steps: Iterable[str]) -> list[str]:
     """The `notes` in the config.yaml of the steps, as lines of a list in Markdown."""
     by_note: dict[str, list[str]] = {}
     for step in steps:
-        for note in OmegaConf.load(ROOT / folder / step / "config.yaml").get("notes") or []:
+        for note in OmegaConf.select(OmegaConf.load(ROOT / folder / step / "config.yaml"), "notes") or []:
             by_note.setdefault(str(note), []).append(f"`{step}`")
     return [f"- {', '.join(names)}: {note}" for note, names in by_note.items()]
 

@@ -172,7 +172,7 @@ def log_results(config: Config, run: RunState, chosen_by: str = "val/reward") ->
         prefix = f"test/{task}/" if task else "test/"
         at_wandb.summary.update({f"{prefix}{policy}/{metric}": mean for policy, metric, mean, *_ in found})
     if rows:
-        columns = ["task", "policy", "metric", "mean", "low", "high", "goals"]
+        columns: list[str | int] = ["task", "policy", "metric", "mean", "low", "high", "goals"]
         at_wandb.log({"results": wandb.Table(columns=columns, data=rows)})
     if config.logger.artifacts and run.entry == "train" and (folder / "policy").is_dir():
         chosen = _chosen(folder, chosen_by)

@@ -15,6 +15,7 @@ each resample of goals. The difference of two policies uses the same goals for b
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -124,7 +125,11 @@ def aggregate_of(
     arrays = [{m: np.array([one.get(goal, np.nan) for goal in goals]) for m, one in p.items()} for p in policies]
 
     def figure(chosen: np.ndarray) -> np.ndarray:
-        first, *others = (function({m: values[chosen] for m, values in metrics.items()}) for metrics in arrays)
+        def missing() -> np.ndarray:  # a metric of a kind of goal of which there is none
+            return np.full(chosen.shape, np.nan)
+
+        drawn = (defaultdict(missing, {m: values[chosen] for m, values in metrics.items()}) for metrics in arrays)
+        first, *others = map(function, drawn)
         return first - others[0] if others else first
 
     return _estimate(figure, len(goals), seed)

@@ -141,8 +141,9 @@ def test_f1_of_asking_and_of_acting_by_hand() -> None:
     assert found["ask"]["mean"] == pytest.approx(2 / 3) and found["act"]["mean"] == 0
 
 
-def test_aggregates_of_one_kind_of_goals_have_no_figure() -> None:
-    one: PolicyScores = {"reward": {"a": [1.0]}, ASKS: {"a": [1.0]}, ANSWERS: {"a": [None]}}
+@pytest.mark.parametrize("answers", [{ANSWERS: {"a": [None]}}, {}], ids=["unscored", "missing"])
+def test_aggregates_of_one_kind_of_goals_have_no_figure(answers: PolicyScores) -> None:
+    one: PolicyScores = {"reward": {"a": [1.0]}, ASKS: {"a": [1.0]}, **answers}
     results = summary({"base": one, "other": DECISIONS}, aggregates=AGGREGATES)
     for name in AGGREGATES:
         assert results["policies"]["base"][name] == {"mean": None, "ci95": [None, None], "n": 0}
