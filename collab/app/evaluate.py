@@ -53,13 +53,18 @@ def evaluate(config: Config) -> None:
 
     with (
         at_work(config, "evaluate") as run,
-        Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
+        Progress(animate=config.callbacks.progress_bar, rank=rank(), watch=config.callbacks.watch) as progress,
         build.endpoints(config, progress) as endpoints,
     ):
         build.start(config)
         progress.say(build.describe(config))
+        further = further_tasks(config)
+        expect_rows(config, list(named_policies(config.policies)), progress, run)
+        for one in further.values():
+            if not (Path(one.output_dir) / RESULTS).is_file():
+                expect_rows(one, list(named_policies(one.policies)), progress, _run_of(one))
         play_policies(config, progress, endpoints, run)
-        others = {name: play_task(one, progress, endpoints) for name, one in further_tasks(config).items()}
+        others = {name: play_task(one, progress, endpoints) for name, one in further.items()}
         progress.say(*endpoints.ledger.table())
         report(config, run, progress, others)
     write_page(config, progress)
@@ -90,7 +95,7 @@ def play_task(config: Config, progress: Progress, endpoints: Endpoints) -> dict[
     if (folder / RESULTS).is_file():
         progress.say(f"{config.task.name}: played before")
         return read_results(folder / RESULTS)
-    run = RunState.read(folder) if (folder / STATE).is_file() else RunState(folder, "evaluate")
+    run = _run_of(config)
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(config), folder / CONFIG)
@@ -102,6 +107,24 @@ def play_task(config: Config, progress: Progress, endpoints: Endpoints) -> dict[
         write_results(folder, results)
     write_page(config, progress)
     return results
+
+
+def _run_of(config: Config) -> RunState:
+    """The state of a further task."""
+    folder = Path(config.output_dir)
+    return RunState.read(folder) if (folder / STATE).is_file() else RunState(folder, "evaluate")
+
+
+def expect_rows(config: Config, names: Sequence[str], progress: Progress, run: RunState) -> None:
+    """Say how many conversations the rows of these policies still take, and how long those took that were played."""
+    from collab.app import build
+
+    per_row = len(build.data(config, run.entry).splits.test) * config.evaluation.num_conversations
+    for row in (row_name(name, user) for name in names for user in ("", *config.evaluation.users)):
+        if row in run.scores:
+            progress.left.took("conversation", run.seconds[row], per_row)
+        else:
+            progress.left.expect("conversation", per_row)
 
 
 def play_rows(
@@ -189,17 +212,17 @@ def play_row(
         module = build.module(config, model, tokenizer, adapter=False)
         module.needs_reference = False  # nothing is trained
     advance = endpoints.shown_by(progress.advance)
-    simulation = build.simulation(config, endpoints, advance, model, build.journal(config))
+    simulation = build.simulation(config, endpoints, advance, model, build.journal(config), progress)
     rollouts = RolloutCallback(simulation, prompt, count, policy, name)
     trainer = build.trainer(config, [], [rollouts])
-    progress.phase(name, -(-len(data.splits.test) // trainer.world_size) * count)
+    progress.phase(name, -(-len(data.splits.test) // trainer.world_size) * count, "R*")
     trainer.test(module, datamodule=data, verbose=False)
     scored = _gathered(rollouts.tested)
     if trainer.is_global_zero:
         TranscriptWriter(config.output_dir, tokenizer=tokenizer).write(scored, phase="test", policy=name)
     metrics = means(conversation_values(scored, parts=()))
     progress.done(len(scored), reward=metrics["reward"], tokens=metrics["assistant_tokens"])
-    if not run.scores:
+    if not run.scores and not config.callbacks.watch:
         progress.say(*in_lines(scored[0][0], name))
     if line := add_problems(Path(config.output_dir), name, simulation.problems, rank()):
         progress.say(line)
