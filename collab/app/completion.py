@@ -1,7 +1,7 @@
 """Completion of the console command by Hydra's own: `collab --shell-completion install=bash`, zsh or fish.
 
-The script that Hydra prints asks the program at each press of Tab. Hydra knows no commands, so they are completed here, and the
-options of groups; all else is completed by Hydra.
+The script that Hydra prints asks the program at each press of Tab. Hydra knows no commands, so they are completed here,
+and the options of groups; all else is completed by Hydra.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def complete(arguments: Sequence[str], commands: Iterable[str], with_overrides: 
     what, _, shell = " ".join(arguments).partition("=")
     if what not in ("install", "uninstall", "query") or shell not in _SHELLS:
         raise BadInput(
-            f"--shell-completion {' '.join(arguments)}: write install=SHELL or uninstall=SHELL, with bash, zsh or fish, "
-            'and let the shell read what is printed, as in eval "$(collab --shell-completion install=bash)".'
+            f"--shell-completion {' '.join(arguments)}: write install=SHELL or uninstall=SHELL, SHELL being bash, zsh "
+            'or fish, and let the shell read what is printed, as in eval "$(collab --shell-completion install=bash)".'
         )
     if what != "query":
         if shell == "zsh" and what == "install":

@@ -98,8 +98,8 @@ def test_the_console_command_lists_its_commands_and_knows_a_typo(tmp_path, monke
 
 def test_help_names_what_one_can_type(typed):
     text = typed("--help").stdout
-    assert "\n  paper/doc_edit\n" in text and "\n  doc_edit\n" in text
-    assert "llama31_8b | llama32_1b | qwen25_05b" in text and "schema_" not in text
+    assert "paper/doc_edit, " in text and " doc_edit, " in text
+    assert "llama31_8b, llama32_1b, qwen25_05b" in text and "online_dpo*" in text and "schema_" not in text
     assert "candidates per context" in text  # a doc line of the schema
     assert "-m seed=1,2,3" in text
 
