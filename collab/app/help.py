@@ -78,7 +78,7 @@ EXAMPLES = {
         ("experiment=doc_edit synthesis.part=1/2", "beside synthesis.part=2/2"),
     ),
     "simulator-report": (
-        ("user=agenda report.chats=chats.jsonl", "against chats of people"),
+        ("user=agenda report.chats=chats.jsonl", "against real chats"),
         ("user=agenda users=difficulty", "four rule-based users beside each other"),
         ("user=agenda +user@evaluation.users.llm=openai", "rules and a model"),
         ("'report.stored=[one:outputs/doc_edit/RUN,two:chats.jsonl]'", "needs no model"),

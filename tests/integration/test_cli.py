@@ -1,5 +1,6 @@
 """The command line as one types it: help, refusals, runs and sweeps."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -94,6 +95,19 @@ def test_the_console_command_lists_its_commands_and_knows_a_typo(tmp_path, monke
     assert ended.value.code == 2 and "there is no command trian. Did you mean train?" in capsys.readouterr().err
     done = command("collab", "estimate", "evaluate", "experiment=doc_edit", cwd=tmp_path, program="-m")
     assert done.returncode == 0 and "No hosted model takes part" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), *((name,) for name in COMMANDS), ("chat", "--web"), ("estimate", "evaluate")]
+)
+def test_help_of_each_command_fits_a_screen(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["collab", *arguments, "--help"])
+    with contextlib.suppress(SystemExit):
+        console()
+    lines = capsys.readouterr().out.splitlines()
+    assert 5 < len(lines) <= 40
+    assert max(map(len, lines)) <= 100
 
 
 def test_help_names_what_one_can_type(typed):

@@ -18,6 +18,7 @@ from collab.conversation import Conversation, Goal, Message
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
 from collab.simulation.sampler import LostCounts, Simulation
+from collab.simulation.schedule import context_turn
 from collab.simulation.user import UserTurn
 
 # --- time left -------------------------------------------------------------------------------------------------------
@@ -106,11 +107,11 @@ def simulation(out: io.StringIO, user: ScriptedUser | None = None, rank: int = 0
 GOALS = [Goal("a", "A text.", "A text."), Goal("b", "B text.", "B text.")]
 
 
-def rollout(sim: Simulation, model: ScriptedModel | None = None, step: int = 2) -> None:
+def rollout(sim: Simulation, model: ScriptedModel | None = None, step: int = 2, first: int = 0) -> None:
     async def groups() -> None:
         player = model or ScriptedModel(words)
         await asyncio.gather(
-            *(sim.group(player, goal, "Be brief.", step, n, LostCounts()) for n, goal in enumerate(GOALS))
+            *(sim.group(player, goal, "Be brief.", step, n, LostCounts()) for n, goal in enumerate(GOALS, first))
         )
 
     asyncio.run(groups())
@@ -137,9 +138,11 @@ def test_a_conversation_that_the_user_left_is_begun_anew() -> None:
         return UserTurn("", "satisfied") if leaves else UserTurn(f"user {conversation.turn} of {key.sample}")
 
     sim = simulation(out, ScriptedUser(script))
-    for step in range(4):  # two goals in a row have their contexts at turns 1 and 2
-        rollout(sim, step=step)
-    assert out.getvalue().count("--- MR ") == 4
+    rollout(sim, first=next(n for n in range(9) if context_turn(1, n, [1, 2]) == 2))
+    said = out.getvalue().splitlines()
+    assert said[1:4] == ["  user: user 1 of 0", "  assistant: [31mcNone s0", "    turn 1 and 0"]
+    assert said[4].startswith("  (the user left too early;") and said[5] == "  user: user 1 of 1"
+    assert said[-2:] == ["    turn 2 and 0", "--- MR 0.000"]
 
 
 def test_a_group_without_a_context_has_no_mr() -> None:
