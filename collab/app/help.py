@@ -81,7 +81,7 @@ EXAMPLES = {
         ("user=agenda report.chats=chats.jsonl", "against real chats"),
         ("user=agenda users=difficulty", "four rule-based users beside each other"),
         ("user=agenda +user@evaluation.users.llm=openai", "rules and a model"),
-        ("'report.stored=[one:outputs/doc_edit/RUN,two:chats.jsonl]'", "needs no model"),
+        ("'report.stored=[one:outputs/doc_edit/RUN,two:chats.jsonl]'", "no model"),
     ),
     "judge-report": (
         ("judge=openai", "one judge, against rules"),
