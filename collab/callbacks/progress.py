@@ -156,7 +156,7 @@ class Progress(Observer):
         self._bars.reset(self._steps, total=total, completed=completed, description=name, visible=True, note="")
 
     def step(self, number: int, seconds: float, **fields: Value) -> None:
-        """Step `number`, counted from 1, took `seconds`; `fields` are shown in their order, without None."""
+        """Step `number`, counted from 1, took `seconds`; `fields` are shown in their order, without None and nan."""
         note, task = _note(fields), self._bars.tasks[self._steps]
         trains = task.description == "step"
         if trains:
@@ -243,13 +243,15 @@ class Progress(Observer):
 
 
 def _note(fields: dict[str, Value]) -> str:
-    return "  ".join(f"{name} {_text(value)}" for name, value in fields.items() if value is not None)
+    """Without None and nan, which have nothing to say."""
+    plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in fields.items()}
+    return "  ".join(f"{name} {_text(value)}" for name, value in plain.items() if value is not None and value == value)
 
 
-def _text(value: Value) -> str:
-    if isinstance(value, Tensor):
-        value = value.item()
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _text(value: float | int | str) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3f}"
+    return str(value)
 
 
 class RolloutProgress(L.Callback):

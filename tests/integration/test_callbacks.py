@@ -164,8 +164,8 @@ def test_progress_leaves_plain_lines_where_there_is_no_terminal():
         progress.steps(24)
         progress.phase("rollout", 8)
         progress.advance(8, mr=0.4)
-        progress.step(3, 17.4, MR=0.4123, KL=None, tokens=81.0)
-    lines = ["base  3 conversations  mr 0.250  0 s", "step 3/24  MR 0.412  tokens 81.000  17 s  about 7 min left", ""]
+        progress.step(3, 17.4, MR=0.4123, KL=None, pertinent=float("nan"), tokens=181.4)
+    lines = ["base  3 conversations  mr 0.250  0 s", "step 3/24  MR 0.412  tokens 181  17 s  about 7 min left", ""]
     assert out.getvalue().split("\n") == lines
 
 
