@@ -6,18 +6,21 @@ import difflib
 import os
 import sys
 
+from collab.app.completion import FLAGS, complete
+from collab.util.errors import BadInput
+
 COMMANDS = {
     "train": "train a policy and compare it with its base",
     "evaluate": "compare policies on the same goals",
     "synthesize": "make conversations to learn from",
-    "chat": "talk to a policy in the terminal, or with --web to two side by side in the browser",
-    "study": "let people write with assistants, blind, and rate them: collab study serve|export|forget STUDY.yaml",
-    "report": "write one page about a run: table, curves, conversations: collab report RUN [RUN2]",
-    "workspace": "save a W&B workspace with a section for each kind of metric: collab workspace ENTITY/PROJECT",
+    "chat": "talk to a policy in the terminal, or with --web to two in the browser",
+    "study": "people write with assistants, blind, and rate them: collab study serve FILE",
+    "report": "write one page about a run: collab report RUN [RUN2]",
+    "workspace": "save a W&B workspace for these metrics: collab workspace ENTITY/PROJECT",
     "merge": "put several seeds in one table",
     "simulator-report": "say how human simulated users are",
     "judge-report": "say how far judges agree, and what moves their scores",
-    "estimate": "say what the hosted models of a run would cost: collab estimate [train|evaluate|synthesize] ...",
+    "estimate": "say what the hosted models of a run would cost: collab estimate [COMMAND] ...",
 }
 _HYDRA = ("train", "evaluate", "synthesize", "simulator-report", "judge-report")
 _AGAIN = "COLLAB_COMMAND"  # the command, for processes that Lightning starts for further devices with overrides only
@@ -30,6 +33,7 @@ USAGE = "\n".join(
         *(f"  {name:<16} {what}" for name, what in COMMANDS.items()),
         "",
         "`collab COMMAND --help` lists the options of a command.",
+        'Completion by the Tab key: eval "$(collab --shell-completion install=bash)"; also zsh, fish.',
     )
 )
 
@@ -42,6 +46,13 @@ def main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h") or (name == "estimate" and {"--help", "-h"} & set(rest)):
         print(USAGE)
+        return
+    if name in FLAGS:
+        try:
+            complete(rest, COMMANDS, _HYDRA)
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         return
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)

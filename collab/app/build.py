@@ -53,6 +53,7 @@ from collab.randomness import RngKey
 from collab.rewards.judge import Judge, JudgedMetric
 from collab.rewards.pairwise import PairwiseJudge
 from collab.rewards.reward import ConversationReward
+from collab.simulation.conversation_loop import Observer
 from collab.simulation.sampler import Simulation
 from collab.simulation.tools import ToolUser
 from collab.util.errors import BadInput
@@ -183,6 +184,7 @@ def simulation(
     on_conversation: Callable[[], None],
     model: ModelConfig | None = None,
     journal: Journal | None = None,
+    observer: Observer | None = None,
 ) -> Simulation:
     """Everything about conversations except the policy's weights.
 
@@ -192,6 +194,7 @@ def simulation(
         on_conversation: Called at the end of each conversation.
         model: The policy; None if it is no local model. Users and judges with the same base weights share its memory.
         journal: Stores the replies of users, judges and policy.
+        observer: Hears what is said.
     """
     sampler, task = config.sampler, config.task
     problems: Counter[str] = Counter()
@@ -225,6 +228,7 @@ def simulation(
         seed=config.seed,
         make_engine=make_engine,
         on_conversation=on_conversation,
+        observer=observer or Observer(),
         journal=journal,
         problems=problems,
         max_invalid=config.trainer.max_invalid,

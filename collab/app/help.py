@@ -1,11 +1,12 @@
-"""What `--help` prints: experiments, groups to swap, common fields with defaults and doc lines, examples."""
+"""What `--help` prints, on one screen: experiments, groups to swap, the fields set most often, examples."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +18,34 @@ from collab.config.docs import field_docs
 from collab.config.register import register
 from collab.util.paths import config_dir
 
-# The fields that --help lists: of all commands, then of each. The schema has their doc lines.
-_COMMON = """
-    seed name output_dir precision dry_run cache budget.max_usd budget.max_tokens model.path model.attention
-    task.data task.max_turns task.max_new_tokens sampler.temperature trainer.accelerator
-"""
+HEIGHT, WIDTH = 40, 100  # of a screen that takes --help of any command
+
+_VALUE = 20  # characters of a default
+
+# The fields that --help lists. The schema has their doc lines.
+_TASK = "task.test_file task.num_test evaluation.num_conversations"
 _FIELDS = {
-    "train": """
-        resume model.lora.enabled task.train_file task.val_file task.test_file task.num_test algorithm.data algorithm.lr
-        sampler.window sampler.num_samples sampler.group_size sampler.paired trainer.devices trainer.max_steps
-        trainer.goals_per_step logger.wandb evaluation.num_conversations export.merge push_to_hub
-    """,
-    "evaluate": "resume policies task.test_file task.num_test trainer.devices evaluation.num_conversations",
-    "synthesize": """
-        task.train_file sampler.window sampler.num_samples sampler.group_size sampler.paired
-        synthesis.num_goals synthesis.num_conversations synthesis.at_once synthesis.part teacher.base_url teacher.model
-        push_to_hub
-    """,
-    "simulator-report": "report.chats report.stored report.replies report.num_conversations",
-    "judge-report": "report.chats report.replies report.num_conversations",
+    "train": "seed output_dir resume model.path algorithm.lr sampler.window sampler.num_samples sampler.group_size "
+    "task.train_file trainer.max_steps trainer.goals_per_step logger.wandb",
+    "evaluate": f"seed output_dir resume policies model.path {_TASK} budget.max_usd dry_run",
+    "synthesize": "seed output_dir model.path task.train_file sampler.window sampler.num_samples sampler.group_size "
+    "synthesis.num_conversations synthesis.part budget.max_usd dry_run",
+    "simulator-report": "seed output_dir report.chats report.stored report.replies report.num_conversations "
+    "budget.max_usd",
+    "judge-report": "seed output_dir report.chats report.replies report.num_conversations budget.max_usd",
+}
+# The groups of which it lists the options. It only names the others.
+_GROUPS = {
+    "train": "algorithm model task user",
+    "evaluate": "task model user judge",
+    "synthesize": "task user teacher",
+    "simulator-report": "user users",
+    "judge-report": "judge",
 }
 _FLAGS = (
-    ("-m", "sweep: key=a,b runs one job for each value; a job that fails does not stop the others"),
-    ("--cfg job", "print the composed config, all fields; --resolve fills in what refers to others"),
-    ("--info defaults", "where each part of the config comes from"),
-    ("--hydra-help", "the flags of Hydra"),
+    ("-m", "sweep: key=a,b runs one job for each value"),
+    ("--cfg job", "print the composed config; run nothing"),
+    ("--shell-completion", "install=bash|zsh|fish: the Tab key knows groups, options and fields"),
 )
 _PURPOSE = {
     "train": "Train a policy and compare it with its base.",
@@ -52,48 +56,37 @@ _PURPOSE = {
 }
 EXAMPLES = {
     "train": (
-        ("experiment=doc_edit", "the quick start, on a CPU"),
-        ("experiment=doc_edit trainer.max_steps=20 sampler.group_size=4", "more steps, fewer candidates"),
-        ("experiment=math", "another task"),
-        ("experiment=doc_edit model.path=Qwen/Qwen2.5-0.5B-Instruct", "another model, from the hub or a folder"),
-        ("experiment=doc_edit resume=true", "go on with the newest run of it that was interrupted"),
+        ("experiment=doc_edit", "on a CPU"),
+        ("experiment=doc_edit model.path=Qwen/Qwen2.5-0.5B-Instruct", "or a folder"),
+        ("experiment=doc_edit resume=true", "go on with the newest interrupted run"),
         ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
-        ("experiment=doc_edit -m sampler.window=1,2 seed=1,2", "a sweep over all pairs"),
-        ("experiment=paper/doc_edit -m sweep=slurm seed=1,2,3", "a sweep as jobs of SLURM"),
-        ("experiment=paper/doc_edit --cfg job", "print the composed config, run nothing"),
+        ("experiment=paper/doc_edit -m sweep=slurm seed=1,2,3", "as jobs of SLURM"),
     ),
     "evaluate": (
         ("experiment=doc_edit", "base and proactive base"),
-        (
-            "experiment=doc_edit 'policies=[base,mine:outputs/doc_edit/RUN/policy]'",
-            "a trained policy against its base",
-        ),
+        ("experiment=doc_edit 'policies=[base,mine:outputs/doc_edit/RUN/policy]'", "trained"),
         ("experiment=doc_edit task.test_file=goals.jsonl seed=7", "on your own goals"),
-        ("experiment=abg_coqa", "whether it asks back on ambiguous questions, and on no others"),
+        ("experiment=abg_coqa", "whether it asks back on ambiguous questions alone"),
         ("experiment=safety", "whether it refuses what would do harm, and nothing else"),
         ("experiment=lost", "whether it gets lost when a goal is told bit by bit"),
-        ("experiment=doc_edit -m seed=1,2,3", "a sweep: one job for each value"),
-        ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
     ),
     "synthesize": (
         ("experiment=doc_edit", "from the training goals that ship, on a CPU"),
-        ("experiment=doc_edit sampler.window=2 sampler.num_samples=3 output_dir=data/w2", "the paper's MR, elsewhere"),
-        ("experiment=doc_edit synthesis.num_conversations=2", "two conversations per goal; those that are there stay"),
-        ("experiment=doc_edit task.train_file=goals.jsonl output_dir=data/mine", "from your own goals"),
-        ("experiment=math teacher=openai user=openai budget.max_usd=50", "GPT-4o as the assistant, as in the paper"),
-        ("experiment=doc_edit synthesis.part=1/2", "the first half; another command plays synthesis.part=2/2"),
-        ("experiment=doc_edit --cfg job", "print the composed config, run nothing"),
+        ("experiment=doc_edit synthesis.num_conversations=2", "for each goal"),
+        ("experiment=doc_edit task.train_file=goals.jsonl output_dir=data/mine", "yours"),
+        ("experiment=math teacher=openai user=openai budget.max_usd=50", "as the paper"),
+        ("experiment=doc_edit synthesis.part=1/2", "beside synthesis.part=2/2"),
     ),
     "simulator-report": (
-        ("user=agenda report.chats=chats.jsonl", "the rule-based user against chats of people"),
+        ("user=agenda report.chats=chats.jsonl", "against real chats"),
         ("user=agenda users=difficulty", "four rule-based users beside each other"),
-        ("user=agenda +user@evaluation.users.llm=openai budget.max_usd=2", "rules and a language model"),
-        ("'report.stored=[one:outputs/doc_edit/RUN,two:chats.jsonl]'", "stored conversations; no model is needed"),
+        ("user=agenda +user@evaluation.users.llm=openai", "rules and a model"),
+        ("'report.stored=[one:outputs/doc_edit/RUN,two:chats.jsonl]'", "no model"),
     ),
     "judge-report": (
         ("judge=openai", "one judge, against rules"),
-        ("judge=openai +judge@report.judges.second=claude", "two judges against each other"),
-        ("judge=local report.chats=outputs/doc_edit/RUN", "on the conversations of a run"),
+        ("judge=openai +judge@report.judges.second=claude", "two judges"),
+        ("judge=local report.chats=outputs/doc_edit/RUN", "of a run"),
     ),
 }
 
@@ -108,38 +101,36 @@ def help_text(entry: str) -> str:
         config = hydra.compose(entry)
     groups = options([folder])
     experiments = groups.pop("experiment")
+    defaults = _defaults(folder)
+    shown = _GROUPS[entry].split()
+    # one of the places that take an endpoint
+    others = [{"endpoint": "endpoint@user.endpoint"}.get(name, name) for name in groups if name not in shown]
+    widest = max(map(len, [*shown, "others"]))
+    about = {name: ", ".join(f"{one}*" if one == defaults.get(name) else one for one in groups[name]) for name in shown}
     return "\n".join(
         [
             _PURPOSE[entry],
             "",
             f"  {command} [experiment=NAME] [group=option ...] [field=value ...]",
             "",
-            "Experiments (experiment=NAME), versioned sets of overrides:",
-            *(f"  {name}" for name in experiments),
-            "",
-            "Groups (group=option), one for each thing to swap:",
-            *_table(_with_defaults(groups, folder)),
-            "",
-            "Common fields (field=value), with their defaults:",
-            *_table(_field(config, key) for key in f"{_COMMON} {_FIELDS[entry]}".split()),
-            "",
+            *_wrapped("Experiments: ", ", ".join(experiments)),
+            "Groups (* default); a wrong option is answered with the right ones:",
+            *(line for name in shown for line in _wrapped(f"  {name:<{widest}}  ", about[name])),
+            *_wrapped(f"  {'others':<{widest}}  ", ", ".join(others)),
+            "Some fields, with their defaults; `--cfg job` has all:",
+            *_table(_field(config, key) for key in _FIELDS[entry].split()),
             "Flags:",
             *_table(_FLAGS),
-            "",
             "Examples:",
-            *_table((f"{command} {rest}", what) for rest, what in EXAMPLES[entry]),
+            *(f"  {command} {rest}  # {what}" for rest, what in EXAMPLES[entry]),
         ]
     )
 
 
-def _with_defaults(groups: Mapping[str, Sequence[str]], folder: Path) -> Iterator[tuple[str, str]]:
-    """Each group with its options and the one that train.yaml, on which evaluate.yaml builds, takes."""
+def _defaults(folder: Path) -> dict[str, str]:
+    """Group -> the option that train.yaml, on which the other commands build, takes."""
     written: Any = OmegaConf.to_container(OmegaConf.load(folder / "train.yaml"))
-    defaults = {group: name for line in written["defaults"] if isinstance(line, dict) for group, name in line.items()}
-    for group, names in groups.items():
-        default = f"  (default: {defaults[group]})" if group in defaults and len(names) > 1 else ""
-        key = "endpoint@user.endpoint" if group == "endpoint" else group  # one of the places that take it
-        yield key, " | ".join(names) + default
+    return {group: name for line in written["defaults"] if isinstance(line, dict) for group, name in line.items()}
 
 
 def _field(config: DictConfig, key: str) -> tuple[str, str]:
@@ -149,13 +140,21 @@ def _field(config: DictConfig, key: str) -> tuple[str, str]:
     schema: Any = OmegaConf.get_type(parent)
     values: Any = OmegaConf.to_container(parent)
     shown = json.dumps(values[name], separators=(",", ":"), ensure_ascii=False).replace('"', "")
+    shown = shown if len(shown) <= _VALUE else f"{shown[: _VALUE - 3]}..."
     return f"{key}={shown}", field_docs(schema).get(name, "")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Two columns; what is too long for a line ends in dots."""
     rows = list(rows)
     width = max(len(left) for left, _ in rows)
-    return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
+    right = WIDTH - width - 4
+    return [f"  {left:<{width}}  {textwrap.shorten(text, right, placeholder=' ...')}".rstrip() for left, text in rows]
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    indent = " " * len(head)
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def program(entry: str) -> list[str]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collab.app.evaluate import compare_pairs, play_rows, report, results_of, write_page
+from collab.app.evaluate import compare_pairs, expect_rows, play_rows, report, results_of, write_page
 from collab.app.model_card import model_card, write_card
 from collab.app.resume import RunState, at_work
 from collab.config.endpoints import hosted
@@ -48,13 +48,16 @@ def train(config: Config) -> None:
         return
     with (
         at_work(config, "train") as run,
-        Progress(animate=config.callbacks.progress_bar, rank=rank()) as progress,
+        Progress(animate=config.callbacks.progress_bar, rank=rank(), watch=config.callbacks.watch) as progress,
         build.endpoints(config, progress) as endpoints,
     ):
         build.start(config)
         progress.say(build.describe(config))
         if note := offline_note(config):
             progress.note(note)
+        if "fit" not in run.seconds:
+            progress.left.expect("step", config.trainer.max_steps)
+        expect_rows(config, ("base", "proactive", "trained"), progress, run)
         for name in ("base", "proactive"):
             play_rows(config, name, None, progress, endpoints, run)
         if "fit" not in run.seconds:
@@ -100,7 +103,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     from collab.callbacks.checkpoint import BatchCheckpoint, StepSeed, step_of
     from collab.callbacks.export import ExportBest
     from collab.callbacks.overlap import OverlappedRollout
-    from collab.callbacks.progress import RolloutProgress
+    from collab.callbacks.progress import STEP, STORED, RolloutProgress
     from collab.callbacks.rollout import RolloutCallback
     from collab.callbacks.spend import SpendCallback
     from collab.callbacks.transcripts import TranscriptCallback, TranscriptWriter
@@ -115,7 +118,7 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
     data = build.data(config, run.entry, stored)
     journal = build.journal(config)
     advance = endpoints.shown_by(progress.advance)
-    simulation = build.simulation(config, endpoints, advance, config.model, journal)
+    simulation = build.simulation(config, endpoints, advance, config.model, journal, progress)
     simulation = replace(simulation, contexts=build.stored_contexts(config, data.splits.train, progress.say))
     latest = where_to_go_on(folder, run, progress)
     logged_to = loggers(config, run.id, 0 if latest is None else step_of(latest))
@@ -124,9 +127,9 @@ def fit(config: Config, progress: Progress, endpoints: Endpoints, run: RunState)
         progress.note(text)
         alert(logged_to, f"{title}: {folder.name}", text)
 
-    shown = ("mr", "reward", *config.task.metrics, "distinct_questions", "loss")
     watch = CollapseWatch(partial(warn, "Collapse")) if data.groups is None else None
     best = ExportBest(folder, config.export.merge, watch, card=model_card(config, data.splits))
+    shown = STEP if stored is None else STORED
     prompt, staleness = config.task.system_prompt, config.rollout.max_staleness
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),

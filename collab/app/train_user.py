@@ -80,7 +80,7 @@ def fit(config: Config, progress: Progress, run: RunState) -> None:
     best = ExportBest(folder, config.export.merge, metric=_BEST, card=model_card(config, None))
     callbacks: list[L.Callback] = [
         StepSeed(config.seed),
-        RolloutProgress(progress, 0, len(data.held_out), ("perplexity", "loss")),
+        RolloutProgress(progress, 0, len(data.held_out), {"perplexity": "perplexity", "loss": "loss"}),
         best,
         BatchCheckpoint(folder / CHECKPOINTS, config.checkpoint.every_n_steps, run=run.id),
     ]

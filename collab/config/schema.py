@@ -369,7 +369,8 @@ class LoggerConfig:
 
 @dataclass
 class CallbacksConfig:
-    progress_bar: bool = True  # progress bar with the rollouts of a step, MR and tokens/s
+    progress_bar: bool = True  # on a terminal, bars with the conversations under way, MR and tokens/s
+    watch: bool = False  # print one conversation of each rollout as it is spoken, with its MR
 
 
 @dataclass

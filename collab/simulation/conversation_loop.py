@@ -19,6 +19,31 @@ from collab.util.errors import BadInput
 _CONTEXT_TRIES = 4
 
 
+class Observer:
+    """Hears what happens in conversations, for whoever shows it. This one does nothing.
+
+    With `rollout.max_staleness`, calls come from the thread that plays.
+    """
+
+    def began(self) -> None:
+        """A conversation, or the future of a candidate, begins to be played."""
+
+    def ended(self) -> None:
+        """It is no longer played: it has ended, has reached its context, or failed."""
+
+    def replied(self, tokens: int) -> None:
+        """The policy has made a reply of so many tokens."""
+
+    def said(self, conversation: Conversation, key: RngKey) -> None:
+        """The conversation of `key` as it is now: at its start, and after each message."""
+
+    def scored(self, reward: float | None) -> None:
+        """R* of a finished conversation; None if it has none."""
+
+    def valued(self, key: RngKey, name: str, value: float | None) -> None:
+        """What the first conversation of `key` is worth: its R*, or MR of its candidate. No more is said in it."""
+
+
 @dataclass(frozen=True)
 class Players:
     """Policy and user, and the rules of a conversation.
@@ -29,6 +54,7 @@ class Players:
         sampling: How the policy's replies are sampled.
         max_turns: Maximum turns of a conversation (`task.max_turns`).
         on_conversation: Called at the end of each conversation, for progress bars.
+        observer: Hears what is said.
     """
 
     policy: ChatModel
@@ -36,6 +62,7 @@ class Players:
     sampling: Sampling
     max_turns: int
     on_conversation: Callable[[], None] = field(default=lambda: None)
+    observer: Observer = field(default_factory=Observer)
 
 
 async def play(
@@ -60,7 +87,22 @@ async def play(
     Returns:
         The conversation. `ended_by` is set, unless `until_context` was reached.
     """
-    user_key = user_key or key
+    players.observer.began()
+    try:
+        return await _play(players, conversation, key, turns, until_context, user_key or key)
+    finally:
+        players.observer.ended()
+
+
+async def _play(
+    players: Players,
+    conversation: Conversation,
+    key: RngKey,
+    turns: int | None,
+    until_context: int | None,
+    user_key: RngKey,
+) -> Conversation:
+    players.observer.said(conversation, key)
     last = players.max_turns if turns is None else min(players.max_turns, len(conversation.turns) + turns)
     while True:
         if conversation.pending is None:
@@ -74,6 +116,7 @@ async def play(
             if turn.end:
                 return replace(conversation, user=turn.user or conversation.user).with_end(turn.end)
             conversation = conversation.with_user(turn.text, turn.user)
+            players.observer.said(conversation, key)
         if conversation.turn == until_context:
             return conversation
         try:
@@ -82,6 +125,7 @@ async def play(
             return conversation.with_end(invalid(CONTEXT_FULL))
         except ChatFailed:
             return conversation.with_end(invalid("policy"))
+        players.observer.said(conversation, key)
 
 
 async def play_goals(
@@ -151,4 +195,6 @@ async def sample_candidates(
 
 async def _reply(players: Players, conversation: Conversation, key: RngKey) -> Reply:
     request = key.at(role="policy", turn=conversation.turn)
-    return await players.policy.complete(conversation.messages(), players.sampling, request)
+    reply = await players.policy.complete(conversation.messages(), players.sampling, request)
+    players.observer.replied(reply.num_tokens)
+    return reply

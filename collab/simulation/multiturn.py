@@ -53,7 +53,9 @@ async def multiturn_reward(
         start = context.with_reply(candidates[candidate])
         done = await play(players, start, policy_key, turns=window, user_key=user_key)
         players.on_conversation()
-        return done, await reward(done)
+        score = await reward(done)
+        players.observer.scored(score.reward)
+        return done, score
 
     async def estimate(candidate: int) -> Candidate:
         samples = range(num_samples if window else 1)

@@ -14,7 +14,7 @@ from collab.config.schema import SamplerConfig
 from collab.conversation import Candidate, Conversation, Goal, Group, Reply, Scored
 from collab.randomness import RngKey
 from collab.rewards.reward import ConversationReward
-from collab.simulation.conversation_loop import Players, draw_context, play_goals, sample_candidates
+from collab.simulation.conversation_loop import Observer, Players, draw_context, play_goals, sample_candidates
 from collab.simulation.multiturn import as_group, multiturn_reward
 from collab.simulation.schedule import candidates_at, context_turn, context_turns
 from collab.simulation.user import UserSimulator, invalid
@@ -67,6 +67,7 @@ class Simulation:
         seed: Seed of the run.
         make_engine: (causal LM, tokenizer) -> the engine that decodes.
         on_conversation: Called at the end of each conversation.
+        observer: Hears what is said.
         journal: Keeps replies, so that an interrupted run need not ask for them again.
         problems: Counts unusable replies of the models that play users and judges, by kind.
         contexts: (prompt of a goal, turn) -> stored context. The policy plays the others.
@@ -82,6 +83,7 @@ class Simulation:
     seed: int
     make_engine: Callable[[Any, Any], Any]
     on_conversation: Callable[[], None] = field(default=lambda: None)
+    observer: Observer = field(default_factory=Observer)
     journal: Journal | None = None
     problems: Counter[str] = field(default_factory=Counter)
     contexts: Mapping[tuple[str, int], Conversation] = field(default_factory=dict)
@@ -103,7 +105,7 @@ class Simulation:
         return candidates_at(self.sampler, self.max_turns, turn)
 
     def players(self, engine: Any) -> Players:
-        return Players(engine, self.user, self.sampling, self.max_turns, self.on_conversation)
+        return Players(engine, self.user, self.sampling, self.max_turns, self.on_conversation, self.observer)
 
     async def scored(
         self, players: Players, context: Conversation, replies: Sequence[Reply], key: RngKey
@@ -144,13 +146,16 @@ class Simulation:
         if context.pending is None:  # user or policy failed each time
             full = context.ended_by == invalid(CONTEXT_FULL)
             lost.count_unplayed(self.candidates_at(turn) * self.futures, full)
+            self.observer.valued(key, "MR", None)
             return Group(context, ())
         size = self.candidates_at(context.turn)
         replies = await sample_candidates(players, context, size, key)
         if replies is None:
             lost.count_unplayed(self.futures * size, context_full=True)
+            self.observer.valued(key, "MR", None)
             return Group(context, ())
         candidates = await self.scored(players, context, replies, key)
+        self.observer.valued(key, "MR", candidates[0].mr if candidates else None)
         lost.count_unplayed(self.futures * (size - len(replies)))
         for candidate in candidates:
             lost.count(zip(candidate.futures, candidate.scores, strict=True))
@@ -163,4 +168,7 @@ class Simulation:
         key = RngKey(self.seed, split=split)
         played = await play_goals(self.players(engine), goals, system_prompt, key, count)
         scores = await asyncio.gather(*(self.reward(conversation) for conversation in played))
+        for i, (conversation, score) in enumerate(zip(played, scores, strict=True)):
+            if i % count == 0:  # the first conversation of a goal
+                self.observer.valued(key.at(goal=conversation.goal.id), "R*", score.reward)
         return list(zip(played, scores, strict=True))

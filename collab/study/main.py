@@ -29,17 +29,17 @@ USAGE = """A user study: people write with assistants that they do not know, and
   collab study forget STUDY.yaml participant=NUMBER
 
 Options (name=value):
-  folder       where data are; default: outputs/study/NAME, after the name of the study file
-  database     URL of a PostgreSQL database, as in postgresql://USER@HOST/NAME; default: SQLite in the folder
+  folder       where data are; default: outputs/study/NAME of the study file
+  database     as in postgresql://USER@HOST/NAME; default: SQLite in the folder
   host         serve: address to listen at; default: 127.0.0.1
   port         serve: default: 8080
-  to           export: folder that gets the files; default: export, in the folder of the study
-  participant  forget: whose data are deleted: the number in the export, or the id of the recruiting platform"""
+  to           export: folder that gets the files; default: export, in that of the study
+  participant  forget: whose data: the number in the export, or the id of the recruiting platform"""
 CHAT_USAGE = """Talk to two policies at once in the browser, side by side.
 
   collab chat --web policy=outputs/RUN/policy
 
-Options (name=value): policy, system_prompt, temperature, max_new_tokens and seed as without --web, and
+Options (name=value): policy, system_prompt, temperature, max_new_tokens, seed as without --web, and
   beside    the other policy; default: base
   port      8080"""
 _NO_EXTRA = "{} is not installed, which the pages need. Install it: pip install 'collab-llm[study]'"

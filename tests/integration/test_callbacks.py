@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -163,20 +164,32 @@ def test_progress_leaves_plain_lines_where_there_is_no_terminal():
         progress.steps(24)
         progress.phase("rollout", 8)
         progress.advance(8, mr=0.4)
-        progress.step(3, 17.4, **{"mr": 0.4123, "loss": None, "tokens/s": 812})
-    assert out.getvalue() == "base  3 conversations  mr 0.250  0 s\nstep 3/24  mr 0.412  tokens/s 812  17 s\n"
+        progress.step(3, 17.4, MR=0.4123, KL=None, pertinent=float("nan"), tokens=181.4)
+    lines = ["base  3 conversations  mr 0.250  0 s", "step 3/24  MR 0.412  tokens 181  17 s  about 7 min left", ""]
+    assert out.getvalue().split("\n") == lines
 
 
-def test_progress_animates_both_bars_on_a_terminal():
+@pytest.mark.parametrize("width", [80, 200])
+def test_progress_animates_both_bars_on_a_terminal(width):
     out = io.StringIO()
-    with Progress(console=Console(file=out, width=200, force_terminal=True)) as progress:
+    with Progress(console=Console(file=out, width=width, force_terminal=True)) as progress:
         progress.steps(24, completed=2)
-        progress.phase("rollout", 8)
-        progress.advance(5, mr=0.4)
-        progress.step(3, 17.4, loss=0.25)
-    last = out.getvalue().split("step")[-1]  # the bars as they stood at the end
-    assert "3/24" in last and "loss 0.250" in last and "rollout" in last and "5/8" in last and "mr 0.400" in last
-    assert "17 s" not in out.getvalue()
+        progress.phase("rollout", 8, "MR")
+        for _ in range(3):
+            progress.began()
+        progress.replied(70)
+        progress.scored(0.4)
+        progress.scored(None)
+        progress.ended()
+        progress.advance(5, spent="$1.20" if width == 200 else None)
+        progress.step(3, 17.4, **dict.fromkeys("abcdefghijklmnop", 0.25))
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert "step 3/24  a 0.250  b 0.250" in drawn  # the line of the step, whole
+    step, rollout = drawn.replace("\r", "\n").rstrip().split("\n")[-2:]  # the bars as they stood at the end
+    assert "step" in step and "━" in step and "3/24" in step and "about 6 min left" in step
+    assert "rollout" in rollout and "━" in rollout and "5/8" in rollout
+    assert "2 under way  MR 0.400  70 tokens/s" in rollout
+    assert ("$1.20" in rollout) == (width == 200)
 
 
 def test_progress_is_silent_on_other_ranks(capsys):
@@ -196,8 +209,8 @@ def test_rollout_progress_reports_each_step_and_validation():
         fit([callback, Played([0.75])], batches=2, val_every=2)
     lines = out.getvalue().splitlines()
     for number, line in enumerate(lines[:2], 1):
-        assert line.startswith(f"step {number}/2  mr 0.500  loss 1.500  tokens/s 812  ")
-    assert lines[2].startswith("validation  4 conversations  reward 0.750")
+        assert line.startswith(f"step {number}/2  MR 0.500  ")
+    assert lines[2].startswith("validation  4 conversations  R* 0.750")
 
 
 # --- transcripts -----------------------------------------------------------------------------------------------------
@@ -577,6 +590,7 @@ def test_chat_that_outgrows_the_model_says_so_and_goes_on(run_folder, monkeypatc
         (("policy=base", "max_new_tokens=1.5"), "a whole number"),
         (("policy=base", "max_new_tokens=0"), "at least 1"),
         (("policy=/no/such/folder",), "no such folder"),
+        (("policy=nowhere",), "no such folder"),
     ],
 )
 def test_chat_refuses_bad_input_before_loading_anything(arguments, said, capsys, monkeypatch):
@@ -584,7 +598,8 @@ def test_chat_refuses_bad_input_before_loading_anything(arguments, said, capsys,
     with pytest.raises(BadInput, match=said):
         terminal.parse(arguments)
     assert terminal.main(arguments) == 1
-    assert said in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and said in told
 
 
 def test_chat_names_a_folder_that_is_no_model(run_folder, capsys):

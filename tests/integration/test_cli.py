@@ -1,5 +1,6 @@
 """The command line as one types it: help, refusals, runs and sweeps."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -96,10 +97,23 @@ def test_the_console_command_lists_its_commands_and_knows_a_typo(tmp_path, monke
     assert done.returncode == 0 and "No hosted model takes part" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments", [(), *((name,) for name in COMMANDS), ("chat", "--web"), ("estimate", "evaluate")]
+)
+def test_help_of_each_command_fits_a_screen(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["collab", *arguments, "--help"])
+    with contextlib.suppress(SystemExit):
+        console()
+    lines = capsys.readouterr().out.splitlines()
+    assert 5 < len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+
+
 def test_help_names_what_one_can_type(typed):
     text = typed("--help").stdout
-    assert "\n  paper/doc_edit\n" in text and "\n  doc_edit\n" in text
-    assert "llama31_8b | llama32_1b | qwen25_05b" in text and "schema_" not in text
+    assert "paper/doc_edit, " in text and " doc_edit, " in text
+    assert "llama31_8b, llama32_1b, qwen25_05b" in text and "online_dpo*" in text and "schema_" not in text
     assert "candidates per context" in text  # a doc line of the schema
     assert "-m seed=1,2,3" in text
 

@@ -40,6 +40,8 @@ WHY_NOT = {  # first words of a command -> why it is not tried here
     "wandb": "W&B's own program: it needs an account",
     "export OPENAI_API_KEY": "a key that is not there",
     "head -n": "a standard tool",
+    'eval "$(collab --shell-completion': "tests/integration/test_completion.py has bash read it",
+    "collab --shell-completion install=fish": "tests/integration/test_completion.py asks for it",
 }
 # Their commands have launchers and shell variables: tests/integration/test_scaling.py has bash expand them.
 SCRIPTS = ROOT / "docs" / "scaling.md"
