@@ -4,7 +4,7 @@ A step plays a rollout, then updates. Per process, with P parameters of b bytes 
 
 - reading: tokens that are not in the cache of keys and values, 2 P / F each.
 - decoding: `steps` times reading all weights (b P / B), and for each token 2 P / F and its keys and values (/ B).
-  `steps` is the replies that follow each other times the tokens of a reply times `SPREAD`: a turn waits for the longest.
+  `steps` is the replies that follow each other, times the tokens of a reply, times `SPREAD`: the longest one counts.
 - waiting: answers of the user and the judge that follow each other, `cluster.user_seconds` each.
 - update: 2 P / F per token for each of forward, backward, recomputation, gradients of weights, reference.
 - sync: bytes that processes send each other, over `cluster.link`, or over `cluster.network` between nodes.
