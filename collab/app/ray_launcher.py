@@ -26,7 +26,7 @@ from omegaconf import open_dict
 
 from collab.util.errors import BadInput, first_line
 
-_PACKAGE = "hydra_plugins.collab"  # Hydra makes plugins of `hydra_plugins` alone
+_NAME = "hydra_plugins.collab.RayLauncher"  # Hydra makes plugins of `hydra_plugins` alone, by their names
 _LOCAL = "local"
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class RayLauncherConfig:
     """`hydra.launcher` of `sweep=ray`; conf/sweep/ray.yaml says what the fields mean."""
 
-    _target_: str = f"{_PACKAGE}.RayLauncher"
+    _target_: str = _NAME
     address: str = _LOCAL
     num_cpus: float = 1
     num_gpus: float = 0
@@ -46,7 +46,7 @@ class RayLauncherConfig:
 def register_launcher() -> None:
     """Tell Hydra of the launcher, once, if Ray is installed."""
     if find_spec("ray") is not None:
-        Plugins.instance().register(RayLauncher)
+        Plugins.instance().class_name_to_class[_NAME] = RayLauncher
         ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayLauncherConfig)
 
 
@@ -102,12 +102,14 @@ class RayLauncher(BasicLauncher):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics over the internet
         import ray
 
+        local = {"include_dashboard": False} if self.address == _LOCAL else {}
         try:
-            ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, ValueError) as error:
+            ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING, **local)
+        except Exception as error:  # noqa: BLE001 - Ray raises a plain one where a process does not start in 30 s
+            way_out = "Start one with `ray start --head`, name its address, or set hydra.launcher.address=local."
+            way_out = "Try again when the machine has less to do, or take sweep=joblib." if local else way_out
             raise BadInput(
-                f"hydra.launcher.address={self.address}: there is no Ray cluster ({first_line(error)}). Start one with "
-                "`ray start --head`, name its address, or set hydra.launcher.address=local."
+                f"hydra.launcher.address={self.address}: there is no Ray cluster ({first_line(error)}). {way_out}"
             ) from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= count for name, count in self.wanted.items()) for node in nodes):
@@ -122,9 +124,6 @@ class RayLauncher(BasicLauncher):
             )
         log.warning(f"sweep=ray: {text}. The jobs wait until a node joins that is large enough.")
         return ray
-
-
-RayLauncher.__module__ = _PACKAGE
 
 
 def _run(context: Any, config: Any, task_function: Any, singletons: Any, folder: str) -> JobReturn:
