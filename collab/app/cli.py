@@ -292,6 +292,10 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
                 check_judge(one)
         expected = together([estimate(config, splits, entry), *(estimate(one, its, entry) for _, one, its in further)])
         print(describe(config, expected), flush=True)
+        if entry == "train" and config.cluster.name != "none":
+            from collab.app.cluster import describe as describe_step
+
+            print(describe_step(config, expected), flush=True)
         check_budget(config, expected)
         sys.exit(0)
     if machine:

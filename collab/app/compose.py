@@ -19,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from collab.app.ray_launcher import register_launcher
 from collab.config.docs import field_docs
 from collab.config.endpoints import users
 from collab.config.register import apply_metrics, register
@@ -28,8 +29,11 @@ from collab.util.errors import BadInput, error_text
 from collab.util.paths import config_dir
 from collab.util.prompts import prompt_text
 
-# What the plugins of the extra `sweep` add to Hydra.
-_LAUNCHERS = tuple(f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
+# Launcher of Hydra -> the extra that it comes with.
+_LAUNCHERS = {
+    **dict.fromkeys((f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm")), "sweep"),
+    "hydra/launcher/ray": "ray",
+}
 
 
 def compose(name: str, overrides: list[str], folders: Sequence[Path], *, with_hydra: bool = False) -> DictConfig:
@@ -44,13 +48,16 @@ def compose(name: str, overrides: list[str], folders: Sequence[Path], *, with_hy
     Raises:
         BadInput: An override does not fit, or needs an extra that is not installed.
     """
+    register_launcher()
     try:
         config = hydra.compose(name, overrides, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: a group is given no text
         if isinstance(error, MissingConfigException) and error.missing_cfg_file in _LAUNCHERS:
+            extra = _LAUNCHERS[error.missing_cfg_file]
             raise BadInput(
-                f"{error.missing_cfg_file} comes with the extra `sweep`, which is not installed. Install it by "
-                "`pip install 'collab-llm[sweep]'`, or leave it out: the jobs of a sweep then run one after the other."
+                f"{error.missing_cfg_file} comes with the extra `{extra}`, which is not installed. Install it by "
+                f"`pip install 'collab-llm[{extra}]'`, or leave it out: the jobs of a sweep then run one after the "
+                "other."
             ) from error
         raise BadInput(_explain(error, parse(overrides), options(folders))) from error
     strangers = [key for key, parent in _entries(config) if _is_stranger(key, parent)]

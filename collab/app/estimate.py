@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from collab.datamodules.goals import GoalSplits
 
 _INSTRUCTION = 600  # approximate tokens of the instruction of a user or judge
-_USER_MESSAGE = 64  # approximate tokens of a user message; the limit of a reply also covers the user's thoughts
+USER_MESSAGE = 64  # approximate tokens of a user message; the limit of a reply also covers the user's thoughts
 _COPIES = "extractor"  # the role whose reply repeats a part of the conversation
 _EXPECTED = "expected, with replies as long as in the paper's Table 7, or as their limit"
 _VERDICT = 8  # tokens of an evaluator's reply
 # Tokens of one reply of the policy and of one of the user: means of Table 7 over w = 1, 2, 3.
-_REPLY = round((420 + 910 + 1220) / (1 + 2 + 3))
-_USER_REPLY = round((260 + 690 + 1060) / (1 + 2 + 3))
+REPLY = round((420 + 910 + 1220) / (1 + 2 + 3))
+USER_REPLY = round((260 + 690 + 1060) / (1 + 2 + 3))
 
 
 @dataclass
@@ -115,8 +115,8 @@ class _Run:
         every = [*goals.train, *goals.val, *goals.test]
         self.goal = round(fmean(guessed_tokens(goal.prompt) + guessed_tokens(goal.reference) for goal in every))
         self.artefact = round(fmean(guessed_tokens(goal.reference) for goal in every))
-        self.reply = self.length(config.task.max_new_tokens, _REPLY)
-        self.turn = _USER_MESSAGE + self.reply  # tokens of a turn
+        self.reply = self.length(config.task.max_new_tokens, REPLY)
+        self.turn = USER_MESSAGE + self.reply  # tokens of a turn
         self.turns = range(1, config.task.max_turns + 1)
         self.tests = len(goals.test) * config.evaluation.num_conversations  # conversations of one row
         self.meetings = 1 + len(config.evaluation.users)  # rows of one policy
@@ -191,15 +191,15 @@ class _Run:
         count, tokens = len(prompts), sum(prompts)
         return [
             Calls(
-                "user", user.endpoint.model, count, tokens, count * self.length(user.max_new_tokens, _USER_REPLY)
+                "user", user.endpoint.model, count, tokens, count * self.length(user.max_new_tokens, USER_REPLY)
             ).times(share)
-            for share, user in _llm_users(played or self.config.user, test)
+            for share, user in llm_users(played or self.config.user, test)
             if user.endpoint.kind == "http"
         ]
 
     def policy(self, model: str | None, turns: Sequence[int]) -> Calls:
         """The replies of a hosted policy in these turns. A prompt has the instruction and the conversation so far."""
-        instruction = guessed_tokens(self.config.task.system_prompt) + _USER_MESSAGE
+        instruction = guessed_tokens(self.config.task.system_prompt) + USER_MESSAGE
         prompts = sum(instruction + (number - 1) * self.turn for number in turns)
         return Calls("policy", model, len(turns), prompts, len(turns) * self.reply)
 
@@ -213,7 +213,7 @@ class _Run:
             Calls(
                 role, endpoint.model, count, count * prompt, count * (self.copied(reply) if role == _COPIES else reply)
             )
-            for role, endpoint, count, reply in _judgements(self.config)
+            for role, endpoint, count, reply in judgements(self.config)
             if endpoint.kind == "http"
         ]
 
@@ -289,18 +289,18 @@ def check_budget(config: Config, expected: Estimate) -> None:
             )
 
 
-def _llm_users(user: UserConfig, test: bool) -> Iterator[tuple[float, SpokenUserConfig]]:
+def llm_users(user: UserConfig, test: bool) -> Iterator[tuple[float, SpokenUserConfig]]:
     """(share of the conversations, user) for users that are language models."""
     if isinstance(user, SpokenUserConfig):
         yield 1.0, user
     if isinstance(user, MixUserConfig):
         weights = (user.test_weights if test else {}) or user.weights
         for name, weight in weights.items():
-            for share, one in _llm_users(user.users[name], test):
+            for share, one in llm_users(user.users[name], test):
                 yield share * weight / sum(weights.values()), one
 
 
-def _judgements(config: Config) -> Iterator[tuple[str, EndpointConfig, int, int]]:
+def judgements(config: Config) -> Iterator[tuple[str, EndpointConfig, int, int]]:
     """(role, endpoint, calls per conversation, maximal tokens of a reply)."""
     if not isinstance(judge := config.judge, LLMJudgeConfig):
         return

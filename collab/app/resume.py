@@ -46,7 +46,7 @@ _LOCK = ".lock"
 FREE = (
     *("output_dir", "resume", "threads", "notes", "synthesis", "checkpoint", "callbacks", "logger", "strategy"),
     *("trainer.devices", "trainer.num_nodes", "trainer.max_invalid", "cache", "cache_file", "budget", "dry_run"),
-    *("push_to_hub", "hub_private"),
+    *("push_to_hub", "hub_private", "cluster"),
     *("engine.max_batch", "engine.cache_gib", "engine.model", "engine.adapters", "engine.tolerance"),
 )
 

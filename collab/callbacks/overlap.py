@@ -181,6 +181,7 @@ class OverlappedRollout(RolloutCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._free.append(self._under_way.pop(batch_idx).policy)
 
     def _begin(self, trainer: Any, pl_module: Any, number: int, version: int) -> _Step:

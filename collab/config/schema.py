@@ -422,6 +422,25 @@ class SynthesisConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """What `collab estimate` predicts a step for. Its GPUs and nodes are `trainer.devices` and `trainer.num_nodes`."""
+
+    name: str = "none"  # the device; none: no prediction
+    memory_gb: float = number(0.0, at_least=0)  # memory of a device, in GB
+    bandwidth: float = number(0.0, at_least=0)  # of that memory, in GB/s
+    tflops: float = number(0.0, at_least=0)  # of a device in bf16, dense, in TFLOP/s
+    link: float = number(0.0, at_least=0)  # between devices of a node, one direction, in GB/s
+    network: float = number(0.0, at_least=0)  # of each device between nodes, in GB/s
+    bandwidth_share: float = number(1.0, above=0, at_most=1)  # share of the bandwidth that decoding reaches; assumed
+    flops_share: float = number(1.0, above=0, at_most=1)  # share of tflops that reading and updates reach; assumed
+    servers: int = number(0, at_least=0)  # servers that decode with engine=vllm
+    server_devices: int = number(1, at_least=1)  # devices of each of them (--tensor-parallel-size)
+    user_seconds: float = number(0.0, at_least=0)  # until a user or a judge has answered
+    price: float = number(0.0, at_least=0)  # of a device, in US dollars per hour
+    rates: str | None = None  # folder of a run on such devices, whose measured speed takes the place of assumptions
+
+
+@dataclass
 class ExportConfig:
     merge: bool = False  # write a whole model, with the adapter merged into the base weights
 
@@ -468,6 +487,7 @@ class Config:
     evaluator: EvaluatorConfig = MISSING
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 

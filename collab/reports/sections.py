@@ -47,6 +47,7 @@ _NAMES = {
     **dict.fromkeys(_ROLLOUT, "rollout"),
     **dict.fromkeys(("turns", "earlier_contexts"), "user"),
     **dict.fromkeys(("rollout_seconds", "rollout_tokens_per_s", "rollout_wait_seconds"), "engine"),
+    "update_seconds": "optimiser",
     **dict.fromkeys(("logprob_gap", "staleness"), "engine"),
 }
 # what stands before "_": "user_leak", "judge_usd", "server_1_share"

@@ -27,6 +27,7 @@ TWO = ("strategy=ddp", "trainer.devices=2")
         pytest.param((), ("hydra/launcher=joblib",), id="joblib"),
         pytest.param((), ("sweep=joblib", *TWO), id="joblib, two processes each"),
         pytest.param((), ("hydra/launcher=submitit_local", *TWO), id="submitit_local, two processes each"),
+        pytest.param((), ("sweep=ray", "hydra.launcher.num_gpus=0"), id="ray"),
         pytest.param((), TWO, id="one after the other, two processes each"),
         pytest.param(TORCHRUN, ("strategy=ddp",), id="one after the other, in those of torchrun"),
     ],

@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 # Whoever starts a program says how; whatever else a block calls does nothing, and it can write nowhere.
 STAND_INS = """
 PATH=/nowhere
-for name in python srun torchrun; do eval "$name() { printf '%s\\0' \\"\\$@\\"; printf '\\n'; }"; done
+for name in python srun torchrun collab; do eval "$name() { printf '%s\\0' \\"\\$@\\"; printf '\\n'; }"; done
 source() { :; }
 cd() { :; }
 cat() { printf HOST; }
@@ -67,7 +67,8 @@ def test_there_are_scripts_and_commands_of_every_kind():
         assert any(re.search(rf"^{launcher} .*\btrain\.py ", block, re.MULTILINE) for block in whole), launcher
     entries = [entry for entry, *_ in COMMANDS]
     assert {"train", "evaluate"} <= set(entries) and entries.count("train") >= 10
-    written = len(re.findall(r"(?:train|evaluate)\.py |\bcollab (?:train|evaluate|synthesize) ", "".join(BLOCKS)))
+    begins = r"(?:train|evaluate)\.py |\bcollab (?:estimate )?(?:train|evaluate|synthesize) "
+    written = len(re.findall(begins, "".join(BLOCKS)))
     assert written >= len(COMMANDS) > written - 5  # none is overlooked; the same one may be written twice
 
 

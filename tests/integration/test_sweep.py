@@ -66,7 +66,12 @@ def ran(folder):
 
 
 @pytest.mark.parametrize(
-    "launcher", [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], slow(["hydra/launcher=submitit_local"])]
+    "launcher",
+    [
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        slow(["hydra/launcher=submitit_local"]),
+        slow(["sweep=ray", "hydra.launcher.num_gpus=0"]),
+    ],
 )
 def test_a_launcher_runs_the_jobs_and_all_are_told(launcher, tmp_path):
     done = command_alone("-m", "seed=1,2", "name=x", *launcher, cwd=tmp_path)
@@ -134,18 +139,21 @@ def test_what_the_second_process_refuses_is_told_once_the_first_has_had_the_time
     assert [seconds > 5 for seconds in waits] == [True] * rank
 
 
-@pytest.mark.parametrize("name", ["joblib", "submitit_local", "submitit_slurm"])
-def test_a_launcher_that_is_not_installed_is_told_by_its_extra(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("joblib", "sweep"), ("submitit_local", "sweep"), ("submitit_slurm", "sweep"), ("ray", "ray")],
+)
+def test_a_launcher_that_is_not_installed_is_told_by_its_extra(name, extra, monkeypatch):
     from hydra.core.config_store import ConfigStore
 
     load_config("train")  # Hydra looks for plugins once
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{name}.yaml")
     with pytest.raises(
-        BadInput, match=rf"^hydra/launcher/{name} comes with the extra `sweep`.*pip install 'collab-llm\[sweep\]'"
+        BadInput, match=rf"^hydra/launcher/{name} comes with the extra `{extra}`.*pip install 'collab-llm\[{extra}\]'"
     ):
         load_config("train", [f"hydra/launcher={name}"])
     if name != "submitit_local":
-        with pytest.raises(BadInput, match=r"pip install 'collab-llm\[sweep\]'"):
+        with pytest.raises(BadInput, match=rf"pip install 'collab-llm\[{extra}\]'"):
             load_config("train", [f"sweep={name.removeprefix('submitit_')}"])
 
 

@@ -31,7 +31,19 @@ OPTIONS = [
 ]
 # Groups whose options get in no other's way: one config holds an option of each. The options of the others stand alone.
 TOGETHER = (
-    *("algorithm", "budget", "callbacks", "definitions", "engine", "evaluator", "judge", "logger", "model", "sampler"),
+    *(
+        "algorithm",
+        "budget",
+        "callbacks",
+        "cluster",
+        "definitions",
+        "engine",
+        "evaluator",
+        "judge",
+        "logger",
+        "model",
+        "sampler",
+    ),
     *("strategy", "sweep", "trainer", "user", "users"),
 )
 _ROWS = itertools.zip_longest(*([text for text in OPTIONS if text.split("=")[0] == group] for group in TOGETHER))
