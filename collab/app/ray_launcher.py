@@ -102,9 +102,10 @@ class RayLauncher(BasicLauncher):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics over the internet
         import ray
 
-        local = {"include_dashboard": False} if self.address == _LOCAL else {}
+        local = self.address == _LOCAL
+        dashboard = False if local else None  # of a cluster that runs, there is nothing to choose
         try:
-            ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING, **local)
+            ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=dashboard)
         except Exception as error:  # noqa: BLE001 - Ray raises a plain one where a process does not start in 30 s
             way_out = "Start one with `ray start --head`, name its address, or set hydra.launcher.address=local."
             way_out = "Try again when the machine has less to do, or take sweep=joblib." if local else way_out

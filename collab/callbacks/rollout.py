@@ -87,7 +87,7 @@ class RolloutCallback(L.Callback):
         self._step = 0  # of the last rollout for training, from 1
         self._engine: RolloutEngine | None = None
         self._tokens = 0  # decoded in the last rollout
-        self._played = 0.0  # when the last rollout for training ended
+        self._ended = 0.0  # when the last rollout for training ended
         self._logged: Mapping[str, float] = {}  # of its engine
         self._validated: list[Scored] = []  # conversations of the current validation
 
@@ -132,14 +132,14 @@ class RolloutCallback(L.Callback):
             sync_dist=trainer.world_size > 1,
             reduce_fx="sum",
         )
-        self._played = time.monotonic()
+        self._ended = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GoalBatch, batch_idx: int
     ) -> None:
         if self._step == batch_idx + 1:  # not for stored conversations
-            seconds = over_ranks(trainer, [time.monotonic() - self._played], "max")
-            self._log(trainer, pl_module, "train", {"update_seconds": seconds})
+            seconds = over_ranks(trainer, [time.monotonic() - self._ended], "max")
+            self._log(trainer, pl_module, "train", {"update_seconds": [*seconds]})
 
     def _rollout(self, trainer: L.Trainer, pl_module: L.LightningModule, goals: Sequence[Goal], step: int) -> Rollout:
         """Play the goals of a step, from 0."""
