@@ -311,13 +311,13 @@ def _check_data(entry: str, config: Config, machine: bool) -> None:
                 check_machine(one, its, entry, further=name, format=format)
         if entry == "train":
             from collab.app.build import stored_contexts
-            from collab.app.loggers import check_loggers
 
-            check_loggers(config)
             stored_contexts(config, splits.train)
         if entry in ("train", "evaluate"):
+            from collab.app.loggers import check_loggers
             from collab.app.wandb_mode import wandb_mode
 
+            check_loggers(config)
             wandb_mode(config.logger.wandb)  # last, since it may wait for W&B's server
 
 

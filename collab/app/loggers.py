@@ -1,4 +1,4 @@
-"""The loggers of a training run, and what W&B gets before and after it."""
+"""The loggers of a training run, what W&B gets before it, and what all get after it or an evaluation."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collab.datamodules.goals import GoalSplits
 
 _NEEDED = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "alembic")}  # field of `logger` -> packages
+_Estimate = tuple[str, str, float, float, float, int]  # as `_estimates` gives them
 
 
 def check_loggers(config: Config) -> None:
@@ -141,36 +142,45 @@ def _run_with_artifacts(config: Config, logged_to: Sequence[Logger]) -> Any:
 def log_results(config: Config, run: RunState, chosen_by: str = "val/reward") -> None:
     """Log what a finished training or evaluation has found, and end the run at W&B.
 
-    The conversations go into a table, that of results into another one and into the summary; those of
-    `evaluation.tasks` with the name of the task. A training logs its best policy too, with its final model card. The
-    run at W&B is the one that training began; after an interruption it is opened again.
+    All loggers get the figures of the table of results. At W&B they go into the summary, and into a table with their
+    intervals; the conversations go into another one. Those of `evaluation.tasks` have the name of the task. A training
+    logs its best policy too, with its final model card. The run at W&B is the one that training began; after an
+    interruption it is opened again.
 
     Args:
         config: The checked config.
         run: Has its `results.json`.
         chosen_by: The metric of a validation by which the best policy was chosen.
     """
-    if rank() > 0 or (logger := wandb_logger(config, run.id, run.entry)) is None:
+    if rank() > 0:
         return
     folder = Path(config.output_dir)
-    if wandb.run is not None:
-        logger._experiment = wandb.run
-    at_wandb = logger.experiment
-    rows: list[list[Any]] = []
+    played: dict[str, tuple[Path, list[_Estimate]]] = {}  # task, "" for the run's own -> its folder and figures
     for task, where in {
         "": folder,
         **{name: Path(one.output_dir) for name, one in further_tasks(config).items()},
     }.items():
         results = json.loads((where / RESULTS).read_bytes())
-        if "policies" not in results:  # of a user model
-            continue
+        if "policies" in results:  # else of a user model
+            played[task] = where, list(_estimates(results, config.evaluation.baseline))
+    final = {
+        f"{_prefix(task)}{policy}/{metric}": mean
+        for task, (_, found) in played.items()
+        for policy, metric, mean, *_ in found
+    }
+    _log_final(config, run, final)
+    if (logger := wandb_logger(config, run.id, run.entry)) is None:
+        return
+    if wandb.run is not None:
+        logger._experiment = wandb.run
+    at_wandb = logger.experiment
+    rows: list[list[Any]] = []
+    for task, (where, found) in played.items():
         records = [line for line in _lines(where / "transcripts.jsonl") if line["phase"] == "test"]
         goals = {line["id"]: line for line in _lines(where / "goals.jsonl") if line["phase"] == "test"}
-        log_conversations([logger], f"test/{task}" if task else "test", records, goals)
-        found = list(_estimates(results, config.evaluation.baseline))
+        log_conversations([logger], _prefix(task)[:-1], records, goals)
         rows += [[task or config.task.name, *row] for row in found]
-        prefix = f"test/{task}/" if task else "test/"
-        at_wandb.summary.update({f"{prefix}{policy}/{metric}": mean for policy, metric, mean, *_ in found})
+    at_wandb.summary.update(final)
     if rows:
         columns: list[str | int] = ["task", "policy", "metric", "mean", "low", "high", "goals"]
         at_wandb.log({"results": wandb.Table(columns=columns, data=rows)})
@@ -182,7 +192,27 @@ def log_results(config: Config, run: RunState, chosen_by: str = "val/reward") ->
     at_wandb.finish()
 
 
-def _estimates(results: Mapping[str, Any], baseline: str) -> Iterator[tuple[str, str, float, float, float, int]]:
+def _prefix(task: str) -> str:
+    return f"test/{task}/" if task else "test/"
+
+
+def _log_final(config: Config, run: RunState, final: Mapping[str, float]) -> None:
+    """Log the final figures to TensorBoard and MLflow, in the runs that a training began there.
+
+    MLflow takes neither "@" nor the minus sign in a name, so they are written out: `test/base_at_insistent/reward`.
+    """
+    made: list[Logger] = []
+    if config.logger.tensorboard:
+        made.append(TensorBoardLogger(config.output_dir, name="", version="tensorboard"))
+    if config.logger.mlflow:
+        made.append(_mlflow_logger(config, run.id))
+    named = {name.replace("@", "_at_").replace(" − ", "_minus_"): mean for name, mean in final.items()}
+    for logger in made:
+        logger.log_metrics(named, step=config.trainer.max_steps if run.entry == "train" else 0)
+        logger.finalize("success")
+
+
+def _estimates(results: Mapping[str, Any], baseline: str) -> Iterator[_Estimate]:
     """Policy, metric, mean, its interval and number of goals; then those of the differences to the baseline."""
     for kind, end in (("policies", ""), ("difference", f" − {baseline}")):
         for policy, metrics in results[kind].items():

@@ -71,7 +71,8 @@ def register() -> None:
 def apply_metrics(config: Config) -> None:
     """Put what the definitions and the judge measure in place of the metrics of each task.
 
-    A metric that the judge judges instead keeps its weight. Metrics of the definitions stay as they are.
+    A metric that the judge judges instead keeps its weight; one that it judges beside the task's own has weight 0.
+    Metrics of the definitions stay as they are.
     """
     tasks = config.definitions.tasks
     for task in (config.task, *config.evaluation.tasks.values()):
@@ -81,4 +82,7 @@ def apply_metrics(config: Config) -> None:
             continue
         for name in config.judge.replaces.keys() & task.metrics.keys():
             task.metrics[name] = MetricConfig(config.judge.replaces[name], task.metrics[name].weight)
+        for name, target in config.judge.beside.items():
+            if name in task.metrics:
+                task.metrics[f"judged_{name}"] = MetricConfig(target, 0.0)
         task.metrics |= config.judge.metrics

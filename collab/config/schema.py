@@ -242,6 +242,8 @@ class MixUserConfig(UserConfig):
 class JudgeConfig:
     name: str = MISSING  # what measures interactivity; none: it is computed from the user's agenda
     replaces: dict[str, str] = field(default_factory=dict)  # metric of the task -> class that judges it instead
+    # metric of the task -> class that judges the same; it is only watched, as judged_METRIC, beside the metric
+    beside: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, MetricConfig] = field(default_factory=dict)  # further metrics, in addition to the task's
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from collab.conversation import Conversation
 from collab.parsing.english import words
-from collab.rewards.judge import JudgedAccuracy, JudgedMetric
+from collab.rewards.judge import JudgedAccuracy, JudgedMetric, JudgedRefusal
 from collab.rewards.metrics import AgendaInteractivity
+from collab.rewards.safety import Refused
 
 INJECTIONS = Path(__file__).resolve().parents[1] / "datamodules" / "data" / "judge" / "injections.json"
 PADDING = (
@@ -61,10 +62,12 @@ def padded(conversation: Conversation) -> Conversation:
 async def by_rule(metric: JudgedMetric, conversation: Conversation, items_per_answer: int = 2) -> float | None:
     """What a rule says in the judge's place; None where there is no rule, or where it cannot decide.
 
-    Interactivity has `AgendaInteractivity`, accuracy math-verify.
+    Interactivity has `AgendaInteractivity`, accuracy math-verify, refusals `collab.rewards.safety`.
     """
     if isinstance(metric, JudgedAccuracy):
         return await metric.decided(conversation)
     if metric.what == "interactivity":
         return await AgendaInteractivity(items_per_answer)(conversation)
+    if isinstance(metric, JudgedRefusal):
+        return await Refused()(conversation)
     return None

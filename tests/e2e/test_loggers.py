@@ -116,10 +116,25 @@ def test_wandb_has_the_config_and_the_lineage(logged: Run, at_wandb: OfflineRun)
     assert chosen["val/reward"] == pytest.approx(max(values.values())) == values[chosen["step"] - 1]
 
 
+def final(logged: Run) -> dict[str, float]:
+    """The means of the table of results by the names that TensorBoard and MLflow have."""
+    found = {
+        f"test/{policy}{end}/{metric}": one["mean"]
+        for kind, end in (("policies", ""), ("difference", "_minus_base"))
+        for policy, metrics in logged.results[kind].items()
+        for metric, one in metrics.items()
+        if one["mean"] is not None
+    }
+    assert "test/trained/reward" in found and "test/trained_minus_base/reward" in found
+    return found
+
+
 def test_tensorboard_has_the_same_figures(logged: Run, rows: dict[str, list[tuple[int, Any]]]) -> None:
     events = EventAccumulator(str(logged.folder / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == rows.keys()
+    tags = set(events.Tags()["scalars"])
+    assert {tag for tag in tags if not tag.startswith("test/")} == rows.keys()
+    assert {tag: events.Scalars(tag)[0].value for tag in tags - rows.keys()} == pytest.approx(final(logged))
     for metric in METRICS:
         assert [(event.step, pytest.approx(event.value)) for event in events.Scalars(metric)] == [
             (step, value.expected) for step, value in rows[metric]
@@ -136,3 +151,4 @@ def test_mlflow_has_the_same_figures_and_the_config(logged: Run, rows: dict[str,
     for metric in METRICS:
         history = client.get_metric_history(run.info.run_id, metric)
         assert [(one.step, one.value) for one in history] == rows[metric]
+    assert {name: run.data.metrics[name] for name in run.data.metrics if name.startswith("test/")} == final(logged)
