@@ -83,8 +83,8 @@ def json_lines(content: bytes, path: Path) -> _Placed:
             row = _parsed(line)
         except (ValueError, RecursionError) as error:
             raise BadInput(
-                f"{path}, line {number} is not JSON ({_said(error)}). Each line must be one whole JSON object in UTF-8. "
-                "Fix or remove it. (The ending says what a file is: .csv, .parquet, .json for one list of objects.)"
+                f"{path}, line {number} is not JSON ({_said(error)}). Each line must be one whole JSON object in "
+                "UTF-8. Fix or remove it. (The ending says what a file is: .csv, .parquet, .json for one list of objects.)"
             ) from error
         yield f"line {number}", row
 
