@@ -84,7 +84,7 @@ def json_lines(content: bytes, path: Path) -> _Placed:
         except (ValueError, RecursionError) as error:
             raise BadInput(
                 f"{path}, line {number} is not JSON ({_said(error)}). Each line must be one whole JSON object in "
-                "UTF-8. Fix or remove it. (The ending says what a file is: .csv, .parquet, .json for one list of objects.)"
+                "UTF-8. Fix or remove it. (The ending says what a file is: .csv, .parquet, .json for one list.)"
             ) from error
         yield f"line {number}", row
 
