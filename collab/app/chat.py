@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from collab.chat.base import ChatModel, ContextFull, Sampling
 from collab.conversation import Message
@@ -36,6 +37,7 @@ Options (name=value):
 
 With --web the browser shows two policies side by side: `collab chat --web --help`.
 In the conversation: /reset begins anew, /quit or Ctrl-D leaves."""
+_COMMANDS = "/reset begins anew, /quit leaves."
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,9 @@ def converse(engine: ChatModel, options: ChatOptions, console: Console) -> None:
                 continue
             if not text:
                 continue
+            if text.startswith("/") and len(text.split()) == 1:  # the policy would be asked what "/help" means
+                console.print(f"[dim]There is no {escape(text)}. {_COMMANDS}[/]", highlight=False)
+                continue
             prompt = [*messages, Message("user", text)]
             key = RngKey(options.seed, role="policy", split="chat", round=rounds, turn=len(prompt))
             try:
@@ -181,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
             options = dataclasses.replace(options, system_prompt=run_system_prompt(options.policy))
         engine = load_engine(options.policy)
         plain: dict[str, Any] = {"style": "dim", "markup": False, "highlight": False}
-        console.print(f"Talking to {options.policy}; /reset begins anew, /quit leaves.", **plain)
+        console.print(f"Talking to {options.policy}; {_COMMANDS}", **plain)
         if options.system_prompt:
             console.print(f"system> {options.system_prompt}", **plain)
         converse(engine, options, console)

@@ -258,15 +258,20 @@ def describe(config: Config, expected: Estimate) -> str:
         "What this run calls at most, if all conversations are as long as they may be and nothing is in the cache:"
     ]
     for call in total:
-        cost = f"{call.usd(config):.2f} $" if call.model in config.budget.prices else "no price in budget.prices"
+        cost = _dollars(call.usd(config)) if call.model in config.budget.prices else "no price in budget.prices"
         lines.append(
             f"  {call.role} ({call.model}): {call.calls:.0f} calls, {call.prompt_tokens:.0f} tokens of prompts, "
             f"{call.completion_tokens:.0f} tokens of replies, {cost}"
         )
     for name, made in (("all", total), (_EXPECTED, expected.expected)):
         calls, tokens, usd = (sum(c.calls for c in made), sum(c.tokens for c in made), sum(c.usd(config) for c in made))
-        lines.append(f"  {name}: {calls:.0f} calls, {tokens:.0f} tokens, {usd:.2f} $")
+        lines.append(f"  {name}: {calls:.0f} calls, {tokens:.0f} tokens, {_dollars(usd)}")
     return "\n".join(lines)
+
+
+def _dollars(usd: float) -> str:
+    """0.00 is what costs nothing."""
+    return "less than 0.01 $" if 0 < usd < 0.005 else f"{usd:.2f} $"
 
 
 def check_budget(config: Config, expected: Estimate) -> None:

@@ -11,6 +11,7 @@ from collab.config.endpoints import endpoints_in, engine_endpoints, has_teacher,
 from collab.config.fields import filled_prompts
 from collab.config.policies import named_policies, policy_model
 from collab.config.schema import (
+    AgendaUserConfig,
     Config,
     LLMJudgeConfig,
     ModelConfig,
@@ -93,6 +94,8 @@ def check_machine(
             groups = tokenise(groups, ChatFormat(build.tokenizer(config)), num_positions(config.model))
             build.module(config, config.model, tokenizer).check_data(groups)
     goals, notes = goals_that_fit(config, goals, entry)
+    if entry == "train" and isinstance(config.user, AgendaUserConfig):
+        notes += _told_whole(goals)
     if rank() == 0:
         for note in (*([f"chat template: {template}"] if template else []), *notes):
             print(f"{further}: {note}" if further else note, flush=True)
@@ -107,6 +110,17 @@ def check_machine(
 
         check_server(config, config.engine, None if format is None else format.tokenizer, entry)
     return format
+
+
+def _told_whole(goals: GoalSplits) -> list[str]:
+    """A note about training goals whose user tells the reference itself."""
+    without = [goal for goal in goals.train if not goal.notes and goal.agenda is None]
+    if not without:
+        return []
+    return [
+        f"{len(without)} of the {len(goals.train)} training goals have no notes. There the user tells the reference, "
+        "sentence by sentence, and what is learned is to paste. Write notes into single_turn_metadata (docs/data.md)."
+    ]
 
 
 def _check_models(config: Config, entry: str) -> str:

@@ -12,7 +12,8 @@ from collab.config.schema import EndpointConfig
 from collab.util.errors import BadInput
 
 _HINT = (
-    "Start the server, or correct base_url: it is what comes before /chat/completions, as in http://127.0.0.1:8000/v1."
+    "Start the server, check the network, or correct base_url: it is what comes before /chat/completions, as in "
+    "http://127.0.0.1:8000/v1."
 )
 
 

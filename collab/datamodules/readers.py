@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from collab.datamodules.rows import Row, checked
+from collab.datamodules.rows import METADATA, Row, checked
 from collab.util.errors import BadInput, first_line
 from collab.util.hub import look_for
 
@@ -83,10 +83,15 @@ def json_lines(content: bytes, path: Path) -> _Placed:
             row = _parsed(line)
         except (ValueError, RecursionError) as error:
             raise BadInput(
-                f"{path}, line {number} is not JSON ({error}). Each line must be one whole JSON object in UTF-8. Fix "
-                "or remove it. (A Parquet file needs the ending .parquet.)"
+                f"{path}, line {number} is not JSON ({_said(error)}). Each line must be one whole JSON object in "
+                "UTF-8. Fix or remove it. (The ending says what a file is: .csv, .parquet, .json for one list.)"
             ) from error
         yield f"line {number}", row
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with one line; the error itself counts lines within it, so that each is line 1."""
+    return f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _parsed(content: bytes) -> Any:
@@ -115,7 +120,14 @@ def _json_rows(path: Path) -> _Placed:
     except (OSError, ValueError, RecursionError):
         content = None  # reading it as JSONL says what is wrong
     rows = content.get("data") if isinstance(content, dict) else content
-    return _numbered(rows) if isinstance(rows, list) else _jsonl_rows(path)
+    if isinstance(rows, list):
+        return _numbered(rows)
+    if isinstance(content, dict) and b"\n" in path.read_bytes().strip():
+        raise BadInput(
+            f"{path} is one object over several lines, with: {', '.join(content)}. A .json file must be a list of "
+            'rows, or have one under "data". Write it so.'
+        )
+    return _jsonl_rows(path)
 
 
 def _csv_rows(path: Path) -> _Placed:
@@ -125,12 +137,17 @@ def _csv_rows(path: Path) -> _Placed:
         rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read as CSV in UTF-8 ({first_line(error)}). Write it again.") from error
+    header = list(table.fieldnames or ())
+    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise BadInput(
+            f"{path} has {other!r} between the fields of its header: {header[0]!r}. CSV must have commas. Save it with "
+            "commas, and with quotation marks around texts that have commas in them."
+        )
     for place, row in _numbered(rows):
         if None in row or None in row.values():  # how DictReader marks fields that are too many or too few
-            raise BadInput(
-                f"{path}, {place} must have as many fields as the header: {', '.join(table.fieldnames or ())}."
-            )
-        yield place, row
+            raise BadInput(f"{path}, {place} must have as many fields as the header: {', '.join(header)}.")
+        # CSV has no null: of what may be left out, an empty field is left out.
+        yield place, {name: value for name, value in row.items() if value.strip() or name not in ("id", METADATA)}
 
 
 def _parquet_rows(path: Path) -> _Placed:

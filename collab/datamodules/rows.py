@@ -34,6 +34,8 @@ METADATA = "single_turn_metadata"
 
 Row = Mapping[str, Any]
 
+_TOLD = ("notes", "cues", "preferences", "agenda")  # entries of the metadata that say what the user tells
+
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 
@@ -66,10 +68,10 @@ class Layout:
 
 
 def layout_of(row: Row, layouts: Sequence[Layout]) -> Layout | None:
-    """The layout with the largest share of its columns in the row; None for the project's own form."""
+    """The layout with the largest share of its columns in the row, half at least; None for the project's own form."""
     own = Layout((PROMPT, COMPLETION), lambda row, where: None)
     best = max((own, *layouts), key=lambda layout: layout.share(row))
-    return None if best is own else best
+    return None if best is own or best.share(row) < 0.5 else best
 
 
 def goal_of(row: Row, where: str, layouts: Sequence[Layout] = ()) -> Goal:
@@ -86,12 +88,24 @@ def goal_of(row: Row, where: str, layouts: Sequence[Layout] = ()) -> Goal:
     also = "".join(f" Rows with {', '.join(layout.columns)} are read too." for layout in layouts)
     prompt, reference = (text_of(row, name, where, f"Every goal needs it.{also}") for name in (PROMPT, COMPLETION))
     name = derived_id(prompt, reference) if row.get("id") is None else id_of(row, "id", where)
+    _check_beside(row, where)
     goal = Goal(name, prompt, reference, metadata_of(row, where))
     _check_notes(goal, where)
     _check_title(goal, where)
     _check_preferences(goal, where)
     _check_agenda(goal, where)
     return goal
+
+
+def _check_beside(row: Row, where: str) -> None:
+    """Refuse columns that are read only as a part of the metadata: the user would tell nothing of them."""
+    beside = [name for name in ("title", "form", *_TOLD) if row.get(name) is not None]
+    if set(beside) & set(_TOLD):
+        example = json.dumps({"title": "the picnic", "notes": ["it starts at six"]})
+        raise BadInput(
+            f"{where}: {', '.join(beside)} would not be read beside {METADATA}, only within it. Write an object there "
+            f"(in CSV a JSON string of one), e.g. {example}. Rename what is not meant for the user."
+        )
 
 
 def _check_title(goal: Goal, where: str) -> None:

@@ -156,6 +156,9 @@ class LocalEngine:
         self._waiting.append(_Request(tuple(prompt), boundaries, sampling, key.stream(), done, matcher, on_token))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve())
+            # Nobody awaits this task. Ask for its error: if a signal ends it, asyncio else prints a traceback below the
+            # line that says how to go on.
+            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await done
 
     async def idle(self) -> None:

@@ -568,6 +568,8 @@ def test_chat_answers_resets_and_ends_with_the_input(run_folder, monkeypatch, ca
     assert replies[0] == replies[2] != replies[1]  # the second one had heard more
     _, out, _ = chat(monkeypatch, capsys, "/quit\nhi there\n", *arguments, "system_prompt=")
     assert "system>" not in out and "assistant>" not in out
+    _, out, _ = chat(monkeypatch, capsys, "/help\n/quit\n", *arguments)
+    assert "There is no /help. /reset begins anew, /quit leaves." in out and "assistant>" not in out
 
 
 def test_chat_that_outgrows_the_model_says_so_and_goes_on(run_folder, monkeypatch, capsys):

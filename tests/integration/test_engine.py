@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import gc
 import math
+import os
+import signal
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +29,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from collab.app.resume import interruptible
 from collab.chat.base import ContextFull, Sampling
 from collab.conversation import Message, Reply
 from collab.generation.drawing import inverse_cdf
@@ -869,3 +873,23 @@ def test_requests_beyond_the_batch_all_get_their_turn(sharp: Any, tokenizer: Any
         replies = run(many_talks(engine, temperature=0, count=9))
     assert len(replies) == sum(1 + n % 4 for n in range(9))
     assert max(rows for rows, _ in fed.shapes) == 2
+
+
+def test_a_signal_while_a_token_is_computed_leaves_no_traceback(
+    sharp: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = LocalEngine(sharp, tokenizer)  # may try the model
+    trunk = inner_of(sharp).get_decoder()
+    hook = trunk.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        with interruptible("python train.py resume=RUN"):
+            run(talk(engine, 3, 1, Sampling(4, 0)))
+        pytest.fail("it was not interrupted")
+    except SystemExit as error:
+        assert error.code == 128 + signal.SIGINT
+    finally:
+        hook.remove()
+    del engine
+    gc.collect()  # asyncio speaks of an error that nobody asked for when the task is collected
+    assert capsys.readouterr().err.splitlines()[-1] == "Interrupted. Go on with: python train.py resume=RUN"
+    assert not [record for record in caplog.records if record.name == "asyncio"]

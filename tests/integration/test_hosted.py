@@ -392,6 +392,8 @@ def test_an_estimate_counts_what_is_played():
     text = describe(config, found)
     usd = (total.prompt_tokens + 10 * total.completion_tokens) / 1e6
     assert f"user (tiny): {total.calls:.0f} calls" in text and f"{usd:.2f} $" in text
+    config.budget.prices = {"tiny": [1e-7, 1e-7]}  # 0.00 would say that it is free
+    assert describe(config, found).count("less than 0.01 $") == 3
 
 
 def test_an_estimate_counts_users_by_their_weights_and_a_judge_by_its_metrics():

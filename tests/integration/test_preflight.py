@@ -71,6 +71,17 @@ def test_the_tokenizer_is_read_for_the_first_task_alone(tiny_model, monkeypatch,
         check_machine(few, load_splits(one.task), "evaluate", further="math", format=format)
 
 
+def test_training_goals_whose_user_tells_the_reference_are_counted(checked, tmp_path, capsys):
+    goal = {"id": "tea", "single_turn_prompt": "A sign.", "single_turn_completion": "Tea at noon."}
+    file = tmp_path / "goals.jsonl"
+    file.write_text(f"{json.dumps(goal)}\n{json.dumps(goal | {'id': 'jam', 'single_turn_prompt': 'A label.'})}\n")
+    own = (f"task.train_file={file}", "task.max_new_tokens=100")
+    checked(*own)
+    assert "2 of the 2 training goals have no notes. There the user tells the reference" in capsys.readouterr().out
+    checked(*own, entry="evaluate")
+    assert "training goals" not in capsys.readouterr().out
+
+
 def test_an_adapter_to_a_folder_of_this_machine_is_not_for_the_hub(checked, tiny_model):
     said = refusal(checked, "push_to_hub=ada/x")
     assert f"the policy would be an adapter to {tiny_model}" in said and "Set export.merge=true" in said

@@ -24,6 +24,10 @@ def row(name, **changes):
     return {**fields, **changes}
 
 
+def row_of(goal):
+    return {"single_turn_prompt": goal.prompt, "single_turn_completion": goal.reference}
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(item) + "\n" for item in rows))
     return str(path)
@@ -144,6 +148,37 @@ def test_a_json_file_is_a_list_or_has_one_or_is_read_line_by_line(tmp_path):
     assert "row 2 is a number ('3')" in refusal(str(path))
     path.write_text("{")
     assert "line 1 is not JSON" in refusal(str(path))
+    path.write_text(json.dumps({"goals": MIXED}, indent=1))
+    assert "is one object over several lines, with: goals. A .json file must be a list of rows" in refusal(str(path))
+
+
+CSV = "id,single_turn_prompt,single_turn_completion,single_turn_metadata\n"
+
+
+def test_an_empty_field_of_csv_that_may_be_left_out_is_left_out(tmp_path):
+    path = tmp_path / "goals.csv"
+    path.write_text(CSV + 'tea,a sign,Tea.,"{""notes"": [""noon""]}"\n,a label,Jam.,\n')
+    tea, jam = load_goals(path, "train")
+    assert (tea.id, tea.notes) == ("tea", ("noon",))
+    assert jam.metadata == {} and jam.id == load_goals(write(tmp_path / "g.jsonl", [row_of(jam)]), "train")[0].id
+    path.write_text(CSV + "tea,,Tea.,\n")
+    assert "row 1: field single_turn_prompt is empty" in refusal(str(path))
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_csv_file_without_commas_is_named_so(tmp_path, mark):
+    path = tmp_path / "goals.csv"
+    path.write_text((CSV + "tea,a sign,Tea.,\n").replace(",", mark))
+    assert f"{path} has {mark!r} between the fields of its header" in refusal(str(path))
+
+
+@pytest.mark.parametrize(
+    "beside", [{"notes": "noon; red cup", "title": "the tea"}, {"preferences": {"tone": "dry"}}, {"cues": ["when"]}]
+)
+def test_what_the_user_would_tell_is_not_read_beside_the_metadata_and_not_lost_in_silence(tmp_path, beside):
+    message = refusal(write(tmp_path / "goals.jsonl", [row("tea", title="of a book"), row("cat", **beside)]))
+    assert f"line 2: {', '.join(sorted(beside, reverse=True))} would not be read beside" in message
+    assert "only within it" in message
 
 
 def test_a_file_may_be_compressed(tmp_path):
@@ -185,7 +220,10 @@ def test_a_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "bad,parts",
     [
-        ('{"single_turn_prompt": "x", ', ["line 2 is not JSON", "whole JSON object"]),
+        (
+            '{"single_turn_prompt": "x", ',
+            ["line 2 is not JSON (Expecting property name enclosed in double quotes at character", "whole JSON"],
+        ),
         (b'{"single_turn_prompt": "\xff"}', ["line 2 is not JSON", "utf-8"]),
         ('{"single_turn_prompt": "\\ud800"}', ["line 2 is not JSON", "surrogates"]),
         ("[" * 100_000, ["line 2 is not JSON"]),

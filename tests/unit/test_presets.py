@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -12,6 +13,7 @@ import transformers
 from composing import load_config
 from transformers import AutoModelForCausalLM
 
+from benchmarks.gpu.memory import Memory
 from collab.util.paths import config_dir
 
 _QWEN25_05B = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -60,10 +62,29 @@ def sizes(name: str, layers: int) -> torch.Tensor:
     return torch.tensor([weights, sum(p.numel() for key, p in model.named_parameters() if "lora_" in key)])
 
 
+def whole(name: str) -> list[int]:
+    """Parameters of a preset, and of its adapter."""
+    one, two = sizes(name, 1), sizes(name, 2)
+    counts: list[int] = (one + (two - one) * (SHAPES[name][1]["num_hidden_layers"] - 1)).tolist()
+    return counts
+
+
+def test_what_fits_on_one_gpu_is_the_arithmetic():
+    page = (config_dir().parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) GB \| `(\w+)` \| (\d+) \|(.*)\|$", page, re.M)
+    assert [(gpu, name) for gpu, name, *_ in rows[-2:]] == [("48", "llama31_8b"), ("80", "llama31_8b")]
+    for gpu, name, batch, said in rows:
+        shape = SimpleNamespace(**SHAPES[name][1])
+        found = Memory.of(shape, *whole(name), rows=int(batch), length=4096, tokens=8192)
+        expected = [found.between / 1e9, found.rollout / 1e9, found.update / 1e9]
+        assert [float(size) for size in said.split("|")] == pytest.approx(expected, abs=0.06)
+        assert max(expected) + 5 < float(gpu)  # with CUDA and fragments
+    assert Memory.of(SimpleNamespace(**_LLAMA), *whole("llama31_8b"), rows=1, length=4096, tokens=8192).update > 19e9
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_preset_states_its_memory(name):
-    one, two = sizes(name, 1), sizes(name, 2)
-    weights, adapter = (one + (two - one) * (SHAPES[name][1]["num_hidden_layers"] - 1)).tolist()
+    weights, adapter = whole(name)
     text = (config_dir() / "model" / f"{name}.yaml").read_text()
     stated = [float(number) for number in re.findall(r"([\d.]+) GB", text)]
     expected = [2 * weights, 2 * weights + 16 * adapter, 4 * weights + 16 * adapter, 10 * weights]

@@ -256,6 +256,9 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
     message = refusal("math", write(tmp_path / "math.jsonl", [{"question": "?", "answer": "!"}]))
     assert "field single_turn_prompt is missing" in message and "It has: question, answer." in message
     assert "Rows with problem, solution are read too" in message
+    # One column in common with a published data set does not make these rows of it.
+    message = refusal("doc_edit", write(tmp_path / "own.jsonl", [{"name": "x", "prompt": "A sign", "text": "Go."}]))
+    assert "field single_turn_prompt is missing. It has: name, prompt, text." in message
 
 
 def test_own_goals_of_math_are_split_up_and_their_answers_checked(tmp_path):
