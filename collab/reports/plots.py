@@ -55,7 +55,11 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
 
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.7 * rows + 0.4), layout="constrained")
+    width, height = 4.2 * columns, 2.7 * rows + 0.4  # inches
+    figure = Figure(figsize=(width, height))
+    # Room of fixed inches, and titles at a fixed height: to find out what labels need, matplotlib draws them again.
+    room = {"left": 0.7 / width, "right": 1 - 0.15 / width, "bottom": 0.5 / height, "top": 1 - 0.65 / height}
+    figure.subplots_adjust(**room, wspace=0.22, hspace=0.28)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     handles = {}
     for panel, quantity in zip(panels, shown, strict=False):
@@ -64,7 +68,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
                 (handles[split],) = panel.plot(*zip(*sorted(points.items()), strict=True), **style)
                 if len(points) > _MAX_MARKERS:
                     handles[split].set_marker("")
-        panel.set_title(QUANTITIES[quantity], loc="left", fontsize=10)
+        panel.set_title(QUANTITIES[quantity], loc="left", fontsize=10, y=1.03)
         panel.grid(axis="y", color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
@@ -76,7 +80,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
         panels[index].set_xlabel("step", fontsize=9)
         panels[index].tick_params(labelbottom=True)
     lines = [handles[split] for split in _LINES if split in handles]
-    figure.legend(handles=lines, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    figure.legend(handles=lines, loc="upper right", ncols=2, frameon=False, fontsize=9)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150, facecolor="white")
     return output
