@@ -55,7 +55,11 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
 
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.7 * rows + 0.4), layout="constrained")
+    width, height = 4.2 * columns, 2.7 * rows + 0.4  # inches
+    figure = Figure(figsize=(width, height))
+    # Room of fixed inches, and titles at a fixed height: to find out what labels need, matplotlib draws them again.
+    room = {"left": 0.7 / width, "right": 1 - 0.15 / width, "bottom": 0.5 / height, "top": 1 - 0.65 / height}
+    figure.subplots_adjust(**room, wspace=0.22, hspace=0.28)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     handles = {}
     for panel, quantity in zip(panels, shown, strict=False):
@@ -64,7 +68,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
                 (handles[split],) = panel.plot(*zip(*sorted(points.items()), strict=True), **style)
                 if len(points) > _MAX_MARKERS:
                     handles[split].set_marker("")
-        panel.set_title(QUANTITIES[quantity], loc="left", fontsize=10)
+        panel.set_title(QUANTITIES[quantity], loc="left", fontsize=10, y=1.03)
         panel.grid(axis="y", color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
@@ -76,7 +80,7 @@ def training_curves(metrics_csv: Path, output: Path) -> Path | None:
         panels[index].set_xlabel("step", fontsize=9)
         panels[index].tick_params(labelbottom=True)
     lines = [handles[split] for split in _LINES if split in handles]
-    figure.legend(handles=lines, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    figure.legend(handles=lines, loc="upper right", ncols=2, frameon=False, fontsize=9)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150, facecolor="white")
     return output
@@ -119,12 +123,15 @@ def users_figure(report: Mapping[str, Any], output: Path) -> Path:
     measures = [m for m in next(iter(users.values())) if any(users[name][m]["n"] for name in users)]
     columns = 4
     rows = math.ceil((len(measures) + 1) / columns)
-    figure = Figure(figsize=(2.9 * columns, 2.1 * rows + 0.5), layout="constrained")
+    width, height = 2.9 * columns, 2.1 * rows + 0.5  # inches; room and titles as in `training_curves`
+    figure = Figure(figsize=(width, height))
+    room = {"left": 0.5 / width, "right": 1 - 0.1 / width, "bottom": 0.3 / height, "top": 1 - 0.65 / height}
+    figure.subplots_adjust(**room, wspace=0.24, hspace=0.36)
     first, *panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for name, shares in report["disclosure_by_turn"].items():
         known = [(turn, share) for turn, share in enumerate(shares, 1) if share is not None]
         first.plot(*zip(*known, strict=True) if known else ([], []), **styles[name], markersize=4, label=name)
-    first.set_title("told after each message", loc="left", fontsize=9)
+    first.set_title("told after each message", loc="left", fontsize=9, y=1.03)
     first.set_ylim(0, 1)
     first.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel, measure in zip(panels, measures, strict=False):
@@ -137,7 +144,7 @@ def users_figure(report: Mapping[str, Any], output: Path) -> Path:
                 panel.axhspan(low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
             panel.vlines(place, low, high, color=styles[name]["color"], linewidth=1.5)
             panel.plot([place], [entry["mean"]], **styles[name], markersize=6)
-        panel.set_title(measure.replace("_", " "), loc="left", fontsize=9)
+        panel.set_title(measure.replace("_", " "), loc="left", fontsize=9, y=1.03)
         panel.set_xlim(-0.6, len(users) - 0.4)
         panel.set_ylim(bottom=0)
         panel.set_xticks([])
@@ -149,7 +156,7 @@ def users_figure(report: Mapping[str, Any], output: Path) -> Path:
     for panel in panels[len(measures) :]:
         panel.set_visible(False)
     handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="upper right", ncols=len(labels), frameon=False, fontsize=9)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150, facecolor="white")
     return output

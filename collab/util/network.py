@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -33,7 +35,7 @@ def transport(url: str) -> dict[str, Any]:
     if folders and not any(map(os.path.isdir, folders)):
         problem = "no such folder"
     try:
-        certificates = httpx.create_ssl_context()
+        certificates = _certificates(*map(os.environ.get, _CERTIFICATES))
     except OSError as error:
         problem = error.strerror or str(error)
     if problem:
@@ -53,6 +55,12 @@ def transport(url: str) -> dict[str, Any]:
             f"socksio). Correct or unset {variable}, or add {urlsplit(url).hostname} to NO_PROXY."
         ) from None
     return options
+
+
+@functools.cache
+def _certificates(*named: str | None) -> ssl.SSLContext:
+    """Those that the variables name, or certifi's. They are read once: that takes longer than a request."""
+    return httpx.create_ssl_context()
 
 
 def proxy_of(url: str) -> tuple[str, str | None]:

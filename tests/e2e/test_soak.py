@@ -396,7 +396,7 @@ COMMON = [
     *(
         f"{place}.{limit}"
         for place in ("user.endpoint", "judge.endpoint", "evaluation.endpoint")
-        for limit in ("max_concurrency=32", "max_retries=10", "read_timeout=3", "connect_timeout=3")
+        for limit in ("max_concurrency=32", "max_retries=10", "read_timeout=2", "connect_timeout=3")
     ),
 ]
 

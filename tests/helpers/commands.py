@@ -21,6 +21,7 @@ _PLACES = (ROOT, ROOT / "tests" / "helpers", ROOT / "tests" / "integration")
 # Of a command that is run as a user runs it, and finds what tests bring.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, _PLACES))}
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+LIMIT = 500.0  # seconds that a command may take
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
     [
@@ -43,7 +44,7 @@ def start(entry: str, overrides: Sequence[str], log: Path, env: Mapping[str, str
 def run(entry: str, overrides: Sequence[str], log: Path) -> int:
     """The exit status of a whole command."""
     process = start(entry, overrides, log)
-    process.join()
+    _wait([process], entry)
     return process.exitcode
 
 
@@ -59,13 +60,16 @@ def start_two(entry: str, overrides: Sequence[str], log: Path) -> list[Any]:
 
 def joined(processes: Sequence[Any], log: Path) -> None:
     """Wait for all, which have to end well."""
-    for process in processes:
-        process.join()
+    _wait(processes, "one of several")
     assert [process.exitcode for process in processes] == [0] * len(processes), log.read_text()
 
 
 def finished(
-    entry: str, *arguments: str, cwd: Path = ROOT, env: Mapping[str, str | None] | None = None
+    entry: str,
+    *arguments: str,
+    cwd: Path = ROOT,
+    env: Mapping[str, str | None] | None = None,
+    limit: float = LIMIT,
 ) -> subprocess.CompletedProcess[str]:
     """A whole command, with what it has written.
 
@@ -74,16 +78,29 @@ def finished(
         arguments: As typed.
         cwd: Where it is typed.
         env: Changes of the environment; None takes a variable away.
+        limit: Seconds that it may take.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = (f"{folder}/{name}" for name in ("out", "err"))
         target = (entry, list(arguments), out, err, str(cwd), dict(env or {}))
         process = _FORKSERVER.Process(target=_main, args=target)
         process.start()
-        process.join(500)
-        assert process.exitcode is not None, f"{entry} {' '.join(arguments)} does not end"
+        _wait([process], f"{entry} {' '.join(arguments)}", limit)
         said = [Path(file).read_text(encoding="utf-8", errors="replace") for file in (out, err)]
     return subprocess.CompletedProcess([entry, *arguments], process.exitcode, *said)
+
+
+def _wait(processes: Sequence[Any], told: str, limit: float = LIMIT) -> None:
+    """Wait for processes that have started. None is left when they take too long, here or for the test."""
+    try:
+        for process in processes:
+            process.join(limit)
+            assert process.exitcode is not None, f"{told} does not end"
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
 class Early:

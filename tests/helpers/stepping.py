@@ -40,6 +40,21 @@ def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
 
+def trainer_with(callbacks: Sequence[L.Callback], **fields: Any) -> L.Trainer:
+    """A trainer of one epoch on the CPU without logger and display; it keeps checkpoints if a callback writes them."""
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[*callbacks],
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=any(isinstance(c, BatchCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **fields,
+    )
+
+
 def fit(
     module: PolicyModule,
     per_step: Callable[[int], list[Group]] | list[Group],
@@ -51,17 +66,7 @@ def fit(
 ) -> tuple[L.Trainer, Scored]:
     given = per_step
     scored = Scored(given if callable(given) else lambda _: given)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy=strategy,
-        max_epochs=1,
-        logger=False,
-        callbacks=[scored, *callbacks],
-        enable_checkpointing=any(isinstance(c, BatchCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_with([scored, *callbacks], devices=devices, strategy=strategy)
     loader: Any = torch.utils.data.DataLoader(
         [Goal(str(n), "p", "r") for n in range(steps * devices)],  # type: ignore[arg-type]
         batch_size=1,

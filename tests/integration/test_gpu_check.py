@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import finished
 
 from benchmarks import gpu_check
 from benchmarks.gpu import machine, wheels
@@ -69,9 +70,8 @@ def test_every_part_runs_on_a_cpu(parts: list[str], tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     patient = ["--patience", "10", "--minutes", "30"]  # the tests beside this one have the CPU too
     chosen = ["--device", "cpu", "--fork", "--only", ",".join(parts)]
-    command = [sys.executable, "benchmarks/gpu_check.py", *chosen, *patient, "--out", str(out)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    script, variables = str(ROOT / "benchmarks" / "gpu_check.py"), {"OMP_NUM_THREADS": "1"}
+    done = finished(script, *chosen, *patient, "--out", str(out), env=variables, limit=1800)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     found = json.loads(out.read_text())
     assert found["rehearsal"] and found["machine"]["default model"] == "random weights, tiny"

@@ -204,7 +204,8 @@ def test_a_call_that_nobody_waits_for_any_more_is_counted_and_kept(tmp_path):
 
         async def stopped() -> None:
             calls = [asyncio.create_task(model.complete(ASKED, SHORT, RngKey(number))) for number in range(5)]
-            await asyncio.sleep(0.1)
+            while len(server.calls) < 5:
+                await asyncio.sleep(0.005)
             for call in calls:
                 call.cancel()
 
@@ -222,7 +223,8 @@ def test_a_failure_that_nobody_waits_for_is_not_logged(caplog):
 
         async def stopped() -> None:
             call = asyncio.create_task(model.complete(ASKED, SHORT, RngKey(1)))
-            await asyncio.sleep(0.1)
+            while not server.calls:
+                await asyncio.sleep(0.005)
             call.cancel()
 
         asyncio.run(stopped())

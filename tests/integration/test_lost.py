@@ -13,6 +13,7 @@ import lightning as L
 import pytest
 import torch
 from scripted import ScriptedModel, ScriptedUser, spoken
+from stepping import trainer_with
 
 from collab.app.evaluate import policy_scores
 from collab.callbacks.checkpoint import BatchCheckpoint
@@ -91,17 +92,7 @@ def run(
     callbacks: list[L.Callback] = [RolloutCallback(simulation, "")]
     if folder is not None:
         callbacks.append(BatchCheckpoint(folder, every_n_steps=100))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=callbacks,
-        logger=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=folder is not None,
-    )
+    trainer = trainer_with(callbacks, limit_val_batches=0)
     module = Listener()
     data = GoalDataModule(GoalSplits(train=GOALS, val=GOALS, test=GOALS), 2, steps, seed=1)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -154,13 +145,9 @@ def test_a_step_of_which_too_much_is_lost_stops_the_run_and_it_can_be_taken_up(t
 
 def test_an_evaluation_of_which_too_much_is_lost_is_none() -> None:
     with pytest.raises(RunStopped, match=r"2 of the 2 test conversations of mine .*max_invalid=0.5"):
-        trainer = L.Trainer(
-            accelerator="cpu",
-            callbacks=[RolloutCallback(simulated(lambda c, k: k.split == "test", Counting(0.001)), "", name="mine")],
-            logger=False,
-            enable_progress_bar=False,
-        )
-        trainer.test(Listener(), GoalDataModule(GoalSplits(train=GOALS, val=GOALS, test=GOALS), 2, 1, seed=1))
+        rollout = RolloutCallback(simulated(lambda c, k: k.split == "test", Counting(0.001)), "", name="mine")
+        data = GoalDataModule(GoalSplits(train=GOALS, val=GOALS, test=GOALS), 2, 1, seed=1)
+        trainer_with([rollout]).test(Listener(), data)
 
 
 def test_counts_go_on_from_a_checkpoint() -> None:

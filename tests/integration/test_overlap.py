@@ -14,6 +14,7 @@ import lightning as L
 import pytest
 import torch
 from models import tiny_lm, with_adapter, word_tokenizer
+from stepping import trainer_with
 
 from collab.callbacks.checkpoint import BatchCheckpoint
 from collab.callbacks.overlap import OverlappedRollout
@@ -120,17 +121,7 @@ def run(
     callbacks: list[L.Callback] = [rollout, seen := Seen(user)]
     if folder is not None:
         callbacks.append(BatchCheckpoint(folder, every_n_steps=1))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=callbacks,
-        logger=False,
-        num_sanity_val_steps=0,
-        val_check_interval=2 if steps > 1 else None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=folder is not None,
-    )
+    trainer = trainer_with(callbacks, val_check_interval=2 if steps > 1 else None)
 
     def load() -> Any:
         lm = tiny_lm(len(TOKENIZER), eos_token_id=2)

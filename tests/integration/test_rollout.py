@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from scripted import ScriptedModel, ScriptedUser, says, spoken
+from stepping import trainer_with
 
 from collab.callbacks.rollout import RolloutCallback
 from collab.callbacks.rollout_metrics import conversation_values, group_values, means
@@ -419,19 +420,6 @@ class Listener(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def trainer_with(rollout: RolloutCallback) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=[rollout],
-        logger=False,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-
-
 def data_of(goals: list[Goal], goals_per_step: int, max_steps: int) -> GoalDataModule:
     return GoalDataModule(GoalSplits(train=goals, val=goals, test=goals), goals_per_step, max_steps, seed=1)
 
@@ -482,7 +470,7 @@ def test_mr_through_the_callback_equals_the_number_computed_by_hand():
         ),
         "be brief",
     )
-    module, trainer = Listener(), trainer_with(rollout)
+    module, trainer = Listener(), trainer_with([rollout])
     trainer.fit(module, data_of([GOAL], goals_per_step=2, max_steps=1))
     [groups] = module.groups
     assert made == [(module.policy.lm, "the tokenizer")]
@@ -536,7 +524,7 @@ def test_a_run_draws_every_turn_equally_often_and_counts_cut_replies():
         ),
         "",
     )
-    module, trainer = Listener(), trainer_with(rollout)
+    module, trainer = Listener(), trainer_with([rollout])
     trainer.fit(module, data_of([GOAL, OTHER], goals_per_step=2, max_steps=6))
     positions = [group.context.turn for groups in module.groups for group in groups]
     assert Counter(positions) == {1: 4, 2: 4, 3: 4}
@@ -554,7 +542,7 @@ def test_contexts_that_the_user_ended_before_their_turn_are_counted():
         ),
         "",
     )
-    module, trainer = Listener(), trainer_with(rollout)
+    module, trainer = Listener(), trainer_with([rollout])
     trainer.fit(module, data_of([GOAL], goals_per_step=3, max_steps=1))
     [groups] = module.groups
     assert [group.context.turn for group in groups] == [1, 1, 1]  # the user leaves after the first empty reply
@@ -565,7 +553,7 @@ def test_validation_and_test_play_whole_conversations():
     rollout = RolloutCallback(
         simulation(make_engine=lambda lm, tokenizer: ScriptedModel(says(OPEN, GOAL.reference), lm=lm)), "", 2
     )
-    module, trainer = Listener(), trainer_with(rollout)
+    module, trainer = Listener(), trainer_with([rollout])
     trainer.fit(module, data_of([GOAL], goals_per_step=1, max_steps=1))
     assert float(trainer.callback_metrics["val/reward"]) == 1  # asks, writes, satisfies
     assert float(trainer.callback_metrics["val/turns"]) == 2
