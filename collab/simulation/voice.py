@@ -94,8 +94,8 @@ _GIVES = Kind(
     "mention oh ok plus remember right say so sure suppose that then think uh um well yeah yep yes",
     joins="also and as but I if it's lol maybe ok plus right so that's then though too you",
     ends="actually all anyway asked basically believe bit both btw clear course enough exact fair fyi guess haha help "
-    "helps here honest honestly important it know lol matters maybe mean mentioned mind now ok okay please point precise "
-    "precisely question remember right said say sense suppose sure thanks that there think this though too way you",
+    "helps here honest honestly important it know lol matters maybe mean mentioned mind now ok okay please point "
+    "precise precisely question remember right said say sense suppose sure thanks that there think this though too way you",
     closing=".!",
     examples={
         "terse": (
