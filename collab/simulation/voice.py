@@ -95,7 +95,8 @@ _GIVES = Kind(
     joins="also and as but I if it's lol maybe ok plus right so that's then though too you",
     ends="actually all anyway asked basically believe bit both btw clear course enough exact fair fyi guess haha help "
     "helps here honest honestly important it know lol matters maybe mean mentioned mind now ok okay please point "
-    "precise precisely question remember right said say sense suppose sure thanks that there think this though too way you",
+    "precise precisely question remember right said say sense suppose sure thanks that there think this though too way "
+    "you",
     closing=".!",
     examples={
         "terse": (
