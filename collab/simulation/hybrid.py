@@ -11,7 +11,6 @@ After the last try the agenda's own words are said, and counted (`user_fallback`
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -30,19 +29,21 @@ from collab.simulation.user import UserTurn, draw_persona
 from collab.simulation.voice import KINDS, loose_pattern_of, pattern_of
 
 ADDED, CONFUSION = "added", "role_confusion"
-_EXAMPLES = 6  # worked examples of a prompt
+_EXAMPLES = 8  # of a persona without examples of its own
 _SLIP = 0.4  # share of the longer words that are mistyped in a message with a slip
 
 _SYSTEM = """\
-You type one chat message as a person, who {persona}.
-Each number in brackets, such as [1], stands for something that the person says. Keep the brackets, in their order. \
-Write only small words of chat around them, as in the examples: so, oh, well, I think, and then. Add nothing else. \
-Begin differently each time.
+You type chat messages as a person who {persona}. {task} The brackets stay, in their order. Around them you type a few \
+small words as this person would, no facts.
+
+Messages of this person, each another day:
+{examples}
+
 You answer with one JSON object and nothing else: {{"message": "..."}}"""
-_ASKED = {
-    "opens": "The person opens the chat and asks for {brackets}, a thing to be written or solved.",
-    "gives": "The person answers a question with {brackets}. Each is a whole sentence.",
-    "remarks": "The person is not content and says {brackets}, a whole sentence.",
+_TASKS = {
+    "opens": "[1] is a thing that the person needs; somebody is to write it.",
+    "gives": "[1] and [2] are sentences with which the person answers a question.",
+    "remarks": "[1] is a sentence with which the person complains.",
 }
 _REMINDERS = {
     SHAPE: "Write each bracket once, in order, and only letters and commas around them. Answer in the same JSON form.",
@@ -88,7 +89,7 @@ class HybridUser:
         pattern = pattern_of(kind, len(said)) if local else loose_pattern_of(len(said))
         answer = await ask(
             self.model,
-            self.messages(kind, len(said), persona, key),
+            self.messages(kind, len(said), persona),
             replace(self._sampling, schema=schema_of(message={"type": "string", "pattern": pattern})),
             key.at(role=f"{key.role}/voice"),
             lambda text: self._read(conversation, plan, kind, said, text, key),
@@ -98,16 +99,15 @@ class HybridUser:
         self.problems["user_fallback"] += answer.value is None
         return UserTurn(plan.text if answer.value is None else answer.value, user=persona, refused=answer.refused)
 
-    def messages(self, kind: str, brackets: int, persona: str, key: RngKey) -> list[Message]:
-        """The prompt of the voice: worked examples of the persona, then the message that is to be typed."""
-        told = self.config.personas.get(persona) or "is an ordinary person"
-        found = [Message("system", _SYSTEM.format(persona=told))]
+    def messages(self, kind: str, brackets: int, persona: str) -> list[Message]:
+        """The prompt of the voice, with worked examples of the persona."""
         bank = KINDS[kind].examples
-        pool = bank.get(persona) or [text for texts in bank.values() for text in texts]  # a persona of one's own
-        for number in key.at(role="examples").stream().permutation(len(pool))[:_EXAMPLES]:
-            found.append(Message("user", _asked(kind, len(re.findall(r"\[\d\]", pool[number])))))
-            found.append(Message("assistant", json.dumps({"message": pool[number]})))
-        return [*found, Message("user", _asked(kind, brackets))]
+        # Of a persona of one's own, some of each. They are the same in all prompts: the engine reads them once.
+        texts = bank.get(persona) or [text for some in zip(*bank.values(), strict=False) for text in some][:_EXAMPLES]
+        told = self.config.personas.get(persona) or "is an ordinary person"
+        system = _SYSTEM.format(persona=told, task=_TASKS[kind], examples="\n".join(texts))
+        names = " and ".join(f"[{number}]" for number in range(1, brackets + 1))
+        return [Message("system", system), Message("user", f"A new message with {names}, with other words around.")]
 
     def _read(
         self, conversation: Conversation, plan: Plan, kind: str, said: Sequence[str], text: str, key: RngKey
@@ -165,11 +165,6 @@ def filled(goal: Goal, parts: Sequence[str], said: Sequence[str], final: str = "
         text = text.rstrip(",;:- ")
         text = f"{text if text[-1] in '.!?' else text + '.'} {uncapped(final) if low else final}"
     return text
-
-
-def _asked(kind: str, brackets: int) -> str:
-    names = " and ".join(f"[{number}]" for number in range(1, brackets + 1))
-    return f"{_ASKED[kind].format(brackets=names)} Type the message."
 
 
 def _unfit(problem: str) -> Unfit:
