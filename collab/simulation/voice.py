@@ -45,10 +45,11 @@ _OPENS = Kind(
     # No bare "you", "let's", "how" and "what": with them the voice asks what the other side would like.
     words=" ".join(set(_COMMON.split()) - {"you", "let's", "let_me", "what", "I'll"})
     + """
-    again asked asking been begin best bother can_you come could_you could_you_maybe do doing draft drafting else ever first get getting give good got
-    great had hand have hello help helping hi help_me_with hope how_to_start if_you_could idea if kind lost love make making maybe much need new not
-    not_sure not_very_good on_my_own or_so possible put quickly someone something start starting stuck thank thanks
-    thinking time today together took trying up us want we where wondering working write writing
+    again asked asking been begin best bother can_you come could_you could_you_maybe do doing draft drafting else
+    ever first get getting give good got great had hand have hello help help_me_with helping hi hope how_to_start
+    idea if if_you_could kind lost love make making maybe much need new not not_sure not_very_good on_my_own or_so
+    possible put quickly someone something start starting stuck thank thanks thinking time today together took
+    trying up us want we where wondering working write writing
     """,
     leads="about do draft drafting for get have is like make making me need of on want was with write writing",
     joins="and but can_you could_you for I if it's please pls so thanks that",
