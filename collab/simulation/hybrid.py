@@ -21,6 +21,7 @@ from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, find_obje
 from collab.config.schema import HybridUserConfig
 from collab.conversation import Conversation, Goal, Message
 from collab.parsing.agenda_items import agenda_of
+from collab.parsing.english import words
 from collab.randomness import RngKey
 from collab.simulation.agenda import AgendaUser, Plan
 from collab.simulation.guards import role_confusion
@@ -28,7 +29,8 @@ from collab.simulation.typos import mistyped
 from collab.simulation.user import UserTurn, draw_persona
 from collab.simulation.voice import KINDS, loose_pattern_of, pattern_of
 
-ADDED, CONFUSION = "added", "role_confusion"
+ADDED, CONFUSION, REPEATED = "added", "role_confusion", "repeated"
+_NOTABLE = 4  # letters of a word that is not said twice in a message
 _EXAMPLES = 8  # of a persona without examples of its own
 _SLIP = 0.4  # share of the longer words that are mistyped in a message with a slip
 
@@ -48,6 +50,7 @@ _TASKS = {
 _REMINDERS = {
     SHAPE: "Write each bracket once, in order, and only letters and commas around them. Answer in the same JSON form.",
     ADDED: "Use small words of chat alone, as in the examples, and fewer of them. Answer in the same JSON form.",
+    REPEATED: "Say no word twice. Answer in the same JSON form.",
     CONFUSION: "You are not the assistant. Answer as the person, in the same JSON form.",
 }
 _STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": "", "”": "", "—": "-", "–": "-", "…": "..."})
@@ -72,7 +75,7 @@ class HybridUser:
         self.problems = Counter() if problems is None else problems
         self._agenda = AgendaUser(config, max_turns)
         self._sampling = Sampling(config.max_new_tokens, config.temperature, adapter=False)
-        for kind in (SHAPE, ADDED, CONFUSION, FAILED, CONTEXT_FULL, "fallback"):
+        for kind in (SHAPE, ADDED, CONFUSION, REPEATED, FAILED, CONTEXT_FULL, "fallback"):
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
@@ -121,6 +124,9 @@ class HybridUser:
             kind != "opens" and any(map(_CONDITION.search, parts[:-1]))
         ):
             raise _unfit(ADDED)
+        spoken = Counter(word.lower() for word in words(" ".join(parts)) if len(word) >= _NOTABLE)
+        if any(count > 1 for count in spoken.values()):
+            raise _unfit(REPEATED)
         heard = conversation.assistant_texts[-1] if conversation.turns else ""
         if role_confusion(conversation.goal, heard, " ".join(parts)):
             raise _unfit(CONFUSION)

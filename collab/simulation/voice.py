@@ -66,22 +66,22 @@ _OPENS = Kind(
             "can you do [1] for me",
         ),
         "chatty": (
-            "Hi there! So, the thing is, I really need [1], could you help me?",
-            "Hey! I have to do [1], and now I'm a bit stuck, haha. Can you help?",
-            "Oh hello! I was wondering, could you help me with [1]? I'd love that!",
-            "Hi! So I've been asked to write [1], and I'm a little lost, haha!",
+            "Hi there! I really need [1], could you help me?",
+            "Hey! I have to do [1]. Can you help?",
+            "Oh hello! Help me with [1]? I'd love that!",
+            "Hi! I need to write [1], and I'm lost, haha!",
         ),
         "unsure": (
-            "um, hi, I think I need [1]? I'm not sure how to start",
-            "Hello, um, could you maybe help me with [1]? If that's possible.",
+            "um, hi, I need [1]? I'm not sure",
+            "Hello, um, I need [1], if possible.",
             "Hi, I guess I want [1], if that's ok?",
-            "So, I've been asked to write [1] and I'm not very good with this. Can you help?",
+            "So, I have to write [1]. Can you help?",
         ),
         "exacting": (
             "Hello. I need [1], please.",
             "Could you please write [1]?",
             "I would like to have [1], please.",
-            "Hello. To be exact, I need [1]. Please draft it for me.",
+            "Hello. I need [1]. Please draft it.",
         ),
     },
 )
@@ -115,15 +115,15 @@ _GIVES = Kind(
             "Oh, good question! So, [1], and I nearly forgot, [2], haha!",
             "Haha, glad you asked! Well, [1]!",
             "Oh yes, that! So [1], and then, wait, [2], I think that's it!",
-            "Well, let's see... [1]. Oh, and the thing is, [2]!",
+            "Well, let's see, [1]. Oh, and then, [2]!",
             "Right, so [1], if that helps!",
             "Ah, I was going to mention that! [1], you know. And then [2]!",
         ),
         "unsure": (
-            "um, I think [1]... and I guess [2]",
+            "um, I think [1], and I guess [2]",
             "Hm, I suppose [1], if that makes sense.",
             "I think [1], not sure if that helps.",
-            "Well... [1], I believe. And maybe I should add, [2].",
+            "Well, [1], I believe. And maybe also [2].",
             "Oh, um, [1], I guess. Also, [2], if I remember right.",
             "So, I mean, [1], if that matters.",
         ),
@@ -145,13 +145,13 @@ _REMARKS = Kind(
     closing=".!",
     examples={
         "terse": ("hm. [1]", "[1]", "um, [1]", "ok but [1]", "well, [1]", "no. [1]"),
-        "chatty": ("Oh, haha, well... [1]", "Hmm, wait, wait! [1]", "Oh, I see, but, um, [1]", "Haha, ok! But [1]"),
-        "unsure": ("um, sorry, [1]", "Hmm... I mean, [1]", "Well, I guess, um... [1]", "Sorry, but [1]"),
+        "chatty": ("Oh, haha, well, [1]", "Hmm, wait, wait! [1]", "Oh, I see, but, um, [1]", "Haha, ok! But [1]"),
+        "unsure": ("um, sorry, [1]", "Hmm, I mean, [1]", "Well, I guess, um, [1]", "Sorry, but [1]"),
         "exacting": ("To be honest, [1]", "I'm sorry, but [1]", "Look, [1]", "With respect, [1]", "To be frank: [1]"),
     },
 )
 KINDS = {"opens": _OPENS, "gives": _GIVES, "remarks": _REMARKS}
-_LONG = 9  # words between two brackets, or before or behind them
+_LONG = 4  # words before the last one in front of a bracket or at an end; with more a 1.5B rambles
 
 
 @lru_cache(maxsize=64)  # a few kinds and numbers of brackets
@@ -166,7 +166,8 @@ def pattern_of(name: str, brackets: int) -> str:
     word = _any(f"{kind.words} {kind.leads} {kind.joins} {kind.ends}")
     lead, join, end = _any(kind.leads), _any(kind.joins), _any(kind.ends)
     both = _any(" ".join(set(kind.leads.split()) & set(kind.joins.split())))
-    stop = rf"(?:[,:{kind.closing.replace('.', '')}]|\.{{1,3}})"  # behind a word or a bracket, before a space
+    # Behind a word or a bracket, before a space. No dots: with them a small model breaks its sentences off.
+    stop = f"[,:{kind.closing}]"
     some = f"(?:{word}{stop}? ){{0,{_LONG}}}"
     until = f"{some}(?:{word}{stop}|{lead}) "  # the next bracket
     between = f"(?:{stop} (?:{until})?|,? (?:{both} |{join}{stop}? {until}))"
