@@ -2,11 +2,11 @@
 
 The agenda (`collab.simulation.agenda`) plans each message: which facts, which complaint, whether the chat ends. The
 voice, a language model, types it as a persona. It never sees a fact: it writes around numbered brackets, "so [1], oh
-and [2]", which are filled in afterwards with the agenda's words. A schema (`Sampling.schema`) holds local weights to
-it, so they leave no bracket out, and write no figure and no foreign letter beside them.
+and [2]", which are filled in afterwards with the agenda's words. It writes nothing but small words of chat
+(`collab.simulation.voice`), so it can neither add to a fact nor take it back. The schema of its reply
+(`Sampling.schema`) holds local weights to that. A server's reply that breaks it is asked for again.
 
-A message is asked for again if the words around the brackets bring in a fact, or are an assistant's. After the last try
-the agenda's own words are said, and counted (`user_fallback`). So a conversation is never invalid.
+After the last try the agenda's own words are said, and counted (`user_fallback`). So a conversation is never invalid.
 """
 
 from __future__ import annotations
@@ -17,60 +17,44 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from collab.chat.base import CONTEXT_FULL, ChatModel, Sampling
-from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, fence, find_object, mark, schema_of
+from collab.chat.structured import FAILED, SHAPE, Unfit, as_text, ask, find_object, schema_of
 from collab.config.schema import HybridUserConfig
 from collab.conversation import Conversation, Goal, Message
-from collab.parsing.agenda_items import agenda_of, wanted_of
-from collab.parsing.english import content_words
+from collab.parsing.agenda_items import agenda_of
+from collab.parsing.english import words
 from collab.randomness import RngKey
 from collab.simulation.agenda import AgendaUser, Plan
 from collab.simulation.guards import role_confusion
+from collab.simulation.typos import mistyped
 from collab.simulation.user import UserTurn, draw_persona
+from collab.simulation.voice import KINDS, loose_pattern_of, pattern_of
 
-ADDED, CONFUSION = "added", "role_confusion"
-_NEW_WORDS = 2  # content words around the brackets that are neither planned nor the assistant's
-_ECHOED = 1  # content words of the assistant's message, which the person need not say again
-_WORD = r"[A-Za-z][A-Za-z'-]{0,13}"  # no figures, no brackets, no other alphabet
-_FEW = 4  # words before, between and after brackets
-_REMARK = 12  # words of a message without brackets
+ADDED, CONFUSION, REPEATED = "added", "role_confusion", "repeated"
+_NOTABLE = 4  # letters of a word that is not said twice in a message
+_EXAMPLES = 8  # of a persona without examples of its own
+_SLIP = 0.4  # share of the longer words that are mistyped in a message with a slip
 
 _SYSTEM = """\
-You type one chat message as this person: {persona}.
-The person has asked an AI assistant to write or solve something. The assistant does the work; the person does not.
+You type chat messages as a person who {persona}. {task} The brackets stay, in their order. Around them you type a few \
+small words as this person would, no facts.
 
-The message has one or more numbered brackets, such as [1] and [2]. Each stands for something that the person says. You
-write only a few words around them, as this person would type: at most four before, between and after, often none. You
-keep every bracket. You add no fact, no wish, no question and no offer.
-
-Examples of such messages, by four different people:
-[1]. [2]
-oh right, so [1] and then also [2], I think
-Thank you for asking. [1], and to be exact, [2].
-um, I think [1]... [2] maybe
+Messages of this person, each another day:
+{examples}
 
 You answer with one JSON object and nothing else: {{"message": "..."}}"""
-_GIVES = """\
-The assistant wrote:
-{heard}
-
-The person answers with {brackets}. Type the message.{slip}"""
-_OPENS = """\
-The chat has not begun. The person asks the assistant for [1], to be written or solved. Type the message.{slip}"""
-_REMARKS = """\
-The assistant wrote:
-{heard}
-
-There are no brackets this time. The person only says, in their own way: "{gist}" Type the message, a short
-sentence.{slip}"""
-_SLIP = " This time a word is mistyped."
+_TASKS = {
+    "opens": "[1] is a thing that the person needs; somebody is to write it.",
+    "gives": "[1] and [2] are sentences with which the person answers a question.",
+    "remarks": "[1] is a sentence with which the person complains.",
+}
 _REMINDERS = {
     SHAPE: "Write each bracket once, in order, and only letters and commas around them. Answer in the same JSON form.",
-    ADDED: "Say less of your own, and contradict nothing. Answer in the same JSON form.",
+    ADDED: "Use small words of chat alone, as in the examples, and fewer of them. Answer in the same JSON form.",
+    REPEATED: "Say no word twice. Answer in the same JSON form.",
     CONFUSION: "You are not the assistant. Answer as the person, in the same JSON form.",
 }
-_PLAIN = str.maketrans({"’": "'", "‘": "'", "“": "", "”": "", "—": "-", "–": "-", "…": "..."})
-_DENIES = re.compile(r"\b(?:not|no|never|false|wrong|forget|ignore|stop)\b|n't\b", re.IGNORECASE)  # beside a fact
-_PRAISES = re.compile(r"\b(?:perfect|great|thanks?|done)\b", re.IGNORECASE)  # where nothing was given
+_STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": "", "”": "", "—": "-", "–": "-", "…": "..."})
+_CONDITION = re.compile(r"\bif\b[^,.:!?]*$", re.IGNORECASE)  # right before a fact
 
 
 class HybridUser:
@@ -91,7 +75,7 @@ class HybridUser:
         self.problems = Counter() if problems is None else problems
         self._agenda = AgendaUser(config, max_turns)
         self._sampling = Sampling(config.max_new_tokens, config.temperature, adapter=False)
-        for kind in (SHAPE, ADDED, CONFUSION, FAILED, CONTEXT_FULL, "fallback"):
+        for kind in (SHAPE, ADDED, CONFUSION, REPEATED, FAILED, CONTEXT_FULL, "fallback"):
             self.problems[f"user_{kind}"] += 0  # so that each step logs all names
 
     async def respond(self, conversation: Conversation, key: RngKey) -> UserTurn:
@@ -102,100 +86,91 @@ class HybridUser:
         # The opening of a problem is a sentence or more, and code keeps its lines: nobody can write around them.
         if "\n" in plan.text or (conversation.goal.agenda is not None and not conversation.turns):
             return UserTurn(plan.text, user=persona)
-        said = brackets_of(conversation, plan)
-        pattern = pattern_of(len(said), asks=not conversation.turns)
+        kind, said = brackets_of(conversation, plan)
+        # Servers are sent a short one: they may refuse a long one, and charge for it.
+        local = self.config.endpoint.kind == "local"
+        pattern = pattern_of(kind, len(said)) if local else loose_pattern_of(len(said))
         answer = await ask(
             self.model,
-            self.messages(conversation, key, persona, plan, len(said)),
+            self.messages(kind, len(said), persona),
             replace(self._sampling, schema=schema_of(message={"type": "string", "pattern": pattern})),
             key.at(role=f"{key.role}/voice"),
-            lambda text: self._read(conversation, plan, said, pattern, text),
+            lambda text: self._read(conversation, plan, kind, said, text, key),
             self.config.retries,
         )
         self.problems.update(f"user_{kind}" for kind in answer.problems)
         self.problems["user_fallback"] += answer.value is None
         return UserTurn(plan.text if answer.value is None else answer.value, user=persona, refused=answer.refused)
 
-    def messages(
-        self, conversation: Conversation, key: RngKey, persona: str, plan: Plan, brackets: int
-    ) -> list[Message]:
-        """The prompt of the voice."""
-        draws = key.at(role="slip").stream()
-        slip = _SLIP if draws.random() < self.config.mistakes else ""
-        system = _SYSTEM.format(persona=self.config.personas.get(persona) or "an ordinary person")
-        texts = conversation.assistant_texts[-1:]
-        sign = mark(key.at(role="mark", turn=0, candidate=None), *texts)
-        heard = fence("assistant", "".join(texts), sign)
+    def messages(self, kind: str, brackets: int, persona: str) -> list[Message]:
+        """The prompt of the voice, with worked examples of the persona."""
+        bank = KINDS[kind].examples
+        # Of a persona of one's own, some of each. They are the same in all prompts: the engine reads them once.
+        texts = bank.get(persona) or [text for some in zip(*bank.values(), strict=False) for text in some][:_EXAMPLES]
+        told = self.config.personas.get(persona) or "is an ordinary person"
+        system = _SYSTEM.format(persona=told, task=_TASKS[kind], examples="\n".join(texts))
         names = " and ".join(f"[{number}]" for number in range(1, brackets + 1))
-        if not conversation.turns:
-            asked = _OPENS.format(slip=slip)
-        elif brackets:
-            asked = _GIVES.format(heard=heard, brackets=names, slip=slip)
-        else:
-            asked = _REMARKS.format(heard=heard, gist=plan.lead, slip=slip)
-        return [Message("system", system), Message("user", asked)]
+        return [Message("system", system), Message("user", f"A new message with {names}, with other words around.")]
 
-    def _read(self, conversation: Conversation, plan: Plan, said: Sequence[str], pattern: str, text: str) -> str:
+    def _read(
+        self, conversation: Conversation, plan: Plan, kind: str, said: Sequence[str], text: str, key: RngKey
+    ) -> str:
         answer = find_object(text, "message")
-        message = as_text(answer["message"]).translate(_PLAIN) if answer else ""
-        if not re.fullmatch(pattern, message):
+        message = as_text(answer["message"]).translate(_STRAIGHT) if answer else ""
+        if not re.fullmatch(loose_pattern_of(len(said)), message):
             raise _unfit(SHAPE)
         parts = re.split(r"\[\d+\]", message)
-        around = " ".join(parts)
-        if self._adds(conversation, plan, around):
+        if not re.fullmatch(pattern_of(kind, len(said)), message) or (
+            kind != "opens" and any(map(_CONDITION.search, parts[:-1]))
+        ):
             raise _unfit(ADDED)
-        if role_confusion(conversation.goal, conversation.assistant_texts[-1] if conversation.turns else "", around):
+        spoken = Counter(word.lower() for word in words(" ".join(parts)) if len(word) >= _NOTABLE)
+        if any(count > 1 for count in spoken.values()):
+            raise _unfit(REPEATED)
+        heard = conversation.assistant_texts[-1] if conversation.turns else ""
+        if role_confusion(conversation.goal, heard, " ".join(parts)):
             raise _unfit(CONFUSION)
-        whole = filled(conversation.goal, parts, said).rstrip(",;:- ")
-        return f"{whole if whole[-1] in '.!?' else whole + '.'} {plan.final}" if plan.final else whole
-
-    def _adds(self, conversation: Conversation, plan: Plan, around: str) -> bool:
-        """Whether these words say something of the agenda, repeat the assistant's, bring in much else, or deny it."""
-        if (_DENIES if plan.facts else _PRAISES).search(around):
-            return True
-        goal, used = conversation.goal, content_words(around)
-        used = used - content_words(f"{plan.lead} {wanted_of(goal)}")
-        heard = content_words(conversation.assistant_texts[-1]) if conversation.turns else frozenset()
-        if len(used & heard) > _ECHOED or len(used - heard) > _NEW_WORDS:
-            return True
-        return any((used - heard) & content_words(item.text) for item in agenda_of(goal))
+        draws = key.at(role="slip").stream()
+        if draws.random() < self.config.mistakes:
+            parts = [mistyped(part, _SLIP, draws) for part in parts]
+        return filled(conversation.goal, parts, said, plan.final)
 
 
-def brackets_of(conversation: Conversation, plan: Plan) -> tuple[str, ...]:
-    """What the brackets of a planned message stand for; none for a remark about the assistant's message."""
-    return plan.facts if conversation.turns else (plan.wants,)
+def brackets_of(conversation: Conversation, plan: Plan) -> tuple[str, tuple[str, ...]]:
+    """The kind of a planned message (`voice.KINDS`), and what its brackets stand for."""
+    if not conversation.turns:
+        return "opens", (plan.wants,)
+    return ("gives", plan.facts) if plan.facts else ("remarks", (plan.lead,))
 
 
-def pattern_of(brackets: int, asks: bool) -> str:
-    """What a message looks like: so many brackets in their order, and a few whole words around them.
+def filled(goal: Goal, parts: Sequence[str], said: Sequence[str], final: str = "") -> str:
+    """The words around the brackets, with what the brackets stand for between them, then the request for the result.
 
-    Only with `asks` it may end as a question.
+    Within a sentence a fact has no capital that only began it, and no full stop. If the voice begins its sentences in
+    lower case, all sentences begin so.
     """
-    if not brackets:
-        return f"^{_WORD}(?:[,;:.!]{{0,3}} {_WORD}){{0,{_REMARK - 1}}}[.!?]{{0,3}}$"
-    before = f"(?:{_WORD}[,;:.!]{{0,3}} ){{0,{_FEW}}}"
-    between = f"[,;:.!]{{0,3}} {before}"
-    after = f"(?:[,;:.!]{{0,3}} {_WORD}){{0,{_FEW}}}[.!{'?' if asks else ''}]{{0,3}}"
-    marks = [rf"\[{number}\]" for number in range(1, brackets + 1)]
-    return f"^{before}{between.join(marks)}{after}$"
-
-
-def filled(goal: Goal, parts: Sequence[str], said: Sequence[str]) -> str:
-    """The words around the brackets, with what the brackets stand for between them.
-
-    Within a sentence a fact has no capital that only began it, and no full stop.
-    """
-    names = tuple(item.text for item in agenda_of(goal) if not item.preference and item.text[0].isupper())
+    names = tuple(item.text for item in agenda_of(goal) if item.text[0].isupper())
     parts = [re.sub(r"\s+", " ", part) for part in parts]
+    begun = re.findall(r"(?:^|[.!?] )([A-Za-z])", parts[0]) + re.findall(r"[.!?] ([A-Za-z])", " ".join(parts[1:]))
+    low = bool(begun) and all(letter.islower() for letter in begun)
+
+    def uncapped(text: str) -> str:
+        kept = text.startswith(names) or re.match(r"I\b", text)
+        return text if kept else text[0].lower() + text[1:]
+
     text = parts[0].lstrip()
     for fact, after in zip(said, parts[1:], strict=True):
-        if text and text.rstrip()[-1] not in ".!?" and not fact.startswith(names):
-            fact = fact[0].lower() + fact[1:]
+        if low or (text and text.rstrip()[-1] not in ".!?"):
+            fact = uncapped(fact)
         text += fact if not text or text[-1] == " " else f" {fact}"
         if re.match(r"\s*(?:[,;:.!?]|[a-z]|I\b)", after):  # the sentence goes on, or has its own end
             text = text.removesuffix(".")
         text += f" {after}" if after[:1].isalnum() else after
-    return text.strip()
+    text = text.strip()
+    if final:
+        text = text.rstrip(",;:- ")
+        text = f"{text if text[-1] in '.!?' else text + '.'} {uncapped(final) if low else final}"
+    return text
 
 
 def _unfit(problem: str) -> Unfit:

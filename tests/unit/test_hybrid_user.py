@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 
 import pytest
 from scripted import ScriptedModel, answering
 
-from collab.config.schema import AgendaUserConfig, HybridUserConfig
+from collab.config.schema import AgendaUserConfig, EndpointConfig, HybridUserConfig
 from collab.conversation import Conversation, Goal, Reply
 from collab.parsing.agenda_items import wanted_of
 from collab.randomness import RngKey
 from collab.simulation.agenda import AgendaUser
 from collab.simulation.hybrid import HybridUser, filled
 from collab.simulation.user import UserTurn
+from collab.simulation.voice import KINDS, loose_pattern_of, pattern_of
 
 GOAL = Goal(
     "kiln",
@@ -76,9 +78,13 @@ def test_the_voice_sees_no_fact() -> None:
         ("so [1], [2] and 12 more", "shape"),
         ("so [1] and [2] but wet bricks", "added"),
         ("so [1] but not [2]", "added"),
-        ("so [1] and [2], what else?", "shape"),
+        ("so [1] or [2]", "added"),
+        ("if you know [1], [2]", "added"),
+        ("I'm a [1] and [2]", "added"),
+        ("so [1] and [2], what else?", "added"),
         ("so [1] and [2] beside velvet curtains, tulips", "added"),
-        ("Happy to help: [1] and [2]", "role_confusion"),
+        ("Ok, let's get [1] and [2]", "added"),
+        ("Ok, let's see, [1] and [2]", "role_confusion"),
     ],
 )
 def test_a_message_that_adds_or_loses_anything_is_asked_for_again(message: str, kind: str) -> None:
@@ -99,8 +105,11 @@ def test_a_remark_has_no_facts_and_the_last_turn_asks_for_the_result() -> None:
     talk = heard("Who is it for?", "What tone?", "When is it lit?")
     turn, _ = respond(voice("ok, [1]"), talk)
     assert turn.text.startswith("ok, it's lit at 7 sharp. ") and "notice" in turn.text.split(". ", 1)[1]
-    turn, _ = respond(voice("no clue, I just want the notice"), heard("How do kilns work?"))
-    assert turn.text == "no clue, I just want the notice"
+    assert turn.text.split(". ", 1)[1][0].islower()  # as the voice types
+    talk = heard("How do kilns work?")
+    turn, _ = respond(voice("um, honestly, [1]"), talk)
+    plain = asyncio.run(AgendaUser(AgendaUserConfig(), 4).respond(talk, RngKey(1))).text
+    assert turn.text.lower() == f"um, honestly, {plain.lower()}"
 
 
 PROGRAM = Goal(
@@ -127,8 +136,37 @@ def test_code_and_the_opening_of_a_problem_are_said_as_they_stand() -> None:
 
 
 def test_a_remark_thanks_for_nothing() -> None:
-    turn, problems = respond(voice("Perfect, thanks!", "hm, no idea"), heard("How do kilns work?"))
-    assert turn.text == "hm, no idea" and problems["user_added"] == 1
+    turn, problems = respond(voice("Perfect, thanks! [1]", "hm, [1]"), heard("How do kilns work?"))
+    assert turn.text.startswith("hm, ") and problems["user_added"] == 1
+
+
+def test_a_slip_mistypes_the_words_of_the_voice_alone() -> None:
+    user = HybridUser(HybridUserConfig(mistakes=1.0), 4, voice(*["honestly, actually, basically [1]"] * 20))
+    talk = heard("When is it lit?")
+    texts = [asyncio.run(user.respond(talk, RngKey(number))).text for number in range(20)]
+    assert all(text.endswith("it's lit at 7 sharp.") for text in texts)
+    assert sum(not text.startswith("honestly, actually, basically ") for text in texts) > 10
+
+
+EXAMPLES = [(kind, text) for kind, what in KINDS.items() for texts in what.examples.values() for text in texts]
+
+
+@pytest.mark.parametrize("kind, text", EXAMPLES)
+def test_worked_examples_are_what_the_voice_may_type(kind: str, text: str) -> None:
+    brackets = len(re.findall(r"\[\d\]", text))
+    assert re.fullmatch(pattern_of(kind, brackets), text) and re.fullmatch(loose_pattern_of(brackets), text)
+
+
+def test_a_persona_has_its_own_examples_and_local_weights_the_grammar() -> None:
+    talk = heard("When is it lit?")
+    for endpoint, shape in ("local", pattern_of("gives", 1)), ("http", loose_pattern_of(1)):
+        model = voice("well, [1]")
+        config = HybridUserConfig(personas=PERSONAS, mistakes=0.0, endpoint=EndpointConfig(kind=endpoint))
+        asyncio.run(HybridUser(config, 4, model).respond(talk, RngKey(1)))
+        messages, sampling, _ = model.asked[0]
+        assert json.loads(sampling.schema)["properties"]["message"]["pattern"] == shape
+        assert "\n".join(KINDS["gives"].examples["terse"]) in messages[0].content
+        assert not any(text in messages[0].content for text in KINDS["gives"].examples["exacting"])
 
 
 def test_it_ends_the_chat_when_the_agenda_does() -> None:
@@ -145,6 +183,7 @@ FILLED: list[tuple[list[str], list[str], str]] = [
         ["It's lit at 7.", "Greta unloads the bricks."],
         "It's lit at 7. Also Greta unloads the bricks.",
     ),
+    (["so ", ". ", ""], ["It's lit at 7.", "It is for potters."], "so it's lit at 7. it is for potters."),
     (["well,", " and", "!"], ["As for tone, warm.", "It's lit at 7."], "well, as for tone, warm and it's lit at 7!"),
 ]
 
