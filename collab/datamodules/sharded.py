@@ -76,15 +76,18 @@ class ShardedGoals(TaskGoals):
                 raise BadInput(f"{where}: task is {task!r}; it must be one of {', '.join((*TASKS, *_UNREAD))}. Fix it.")
             return None
         shards = field_of(row, "shards", where, "a list")
-        texts = [
-            text_of(checked(shard, "an object", f"{where}: shard {place}"), "shard", f"{where}: shard {place}")
-            for place, shard in enumerate(shards, 1)
-        ]
+        texts = [_shard(shard, f"{where}: shard {place}") for place, shard in enumerate(shards, 1)]
         if len(texts) < 2:
             raise BadInput(f"{where}: there are {len(texts)} shards; two at least are needed. Leave the row out.")
         makes, prompt, reference, metadata = _READERS[task](row, where)
         agenda = Agenda(makes, texts[0], tuple(AgendaItem("shard", text) for text in texts[1:]))
         return Goal(id_of(row, "task_id", where), prompt, reference, {**metadata, "agenda": agenda.entry()})
+
+
+def _shard(shard: Any, where: str) -> str:
+    """The text of a shard. The published code reads it from `shard`; the published README names it `shard_text`."""
+    fields = checked(shard, "an object", where)
+    return text_of(fields, "shard_text" if "shard" not in fields and "shard_text" in fields else "shard", where)
 
 
 def _by_hand(task: str) -> list[Goal]:

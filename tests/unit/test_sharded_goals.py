@@ -131,6 +131,12 @@ def test_the_published_file_is_read_by_its_schema(tmp_path: Path) -> None:
     assert published(tmp_path, MATH, CODE, TABLE, tasks=["code"]) == [code]
 
 
+def test_shards_named_as_in_the_published_readme_are_read(tmp_path: Path) -> None:
+    shards = [{"shard_id": shard["shard_id"], "shard_text": shard["shard"]} for shard in MATH["shards"]]
+    (goal,) = published(tmp_path, MATH | {"shards": shards})
+    assert shards_of(goal) == [shard["shard"] for shard in MATH["shards"]]
+
+
 def test_answers_and_texts_of_the_published_file_are_measured(tmp_path: Path) -> None:
     math, table = published(tmp_path, MATH, TABLE)
     assert asyncio.run(ShardedAccuracy()(said(math, "So it is \\boxed{1002}."))) == 1.0
@@ -178,7 +184,7 @@ class Evil:
     [
         (MATH, {"task": "poetry"}, "task is 'poetry'; it must be one of math, code"),
         (MATH, {"shards": []}, "there are 0 shards"),
-        (MATH, {"shards": [{"shard_id": 1, "shard_text": "a"}]}, "shard 1: field shard is missing"),
+        (MATH, {"shards": [{"shard_id": 1, "words": "a"}]}, "shard 1: field shard is missing"),
         (MATH, {"answer": "#### dozens of them"}, "cannot be read as mathematics"),
         (CODE, {"metadata": {}}, "field func_name is missing"),
         (CODE, {"public_test_cases": "[]", "private_test_cases": None}, "no program could be tested"),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from collab.datamodules.chats import load_chats
 from collab.datamodules.conversations import load_groups
 from collab.datamodules.goals import load_goals
 from collab.study import assistants
@@ -175,6 +176,13 @@ def test_training_reads_the_exported_conversations(tmp_path):
     assert (
         "a topic" in json.loads((tmp_path / "user_chats.jsonl").read_text().splitlines()[0])["messages"][0]["content"]
     )
+
+
+def test_a_user_model_can_learn_from_the_exported_conversations(tmp_path):
+    export([person(1, "a", 7, 5, [(1, 3)]), person(3, "a", texts=())], study("a", "b"), tmp_path)
+    (chat,) = load_chats(tmp_path / "conversations.jsonl", "algorithm.data")
+    assert [turn.user for turn in chat.turns] == ["Hi", "Bye"]  # what the person wrote
+    assert chat.goal.prompt == "a topic"
 
 
 def test_tables_are_the_same_in_every_format_and_hold_no_formula(tmp_path):
