@@ -63,9 +63,9 @@ def agree(case: Case, theirs: dict[str, list[float]], url: str) -> None:
     assert fmean(score.reward or 0.0 for score in scores) == pytest.approx(mr, abs=1e-6)
 
 
-# Of each task and of contexts, two of four in every run.
+# Of each task and of contexts, one of four in every run.
 @pytest.mark.parametrize(
-    "case", [case if case.name[-1] in "13" else slow(case) for case in cases()], ids=lambda case: case.name
+    "case", [case if case.name[-1] == "1" else slow(case) for case in cases()], ids=lambda case: case.name
 )
 def test_parts_and_mr_are_those_that_the_official_package_gave(
     case: Case, recorded: dict[str, dict[str, list[float]]], url: str
