@@ -20,7 +20,7 @@ COMMANDS = {
     "merge": "put several seeds in one table",
     "simulator-report": "say how human simulated users are",
     "judge-report": "say how far judges agree, and what moves their scores",
-    "estimate": "say what hosted models cost, and with cluster=NAME what a step takes: collab estimate [COMMAND] ...",
+    "estimate": "say what hosted models cost, or a step on a cluster: collab estimate COMMAND ...",
 }
 _HYDRA = ("train", "evaluate", "synthesize", "simulator-report", "judge-report")
 _AGAIN = "COLLAB_COMMAND"  # the command, for processes that Lightning starts for further devices with overrides only

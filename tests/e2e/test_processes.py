@@ -87,7 +87,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     """Rows of metrics.csv, without what is measured by the clock; the KL is read off other tokens."""
     with (folder / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [{k: float(v) for k, v in row.items() if v and "rollout_" not in k and k != "train/kl"} for row in rows]
+    return [{k: float(v) for k, v in row.items() if v and not re.search("rollout_|_seconds", k) and k != "train/kl"} for row in rows]
 
 
 def said(folder: Path) -> list[str]:
@@ -194,6 +194,7 @@ def test_input_that_is_refused_is_told_once(overrides: list[str], tmp_path: Path
 
 STEPS = """
 import dataclasses, os, sys, torch
+import re
 from datetime import timedelta
 from stepping import fit, whole
 from test_update import ALGORITHMS, TEMPERATURE, make_groups, make_lm, moved

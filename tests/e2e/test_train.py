@@ -59,7 +59,7 @@ def test_results_compare_trained_with_its_base(trained: Run) -> None:
 
 
 def test_the_table_and_the_paths_are_printed(trained: Run) -> None:
-    for text in ("base", "proactive", "trained", "bleu", str(trained.folder / "results.json")):
+    for text in ("base", "proactive", "trained", "BLEU", str(trained.folder / "results.json")):
         assert text in trained.output
     assert str(trained.folder / "policy") in trained.output
     opening = trained.transcripts[0]["messages"][1]["content"].split()[:8]
