@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -15,7 +16,6 @@ from typing import Any
 
 import commands
 import pytest
-import re
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,7 +88,8 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     """Rows of metrics.csv, without what is measured by the clock; the KL is read off other tokens."""
     with (folder / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [{k: float(v) for k, v in row.items() if v and not re.search("rollout_|_seconds", k) and k != "train/kl"} for row in rows]
+    timed = re.compile("rollout_|_seconds|train/kl$")
+    return [{k: float(v) for k, v in row.items() if v and not timed.search(k)} for row in rows]
 
 
 def said(folder: Path) -> list[str]:
