@@ -27,7 +27,7 @@ quickstart: $(STAMP) ## install, train on doc_edit with a real model in two stag
 	$(BIN)/python evaluate.py experiment=doc_edit "policies=[base,proactive,sft:$$run/sft/policy,mr:$$run/mr/policy]" \
 	  output_dir=$$run/table evaluation.num_conversations=1 $(ARGS)
 
-test: $(STAMP) ## install, run the tests in three processes: 6 minutes on two cores (ARGS='...' is passed to pytest)
+test: $(STAMP) ## install, run the tests in three processes: 8 minutes on two cores (ARGS='...' is passed to pytest)
 	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## install, run the tests with all that are marked slow: half an hour
