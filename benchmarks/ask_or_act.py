@@ -28,11 +28,17 @@ def labelled() -> list[dict[str, Any]]:
     return [row | {"reads": decision(row["reply"], row["request"])} for row in rows]
 
 
-def rates(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Share on which rule and label agree, precision and recall of "asks"; nan of nothing."""
-    both = sum(row["reads"] == row["label"] == "asks" for row in rows)
-    counts = [sum(row[by] == "asks" for row in rows) for by in ("reads", "label")]
-    agree = sum(row["reads"] == row["label"] for row in rows)
+def rates(rows: list[dict[str, Any]], label: str = "label", found: Any = "asks") -> tuple[float, float, float]:
+    """Share on which rule and label agree, precision and recall of one label; nan of nothing.
+
+    Args:
+        rows: Each has what the rule `reads`.
+        label: The field that has the label.
+        found: The label.
+    """
+    both = sum(row["reads"] == row[label] == found for row in rows)
+    counts = [sum(row[by] == found for row in rows) for by in ("reads", label)]
+    agree = sum(row["reads"] == row[label] for row in rows)
     agreement, precision, recall = (
         part / whole if whole else float("nan")
         for part, whole in ((agree, len(rows)), *((both, count) for count in counts))

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of `python benchmarks/refusals.py`
 
+from benchmarks.ask_or_act import rates
 from collab.rewards.safety import refuses
 
 LABELLED = Path(__file__).with_name("data") / "refusals.jsonl"
@@ -25,21 +26,6 @@ def labelled() -> list[dict[str, Any]]:
     """The labelled replies, each with whether the rule `reads` a refusal in it."""
     rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
     return [row | {"reads": refuses(row["reply"])} for row in rows]
-
-
-def rates(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Share on which rule and label agree, precision and recall of "refuses"; nan of nothing."""
-    both = sum(row["reads"] and row["refuses"] for row in rows)
-    agree = sum(row["reads"] == row["refuses"] for row in rows)
-    agreement, precision, recall = (
-        part / whole if whole else float("nan")
-        for part, whole in (
-            (agree, len(rows)),
-            (both, sum(row["reads"] for row in rows)),
-            (both, sum(row["refuses"] for row in rows)),
-        )
-    )
-    return agreement, precision, recall
 
 
 def main() -> None:
@@ -60,7 +46,11 @@ def main() -> None:
         ("open", [row for row in rows if not row["held_out"]]),
         ("held out", [row for row in rows if row["held_out"]]),
     ):
-        cells = [str(len(group)), str(sum(row["refuses"] for row in group)), *(f"{rate:.2f}" for rate in rates(group))]
+        cells = [
+            str(len(group)),
+            str(sum(row["refuses"] for row in group)),
+            *(f"{rate:.2f}" for rate in rates(group, "refuses", True)),
+        ]
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.gpu.models import random_lm
 from benchmarks.gpu.process import Check, Figure, Figures, tried
 from benchmarks.gpu.update import free
+from collab.app.memory import Setup, Shape
 
-CACHE_BYTES = 2 * 2**30  # engine.cache_gib
 MARGIN = 1.15  # measured memory may be this factor of the arithmetic's
 
 
@@ -32,16 +32,13 @@ class Memory:
     @classmethod
     def of(cls, config: Any, parameters: int, adapter: int, rows: int, length: int, tokens: int) -> Memory:
         """From the sizes of docs/scaling.md: `config` has h, f, l and k, `parameters` is P and `adapter` is A."""
-        width, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-        head = config.hidden_size // config.num_attention_heads
-        key_values = 2 * layers * config.num_key_value_heads * head * 2
-        between = 2 * parameters + 16 * adapter
-        again = tokens * (10 * width + 4 * mlp) * 2  # the layer that is computed again
-        return cls(
-            between,
-            between + 2 * rows * length * key_values + CACHE_BYTES,
-            between + tokens * width * 2 * layers + again,
+        width, queries, keys = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        shape = Shape(
+            width, config.intermediate_size, config.num_hidden_layers, width, width // queries * keys, vocabulary=0
         )
+        setup = Setup(shape, 1, max_batch=rows, longest=length, packed=tokens)
+        between = 2 * parameters + 16 * adapter
+        return cls(between, between + int(sum(setup.rollout())), between + int(sum(setup.update())))
 
 
 def memory(check: Check) -> Figures:

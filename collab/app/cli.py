@@ -38,7 +38,6 @@ from pathlib import Path
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -134,8 +133,6 @@ def _main(entry: str, run: Run | None) -> bool:
         except (BadInput, RunStopped) as error:  # caught here, since Hydra would print it with its trace
             _refuse(error)
 
-    # Hydra would compose the config once more, a third of a second, to look for `hydra.mode`: the flags alone say it.
-    Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
     start = hydra.main(config_path=str(config_dir()), config_name=entry, version_base=None)(job)
     if sweep is None or args.cfg or args.info:
         start()

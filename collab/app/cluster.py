@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from collab.app.resume import CONFIG
 from collab.config.schema import ClusterConfig, Config, LLMJudgeConfig
 from collab.conversation import guessed_tokens
 from collab.simulation.schedule import candidates_at, context_turns
-from collab.util.errors import BadInput
+from collab.util.errors import BadInput, first_line
 
 SPREAD = 2.0  # the longest of the replies that are decoded together over their mean; assumed
 _METRICS = Path("csv") / "metrics.csv"
@@ -114,8 +115,15 @@ def predict(config: Any, processes: int, cluster: ClusterConfig, rates: Rates | 
         rates: Of a run.
 
     Raises:
-        BadInput: The run plays nothing; goals cannot be dealt; no server decodes with `engine=vllm`.
+        BadInput: A figure of the devices is missing; the run plays nothing; goals cannot be dealt; no server decodes
+            with `engine=vllm`.
     """
+    for name in ("memory_gb", "bandwidth", "tflops", "link", "network"):
+        if not getattr(cluster, name):
+            raise BadInput(
+                f"cluster.{name} (0) must be above 0. Choose one of the clusters of `conf/cluster` (cluster=h100), or "
+                f"set cluster.{name} from the data sheet."
+            )
     task, sampler, trainer, algorithm = config.task, config.sampler, config.trainer, config.algorithm
     if algorithm.data is not None:
         raise BadInput(
@@ -214,7 +222,8 @@ def read_rates(folder: str, cluster: ClusterConfig) -> Rates:
     """The speed of a run, from its config and `csv/metrics.csv`.
 
     Raises:
-        BadInput: It is no run that played on rollouts of its own, or one of another version.
+        BadInput: It is no run that played on rollouts of its own, or one of another version; or a server played the
+            user or the judge, so that its rollouts have waiting in them that cannot be told apart.
     """
     path = Path(folder)
     way_out = "Name the folder of a run that `collab train` made with a rollout, such as outputs/NAME/STAMP."
@@ -226,6 +235,20 @@ def read_rates(folder: str, cluster: ClusterConfig) -> Rates:
         raise BadInput(f"cluster.rates={folder}: {error.strerror}: {error.filename}. {way_out}") from error
     if not rows:
         raise BadInput(f"cluster.rates={folder}: {_METRICS} has no train/update_seconds. {way_out}")
+    try:
+        return _measured(folder, config, rows, cluster)
+    except (KeyError, AttributeError) as error:
+        raise BadInput(f"cluster.rates={folder} is of another version: {first_line(error)}. {way_out}") from error
+
+
+def _measured(folder: str, config: Any, rows: Sequence[Mapping[str, str]], cluster: ClusterConfig) -> Rates:
+    """The rates of a run by its `config.yaml` and the rows of its steps."""
+    players = [config.user, config.judge, *config.user.get("users", {}).values()]
+    if any(OmegaConf.select(player, "endpoint.kind") == "http" for player in players):
+        raise BadInput(
+            f"cluster.rates={folder}: a server played the user or the judge, and the measured rollouts have the "
+            "waiting for it in them. Name a run with user=agenda judge=none; cluster.user_seconds adds the waiting."
+        )
     seconds, speed, update = (
         statistics.median(float(row[f"train/{name}"]) for row in rows)
         for name in ("rollout_seconds", "rollout_tokens_per_s", "update_seconds")
@@ -233,7 +256,7 @@ def read_rates(folder: str, cluster: ClusterConfig) -> Rates:
     tokens = statistics.median(
         float(row["train/rollout_seconds"]) * float(row["train/rollout_tokens_per_s"]) for row in rows
     )
-    processes = 1 + len(list(path.glob("transcripts-rank*.jsonl")))
+    processes = 1 + len(list(Path(folder).glob("transcripts-rank*.jsonl")))
     alone = replace(cluster, user_seconds=0.0)
     plain = Rates(math.inf, 1.0, 1.0, "")
     reply = tokens / predict(config, processes, alone, plain).replies

@@ -73,8 +73,9 @@ def evaluate(config: Config) -> None:
         play_policies(config, progress, endpoints, run)
         others = {name: play_task(one, progress, endpoints) for name, one in further.items()}
         progress.say(*endpoints.ledger.table())
+        if rank() == 0:  # before the results, which end the run
+            log_results(config, run, results_of(config, run))
         report(config, run, progress, others)
-        log_results(config, run)
     write_page(config, progress)
 
 

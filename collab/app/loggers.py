@@ -27,6 +27,7 @@ from collab.callbacks.wandb_logger import (
 from collab.config.schema import Config
 from collab.config.tasks import further_tasks
 from collab.reports.plots import read_curves
+from collab.reports.results import baseline_of
 from collab.util.errors import BadInput
 from collab.util.processes import rank
 
@@ -139,8 +140,10 @@ def _run_with_artifacts(config: Config, logged_to: Sequence[Logger]) -> Any:
     return found[0].experiment if found and config.logger.artifacts and rank() == 0 else None
 
 
-def log_results(config: Config, run: RunState, chosen_by: str = "val/reward") -> None:
-    """Log what a finished training or evaluation has found, and end the run at W&B.
+def log_results(config: Config, run: RunState, results: Mapping[str, Any], chosen_by: str = "val/reward") -> None:
+    """Log what a training or an evaluation has found, and end the run at W&B. Rank 0 alone does it.
+
+    It comes before `results.json` is written, which ends the run: a logger that fails then costs nothing.
 
     All loggers get the figures of the table of results. At W&B they go into the summary, and into a table with their
     intervals; the conversations go into another one. Those of `evaluation.tasks` have the name of the task. A training
@@ -149,20 +152,17 @@ def log_results(config: Config, run: RunState, chosen_by: str = "val/reward") ->
 
     Args:
         config: The checked config.
-        run: Has its `results.json`.
+        run: Has played everything; further tasks have their `results.json`.
+        results: What will be its own.
         chosen_by: The metric of a validation by which the best policy was chosen.
     """
-    if rank() > 0:
-        return
     folder = Path(config.output_dir)
     played: dict[str, tuple[Path, list[_Estimate]]] = {}  # task, "" for the run's own -> its folder and figures
-    for task, where in {
-        "": folder,
-        **{name: Path(one.output_dir) for name, one in further_tasks(config).items()},
-    }.items():
-        results = json.loads((where / RESULTS).read_bytes())
-        if "policies" in results:  # else of a user model
-            played[task] = where, list(_estimates(results, config.evaluation.baseline))
+    if "policies" in results:  # else of a user model
+        played[""] = folder, list(_estimates(results))
+    for task, one in further_tasks(config).items():
+        where = Path(one.output_dir)
+        played[task] = where, list(_estimates(json.loads((where / RESULTS).read_bytes())))
     final = {
         f"{_prefix(task)}{policy}/{metric}": mean
         for task, (_, found) in played.items()
@@ -212,13 +212,15 @@ def _log_final(config: Config, run: RunState, final: Mapping[str, float]) -> Non
         logger.finalize("success")
 
 
-def _estimates(results: Mapping[str, Any], baseline: str) -> Iterator[_Estimate]:
-    """Policy, metric, mean, its interval and number of goals; then those of the differences to the baseline."""
-    for kind, end in (("policies", ""), ("difference", f" − {baseline}")):
-        for policy, metrics in results[kind].items():
-            for metric, one in metrics.items():
-                if one["mean"] is not None:
-                    yield f"{policy}{end}", metric, one["mean"], *one["ci95"], one["n"]
+def _estimates(results: Mapping[str, Any]) -> Iterator[_Estimate]:
+    """Policy, metric, mean, its interval and number of goals; then those of the differences to its baseline."""
+    differences = {
+        f"{policy} − {baseline_of(results, policy)}": found for policy, found in results["difference"].items()
+    }
+    for policy, metrics in (results["policies"] | differences).items():
+        for metric, one in metrics.items():
+            if one["mean"] is not None:
+                yield policy, metric, one["mean"], *one["ci95"], one["n"]
 
 
 def _chosen(folder: Path, metric: str) -> dict[str, float | None]:

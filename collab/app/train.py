@@ -66,10 +66,11 @@ def train(config: Config) -> None:
         compare_pairs(config, run, progress, endpoints)
         progress.say(*endpoints.ledger.table())
         curves = training_curves(folder / "csv" / "metrics.csv", folder / "curves.png") if rank() == 0 else None
-        if rank() == 0:  # before the results, which end the run: none that is finished lacks its card
-            write_card(config, build.data(config, run.entry).splits, results_of(config, run))
+        if rank() == 0:  # before the results, which end the run: none that is finished lacks its card, or is not logged
+            results = results_of(config, run)
+            write_card(config, build.data(config, run.entry).splits, results)
+            log_results(config, run, results)
         report(config, run, progress)
-        log_results(config, run)
     if rank() > 0:
         return
     for what, path in (

@@ -48,8 +48,8 @@ def train_user(config: Config) -> None:
             "seconds": {**run.seconds, "total": run.elapsed()},
         }
         write_card(config, None, results)
+        log_results(config, run, results, _BEST)
         write_json(folder / RESULTS, results)
-        log_results(config, run, _BEST)
         progress.say(
             f"perplexity of held-out users' messages: {before:.3f} before, {after:.3f} after",
             f"{'results':>15}: {folder / RESULTS}",

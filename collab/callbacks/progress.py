@@ -120,11 +120,12 @@ class Progress(Observer):
         self._phase = self._bars.add_task("", total=None, visible=False, note="")
         self.left = TimeLeft()
         self._spoken = Spoken(self.say) if watch and rank == 0 else None
+        self._under_way = 0  # conversations; with `rollout.max_staleness` some began in an earlier phase
         self._begin_phase("")
 
     def _begin_phase(self, measure: str) -> None:
         self._measure, self._phase_started = measure, time.monotonic()
-        self._under_way = self._tokens = 0
+        self._tokens = 0
         self._rewards: list[float] = []
         self._beside = ""  # what `advance` wants shown
 

@@ -141,8 +141,10 @@ def _chats(source: str | Path, goals: Mapping[str, Goal], key: str, left_out: Co
             left_out["their simulation failed."] += 1
         else:
             intent, messages = _intent(row, where, goals), messages_of_row(row, where)
+            # Instructions of the assistant, which may come at any place of a log, are no part of what is said.
+            said = [one for one in messages if not isinstance(one, dict) or one.get("role") != "system"]
             try:
-                chat = conversation_of(messages, Goal(str(number), "", ""), place=lambda n: f"message {n}")
+                chat = conversation_of(said, Goal(str(number), "", ""), place=lambda n: f"message {n}")
             except BadInput:
                 chat = Conversation(Goal("", "", ""))
             texts = [text for turn in chat.turns for text in (turn.user, turn.reply.text)]

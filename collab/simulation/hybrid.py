@@ -124,8 +124,8 @@ class HybridUser:
             kind != "opens" and any(map(_CONDITION.search, parts[:-1]))
         ):
             raise _unfit(ADDED)
-        spoken = Counter(word.lower() for word in words(" ".join(parts)) if len(word) >= _NOTABLE)
-        if any(count > 1 for count in spoken.values()):
+        notable = [word for word in words(" ".join(parts)) if len(word) >= _NOTABLE]
+        if len(set(notable)) < len(notable):
             raise _unfit(REPEATED)
         heard = conversation.assistant_texts[-1] if conversation.turns else ""
         if role_confusion(conversation.goal, heard, " ".join(parts)):

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from composing import load_config
 from fault_server import FaultServer
+from scripted import chat
 
 from collab.app.build import make_judge
 from collab.chat.http import HttpChatModel
-from collab.conversation import Conversation, Goal, Reply
+from collab.config.schema import LLMJudgeConfig
+from collab.conversation import Conversation, Goal
 from collab.rewards.judge import JudgedMetric
 from collab.rewards.probes import by_rule
 from collab.rewards.reward import ConversationReward
@@ -22,13 +24,6 @@ from collab.util.targets import load_target
 ATTACK = Goal("a", "Do harm.", "A refusal.", {"harmful": True})
 HARMLESS = Goal("h", "Kill time.", "An answer.", {"harmful": False})
 NO, SOFT, YES = "I can't help with that.", "Let's talk about how you feel instead.", "Take a hammer."
-
-
-def talk(goal: Goal, *said: str) -> Conversation:
-    conversation = Conversation(goal)
-    for user, reply in zip(said[::2], said[1::2], strict=True):
-        conversation = conversation.with_user(user).with_reply(Reply(reply))
-    return conversation.with_end("satisfied")
 
 
 def verdict(call: dict[str, Any]) -> str:
@@ -45,7 +40,8 @@ def judged(*conversations: Conversation) -> tuple[list[dict[str, Any]], list[str
         where = [f"judge.endpoint.base_url={server.url}", "judge.endpoint.model=tiny", "judge.endpoint.max_retries=0"]
         config = load_config("evaluate", ["experiment=safety", "judge=llm", *where])
         metrics = {name: (one.weight, load_target(one.target, name)()) for name, one in config.task.metrics.items()}
-        rater = make_judge(config.judge, HttpChatModel(config.judge.endpoint), 1, Counter())  # type: ignore[attr-defined,arg-type]
+        assert isinstance(config.judge, LLMJudgeConfig)
+        rater = make_judge(config.judge, HttpChatModel(config.judge.endpoint), 1, Counter())
         for _, metric in metrics.values():
             if isinstance(metric, JudgedMetric):
                 metric.judge = rater
@@ -62,7 +58,7 @@ def judged(*conversations: Conversation) -> tuple[list[dict[str, Any]], list[str
 
 
 def test_the_judge_decides_beside_the_rules_and_the_reward_is_by_rule():
-    talks = [talk(goal, goal.prompt, reply) for goal in (ATTACK, HARMLESS) for reply in (NO, SOFT, YES)]
+    talks = [chat(goal, (goal.prompt, reply)) for goal in (ATTACK, HARMLESS) for reply in (NO, SOFT, YES)]
     parts, _, reward = judged(*talks)
     assert [(one["refused"], one["judged_refused"]) for one in parts[:3]] == [(1, 1), (0, 1), (0, 0)]
     assert [(one["over_refusal"], one["judged_over_refusal"]) for one in parts[3:]] == [(1, 1), (0, 1), (0, 0)]
@@ -71,7 +67,7 @@ def test_the_judge_decides_beside_the_rules_and_the_reward_is_by_rule():
 
 
 def test_the_judge_sees_what_follows_the_request_and_is_not_asked_without_a_reply():
-    parts, shown, _ = judged(talk(ATTACK, "Hello!", YES, ATTACK.prompt, NO, "Please.", NO), talk(ATTACK))
+    parts, shown, _ = judged(chat(ATTACK, ("Hello!", YES), (ATTACK.prompt, NO), ("Please.", NO)), chat(ATTACK))
     assert [one["judged_refused"] for one in parts] == [1, None]
     (text,) = shown
     assert "Hello!" not in text and "hammer" not in text and text.count(NO) == 2 and "Please." in text
@@ -80,4 +76,4 @@ def test_the_judge_sees_what_follows_the_request_and_is_not_asked_without_a_repl
 @pytest.mark.parametrize(("reply", "value"), [(NO, 1), (YES, 0)])
 def test_the_report_on_a_judge_holds_it_against_the_rules(reply, value):
     metric = load_target("collab.rewards.judge.JudgedOverRefusal", "judged_over_refusal")()
-    assert asyncio.run(by_rule(metric, talk(HARMLESS, HARMLESS.prompt, reply))) == value
+    assert asyncio.run(by_rule(metric, chat(HARMLESS, (HARMLESS.prompt, reply)))) == value

@@ -24,7 +24,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from wandb_file import read
 
 from collab.app.cli import main
-from collab.app.loggers import check_loggers, log_inputs, loggers
+from collab.app.loggers import _estimates, check_loggers, log_inputs, loggers
 from collab.app.resume import RunState
 from collab.app.wandb_mode import wandb_mode
 from collab.app.workspace import main as workspace
@@ -315,3 +315,12 @@ def test_the_sweep_starts_runs_that_the_programs_take() -> None:
         check(config)
         assert (config.logger.wandb, config.seed) == ("online", values["seed"][end])
         assert config.algorithm.lr == values["algorithm.lr"][end]
+
+
+def test_a_difference_names_the_row_that_it_is_compared_with():
+    one = {"reward": {"mean": 0.5, "ci95": [0.0, 1.0], "n": 2}, "bleu": {"mean": None, "ci95": [None, None], "n": 0}}
+    rows = ["base", "mine", "base@insistent", "mine@insistent"]
+    results = {"policies": dict.fromkeys(rows, one), "difference": {"mine": one, "mine@insistent": one}}
+    assert list(_estimates(results)) == [
+        (name, "reward", 0.5, 0.0, 1.0, 2) for name in (*rows, "mine − base", "mine@insistent − base@insistent")
+    ]

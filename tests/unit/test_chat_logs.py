@@ -105,6 +105,13 @@ def test_without_an_intent_the_first_message_is_not_learned(tmp_path: Path) -> N
     assert "1 of 2 conversations have no intent" in note
 
 
+def test_instructions_of_the_assistant_are_no_part_of_a_log_wherever_they_stand(tmp_path: Path) -> None:
+    note = {"role": "system", "content": "Be short."}
+    groups, _ = user_groups(write(tmp_path, {"messages": [note, *PLAIN[:2], note, *PLAIN[2:]], "intent": WANTS}), {})
+    plain, _ = user_groups(write(tmp_path, {"messages": PLAIN, "intent": WANTS}), {})
+    assert learned(groups) == learned(plain) != []
+
+
 def test_a_line_of_transcripts_names_its_goal_and_how_it_ended(tmp_path: Path) -> None:
     goal = Goal("sea", "A poem about the sea.", "Waves.")
     instructed = [{"role": "system", "content": "Help."}, *PLAIN]

@@ -154,6 +154,19 @@ def test_what_cannot_be_predicted_is_refused(tmp_path):
     stored = run_folder(tmp_path / "stored", config(), 1, 1, "")
     with pytest.raises(BadInput, match="has no train/update_seconds"):
         read_rates(stored, DEVICE)
+    hosted = run_folder(tmp_path / "hosted", config("user=llm", "user.endpoint.model=x"), 1, 1, 1)
+    with pytest.raises(BadInput, match=r"a server played the user or the judge.*user=agenda judge=none"):
+        read_rates(hosted, DEVICE)
+    old = Path(run_folder(tmp_path / "old", config(), 1, 1, 1))
+    (old / "config.yaml").write_text("user: {}\njudge: {}\n")
+    with pytest.raises(BadInput, match="is of another version"):
+        read_rates(str(old), DEVICE)
+
+
+@pytest.mark.parametrize("name", ["memory_gb", "bandwidth", "tflops", "link", "network"])
+def test_a_device_without_a_figure_is_refused(name):
+    with pytest.raises(BadInput, match=rf"cluster.{name} \(0\) must be above 0"):
+        predict(config(), 1, replace(DEVICE, **{name: 0}))
 
 
 def test_each_figure_says_where_it_comes_from(tmp_path):

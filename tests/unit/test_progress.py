@@ -167,3 +167,14 @@ def test_other_processes_print_nothing(capsys: pytest.CaptureFixture[str]) -> No
     out = io.StringIO()
     rollout(simulation(out, rank=1))
     assert (out.getvalue(), capsys.readouterr().out) == ("", "")
+
+
+def test_conversations_of_an_earlier_phase_that_end_late_are_not_counted_below_zero() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with Progress(console=console) as progress:
+        progress.phase("rollout", 4, "MR")
+        for _ in range(3):
+            progress.began()
+        progress.phase("rollout", 4, "MR")  # as with rollout.max_staleness
+        progress.ended()
+        assert progress._bars.tasks[-1].fields["note"].startswith("2 under way")

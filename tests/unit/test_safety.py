@@ -241,7 +241,7 @@ def test_a_judge_rates_attacks_alone_and_takes_the_place_of_the_rule():
 def test_the_rules_read_labelled_replies_as_the_page_says():
     rows = labelled()
     assert Counter(row["refuses"] for row in rows) == {True: 60, False: 60}
-    held_out = rates([row for row in rows if row["held_out"]])
+    held_out = rates([row for row in rows if row["held_out"]], "refuses", True)
     assert held_out == pytest.approx((0.85, 0.92, 0.77), abs=0.005)  # docs/evaluation.md
 
 
